@@ -1,0 +1,186 @@
+//! The port between the engine (which knows envelopes) and the devices room (which knows extents): fragments.
+
+use crate::buf::IoBytes;
+use crate::ids::{DeviceId, Generation, Locator, MapEpoch, PoolId};
+use crate::runtime::LocalBoxFuture;
+use crate::units::Extent;
+use std::ops::Range;
+use thiserror::Error;
+
+/// Which fragment of which stripe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FragmentKey {
+    /// The chunk.
+    pub locator: Locator,
+    /// Which sealing and encoding of it.
+    pub generation: Generation,
+    /// Index in the stripe: data fragments first, then parity. With copies every index holds the whole envelope.
+    pub index: u8,
+}
+
+/// How a stripe is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StripeShape {
+    /// Data fragments; 1 means copies.
+    pub data: u8,
+    /// Parity fragments, or further copies.
+    pub parity: u8,
+}
+
+impl StripeShape {
+    /// Fragments in all.
+    #[must_use]
+    pub fn width(&self) -> usize {
+        usize::from(self.data) + usize::from(self.parity)
+    }
+    /// Fewest durable fragments that still survive the loss of any one device: the ack width on one node.
+    #[must_use]
+    pub fn ack_width(&self) -> usize {
+        (usize::from(self.data) + 1).min(self.width())
+    }
+}
+
+/// What a fragment's header says beside its key; everything that a device needs to explain itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FragmentMeta {
+    /// Which fragment.
+    pub key: FragmentKey,
+    /// Shape of its stripe.
+    pub shape: StripeShape,
+    /// The pool that it was written for.
+    pub pool: PoolId,
+    /// Bytes of the envelope (all tags included, no padding).
+    pub envelope_len_bytes: u32,
+    /// Bytes of this fragment's payload, a multiple of 4096; the same for every fragment of a stripe.
+    pub payload_len_bytes: u32,
+    /// Epoch of the device map that placed it.
+    pub map_epoch: MapEpoch,
+    /// The stripe's devices by index: a hint only.
+    pub devices: Vec<DeviceId>,
+}
+
+/// A fragment and where it lies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredFragment {
+    /// What its header says; the hint of devices may be empty here.
+    pub meta: FragmentMeta,
+    /// Where: header and payload together.
+    pub extent: Extent,
+}
+
+/// State of a device as this node sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceState {
+    /// Takes reads and writes.
+    Healthy,
+    /// Fenced after an error, or declared lost: neither read nor written (I-D6).
+    Failed,
+}
+
+/// A device as placement sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceStatus {
+    /// Which.
+    pub id: DeviceId,
+    /// Its path, for messages.
+    pub name: String,
+    /// Its pool.
+    pub pool: PoolId,
+    /// Bytes that fragments can use in all: its weight in placement.
+    pub capacity_bytes: u64,
+    /// Bytes that are free, on all lanes of this core.
+    pub free_bytes: u64,
+    /// Its state.
+    pub state: DeviceState,
+}
+
+/// Why a fragment was not written or read.
+#[derive(Debug, Error, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum FragmentError {
+    /// No extent is free on the device.
+    #[error("device {device} is full: {needed_bytes} bytes needed; add a device or delete data")]
+    Full {
+        /// The device.
+        device: DeviceId,
+        /// Bytes asked for.
+        needed_bytes: u64,
+    },
+    /// The device is not there, fenced, or failed this operation (which fences it, I-D6).
+    #[error("device {device} can't be used: {reason}")]
+    DeviceFailed {
+        /// The device.
+        device: DeviceId,
+        /// Why.
+        reason: String,
+    },
+    /// The bytes on the device are not the fragment asked for; it has to be rebuilt (I-C9).
+    #[error("fragment {index} of {locator} at {extent} fails its check; it will be rebuilt")]
+    Corrupt {
+        /// The chunk.
+        locator: Locator,
+        /// Index in the stripe.
+        index: u8,
+        /// Where it was read.
+        extent: Extent,
+    },
+    /// The device already holds a fragment of this stripe (I-D4).
+    #[error("device {device} already holds a fragment of generation {generation} of {locator}")]
+    SecondOfStripe {
+        /// The device.
+        device: DeviceId,
+        /// The chunk.
+        locator: Locator,
+        /// The generation.
+        generation: Generation,
+    },
+    /// The index could not be read or a lane does not answer: present or absent is unknown.
+    #[error("the fragment index can't answer: {reason}")]
+    Unknown {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// The fragments of this node, as one core uses them.
+///
+/// To be correct:
+/// - `put` answers Ok only when header, payload and journal record are durable on the device, and the index (whichever
+///   lane holds it) answers for the fragment. Waiters on one device share flushes.
+/// - `locate` lists all fragments of a generation that this node's devices hold, of any device state; an error means
+///   "unknown", an empty list means "none here".
+/// - `read` returns exactly the payload bytes asked for, each of them checked against the header's checksums.
+/// - `release` answers when the release is durable; the extent is reused only then and after its reads have ended. A
+///   fragment that is not there is no error.
+pub trait FragmentStore {
+    /// All devices of the node, sorted by id.
+    fn devices(&self) -> Vec<DeviceStatus>;
+    /// Writes a fragment. `payload` is the concatenation of the parts, `meta.payload_len_bytes` in all.
+    fn put(
+        &self,
+        device: DeviceId,
+        meta: FragmentMeta,
+        payload: Vec<IoBytes>,
+    ) -> LocalBoxFuture<'static, Result<Extent, FragmentError>>;
+    /// Fragments of one generation.
+    fn locate(
+        &self,
+        locator: Locator,
+        generation: Generation,
+    ) -> LocalBoxFuture<'static, Result<Vec<StoredFragment>, FragmentError>>;
+    /// Reads part of a payload: `range` in payload bytes, any alignment.
+    fn read(
+        &self,
+        fragment: &StoredFragment,
+        range: Range<u32>,
+    ) -> LocalBoxFuture<'static, Result<IoBytes, FragmentError>>;
+    /// Frees a fragment.
+    fn release(&self, fragment: &StoredFragment) -> LocalBoxFuture<'static, Result<(), FragmentError>>;
+    /// All (locator, generation) pairs from `after` on in the index slices of this core, at most `limit`: for
+    /// collection and scrub.
+    fn list(
+        &self,
+        after: Option<(Locator, Generation)>,
+        limit: usize,
+    ) -> LocalBoxFuture<'static, Result<Vec<(Locator, Generation)>, FragmentError>>;
+}

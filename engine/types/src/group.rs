@@ -1,0 +1,104 @@
+//! The ports between a shard's logic (engine) and its Raft group (raft).
+
+use crate::ids::{ShardId, Term};
+use crate::runtime::LocalBoxFuture;
+use crate::table::{TableError, TableReader, TableWrite};
+use std::rc::Rc;
+use thiserror::Error;
+
+/// Where a committed command stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LogPosition {
+    /// Term of the leader that proposed it.
+    pub term: Term,
+    /// Its index.
+    pub index: u64,
+}
+
+/// What applying a command does.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// Handed to whoever proposed the command, if that one is still there.
+    pub response: Vec<u8>,
+    /// Changes to the shard's tables, all or nothing.
+    pub writes: Vec<TableWrite>,
+}
+
+/// A shard's deterministic logic: from its tables and a committed command to changes of its tables.
+///
+/// To be correct: the result depends on nothing but `at`, `command` and what `tables` answers. Refusing a command is a
+/// response, not an error. A shard with several files never lets a decision depend on a file other than the *last*:
+/// after a crash the earlier files may be ahead of the last one (never behind), and then commands are applied again
+/// while the earlier files skip what they already hold. A command that can't be decoded is damage: an error, which
+/// stops the group.
+pub trait StateMachine {
+    /// Decides what a command does.
+    fn apply<'a>(
+        &'a self,
+        at: LogPosition,
+        command: &'a [u8],
+        tables: &'a dyn TableReader,
+    ) -> LocalBoxFuture<'a, Result<Applied, ApplyError>>;
+}
+
+/// Why a committed command could not be applied.
+#[derive(Debug, Error, Clone)]
+#[non_exhaustive]
+pub enum ApplyError {
+    /// The bytes make no sense, or do not open under the shard's key.
+    #[error("command at index {index} is damaged: {reason}")]
+    Damaged {
+        /// Its index.
+        index: u64,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The shard's tables could not be read.
+    #[error(transparent)]
+    Table(#[from] TableError),
+}
+
+/// Why a command was not committed, as far as we know.
+#[derive(Debug, Error, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ProposeError {
+    /// This replica does not lead; nothing happened.
+    #[error("shard {shard} is not led here")]
+    NotLeader {
+        /// The shard.
+        shard: ShardId,
+    },
+    /// The group can't commit now (stopping, fenced, no majority). Whether the command will be committed is unknown.
+    #[error("shard {shard} can't commit now: {reason}; the write may or may not have happened, ask again")]
+    Unavailable {
+        /// The shard.
+        shard: ShardId,
+        /// Why.
+        reason: String,
+    },
+    /// The command is longer than the log takes; nothing happened.
+    #[error("command of {len} bytes is over the limit of {limit}")]
+    TooLong {
+        /// Its length.
+        len: usize,
+        /// The limit.
+        limit: usize,
+    },
+}
+
+/// A handle on one replica of one shard, on the core that holds it.
+///
+/// To be correct: `propose` answers with the response of [`StateMachine::apply`] only after the command is flushed on
+/// a majority of the voters (I-L2) and applied here; what is applied is visible to `tables` at once. `read_barrier`
+/// answers only while this replica leads and has applied everything that was committed before the call (so reads of
+/// `tables` after it are linearizable), with the term it leads in.
+pub trait RaftGroup {
+    /// Which shard.
+    fn shard(&self) -> ShardId;
+    /// Commits a command.
+    fn propose(&self, command: Vec<u8>) -> LocalBoxFuture<'static, Result<Vec<u8>, ProposeError>>;
+    /// Waits until reads here are linearizable.
+    fn read_barrier(&self) -> LocalBoxFuture<'static, Result<Term, ProposeError>>;
+    /// The shard's tables.
+    fn tables(&self) -> Rc<dyn TableReader>;
+}

@@ -1,0 +1,42 @@
+//! Metadata files: what redb lives in. Blocking, so only side threads (and the start of a node) call them.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+
+/// One file in the metadata directories. To be correct: as a POSIX file with pread, pwrite, ftruncate, fdatasync;
+/// unsynced writes may be lost, torn or reordered by a power cut, in units of 512 bytes; `sync` makes all completed
+/// writes and the length durable **in every directory of the metadata set** before it returns.
+pub trait MetaFile: Send + Sync + fmt::Debug {
+    /// Length in bytes.
+    fn len(&self) -> io::Result<u64>;
+    /// Whether the file has no bytes.
+    fn is_empty(&self) -> io::Result<bool> {
+        Ok(self.len()? == 0)
+    }
+    /// Cuts or extends (with zeros).
+    fn set_len(&self, len_bytes: u64) -> io::Result<()>;
+    /// Fills `out` from `offset`; an end of file before that is an error of kind `UnexpectedEof`.
+    fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()>;
+    /// Writes all of `bytes` at `offset`, extending the file where needed.
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
+    /// Makes everything written so far durable.
+    fn sync(&self) -> io::Result<()>;
+}
+
+/// The metadata directories of a node as one directory.
+///
+/// To be correct: `open` of a new file, `rename` and `remove` are durable on return; `rename` replaces atomically.
+/// Names are plain (no '/').
+pub trait MetaDir: Send + Sync + fmt::Debug {
+    /// Opens a file that must exist (`NotFound` otherwise).
+    fn open(&self, name: &str) -> io::Result<Arc<dyn MetaFile>>;
+    /// Makes an empty file; `AlreadyExists` when it is there.
+    fn create(&self, name: &str) -> io::Result<Arc<dyn MetaFile>>;
+    /// Names of all files, sorted.
+    fn list(&self) -> io::Result<Vec<String>>;
+    /// Removes a file; removing what is not there is no error.
+    fn remove(&self, name: &str) -> io::Result<()>;
+    /// Renames, replacing what is there.
+    fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+}
