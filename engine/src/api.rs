@@ -51,6 +51,18 @@ pub enum StoreError {
         /// What.
         what: String,
     },
+    /// The request makes no sense.
+    #[error("{what}")]
+    Invalid {
+        /// What is wrong.
+        what: String,
+    },
+    /// More than the format takes.
+    #[error("{what} is too large")]
+    TooLarge {
+        /// What.
+        what: String,
+    },
     /// No space (507).
     #[error("the pool is full: {reason}; add a device or delete data")]
     Full {

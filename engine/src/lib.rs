@@ -1,4 +1,40 @@
 //! The engine: from plaintext to sealed, coded fragments and back; names, deltas, homes, collection.
+//!
+//! It knows nothing of devices, Raft, sockets or protocols: it meets them through the ports of `kiseki-types` and
+//! offers [`api`] to gateways. Reading order: [`api`]; the write path [`writer`], [`chunk_write`]; the read path
+//! [`reader`], [`chunk_read`]; what they are made of ([`chunker`], [`chunk_id`], [`keys`], [`envelope`], [`stripe`],
+//! [`placement`]); then what shards do: [`delta`], [`machine`], [`leader`], [`shard_service`], [`home_service`],
+//! [`control_service`]; and [`engine`], which puts one core together.
 #![forbid(unsafe_code)]
 
 pub mod api;
+pub mod calls;
+pub mod chunk_id;
+pub mod chunk_read;
+pub mod chunk_write;
+pub mod chunker;
+pub mod composition;
+pub mod control_rows;
+pub mod control_service;
+pub mod core;
+pub mod delta;
+pub mod engine;
+pub mod envelope;
+pub mod home_service;
+pub mod host;
+pub mod keyring;
+pub mod keys;
+pub mod latch;
+pub mod leader;
+pub mod machine;
+pub mod message;
+pub mod names;
+pub mod orphans;
+pub mod placement;
+pub mod reader;
+pub mod shard_service;
+pub mod shard_tables;
+pub mod store;
+pub mod stripe;
+pub mod walk;
+pub mod writer;

@@ -1,1 +1,38 @@
-//! kiseki-raft
+//! The Raft room: a shard is one Raft group over ordered table files.
+//!
+//! It knows openraft, redb and journals; it knows nothing of what a command means, of devices or of links' transport.
+//! A shard's logic comes in as a `StateMachine`, its journal, metadata files, time and chance as ports.
+//!
+//! Reading order: [`group`] (one replica, what the engine holds), [`log_store`] (votes and entries, the durable
+//! promise), [`shard_machine`] (committed commands into tables), [`table_set`] and [`table_file`] (the tables),
+//! [`snapshot`] and [`network`] (peers), [`supervisor`] (what happens when a group breaks), [`runtime`] (openraft on
+//! the ports).
+#![forbid(unsafe_code)]
+
+pub mod error;
+pub mod group;
+pub mod log_store;
+pub mod network;
+pub mod runtime;
+pub mod runtime_channels;
+pub mod shard_machine;
+pub mod snapshot;
+pub mod supervisor;
+pub mod table_file;
+pub mod table_set;
+pub mod type_config;
+
+mod clear_file;
+mod file_header;
+mod overlay;
+mod page_ranges;
+mod paged_file;
+mod sealed_file;
+#[cfg(test)]
+mod test_support;
+
+pub use error::RaftError;
+pub use group::{GroupParts, GroupSettings, GroupState, ShardGroup};
+pub use log_store::{GroupStatus, LaneLog};
+pub use runtime::in_guarded_task;
+pub use table_set::TableSet;

@@ -1,1 +1,22 @@
-//! kiseki-server
+//! The server: wires the rooms into a node and runs it.
+//!
+//! What this crate does: configuration, the key store, making a first node ready ([`init`]), checking a machine
+//! ([`doctor`]), opening devices, lanes and shards on every core ([`node`], [`core_node`]), the admin socket and the
+//! read-only HTTP port. What it does not: it decides nothing about data; that is the engine's.
+//!
+//! Reading order: [`paths`], [`config`], [`key_store`], [`init`], [`core_node`] (one core, generic over its ports, so
+//! that the simulator runs the same code), [`node`] (all cores on glommio), [`admin`] and its ends.
+#![forbid(unsafe_code)]
+
+pub mod admin;
+pub mod admin_client;
+pub mod certificates;
+pub mod config;
+pub mod credentials;
+pub mod doctor;
+pub mod files;
+pub mod init;
+pub mod key_store;
+pub mod logging;
+pub mod paths;
+pub mod status;

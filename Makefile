@@ -1,0 +1,59 @@
+# Kiseki. `make run` starts a node, `make test` is the whole gate; `make help` lists the rest.
+#
+# make run [KISEKI_DIR=.kiseki] [S3_PORT=9000] [ADMIN_PORT=9090] [S3_TLS=on|off]
+
+KISEKI_DIR ?= .kiseki
+S3_PORT ?= 9000
+ADMIN_PORT ?= 9090
+S3_TLS ?= on
+
+# s3s declares a later compiler than it needs; harmless on newer ones.
+CARGO_FLAGS := --release --ignore-rust-version
+CARGO := cargo
+SERVER := target/release/kiseki-server
+
+.PHONY: help run build init test check clippy fmt docs tidy unit client-test deps test-deps
+
+help:
+	@echo 'make run        build, make $(KISEKI_DIR) ready, serve S3 on port $(S3_PORT) in the foreground'
+	@echo 'make test       the whole gate: fmt, clippy, tests, docs, tidy, real clients'
+	@echo 'make build      server and command line tools'
+	@echo 'make check      the gate without real clients'
+
+deps:
+	@scripts/deps.sh build
+
+test-deps:
+	@scripts/deps.sh build test
+
+build: deps
+	$(CARGO) build $(CARGO_FLAGS) -p kiseki-server -p kiseki-cli
+
+init: build
+	@$(SERVER) init --dir "$(KISEKI_DIR)"
+
+run: init
+	@exec $(SERVER) run --dir "$(KISEKI_DIR)" --s3-port $(S3_PORT) --admin-port $(ADMIN_PORT) --s3-tls $(S3_TLS)
+
+fmt:
+	$(CARGO) fmt --all --check
+
+clippy:
+	$(CARGO) clippy $(CARGO_FLAGS) --workspace --all-targets
+
+unit:
+	$(CARGO) test $(CARGO_FLAGS) --workspace
+
+docs:
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc $(CARGO_FLAGS) --workspace --no-deps
+
+tidy:
+	$(CARGO) run -q $(CARGO_FLAGS) -p xtask -- check
+
+check: deps fmt clippy unit docs tidy
+
+client-test: build
+	scripts/client-test.sh
+
+test: test-deps
+	@scripts/gate.sh

@@ -1,0 +1,265 @@
+//! Files and block devices as [`Device`]s: opened for direct I/O, measured, driven by a ring per core.
+
+#![allow(unsafe_code)]
+
+use crate::error::DeviceError;
+use crate::pool::BufferPool;
+use crate::ring::{Ring, RingOptions};
+use kiseki_types::device::{Device, DeviceGeometry};
+use kiseki_types::limits::DEVICE_BLOCK_BYTES_MAX;
+use kiseki_types::meta::MetaFile;
+use kiseki_types::runtime::{LocalBoxFuture, Ports};
+use kiseki_types::{BlockCount, BlockIndex, IoBuf, IoBytes};
+use std::fmt;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::path::Path;
+use std::rc::Rc;
+
+/// The block that every file and block device is used with, whatever smaller one it has: all that is written are
+/// multiples of it, drives that emulate 512 bytes avoid read-modify-write, and images move between machines.
+const BLOCK_LEN_BYTES: u32 = DEVICE_BLOCK_BYTES_MAX as u32;
+
+const BLKSSZGET: libc::c_ulong = 0x1268;
+const BLKGETSIZE64: libc::c_ulong = 0x8008_1272;
+
+/// A file or block device, open for direct I/O and measured.
+#[derive(Debug)]
+struct DirectFile {
+    file: File,
+    geometry: DeviceGeometry,
+}
+
+impl DirectFile {
+    /// Opens what is there; `flags` besides O_DIRECT.
+    fn open(path: &Path, flags: i32) -> Result<DirectFile, DeviceError> {
+        let device = path.display().to_string();
+        let kind = std::fs::metadata(path).map_err(|source| DeviceError::io(&device, "opening", source))?.file_type();
+        if !kind.is_file() && !kind.is_block_device() {
+            return Err(DeviceError::NotADevice { device });
+        }
+        let mut options = OpenOptions::new();
+        let options = options.read(true).write(true).custom_flags(libc::O_DIRECT | flags);
+        let file = options.open(path).map_err(|source| match source.raw_os_error() {
+            Some(libc::EINVAL) => DeviceError::DirectRefused { device: device.clone() },
+            Some(libc::EBUSY) => DeviceError::Busy { device: device.clone() },
+            _ => DeviceError::io(&device, "opening", source),
+        })?;
+        let len_bytes = match kind.is_block_device() {
+            true => block_device_len(&file, &device)?,
+            false => file.metadata().map_err(|source| DeviceError::io(&device, "measuring", source))?.len(),
+        };
+        let block_count = BlockCount(len_bytes / u64::from(BLOCK_LEN_BYTES));
+        let opened = DirectFile { file, geometry: DeviceGeometry { block_len_bytes: BLOCK_LEN_BYTES, block_count } };
+        opened.check_direct(&device)?;
+        Ok(opened)
+    }
+
+    /// Some file systems take the flag and refuse the first read.
+    fn check_direct(&self, device: &str) -> Result<(), DeviceError> {
+        if self.geometry.block_count.0 == 0 {
+            return Ok(());
+        }
+        let mut first = IoBuf::zeroed(BLOCK_LEN_BYTES as usize);
+        match self.file.read_exact_at(&mut first, 0) {
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                Err(DeviceError::DirectRefused { device: device.to_owned() })
+            }
+            // A device with a bad first block is still a device: its superblock has other copies.
+            _ => Ok(()),
+        }
+    }
+}
+
+fn block_device_len(file: &File, device: &str) -> Result<u64, DeviceError> {
+    let mut block_len: libc::c_int = 0;
+    let mut len_bytes: u64 = 0;
+    // SAFETY: the request writes one int, into a variable of that type that lives across the call.
+    let block_answer = unsafe { libc::ioctl(file.as_raw_fd(), BLKSSZGET, &mut block_len) };
+    // SAFETY: the request writes one u64, into a variable of that type that lives across the call.
+    let len_answer = unsafe { libc::ioctl(file.as_raw_fd(), BLKGETSIZE64, &mut len_bytes) };
+    if block_answer < 0 || len_answer < 0 {
+        return Err(DeviceError::io(device, "measuring", io::Error::last_os_error()));
+    }
+    match block_len {
+        512 | 4096 => Ok(len_bytes),
+        other => Err(DeviceError::BlockLen {
+            device: device.to_owned(),
+            block_len_bytes: u32::try_from(other).unwrap_or_default(),
+        }),
+    }
+}
+
+/// Holds a device for this process; nobody else, another Kiseki included, opens it meanwhile.
+#[derive(Debug)]
+pub struct DeviceLock {
+    /// A block device is held by an exclusive open, a file by a lock; both end when it is closed.
+    _file: File,
+}
+
+impl DeviceLock {
+    /// Takes the device for this process. Errors: `Busy`.
+    pub fn acquire(path: &Path) -> Result<DeviceLock, DeviceError> {
+        let device = path.display().to_string();
+        let is_block = std::fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device());
+        let mut options = OpenOptions::new();
+        let options = options.read(true).write(true).custom_flags(if is_block { libc::O_EXCL } else { 0 });
+        let file = options.open(path).map_err(|source| match source.raw_os_error() {
+            Some(libc::EBUSY) => DeviceError::Busy { device: device.clone() },
+            _ => DeviceError::io(&device, "opening", source),
+        })?;
+        match file.try_lock() {
+            Ok(()) => Ok(DeviceLock { _file: file }),
+            Err(std::fs::TryLockError::WouldBlock) => Err(DeviceError::Busy { device }),
+            Err(std::fs::TryLockError::Error(source)) => Err(DeviceError::io(&device, "locking", source)),
+        }
+    }
+}
+
+/// One core's ring on a file or block device.
+pub struct FileDevice {
+    name: String,
+    geometry: DeviceGeometry,
+    ring: Ring,
+}
+
+/// Opens a file or block device for the calling core: a ring of its own, with the core's registered buffers.
+///
+/// - `pool`: the registered buffers of this core; the same for all its devices.
+/// - Errors: `Io`, `DirectRefused`, `NotADevice`, `BlockLen`. Call from inside the executor; opening blocks shortly.
+pub fn open_device(
+    path: &Path,
+    options: RingOptions,
+    pool: Option<Rc<BufferPool>>,
+    ports: Ports,
+) -> Result<Rc<dyn Device>, DeviceError> {
+    let name = path.display().to_string();
+    let opened = DirectFile::open(path, 0)?;
+    let ring = Ring::start(&name, opened.file, options, pool, ports)
+        .map_err(|source| DeviceError::io(&name, "setting up io_uring", source))?;
+    Ok(Rc::new(FileDevice { name, geometry: opened.geometry, ring }))
+}
+
+impl FileDevice {
+    /// The byte offset of a run of blocks, which must lie inside the device and be whole and aligned (I-C7).
+    fn offset(&self, start: BlockIndex, len_bytes: u64) -> u64 {
+        let block = u64::from(self.geometry.block_len_bytes);
+        assert!(len_bytes.is_multiple_of(block), "I-C7: {len_bytes} bytes on {}", self.name);
+        let end = start.0.checked_add(len_bytes / block).expect("I-C7: a block index fits 64 bits");
+        assert!(end <= self.geometry.block_count.0, "I-C7: block {end} of {}", self.geometry.block_count.0);
+        start.0 * block
+    }
+
+    fn assert_aligned(&self, bytes: &[u8]) {
+        let skew = bytes.as_ptr().align_offset(self.geometry.block_len_bytes as usize);
+        assert_eq!(skew, 0, "I-C7: buffer not aligned, on {}", self.name);
+    }
+}
+
+impl Device for FileDevice {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn geometry(&self) -> DeviceGeometry {
+        self.geometry
+    }
+
+    fn read(&self, start: BlockIndex, buf: IoBuf) -> LocalBoxFuture<'static, io::Result<IoBuf>> {
+        self.assert_aligned(&buf);
+        self.ring.read(self.offset(start, buf.len() as u64), buf)
+    }
+
+    fn write(&self, start: BlockIndex, parts: Vec<IoBytes>) -> LocalBoxFuture<'static, io::Result<()>> {
+        let mut len_bytes = 0;
+        for part in &parts {
+            self.assert_aligned(part);
+            assert!(part.len().is_multiple_of(self.geometry.block_len_bytes as usize), "I-C7: part of {}", part.len());
+            len_bytes += part.len() as u64;
+        }
+        self.ring.write(self.offset(start, len_bytes), parts)
+    }
+
+    fn flush(&self) -> LocalBoxFuture<'static, io::Result<()>> {
+        self.ring.flush()
+    }
+
+    fn discard(&self, start: BlockIndex, len: BlockCount) -> LocalBoxFuture<'static, io::Result<()>> {
+        let len_bytes = len.0 * u64::from(self.geometry.block_len_bytes);
+        let offset = self.offset(start, len_bytes);
+        match len_bytes {
+            0 => Box::pin(std::future::ready(Ok(()))),
+            _ => self.ring.discard(offset, len_bytes),
+        }
+    }
+}
+
+impl fmt::Debug for FileDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "FileDevice({})", self.name)
+    }
+}
+
+/// A device as a file for side threads: direct and blocking, in whole blocks. For superblocks and for tools.
+#[derive(Debug)]
+pub struct RawDevice {
+    direct: DirectFile,
+}
+
+impl RawDevice {
+    /// Opens a file or block device. Errors as [`open_device`].
+    pub fn open(path: &Path) -> Result<RawDevice, DeviceError> {
+        Ok(RawDevice { direct: DirectFile::open(path, 0)? })
+    }
+
+    /// Shape of the device.
+    #[must_use]
+    pub fn geometry(&self) -> DeviceGeometry {
+        self.direct.geometry
+    }
+}
+
+impl MetaFile for RawDevice {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.direct.geometry.len_bytes())
+    }
+
+    fn set_len(&self, _len_bytes: u64) -> io::Result<()> {
+        Err(io::Error::new(io::ErrorKind::Unsupported, "a device keeps its length"))
+    }
+
+    fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let block = u64::from(BLOCK_LEN_BYTES);
+        let start = offset - offset % block;
+        let skip = usize::try_from(offset - start).map_err(io::Error::other)?;
+        let mut aligned = IoBuf::zeroed((skip + out.len()).next_multiple_of(BLOCK_LEN_BYTES as usize));
+        self.direct.file.read_exact_at(&mut aligned, start)?;
+        out.copy_from_slice(&aligned[skip..skip + out.len()]);
+        Ok(())
+    }
+
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let block = u64::from(BLOCK_LEN_BYTES);
+        // I-C7: a partial block would need a read first, and a crash between would tear what others wrote.
+        assert!(offset.is_multiple_of(block) && (bytes.len() as u64).is_multiple_of(block), "I-C7: write at {offset}");
+        self.direct.file.write_all_at(&IoBuf::copy_of(bytes), offset)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.direct.file.sync_data()
+    }
+}
+
+/// Makes an image file of `len_bytes`, sparse: it takes space as it is written. Errors: `Io`, also when it exists.
+pub fn create_image(path: &Path, len_bytes: u64) -> Result<(), DeviceError> {
+    let device = path.display().to_string();
+    let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).and_then(|file| {
+        file.set_len(len_bytes)?;
+        file.sync_all()?;
+        // The name has to be durable too, or a power cut takes the whole device.
+        File::open(path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")))?.sync_all()
+    });
+    made.map_err(|source| DeviceError::io(&device, "creating the image", source))
+}

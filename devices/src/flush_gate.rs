@@ -1,0 +1,165 @@
+//! One flush of a device for everybody who waits, and the fence behind it.
+//!
+//! A waiter joins the first flush that is *submitted after* it came (so after its own writes completed), never one
+//! that is already under way. A failed flush or write fences the gate: every waiter, present and future, gets an error
+//! until the device is reopened and checked (I-D6).
+
+use futures::channel::oneshot;
+use kiseki_types::device::Device;
+use kiseki_types::runtime::Ports;
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use thiserror::Error;
+
+/// The device behind a gate is fenced.
+#[derive(Debug, Error, Clone, PartialEq, Eq)]
+#[error("device {device} is fenced until it is reopened and checked: {reason}")]
+pub struct DeviceFenced {
+    /// Path or name of the device.
+    pub device: String,
+    /// What failed first.
+    pub reason: String,
+}
+
+type Waiter = oneshot::Sender<Result<(), DeviceFenced>>;
+
+#[derive(Default)]
+struct GateState {
+    flush_runs: bool,
+    waiting: Vec<Waiter>,
+    fenced: Option<DeviceFenced>,
+    on_fenced: Vec<Rc<dyn Fn(&DeviceFenced)>>,
+}
+
+struct GateInner {
+    device: Rc<dyn Device>,
+    ports: Ports,
+    state: RefCell<GateState>,
+    flushes: Cell<u64>,
+    waiters: Cell<u64>,
+}
+
+/// Shares flushes of one device among the waiters of one core. Cheap to clone.
+#[derive(Clone)]
+pub struct FlushGate {
+    inner: Rc<GateInner>,
+}
+
+impl FlushGate {
+    /// A gate in front of `device`.
+    #[must_use]
+    pub fn new(ports: Ports, device: Rc<dyn Device>) -> FlushGate {
+        FlushGate {
+            inner: Rc::new(GateInner {
+                device,
+                ports,
+                state: RefCell::default(),
+                flushes: Cell::new(0),
+                waiters: Cell::new(0),
+            }),
+        }
+    }
+
+    /// Makes every write durable that has completed before this call. Dropping the future cancels only the waiting.
+    pub fn flush(&self) -> impl Future<Output = Result<(), DeviceFenced>> + 'static {
+        let (sender, receiver) = oneshot::channel();
+        let inner = self.inner.clone();
+        inner.waiters.set(inner.waiters.get() + 1);
+        let start = {
+            let mut state = inner.state.borrow_mut();
+            state.waiting.push(sender);
+            state.fenced.is_some() || !std::mem::replace(&mut state.flush_runs, true)
+        };
+        if start {
+            let fenced = inner.state.borrow().fenced.clone();
+            match fenced {
+                Some(fenced) => inner.fail_waiting(&fenced),
+                None => inner.ports.spawn("flush", Box::pin(inner.clone().run())),
+            }
+        }
+        async move { receiver.await.expect("a gate answers every waiter") }
+    }
+
+    /// Fences the device: nothing is written or flushed through this gate any more. The first reason stays.
+    pub fn fence(&self, reason: &str) {
+        self.inner.fence(reason);
+    }
+
+    /// Why the device is fenced, if it is.
+    #[must_use]
+    pub fn fenced(&self) -> Option<DeviceFenced> {
+        self.inner.state.borrow().fenced.clone()
+    }
+
+    /// Calls `listener` once when the device is fenced (at once if it is already).
+    pub fn on_fenced(&self, listener: Rc<dyn Fn(&DeviceFenced)>) {
+        match self.fenced() {
+            Some(fenced) => listener(&fenced),
+            None => self.inner.state.borrow_mut().on_fenced.push(listener),
+        }
+    }
+
+    /// Flushes submitted so far.
+    #[must_use]
+    pub fn flush_count(&self) -> u64 {
+        self.inner.flushes.get()
+    }
+
+    /// Waiters served so far; over [`FlushGate::flush_count`] it says how well flushes are shared.
+    #[must_use]
+    pub fn waiter_count(&self) -> u64 {
+        self.inner.waiters.get()
+    }
+}
+
+impl GateInner {
+    async fn run(self: Rc<Self>) {
+        loop {
+            let joined = {
+                let mut state = self.state.borrow_mut();
+                if state.waiting.is_empty() || state.fenced.is_some() {
+                    state.flush_runs = false;
+                    break;
+                }
+                std::mem::take(&mut state.waiting)
+            };
+            self.flushes.set(self.flushes.get() + 1);
+            if let Err(error) = self.device.flush().await {
+                self.fence(&format!("flush failed: {error}"));
+            }
+            // I-D6: a fence that fell while the flush ran fails its waiters too; what the flush covered is unknown.
+            let fenced = self.state.borrow().fenced.clone();
+            for waiter in joined {
+                let _ = waiter.send(fenced.clone().map_or(Ok(()), Err));
+            }
+        }
+        let fenced = self.state.borrow().fenced.clone();
+        if let Some(fenced) = fenced {
+            self.fail_waiting(&fenced);
+        }
+    }
+
+    fn fence(&self, reason: &str) {
+        let listeners = {
+            let mut state = self.state.borrow_mut();
+            if state.fenced.is_some() {
+                return;
+            }
+            state.fenced =
+                Some(DeviceFenced { device: self.device.name().to_string(), reason: reason.to_string() });
+            std::mem::take(&mut state.on_fenced)
+        };
+        let fenced = self.state.borrow().fenced.clone().expect("set above");
+        self.fail_waiting(&fenced);
+        for listener in listeners {
+            listener(&fenced);
+        }
+    }
+
+    fn fail_waiting(&self, fenced: &DeviceFenced) {
+        let waiting = std::mem::take(&mut self.state.borrow_mut().waiting);
+        for waiter in waiting {
+            let _ = waiter.send(Err(fenced.clone()));
+        }
+    }
+}

@@ -1,0 +1,488 @@
+//! The fragments of a node, as one core keeps them: put, locate, read, release, fold, and what other cores ask for.
+//!
+//! - The core that writes a fragment owns its extent and its journal record (one of the core's lanes allocates); the
+//!   *index lane* of the locator owns the row that answers `locate`, and hears of the fragment before the put answers.
+//! - Data and journal record are written side by side; then one flush, shared with everyone who waits, covers both.
+//! - A failed write or flush fences the device here and on every other core (I-D6).
+//! - In the background each lane's journals are folded into its table file ([`CoreFragmentStore::fold`]).
+//!
+//! Order of a start, per node: [`CoreFragmentStore::open`] on every core, requests of other cores go to
+//! [`CoreFragmentStore::handle`], then [`CoreFragmentStore::publish_recovered`] on every core, then serving.
+
+mod fold;
+mod messages;
+mod put;
+mod read;
+mod release;
+
+pub(crate) use fold::folded_key;
+pub use messages::{LaneRequest, LaneResponse};
+pub use read::READ_GAP_BYTES_MAX;
+pub(crate) use read::is_fragment;
+
+use crate::flush_gate::{DeviceFenced, FlushGate};
+use crate::index::{InsertMode, Inserted, LaneIndex};
+use crate::lane::{LaneOnDevice, reserve_blocks};
+use crate::layout::DeviceLayout;
+use crate::recovery;
+use kiseki_types::buf::{IoBuf, IoBytes};
+use kiseki_types::device::Device;
+use kiseki_types::fragment::{
+    DeviceState, DeviceStatus, FragmentError, FragmentMeta, FragmentStore, StoredFragment,
+};
+use kiseki_types::link::Link;
+use kiseki_types::runtime::{LocalBoxFuture, Ports};
+use kiseki_types::table::{TableError, TableStore};
+use kiseki_types::units::Extent;
+use kiseki_types::{DeviceId, Generation, LaneId, Locator, PoolId};
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// A lane of this core and its table file.
+pub struct OwnLane {
+    /// The lane.
+    pub lane: LaneId,
+    /// Its table file: [`TABLE_EXTENTS`](crate::index::TABLE_EXTENTS),
+    /// [`TABLE_FRAGMENTS`](crate::index::TABLE_FRAGMENTS), [`TABLE_META`](crate::index::TABLE_META).
+    pub table: Rc<dyn TableStore>,
+}
+
+/// A device as this core sees it.
+pub struct StoreDevice {
+    /// Its id, from the superblock.
+    pub id: DeviceId,
+    /// Its pool, from the superblock.
+    pub pool: PoolId,
+    /// Its path, for messages.
+    pub name: String,
+    /// How it is divided, from the superblock.
+    pub layout: DeviceLayout,
+    /// This core's own queue on it.
+    pub device: Rc<dyn Device>,
+}
+
+/// Gives buffers for reads, of at least the length asked for and set to it; their content does not matter.
+pub type BufferSource = Rc<dyn Fn(usize) -> IoBuf>;
+
+/// How cores reach the lanes of others.
+pub type LaneLink = Rc<dyn Link<LaneRequest, LaneResponse>>;
+
+/// What a core's store is opened with.
+pub struct FragmentStoreConfig {
+    /// Time and tasks of the core.
+    pub ports: Ports,
+    /// Lanes of the node, as the devices were formatted.
+    pub lane_count: u16,
+    /// The lanes dealt to this core.
+    pub lanes: Vec<OwnLane>,
+    /// Every usable device of the node. A missing or foreign one is simply not in the list; rows that name it stay.
+    pub devices: Vec<StoreDevice>,
+    /// To the cores of all lanes.
+    pub link: LaneLink,
+    /// Where read buffers come from; [`plain_buffers`] without a pool.
+    pub buffers: BufferSource,
+    /// How often the background task looks for journals to fold.
+    pub fold_interval: Duration,
+}
+
+/// Fresh, zeroed buffers.
+#[must_use]
+pub fn plain_buffers() -> BufferSource {
+    Rc::new(IoBuf::zeroed)
+}
+
+/// What a core's store has done; read by the metrics endpoint.
+#[derive(Debug, Default)]
+pub struct FragmentCounters {
+    /// Fragments written and acknowledged.
+    pub puts: Cell<u64>,
+    /// Payload bytes of those.
+    pub put_bytes: Cell<u64>,
+    /// Puts that were refused or failed.
+    pub puts_failed: Cell<u64>,
+    /// Payload parts that were copied because they were not aligned.
+    pub parts_copied: Cell<u64>,
+    /// Reads answered.
+    pub reads: Cell<u64>,
+    /// Payload bytes of those.
+    pub read_bytes: Cell<u64>,
+    /// Reads that failed their check (I-C9).
+    pub corrupt: Cell<u64>,
+    /// Reads that the device failed.
+    pub read_errors: Cell<u64>,
+    /// Fragments released.
+    pub releases: Cell<u64>,
+    /// Devices fenced on this core (I-D6).
+    pub fenced: Cell<u64>,
+    /// Journals folded into tables.
+    pub folds: Cell<u64>,
+    /// Flushes of devices and those who waited for them are counted by the gates: see
+    /// [`CoreFragmentStore::flushes`].
+    pub fold_errors: Cell<u64>,
+}
+
+pub(crate) fn add(counter: &Cell<u64>, count: u64) {
+    counter.set(counter.get().saturating_add(count));
+}
+
+/// A device on this core.
+pub(crate) struct DeviceOnCore {
+    pub id: DeviceId,
+    pub pool: PoolId,
+    pub name: String,
+    pub layout: DeviceLayout,
+    pub device: Rc<dyn Device>,
+    pub gate: FlushGate,
+    /// This core's lanes; empty when one of their journals could not be opened (the gate is fenced then).
+    pub lanes: BTreeMap<LaneId, LaneOnDevice>,
+    /// Whether another core told of the failure, so that it is not told again.
+    failure_is_known: Cell<bool>,
+}
+
+impl DeviceOnCore {
+    /// The device's error, when it is fenced.
+    pub fn check(&self) -> Result<(), FragmentError> {
+        self.gate.fenced().map_or(Ok(()), |fenced| Err(self.failed(&fenced)))
+    }
+
+    pub fn failed(&self, fenced: &DeviceFenced) -> FragmentError {
+        FragmentError::DeviceFailed { device: self.id, reason: fenced.reason.clone() }
+    }
+
+    /// The error after an operation that fenced the device.
+    pub fn fenced_error(&self) -> FragmentError {
+        self.check().err().unwrap_or_else(|| FragmentError::DeviceFailed {
+            device: self.id,
+            reason: "its journal takes nothing any more".to_string(),
+        })
+    }
+}
+
+/// Everything of one core's store.
+pub(crate) struct Core {
+    pub ports: Ports,
+    pub lane_count: u16,
+    pub indexes: BTreeMap<LaneId, LaneIndex>,
+    pub devices: BTreeMap<DeviceId, DeviceOnCore>,
+    pub link: LaneLink,
+    pub buffers: BufferSource,
+    pub counters: FragmentCounters,
+    pub pins: read::ReadPins,
+    /// Which own lane the next put tries first.
+    pub turn: Cell<usize>,
+    /// Whether index lanes have heard of what the journals replayed; before that nothing is written.
+    pub is_published: Cell<bool>,
+    pub fold_lock: futures::lock::Mutex<()>,
+    pub fold_kick: RefCell<Option<futures::channel::oneshot::Sender<()>>>,
+    pub fold_interval: Duration,
+}
+
+/// One core's [`FragmentStore`].
+#[derive(Clone)]
+pub struct CoreFragmentStore {
+    core: Rc<Core>,
+}
+
+/// What opening found on a device, for logs, health and `doctor`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceReport {
+    /// Which device.
+    pub device: DeviceId,
+    /// Its path.
+    pub name: String,
+    /// Fragments that this core's lanes hold there.
+    pub fragments: u64,
+    /// Journal records replayed.
+    pub replayed: u64,
+    /// Unflushed allocations whose fragment did not verify, so they never happened.
+    pub disbelieved: u64,
+    /// Why the device is not used, if so: it counts as failed, and the remedy is in the text.
+    pub problem: Option<String>,
+}
+
+impl CoreFragmentStore {
+    /// Opens this core's lanes on every device. A device with a damaged journal is reported and treated as failed; it
+    /// does not keep the store from opening (I-O3). Only an unreadable table file of an own lane does.
+    pub async fn open(config: FragmentStoreConfig) -> Result<(CoreFragmentStore, Vec<DeviceReport>), TableError> {
+        let mut devices = BTreeMap::new();
+        let mut reports = Vec::new();
+        for given in config.devices {
+            assert_eq!(given.layout.lanes(), config.lane_count, "device {} has other lanes", given.name);
+            let gate = FlushGate::new(config.ports.clone(), given.device.clone());
+            let mut device = DeviceOnCore {
+                id: given.id,
+                pool: given.pool,
+                name: given.name,
+                layout: given.layout,
+                device: given.device,
+                gate,
+                lanes: BTreeMap::new(),
+                failure_is_known: Cell::new(false),
+            };
+            reports.push(recovery::open_device(&config.ports, &config.lanes, &mut device).await?);
+            devices.insert(device.id, device);
+        }
+        let indexes = config.lanes.into_iter().map(|own| (own.lane, LaneIndex::new(own.table))).collect();
+        let core = Rc::new(Core {
+            ports: config.ports,
+            lane_count: config.lane_count,
+            indexes,
+            devices,
+            link: config.link,
+            buffers: config.buffers,
+            counters: FragmentCounters::default(),
+            pins: read::ReadPins::default(),
+            turn: Cell::new(0),
+            is_published: Cell::new(false),
+            fold_lock: futures::lock::Mutex::new(()),
+            fold_kick: RefCell::default(),
+            fold_interval: config.fold_interval,
+        });
+        for id in core.devices.keys() {
+            core.watch_fence(*id);
+        }
+        Ok((CoreFragmentStore { core }, reports))
+    }
+
+    /// Tells the index lanes what the journals replayed, makes that durable and trims the journals; then starts the
+    /// background folding. Nothing can be written before. Call it once, when every core is open and answers requests.
+    ///
+    /// Errors: an index lane that does not answer; the node can't serve without it.
+    pub async fn publish_recovered(&self) -> Result<(), FragmentError> {
+        self.core.clone().publish_recovered().await
+    }
+
+    /// Folds every journal of this core's lanes as far as possible and makes the tables durable: for a clean stop.
+    pub async fn fold(&self) -> Result<(), FragmentError> {
+        self.core.fold_all().await
+    }
+
+    /// Answers a request to one of this core's lanes.
+    pub async fn handle(&self, lane: LaneId, request: LaneRequest) -> LaneResponse {
+        self.core.clone().handle(lane, request).await
+    }
+
+    /// Marks a device as failed on this core and all others: an operator or the map says so.
+    pub fn fail_device(&self, device: DeviceId, reason: &str) {
+        if let Some(found) = self.core.devices.get(&device) {
+            found.gate.fence(reason);
+        }
+    }
+
+    /// What this core has done.
+    #[must_use]
+    pub fn counters(&self) -> &FragmentCounters {
+        &self.core.counters
+    }
+
+    /// (flushes, waiters that shared them) of all devices on this core.
+    #[must_use]
+    pub fn flushes(&self) -> (u64, u64) {
+        let gates = || self.core.devices.values().map(|device| &device.gate);
+        (gates().map(FlushGate::flush_count).sum(), gates().map(FlushGate::waiter_count).sum())
+    }
+
+    /// Highest fill of any journal of this core, 0.0 to 1.0.
+    #[must_use]
+    pub fn journal_fill(&self) -> f64 {
+        use kiseki_types::journal::Journal;
+        let lanes = self.core.devices.values().flat_map(|device| device.lanes.values());
+        lanes.map(|lane| lane.journal.fill()).fold(0.0, f64::max)
+    }
+}
+
+impl Core {
+    pub fn device(&self, id: DeviceId) -> Result<&DeviceOnCore, FragmentError> {
+        let found = self.devices.get(&id).ok_or_else(|| FragmentError::DeviceFailed {
+            device: id,
+            reason: "it is missing on this node".to_string(),
+        })?;
+        found.check()?;
+        Ok(found)
+    }
+
+    /// When the device is fenced here, tells the other cores.
+    fn watch_fence(self: &Rc<Core>, id: DeviceId) {
+        let core = Rc::downgrade(self);
+        self.devices[&id].gate.on_fenced(Rc::new(move |fenced| {
+            let Some(core) = core.upgrade() else { return };
+            add(&core.counters.fenced, 1);
+            let device = &core.devices[&id];
+            tracing::error!(device = %id, name = %device.name, reason = %fenced.reason, "device fenced; repair takes over");
+            if !device.failure_is_known.replace(true) {
+                let reason = fenced.reason.clone();
+                let teller = core.clone();
+                core.ports.spawn("tell fence", Box::pin(async move { teller.tell_failed(id, reason).await }));
+            }
+        }));
+    }
+
+    async fn tell_failed(self: Rc<Core>, device: DeviceId, reason: String) {
+        let others = (0..self.lane_count).map(LaneId).filter(|lane| !self.indexes.contains_key(lane));
+        let told = others.map(|lane| {
+            let request = LaneRequest::DeviceFailed { device, reason: reason.clone() };
+            self.link.call(lane, request)
+        });
+        // A core that does not answer is stopping; it finds out at its own next flush otherwise.
+        futures::future::join_all(told).await;
+    }
+
+    pub fn index_lane(&self, locator: Locator) -> LaneId {
+        locator.index_lane(self.lane_count)
+    }
+
+    /// Calls a lane: directly when it is ours.
+    pub async fn call(self: &Rc<Core>, lane: LaneId, request: LaneRequest) -> Result<LaneResponse, FragmentError> {
+        let response = if self.indexes.contains_key(&lane) {
+            let direct: LocalBoxFuture<'_, LaneResponse> = Box::pin(self.clone().handle(lane, request));
+            direct.await
+        } else {
+            let call = self.link.call(lane, request);
+            call.await.map_err(|error| FragmentError::Unknown { reason: error.to_string() })?
+        };
+        match response {
+            LaneResponse::Failed(error) => Err(error),
+            response => Ok(response),
+        }
+    }
+
+    async fn handle(self: Rc<Core>, lane: LaneId, request: LaneRequest) -> LaneResponse {
+        let answer = self.try_handle(lane, request).await;
+        answer.unwrap_or_else(LaneResponse::Failed)
+    }
+
+    async fn try_handle(self: &Rc<Core>, lane: LaneId, request: LaneRequest) -> Result<LaneResponse, FragmentError> {
+        let index = self.indexes.get(&lane).ok_or_else(|| FragmentError::Unknown {
+            reason: format!("lane {lane} is not on the core that was asked"),
+        })?;
+        match request {
+            LaneRequest::IndexInsert { fragment, is_recovered } => {
+                let mode = if is_recovered { InsertMode::Recovered } else { InsertMode::New };
+                match index.insert(&fragment, mode).await.map_err(unknown)? {
+                    Inserted::Yes => Ok(LaneResponse::Done),
+                    Inserted::SecondOfStripe => Err(FragmentError::SecondOfStripe {
+                        device: fragment.extent.device,
+                        locator: fragment.meta.key.locator,
+                        generation: fragment.meta.key.generation,
+                    }),
+                }
+            }
+            LaneRequest::IndexRemove { key, extent } => {
+                index.remove(&key, extent).await.map_err(unknown)?;
+                Ok(LaneResponse::Done)
+            }
+            LaneRequest::IndexLookup { locator, generation } => {
+                index.lookup(locator, generation).await.map(LaneResponse::Found).map_err(unknown)
+            }
+            LaneRequest::IndexCheckpoint => {
+                index.table().checkpoint().await.map_err(unknown)?;
+                Ok(LaneResponse::Done)
+            }
+            LaneRequest::ReleaseExtent { fragment } => {
+                self.clone().release_own(fragment).await?;
+                Ok(LaneResponse::Done)
+            }
+            LaneRequest::AwaitReads { extent } => {
+                self.pins.ended(extent).await;
+                Ok(LaneResponse::Done)
+            }
+            LaneRequest::ListFrom { after, limit } => {
+                index.list(after, limit).await.map(LaneResponse::Pairs).map_err(unknown)
+            }
+            LaneRequest::DeviceFailed { device, reason } => {
+                if let Some(found) = self.devices.get(&device) {
+                    found.failure_is_known.set(true);
+                    found.gate.fence(&reason);
+                }
+                Ok(LaneResponse::Done)
+            }
+        }
+    }
+
+    fn status(&self, device: &DeviceOnCore) -> DeviceStatus {
+        let block = u64::from(device.layout.block_len_bytes());
+        let zones_per_lane = u64::from(device.layout.zones_per_lane()) * device.layout.zone_len().0;
+        let reserve = reserve_blocks(kiseki_types::BlockCount(zones_per_lane)) * u64::from(self.lane_count) * block;
+        DeviceStatus {
+            id: device.id,
+            name: device.name.clone(),
+            pool: device.pool,
+            capacity_bytes: device.layout.capacity_bytes().saturating_sub(reserve),
+            free_bytes: device.lanes.values().map(LaneOnDevice::free_blocks).sum::<u64>() * block,
+            state: if device.gate.fenced().is_some() { DeviceState::Failed } else { DeviceState::Healthy },
+        }
+    }
+
+    async fn list(
+        &self,
+        after: Option<(Locator, Generation)>,
+        limit: usize,
+    ) -> Result<Vec<(Locator, Generation)>, FragmentError> {
+        let mut pairs = Vec::new();
+        for index in self.indexes.values() {
+            pairs.extend(index.list(after, limit).await.map_err(unknown)?);
+        }
+        pairs.sort_unstable();
+        pairs.truncate(limit);
+        Ok(pairs)
+    }
+}
+
+/// An index that can't be read answers nothing: neither "there" nor "absent".
+pub(crate) fn unknown(error: TableError) -> FragmentError {
+    FragmentError::Unknown { reason: error.to_string() }
+}
+
+impl FragmentStore for CoreFragmentStore {
+    fn devices(&self) -> Vec<DeviceStatus> {
+        self.core.devices.values().map(|device| self.core.status(device)).collect()
+    }
+
+    fn put(
+        &self,
+        device: DeviceId,
+        meta: FragmentMeta,
+        payload: Vec<IoBytes>,
+    ) -> LocalBoxFuture<'static, Result<Extent, FragmentError>> {
+        self.core.clone().start_put(device, meta, payload)
+    }
+
+    fn locate(
+        &self,
+        locator: Locator,
+        generation: Generation,
+    ) -> LocalBoxFuture<'static, Result<Vec<StoredFragment>, FragmentError>> {
+        let core = self.core.clone();
+        Box::pin(async move {
+            let lane = core.index_lane(locator);
+            match core.call(lane, LaneRequest::IndexLookup { locator, generation }).await? {
+                LaneResponse::Found(fragments) => Ok(fragments),
+                other => Err(FragmentError::Unknown { reason: format!("lane {lane} answered {other:?}") }),
+            }
+        })
+    }
+
+    fn read(
+        &self,
+        fragment: &StoredFragment,
+        range: Range<u32>,
+    ) -> LocalBoxFuture<'static, Result<IoBytes, FragmentError>> {
+        self.core.clone().start_read(fragment.clone(), range)
+    }
+
+    fn release(&self, fragment: &StoredFragment) -> LocalBoxFuture<'static, Result<(), FragmentError>> {
+        self.core.clone().start_release(fragment.clone())
+    }
+
+    fn list(
+        &self,
+        after: Option<(Locator, Generation)>,
+        limit: usize,
+    ) -> LocalBoxFuture<'static, Result<Vec<(Locator, Generation)>, FragmentError>> {
+        let core = self.core.clone();
+        Box::pin(async move { core.list(after, limit).await })
+    }
+}

@@ -1,0 +1,67 @@
+//! Every kernel gives the digests of the `sha2` and `hmac` crates, at every length around block ends.
+
+use super::*;
+use hmac::{Hmac, KeyInit, Mac};
+use proptest::prelude::*;
+use sha2::{Digest, Sha256};
+
+fn bytes(len: usize) -> Vec<u8> {
+    (0..len as u32).map(|i| (i.wrapping_mul(0x9e37_79b9) >> 24) as u8).collect()
+}
+
+fn twin(data: &[u8]) -> [u8; 32] {
+    Sha256::digest(data).into()
+}
+
+#[test]
+fn the_known_answer_of_fips_180() {
+    let abc = [
+        0xba, 0x78, 0x16, 0xbf, 0x8f, 0x01, 0xcf, 0xea, 0x41, 0x41, 0x40, 0xde, 0x5d, 0xae, 0x22, 0x23, 0xb0, 0x03,
+        0x61, 0xa3, 0x96, 0x17, 0x7a, 0x9c, 0xb4, 0x10, 0xff, 0x61, 0xf2, 0x00, 0x15, 0xad,
+    ];
+    for kernel in Kernel::runnable() {
+        assert_eq!(sha256_with(kernel, b"abc"), abc, "{kernel:?}");
+    }
+}
+
+#[test]
+fn every_length_around_block_ends_matches_the_twin() {
+    for kernel in Kernel::runnable() {
+        for len in (0..300).chain([4095, 4096, 4097, 65_536, 100_003]) {
+            assert_eq!(sha256_with(kernel, &bytes(len)), twin(&bytes(len)), "{kernel:?}, {len} bytes");
+        }
+    }
+}
+
+#[test]
+fn pairs_of_different_lengths_match_the_twin() {
+    for (a, b) in [(0, 0), (0, 1000), (1000, 0), (63, 64), (55, 56), (119, 120), (64, 65_536), (1 << 20, 1)] {
+        assert_eq!(sha256_pair(&bytes(a), &bytes(b)), (twin(&bytes(a)), twin(&bytes(b))), "{a} and {b} bytes");
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_batch_of_any_lengths_keeps_its_order(lens in prop::collection::vec(0usize..1500, 0..12)) {
+        let messages: Vec<Vec<u8>> = lens.iter().map(|len| bytes(*len)).collect();
+        let slices: Vec<&[u8]> = messages.iter().map(Vec::as_slice).collect();
+        for kernel in Kernel::runnable() {
+            let expected: Vec<[u8; 32]> = slices.iter().map(|data| twin(data)).collect();
+            prop_assert_eq!(sha256_many_with(kernel, &slices), expected);
+        }
+    }
+
+    #[test]
+    fn hmac_matches_the_twin(key: [u8; 32], lens in prop::collection::vec(0usize..500, 1..6)) {
+        let messages: Vec<Vec<u8>> = lens.iter().map(|len| bytes(*len)).collect();
+        let slices: Vec<&[u8]> = messages.iter().map(Vec::as_slice).collect();
+        let expected: Vec<[u8; 32]> = slices.iter().map(|data| {
+            let mut mac = Hmac::<Sha256>::new_from_slice(&key).unwrap();
+            mac.update(data);
+            mac.finalize().into_bytes().into()
+        }).collect();
+        let absorbed = HmacSha256Key::new(&key);
+        prop_assert_eq!(absorbed.mac(slices[0]), expected[0]);
+        prop_assert_eq!(absorbed.mac_many(&slices), expected);
+    }
+}

@@ -1,0 +1,72 @@
+//! Typed calls to shards, over a link.
+
+use crate::api::StoreError;
+use crate::message::{
+    ControlRequest, ControlResponse, EngineRequest, EngineResponse, HomeRequest, HomeResponse, OpenShard, RequestBody,
+    ResponseBody, ShardRequest, ShardResponse,
+};
+use kiseki_types::ids::{Locator, ShardId};
+use kiseki_types::link::Link;
+use std::rc::Rc;
+
+/// The engine's way to every shard of the node.
+#[derive(Clone)]
+pub struct Calls {
+    link: Rc<dyn Link<EngineRequest, EngineResponse>>,
+    lane_count: u16,
+    home_count: u16,
+}
+
+impl Calls {
+    /// `lane_count` and `home_count` are fixed when the node is formatted.
+    #[must_use]
+    pub fn new(link: Rc<dyn Link<EngineRequest, EngineResponse>>, lane_count: u16, home_count: u16) -> Calls {
+        Calls { link, lane_count, home_count }
+    }
+
+    /// Number of homes.
+    #[must_use]
+    pub fn home_count(&self) -> u16 {
+        self.home_count
+    }
+
+    /// The home of a chunk.
+    #[must_use]
+    pub fn home_of(&self, locator: &Locator) -> ShardId {
+        locator.home(self.home_count)
+    }
+
+    async fn call(&self, shard: ShardId, body: RequestBody) -> EngineResponse {
+        let answer = self.link.call(shard.lane(self.lane_count), EngineRequest { shard, body }).await;
+        answer.unwrap_or_else(|error| Err(StoreError::Unavailable { reason: error.to_string() }))
+    }
+
+    /// Asks the control shard.
+    pub async fn control(&self, request: ControlRequest) -> Result<ControlResponse, StoreError> {
+        match self.call(ShardId::CONTROL, RequestBody::Control(request)).await? {
+            ResponseBody::Control(response) => Ok(response),
+            _ => panic!("the control shard answers control requests"),
+        }
+    }
+
+    /// Asks a home.
+    pub async fn home(&self, shard: ShardId, request: HomeRequest) -> Result<HomeResponse, StoreError> {
+        match self.call(shard, RequestBody::Home(request)).await? {
+            ResponseBody::Home(response) => Ok(response),
+            _ => panic!("a home answers home requests"),
+        }
+    }
+
+    /// Asks a tenant's shard.
+    pub async fn shard(&self, shard: ShardId, request: ShardRequest) -> Result<ShardResponse, StoreError> {
+        match self.call(shard, RequestBody::Shard(request)).await? {
+            ResponseBody::Shard(response) => Ok(response),
+            _ => panic!("a tenant's shard answers shard requests"),
+        }
+    }
+
+    /// Has a tenant's shard opened where its lane is.
+    pub async fn open(&self, shard: ShardId, open: OpenShard) -> Result<(), StoreError> {
+        self.call(shard, RequestBody::Open(open)).await.map(|_| ())
+    }
+}

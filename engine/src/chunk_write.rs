@@ -1,0 +1,216 @@
+//! One chunk from plaintext to durable fragments: id, dedup, seal, encode, place, write (steps 3 to 7 of the write
+//! path in `docs/ARCHITECTURE.md`).
+
+use crate::api::StoreError;
+use crate::core::{Core, DataCounters};
+use crate::delta::ChunkName;
+use crate::envelope::{EnvelopeBinding, envelope_len, seal};
+use crate::keyring::TenantKeys;
+use crate::message::{BeginChunk, Bucket, Decision, HomeRequest, HomeResponse, PinId};
+use crate::placement::{self, PlacementCandidate};
+use crate::stripe::{fragment_payload_len, padded_len, parity_buffer_count, shape_for};
+use futures::StreamExt;
+use futures::future::join;
+use futures::stream::FuturesUnordered;
+use kiseki_types::buf::{IoBuf, IoBytes};
+use kiseki_types::fragment::{DeviceState, FragmentError, FragmentKey, FragmentMeta, StripeShape};
+use kiseki_types::ids::{ChunkId, DeviceId, MapEpoch, PinEpoch};
+use kiseki_types::limits::CHUNK_LEN_BYTES_MAX;
+use kiseki_types::runtime::RuntimeExt;
+use kiseki_types::secret::SecretKey;
+use std::rc::Rc;
+use tracing::warn;
+
+/// Epoch of the device map: it stays 1 until devices come and go while a node runs.
+const MAP_EPOCH: MapEpoch = MapEpoch(1);
+
+/// What all chunks of one write have in common.
+pub struct WriteScope {
+    /// Where it goes.
+    pub bucket: Bucket,
+    /// Whose it is.
+    pub keys: Rc<TenantKeys>,
+    /// Pin epoch of the bucket's shard when the write began.
+    pub pin_epoch: PinEpoch,
+}
+
+/// A chunk that may be named now: its fragments, or those of an equal chunk, are durable and pinned.
+pub struct StoredChunk {
+    /// Its name by content.
+    pub chunk: ChunkId,
+    /// The generation that the reference counts.
+    pub name: ChunkName,
+    /// Bytes of plaintext.
+    pub len_bytes: u32,
+    /// Its key, to be wrapped for the reference.
+    pub dek: SecretKey,
+    /// To be settled at the home when the delta is committed, or when it never will be.
+    pub pin: PinId,
+}
+
+/// A pin that was taken before the chunk failed; the caller settles it.
+pub struct ChunkFailure {
+    /// Why.
+    pub error: StoreError,
+    /// What to abort at the home, if it got so far.
+    pub pinned: Option<(ChunkName, PinId)>,
+}
+
+impl From<StoreError> for ChunkFailure {
+    fn from(error: StoreError) -> ChunkFailure {
+        ChunkFailure { error, pinned: None }
+    }
+}
+
+/// A buffer that holds a chunk of `len_bytes` and, sealed in place, its envelope with padding.
+#[must_use]
+pub fn chunk_buffer(len_bytes: usize, shape: StripeShape) -> IoBuf {
+    let len = len_bytes.clamp(1, CHUNK_LEN_BYTES_MAX);
+    let envelope = envelope_len(len as u32);
+    // The padded length of a slightly shorter chunk in another shape may be longer: take the larger of both shapes.
+    let copies = padded_len(envelope, StripeShape { data: 1, parity: shape.parity });
+    IoBuf::zeroed(copies.max(padded_len(envelope, shape))).resized(0)
+}
+
+/// Stores one chunk. `plaintext` is sealed in place.
+pub async fn store_chunk(
+    core: &Rc<Core>,
+    scope: &WriteScope,
+    mut plaintext: IoBuf,
+) -> Result<StoredChunk, ChunkFailure> {
+    let len_bytes = plaintext.len() as u32;
+    let chunk = scope.keys.domain.chunk_id(&plaintext);
+    let locator = crate::chunk_id::locator(&core.keys.locator, &chunk);
+    core.ports.yield_now().await;
+    let binding = EnvelopeBinding::current(locator, len_bytes);
+    let envelope_len_bytes = envelope_len(len_bytes);
+    let shape = shape_for(scope.bucket.shape, envelope_len_bytes);
+    let master_epoch = core.keys.masters.current();
+    let dek = scope.keys.dek(&core.keys.masters, master_epoch, &chunk, binding.kind())?;
+    let pin: PinId = core.ports.random();
+    let begin = HomeRequest::Begin {
+        shard: scope.bucket.shard,
+        pin_epoch: scope.pin_epoch,
+        pool: scope.bucket.pool,
+        shape: scope.bucket.shape,
+        master_epoch,
+        chunks: vec![BeginChunk { locator, envelope_len_bytes, pin }],
+    };
+    let decision = core.calls.home(core.calls.home_of(&locator), begin);
+    // The home commits while we seal; for a hit the sealing was for nothing, for a miss it cost no time.
+    let sealed = async {
+        seal(&dek, &binding, &mut plaintext, padded_len(envelope_len_bytes, shape));
+        plaintext
+    };
+    let (decision, envelope) = join(decision, sealed).await;
+    let decision = match decision? {
+        HomeResponse::Decisions(decisions) => decisions[0],
+        _ => panic!("a home answers Begin with Decisions"),
+    };
+    let generation = match decision {
+        Decision::Hit(generation) => {
+            DataCounters::add(&core.counters.chunks_deduplicated, 1);
+            DataCounters::add(&core.counters.chunk_bytes_deduplicated, u64::from(len_bytes));
+            generation
+        }
+        Decision::Miss(generation) => {
+            let name = ChunkName { locator, generation };
+            let stripe = Stripe { name, shape, envelope_len_bytes, pool: scope.bucket.pool };
+            if let Err(error) = write_stripe(core, &stripe, envelope).await {
+                return Err(ChunkFailure { error, pinned: Some((name, pin)) });
+            }
+            DataCounters::add(&core.counters.chunks_written, 1);
+            DataCounters::add(&core.counters.chunk_bytes_written, u64::from(len_bytes));
+            generation
+        }
+    };
+    Ok(StoredChunk { chunk, name: ChunkName { locator, generation }, len_bytes, dek, pin })
+}
+
+struct Stripe {
+    name: ChunkName,
+    shape: StripeShape,
+    envelope_len_bytes: u32,
+    pool: kiseki_types::ids::PoolId,
+}
+
+/// The payloads of a stripe, in the order of their indices.
+fn encode(core: &Core, stripe: &Stripe, envelope: IoBuf) -> Vec<IoBytes> {
+    let payload_len = fragment_payload_len(stripe.envelope_len_bytes, stripe.shape) as usize;
+    let mut parity: Vec<IoBuf> = (0..parity_buffer_count(stripe.shape)).map(|_| IoBuf::zeroed(payload_len)).collect();
+    core.coder.encode(&envelope, stripe.shape, &mut parity);
+    let envelope = envelope.freeze();
+    if stripe.shape.data == 1 {
+        return vec![envelope; stripe.shape.width()];
+    }
+    let data = (0..usize::from(stripe.shape.data)).map(|index| {
+        let start = index * payload_len;
+        envelope.slice(start..start + payload_len)
+    });
+    data.chain(parity.into_iter().map(IoBuf::freeze)).collect()
+}
+
+/// Writes all fragments of a stripe to distinct devices (I-D4). A fragment may be missing only because no usable device
+/// is left for it, and only down to the ack width; a full device is no excuse.
+async fn write_stripe(core: &Core, stripe: &Stripe, envelope: IoBuf) -> Result<(), StoreError> {
+    let payloads = encode(core, stripe, envelope);
+    let devices = core.fragments.devices();
+    let candidates: Vec<PlacementCandidate> = devices
+        .iter()
+        .filter(|device| device.pool == stripe.pool)
+        .map(|device| PlacementCandidate { device: device.id, weight: device.capacity_bytes })
+        .collect();
+    let healthy = |id: DeviceId| devices.iter().any(|device| device.id == id && device.state == DeviceState::Healthy);
+    let order = placement::order(&stripe.name.locator, &candidates);
+    let mut usable = placement::choose(&order, order.len(), healthy);
+    let spare = usable.split_off(usable.len().min(stripe.shape.width()));
+    let mut spare = spare.into_iter();
+    let hint = usable.clone();
+    let put = |index: usize, device: DeviceId| {
+        let payload = payloads[index].clone();
+        let meta = FragmentMeta {
+            key: FragmentKey { locator: stripe.name.locator, generation: stripe.name.generation, index: index as u8 },
+            shape: stripe.shape,
+            pool: stripe.pool,
+            envelope_len_bytes: stripe.envelope_len_bytes,
+            payload_len_bytes: payload.len() as u32,
+            map_epoch: MAP_EPOCH,
+            devices: hint.clone(),
+        };
+        let put = core.fragments.put(device, meta, vec![payload]);
+        async move { (index, put.await) }
+    };
+    let mut pending: FuturesUnordered<_> =
+        usable.iter().enumerate().map(|(index, device)| put(index, *device)).collect();
+    let mut durable = 0;
+    let mut full = None;
+    while let Some((index, result)) = pending.next().await {
+        match result {
+            Ok(_) => durable += 1,
+            Err(error) => {
+                if let FragmentError::Full { .. } = error {
+                    full = Some(error.to_string());
+                } else {
+                    warn!(%error, "a fragment could not be written; another device takes it");
+                }
+                if let Some(device) = spare.next() {
+                    pending.push(put(index, device));
+                }
+            }
+        }
+    }
+    let width = stripe.shape.width();
+    if durable == width {
+        return Ok(());
+    }
+    if let Some(reason) = full {
+        return Err(StoreError::Full { reason });
+    }
+    if durable < stripe.shape.ack_width() {
+        let needed = stripe.shape.ack_width();
+        let reason = format!("{durable} of {width} fragments could be written, {needed} are needed; replace devices");
+        return Err(StoreError::Unavailable { reason });
+    }
+    DataCounters::add(&core.counters.stripes_degraded, 1);
+    Ok(())
+}

@@ -1,0 +1,386 @@
+//! Compositions: what an entry, an upload, a part and a page of a chunk list hold. Byte layouts:
+//! `docs/formats/composition.md`. All of it lives in sealed tables.
+
+use crate::api::{Attributes, ObjectInfo, PartInfo, UploadInfo};
+use crate::delta::ChunkName;
+use crate::keys::WrappedDek;
+use kiseki_types::codec::{CodecError, Reader, Writer};
+use kiseki_types::ids::{ChunkId, CompositionId, DirId, Generation, Locator, PageId, ShardId, UploadId};
+use kiseki_types::limits::{COMMAND_LEN_BYTES_MAX, KEY_LEN_BYTES_MAX};
+
+/// Version of the layouts in this file.
+const FORMAT: u8 = 1;
+
+/// Chunk references in one page.
+pub const PAGE_REFERENCES_MAX: usize = 256;
+
+/// Pages of one composition: 5 TiB in chunks of 1 MiB are 20,480 pages, and up to 10,000 parts end in a short one.
+pub const PAGES_MAX: usize = 40_000;
+
+/// Attributes of one object, and bytes of one name or value. S3 allows 2 KiB of user metadata.
+const ATTRIBUTES_MAX: usize = 256;
+const ATTRIBUTE_LEN_BYTES_MAX: usize = 16 * 1024;
+
+/// Parts of one upload, as in AWS.
+pub const PARTS_MAX: usize = 10_000;
+
+/// One chunk of a composition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChunkReference {
+    /// The chunk's name by content (I-K10: only here, in a sealed page).
+    pub chunk: ChunkId,
+    /// Its keyed name.
+    pub locator: Locator,
+    /// Which sealing of it.
+    pub generation: Generation,
+    /// Bytes of plaintext.
+    pub len_bytes: u32,
+    /// Its DEK, wrapped by the tenant's KEK for this reference.
+    pub wrapped_dek: WrappedDek,
+}
+
+impl ChunkReference {
+    /// The generation that this reference counts.
+    #[must_use]
+    pub fn name(&self) -> ChunkName {
+        ChunkName { locator: self.locator, generation: self.generation }
+    }
+}
+
+/// A page of a chunk list: consecutive chunks of one composition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Page {
+    /// Whose page it is; the wrapping key is bound to it.
+    pub composition: CompositionId,
+    /// 128 random bits of the write attempt; the wrapping key is made with them.
+    pub wrap_salt: [u8; 16],
+    /// Epoch of the KEK that wraps the DEKs.
+    pub kek_epoch: u32,
+    /// The chunks.
+    pub references: Vec<ChunkReference>,
+}
+
+impl Page {
+    /// Bytes of plaintext that the page's chunks hold.
+    #[must_use]
+    pub fn len_bytes(&self) -> u64 {
+        self.references.iter().map(|reference| u64::from(reference.len_bytes)).sum()
+    }
+
+    /// The bytes of a row.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut writer = Writer::new();
+        writer.u8(FORMAT).raw(&self.composition.0).raw(&self.wrap_salt).u32(self.kek_epoch);
+        writer.u32(self.references.len() as u32);
+        for reference in &self.references {
+            writer.raw(&reference.chunk.0).raw(&reference.locator.0).u64(reference.generation.0);
+            writer.u32(reference.len_bytes).raw(&reference.wrapped_dek.0);
+        }
+        writer.finish()
+    }
+
+    /// Back from a row.
+    pub fn decode(bytes: &[u8]) -> Result<Page, CodecError> {
+        let mut reader = versioned("page", bytes)?;
+        let composition = CompositionId(reader.array()?);
+        let wrap_salt = reader.array()?;
+        let kek_epoch = reader.u32()?;
+        let count = reader.count(PAGE_REFERENCES_MAX)?;
+        let mut references = Vec::with_capacity(count);
+        for _ in 0..count {
+            references.push(ChunkReference {
+                chunk: ChunkId(reader.array()?),
+                locator: Locator(reader.array()?),
+                generation: Generation(reader.u64()?),
+                len_bytes: reader.u32()?,
+                wrapped_dek: WrappedDek(reader.array()?),
+            });
+        }
+        reader.end()?;
+        Ok(Page { composition, wrap_salt, kek_epoch, references })
+    }
+}
+
+/// A page as its composition lists it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageReference {
+    /// Which page.
+    pub page: PageId,
+    /// Bytes of plaintext that it covers.
+    pub len_bytes: u64,
+}
+
+/// A file's content and properties.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileEntry {
+    /// Bytes of content.
+    pub len_bytes: u64,
+    /// When it was stored, milliseconds since 1970.
+    pub modified_unix_ms: u64,
+    /// ETag without quotes.
+    pub etag: String,
+    /// The gateway's properties.
+    pub attributes: Attributes,
+    /// Lengths of the parts of a multipart object.
+    pub part_lens_bytes: Vec<u64>,
+    /// Its pages, in order.
+    pub pages: Vec<PageReference>,
+}
+
+/// What an entry of a directory is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// A file or object.
+    File(FileEntry),
+    /// A directory, perhaps in another shard.
+    Directory {
+        /// Its id.
+        id: DirId,
+        /// The shard that holds its entries.
+        shard: ShardId,
+    },
+}
+
+impl Entry {
+    /// The bytes of a row.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut writer = Writer::new();
+        writer.u8(FORMAT);
+        match self {
+            Entry::File(file) => {
+                writer.u8(1).u64(file.len_bytes).u64(file.modified_unix_ms).str(&file.etag);
+                encode_attributes(&mut writer, &file.attributes);
+                writer.u32(file.part_lens_bytes.len() as u32);
+                for len in &file.part_lens_bytes {
+                    writer.u64(*len);
+                }
+                encode_pages(&mut writer, &file.pages);
+            }
+            Entry::Directory { id, shard } => {
+                writer.u8(2).raw(&id.0).u64(shard.0);
+            }
+        }
+        writer.finish()
+    }
+
+    /// Back from a row.
+    pub fn decode(bytes: &[u8]) -> Result<Entry, CodecError> {
+        let mut reader = versioned("entry", bytes)?;
+        let entry = match reader.u8()? {
+            1 => {
+                let len_bytes = reader.u64()?;
+                let modified_unix_ms = reader.u64()?;
+                let etag = reader.str(ATTRIBUTE_LEN_BYTES_MAX)?.to_owned();
+                let attributes = decode_attributes(&mut reader)?;
+                let parts = reader.count(PARTS_MAX)?;
+                let part_lens_bytes = (0..parts).map(|_| reader.u64()).collect::<Result<_, _>>()?;
+                let pages = decode_pages(&mut reader)?;
+                Entry::File(FileEntry { len_bytes, modified_unix_ms, etag, attributes, part_lens_bytes, pages })
+            }
+            2 => Entry::Directory { id: DirId(reader.array()?), shard: ShardId(reader.u64()?) },
+            other => return Err(reader.unknown(u64::from(other))),
+        };
+        reader.end()?;
+        Ok(entry)
+    }
+}
+
+impl FileEntry {
+    /// As gateways see it.
+    #[must_use]
+    pub fn info(&self, key: String) -> ObjectInfo {
+        ObjectInfo {
+            key,
+            len_bytes: self.len_bytes,
+            modified_unix_ms: self.modified_unix_ms,
+            etag: self.etag.clone(),
+            attributes: self.attributes.clone(),
+            part_lens_bytes: self.part_lens_bytes.clone(),
+        }
+    }
+}
+
+/// An upload in progress.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UploadEntry {
+    /// When it was begun, milliseconds since 1970.
+    pub initiated_unix_ms: u64,
+    /// The gateway's properties for the object.
+    pub attributes: Attributes,
+}
+
+impl UploadEntry {
+    /// The bytes of a row.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut writer = Writer::new();
+        writer.u8(FORMAT).u64(self.initiated_unix_ms);
+        encode_attributes(&mut writer, &self.attributes);
+        writer.finish()
+    }
+
+    /// Back from a row.
+    pub fn decode(bytes: &[u8]) -> Result<UploadEntry, CodecError> {
+        let mut reader = versioned("upload", bytes)?;
+        let initiated_unix_ms = reader.u64()?;
+        let attributes = decode_attributes(&mut reader)?;
+        reader.end()?;
+        Ok(UploadEntry { initiated_unix_ms, attributes })
+    }
+
+    /// As gateways see it.
+    #[must_use]
+    pub fn info(self, upload: UploadId, key: String) -> UploadInfo {
+        UploadInfo { upload, key, initiated_unix_ms: self.initiated_unix_ms, attributes: self.attributes }
+    }
+}
+
+/// A part of an upload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PartEntry {
+    /// Bytes of content.
+    pub len_bytes: u64,
+    /// When it was stored, milliseconds since 1970.
+    pub modified_unix_ms: u64,
+    /// ETag without quotes.
+    pub etag: String,
+    /// The gateway's properties.
+    pub attributes: Attributes,
+    /// Its pages, in order.
+    pub pages: Vec<PageReference>,
+}
+
+impl PartEntry {
+    /// The bytes of a row.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut writer = Writer::new();
+        writer.u8(FORMAT).u64(self.len_bytes).u64(self.modified_unix_ms).str(&self.etag);
+        encode_attributes(&mut writer, &self.attributes);
+        encode_pages(&mut writer, &self.pages);
+        writer.finish()
+    }
+
+    /// Back from a row.
+    pub fn decode(bytes: &[u8]) -> Result<PartEntry, CodecError> {
+        let mut reader = versioned("part", bytes)?;
+        let len_bytes = reader.u64()?;
+        let modified_unix_ms = reader.u64()?;
+        let etag = reader.str(ATTRIBUTE_LEN_BYTES_MAX)?.to_owned();
+        let attributes = decode_attributes(&mut reader)?;
+        let pages = decode_pages(&mut reader)?;
+        reader.end()?;
+        Ok(PartEntry { len_bytes, modified_unix_ms, etag, attributes, pages })
+    }
+
+    /// As gateways see it.
+    #[must_use]
+    pub fn info(self, part: u16) -> PartInfo {
+        PartInfo {
+            part,
+            len_bytes: self.len_bytes,
+            modified_unix_ms: self.modified_unix_ms,
+            etag: self.etag,
+            attributes: self.attributes,
+        }
+    }
+}
+
+fn versioned<'a>(what: &'static str, bytes: &'a [u8]) -> Result<Reader<'a>, CodecError> {
+    let mut reader = Reader::new(what, bytes);
+    match reader.u8()? {
+        FORMAT => Ok(reader),
+        other => Err(reader.unknown(u64::from(other))),
+    }
+}
+
+fn encode_attributes(writer: &mut Writer, attributes: &Attributes) {
+    writer.u32(attributes.len() as u32);
+    for (name, value) in attributes {
+        writer.str(name).str(value);
+    }
+}
+
+fn decode_attributes(reader: &mut Reader<'_>) -> Result<Attributes, CodecError> {
+    let count = reader.count(ATTRIBUTES_MAX)?;
+    let mut attributes = Attributes::new();
+    for _ in 0..count {
+        let name = reader.str(ATTRIBUTE_LEN_BYTES_MAX)?.to_owned();
+        attributes.insert(name, reader.str(ATTRIBUTE_LEN_BYTES_MAX)?.to_owned());
+    }
+    Ok(attributes)
+}
+
+/// Whether the attributes fit the format; what does not fit is refused before it is proposed.
+#[must_use]
+pub fn attributes_fit(attributes: &Attributes) -> bool {
+    attributes.len() <= ATTRIBUTES_MAX
+        && attributes.iter().all(|(name, value)| name.len().max(value.len()) <= ATTRIBUTE_LEN_BYTES_MAX)
+        && attributes.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>() <= COMMAND_LEN_BYTES_MAX / 16
+}
+
+fn encode_pages(writer: &mut Writer, pages: &[PageReference]) {
+    writer.u32(pages.len() as u32);
+    for page in pages {
+        writer.raw(&page.page.0).u64(page.len_bytes);
+    }
+}
+
+fn decode_pages(reader: &mut Reader<'_>) -> Result<Vec<PageReference>, CodecError> {
+    let count = reader.count(PAGES_MAX)?;
+    (0..count).map(|_| Ok(PageReference { page: PageId(reader.array()?), len_bytes: reader.u64()? })).collect()
+}
+
+const _: () = assert!(KEY_LEN_BYTES_MAX < ATTRIBUTE_LEN_BYTES_MAX);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::keys::WRAPPED_DEK_LEN_BYTES;
+
+    fn attributes() -> Attributes {
+        Attributes::from([("content-type".to_owned(), "text/plain".to_owned())])
+    }
+
+    #[test]
+    fn rows_survive_the_round_trip_and_truncation_is_an_error() {
+        let page = Page {
+            composition: CompositionId([1; 16]),
+            wrap_salt: [2; 16],
+            kek_epoch: 3,
+            references: vec![ChunkReference {
+                chunk: ChunkId([5; 32]),
+                locator: Locator([6; 32]),
+                generation: Generation(7),
+                len_bytes: 8,
+                wrapped_dek: WrappedDek([9; WRAPPED_DEK_LEN_BYTES]),
+            }],
+        };
+        let pages = vec![PageReference { page: PageId([1; 16]), len_bytes: 8 }];
+        let file = Entry::File(FileEntry {
+            len_bytes: 1,
+            modified_unix_ms: 2,
+            etag: "e".to_owned(),
+            attributes: attributes(),
+            part_lens_bytes: vec![1, 2],
+            pages: pages.clone(),
+        });
+        let directory = Entry::Directory { id: DirId([3; 16]), shard: ShardId(1024) };
+        let upload = UploadEntry { initiated_unix_ms: 5, attributes: attributes() };
+        let part =
+            PartEntry { len_bytes: 6, modified_unix_ms: 7, etag: "p".to_owned(), attributes: attributes(), pages };
+        assert_eq!(Page::decode(&page.encode()).unwrap(), page);
+        assert_eq!(Entry::decode(&file.encode()).unwrap(), file);
+        assert_eq!(Entry::decode(&directory.encode()).unwrap(), directory);
+        assert_eq!(UploadEntry::decode(&upload.encode()).unwrap(), upload);
+        assert_eq!(PartEntry::decode(&part.encode()).unwrap(), part);
+        for len in 0..page.encode().len() {
+            assert!(Page::decode(&page.encode()[..len]).is_err());
+        }
+        for len in 0..file.encode().len() {
+            assert!(Entry::decode(&file.encode()[..len]).is_err());
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! What every part of the data path on one core shares, and its counters.
+
+use crate::api::StoreError;
+use crate::calls::Calls;
+use crate::chunker::{ChunkFormat, Chunker};
+use crate::keyring::{Keyring, NodeKeys};
+use crate::message::{Bucket, ControlRequest, ControlResponse};
+use crate::stripe::StripeCoder;
+use kiseki_types::Ports;
+use kiseki_types::fragment::FragmentStore;
+use kiseki_types::ids::TenantId;
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+/// Chunk formats whose tables one core keeps.
+const CHUNKERS_MAX: usize = 64;
+
+/// Counters of the data path on one core.
+#[derive(Default)]
+pub struct DataCounters {
+    /// Chunks written by this core.
+    pub chunks_written: Cell<u64>,
+    /// Plaintext bytes of those chunks.
+    pub chunk_bytes_written: Cell<u64>,
+    /// Chunks that were found and not written again.
+    pub chunks_deduplicated: Cell<u64>,
+    /// Plaintext bytes of those chunks.
+    pub chunk_bytes_deduplicated: Cell<u64>,
+    /// Stripes acknowledged with a fragment missing because its device is failed: to be completed.
+    pub stripes_degraded: Cell<u64>,
+    /// Plaintext bytes handed to readers.
+    pub bytes_read: Cell<u64>,
+    /// Parts of fragments that were rebuilt from others during a read.
+    pub rebuilds: Cell<u64>,
+    /// Writes that were abandoned before they were named.
+    pub writes_abandoned: Cell<u64>,
+}
+
+impl DataCounters {
+    /// Adds to a counter.
+    pub fn add(counter: &Cell<u64>, amount: u64) {
+        counter.set(counter.get() + amount);
+    }
+}
+
+/// The data path of one core.
+pub struct Core {
+    /// Time, chance, tasks.
+    pub ports: Ports,
+    /// The way to every shard.
+    pub calls: Calls,
+    /// The fragments of this node.
+    pub fragments: Rc<dyn FragmentStore>,
+    /// The node's own keys.
+    pub keys: Rc<NodeKeys>,
+    /// Tenants' keys.
+    pub keyring: Keyring,
+    /// Encodes and rebuilds.
+    pub coder: StripeCoder,
+    /// What was done.
+    pub counters: DataCounters,
+    chunkers: RefCell<Vec<Rc<Chunker>>>,
+}
+
+impl Core {
+    /// Puts the data path of a core together.
+    #[must_use]
+    pub fn new(ports: Ports, calls: Calls, fragments: Rc<dyn FragmentStore>, keys: Rc<NodeKeys>) -> Rc<Core> {
+        let keyring = Keyring::new(ports.clone(), calls.clone());
+        let (coder, counters) = (StripeCoder::new(), DataCounters::default());
+        Rc::new(Core { ports, calls, fragments, keys, keyring, coder, counters, chunkers: RefCell::default() })
+    }
+
+    /// The chunker of a format; its tables are made once.
+    pub fn chunker(&self, format: &ChunkFormat) -> Result<Rc<Chunker>, StoreError> {
+        let mut chunkers = self.chunkers.borrow_mut();
+        if let Some(chunker) = chunkers.iter().find(|chunker| chunker.format() == format) {
+            return Ok(chunker.clone());
+        }
+        let chunker = Chunker::open(format.clone());
+        let chunker = Rc::new(chunker.map_err(|error| StoreError::Damaged { reason: error.to_string() })?);
+        if chunkers.len() < CHUNKERS_MAX {
+            chunkers.push(chunker.clone());
+        }
+        Ok(chunker)
+    }
+
+    /// A tenant's bucket.
+    pub async fn bucket(&self, tenant: TenantId, name: &str) -> Result<Bucket, StoreError> {
+        match self.calls.control(ControlRequest::Bucket { tenant, name: name.to_owned() }).await? {
+            ControlResponse::Bucket(bucket) => Ok(*bucket),
+            _ => panic!("the control shard answers Bucket with Bucket"),
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! The engine of one core: opens the shards of its lanes, answers requests for them, runs collection.
+
+use crate::api::{Store, StoreError};
+use crate::calls::Calls;
+use crate::control_service::ControlService;
+use crate::core::Core;
+use crate::home_service::HomeService;
+use crate::host::{FileSpec, GroupHost, GroupSpec};
+use crate::keyring::{NodeKeys, shard_deltas, shard_pages};
+use crate::keys::MetaSealer;
+use crate::leader::Leader;
+use crate::machine::Machine;
+use crate::message::{EngineRequest, EngineResponse, OpenShard, RequestBody, ResponseBody};
+use crate::orphans;
+use crate::shard_service::ShardService;
+use crate::store::EngineStore;
+use kiseki_types::Ports;
+use kiseki_types::fragment::{FragmentStore, StripeShape};
+use kiseki_types::ids::{LaneId, ShardId};
+use kiseki_types::link::Link;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+/// What an engine is made of.
+pub struct EngineInputs {
+    /// Time, chance, tasks of this core.
+    pub ports: Ports,
+    /// The way to all lanes.
+    pub link: Rc<dyn Link<EngineRequest, EngineResponse>>,
+    /// Opens groups on this core.
+    pub host: Rc<dyn GroupHost>,
+    /// The fragments of this node.
+    pub fragments: Rc<dyn FragmentStore>,
+    /// The node's own keys.
+    pub keys: Rc<NodeKeys>,
+    /// Lanes of this core.
+    pub lanes: Vec<LaneId>,
+    /// Lanes of the node, fixed at format.
+    pub lane_count: u16,
+    /// Homes of the node, fixed at format.
+    pub home_count: u16,
+    /// Shards that a new tenant gets.
+    pub shards_per_tenant: u16,
+    /// Shape of the first pool's stripes, when the cluster is new.
+    pub first_pool: StripeShape,
+}
+
+/// The engine of one core.
+pub struct Engine {
+    inputs: EngineInputs,
+    calls: Calls,
+    core: Rc<Core>,
+    control: RefCell<Option<Rc<ControlService>>>,
+    homes: RefCell<BTreeMap<ShardId, Rc<HomeService>>>,
+    shards: RefCell<BTreeMap<ShardId, Rc<ShardService>>>,
+}
+
+impl Engine {
+    /// Puts an engine together; nothing is open yet.
+    #[must_use]
+    pub fn new(inputs: EngineInputs) -> Rc<Engine> {
+        let calls = Calls::new(inputs.link.clone(), inputs.lane_count, inputs.home_count);
+        let core = Core::new(inputs.ports.clone(), calls.clone(), inputs.fragments.clone(), inputs.keys.clone());
+        Rc::new(Engine {
+            inputs,
+            calls,
+            core,
+            control: RefCell::default(),
+            homes: RefCell::default(),
+            shards: RefCell::default(),
+        })
+    }
+
+    /// What gateways use.
+    #[must_use]
+    pub fn store(&self) -> Store {
+        Rc::new(EngineStore::new(self.core.clone()))
+    }
+
+    /// The data path of this core, for its counters.
+    #[must_use]
+    pub fn core(&self) -> &Rc<Core> {
+        &self.core
+    }
+
+    /// Calls to every shard, for administration.
+    #[must_use]
+    pub fn calls(&self) -> &Calls {
+        &self.calls
+    }
+
+    /// Homes of this core, for their counters.
+    #[must_use]
+    pub fn homes(&self) -> Vec<Rc<HomeService>> {
+        self.homes.borrow().values().cloned().collect()
+    }
+
+    /// Tenants' shards of this core, for their counters.
+    #[must_use]
+    pub fn shards(&self) -> Vec<Rc<ShardService>> {
+        self.shards.borrow().values().cloned().collect()
+    }
+
+    fn holds(&self, shard: ShardId) -> bool {
+        self.inputs.lanes.contains(&shard.lane(self.inputs.lane_count))
+    }
+
+    /// Step 1 of a start, on every core: opens the control shard and the homes of this core's lanes. `create` only
+    /// when the cluster is being made (I-O4).
+    pub async fn open_system_shards(&self, create: bool) -> Result<(), StoreError> {
+        if self.holds(ShardId::CONTROL) {
+            let keys = &self.inputs.keys;
+            let sealer = Rc::new(MetaSealer::new(keys.control_deltas(), &*self.inputs.ports));
+            let group = self.inputs.host.open(GroupSpec {
+                shard: ShardId::CONTROL,
+                files: vec![FileSpec { name: "control.redb".to_owned(), seal: Some(keys.control_pages()) }],
+                create,
+                machine: Rc::new(Machine::of_control_shard(sealer.clone())),
+            });
+            let leader = Leader::new(self.inputs.ports.clone(), group.await?, Some(sealer));
+            let control = ControlService::new(leader, self.calls.clone(), keys, self.inputs.shards_per_tenant);
+            control.start(self.inputs.first_pool).await?;
+            self.control.replace(Some(control));
+        }
+        for home in (0..u64::from(self.inputs.home_count)).map(|index| ShardId(ShardId::HOME_FIRST + index)) {
+            if !self.holds(home) {
+                continue;
+            }
+            let group = self.inputs.host.open(GroupSpec {
+                shard: home,
+                files: vec![FileSpec { name: format!("home-{}.redb", home.0), seal: None }],
+                create,
+                machine: Rc::new(Machine::of_home()),
+            });
+            let leader = Leader::new(self.inputs.ports.clone(), group.await?, None);
+            let service = HomeService::new(leader, self.calls.clone(), self.inputs.fragments.clone());
+            service.start().await?;
+            self.homes.borrow_mut().insert(home, service);
+        }
+        Ok(())
+    }
+
+    /// Step 2, when step 1 is done on every core: the core of the control shard has all tenants' shards opened.
+    pub async fn open_tenant_shards(&self) -> Result<(), StoreError> {
+        let control = self.control.borrow().clone();
+        match control {
+            Some(control) => control.open_tenant_shards().await,
+            None => Ok(()),
+        }
+    }
+
+    /// Step 3, when step 2 is done: settles what writers left when the node went down, and looks for orphans.
+    pub fn start_background(&self) {
+        for home in self.homes() {
+            home.settle_stale_pins();
+        }
+        orphans::start(&self.core);
+    }
+
+    async fn open_shard(&self, shard: ShardId, open: OpenShard) -> Result<(), StoreError> {
+        if self.shards.borrow().contains_key(&shard) {
+            return Ok(());
+        }
+        let sealer = Rc::new(MetaSealer::new(shard_deltas(&open.metadata_key), &*self.inputs.ports));
+        let group = self.inputs.host.open(GroupSpec {
+            shard,
+            files: vec![
+                FileSpec { name: format!("shard-{}-names.redb", shard.0), seal: Some(shard_pages(&open.metadata_key)) },
+                FileSpec { name: format!("shard-{}-counts.redb", shard.0), seal: None },
+            ],
+            create: open.create,
+            machine: Rc::new(Machine::of_tenant_shard(sealer.clone())),
+        });
+        let leader = Leader::new(self.inputs.ports.clone(), group.await?, Some(sealer));
+        let service = ShardService::new(leader, self.calls.clone());
+        service.start().await?;
+        self.shards.borrow_mut().insert(shard, service);
+        Ok(())
+    }
+
+    /// Answers a request that arrived at this core.
+    pub async fn handle(&self, request: EngineRequest) -> EngineResponse {
+        let shard = request.shard;
+        match request.body {
+            RequestBody::Control(body) => {
+                let control = self.control.borrow().clone().ok_or_else(|| not_open(shard))?;
+                control.handle(body).await.map(ResponseBody::Control)
+            }
+            RequestBody::Home(body) => {
+                let home = self.homes.borrow().get(&shard).cloned().ok_or_else(|| not_open(shard))?;
+                home.handle(body).await.map(ResponseBody::Home)
+            }
+            RequestBody::Shard(body) => {
+                let service = self.shards.borrow().get(&shard).cloned().ok_or_else(|| not_open(shard))?;
+                service.handle(body).await.map(ResponseBody::Shard)
+            }
+            RequestBody::Open(open) => self.open_shard(shard, open).await.map(|()| ResponseBody::Done),
+        }
+    }
+}
+
+fn not_open(shard: ShardId) -> StoreError {
+    StoreError::Unavailable { reason: format!("shard {shard} is not open yet; try again") }
+}

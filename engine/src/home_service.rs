@@ -1,0 +1,549 @@
+//! The leader of a home: keeps the generations, pins and intents of the chunks whose locators hash to it.
+//!
+//! A hit counts only for a generation that is complete (its delta is committed, so it was durable at ack width),
+//! readable now, and in the pool that was asked for. A generation is freed only after it is condemned (no more hits)
+//! and every shard that may name it has committed a fence and answered that it does not (I-C2).
+
+use crate::api::StoreError;
+use crate::calls::Calls;
+use crate::delta::{ChunkName, RowChange};
+use crate::latch::{Hold, LatchGuard};
+use crate::leader::{CommitError, DECISIONS_MAX, Draft, Leader, row_damaged};
+use crate::message::{BeginChunk, Collected, Decision, HomeRequest, HomeResponse, PinId, ShardRequest, ShardResponse};
+use crate::stripe::shape_for;
+use kiseki_types::codec::{CodecError, Reader, Writer};
+use kiseki_types::fragment::{DeviceState, FragmentStore, StripeShape};
+use kiseki_types::ids::{Generation, Locator, MasterEpoch, PinEpoch, PoolId, ShardId, Term};
+use kiseki_types::runtime::RuntimeExt;
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+use std::time::Duration;
+use tracing::warn;
+
+/// Table of a home: chunk name -> [`GenerationRecord`].
+const GENERATIONS: u8 = 1;
+/// Table of a home: (chunk name, pin id) -> shard and pin epoch.
+const PINS: u8 = 2;
+/// Table of a home: [`INCARNATION_KEY`] -> number of this home's starts.
+const STATE: u8 = 3;
+const INCARNATION_KEY: &[u8] = b"incarnation";
+
+/// Version of the rows.
+const FORMAT: u8 = 1;
+
+/// Generations of one chunk, and pins of one generation, that are looked at together.
+const ROWS_PER_CHUNK_MAX: usize = 1024;
+
+/// Shards that may name one generation. A chunk that more shards than this write is stored once more.
+const SHARDS_PER_GENERATION_MAX: usize = 4096;
+
+/// Pins of gateways that are gone which one round of the start looks at.
+const PINS_PER_ROUND: usize = 256;
+
+/// Time before a generation that could not be collected is tried again.
+const RETRY_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How far a generation has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum GenerationState {
+    /// A writer means to write it.
+    Intent,
+    /// A committed delta names it: hits count.
+    Complete,
+    /// Being collected: no hits.
+    Condemned,
+    /// Fenced in every shard involved, and named by none: only its space has still to be freed.
+    Freeing,
+}
+
+/// What a home knows of one generation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct GenerationRecord {
+    state: GenerationState,
+    pool: PoolId,
+    shape: StripeShape,
+    envelope_len_bytes: u32,
+    master_epoch: MasterEpoch,
+    /// Shards that may name it: those that ever pinned it.
+    shards: BTreeSet<ShardId>,
+}
+
+impl GenerationRecord {
+    fn encode(&self) -> Vec<u8> {
+        let mut writer = Writer::new();
+        let state = match self.state {
+            GenerationState::Intent => 0,
+            GenerationState::Complete => 1,
+            GenerationState::Condemned => 2,
+            GenerationState::Freeing => 3,
+        };
+        writer.u8(FORMAT).u8(state).u16(self.pool.0).u8(self.shape.data).u8(self.shape.parity);
+        writer.u32(self.envelope_len_bytes).u32(self.master_epoch.0).u32(self.shards.len() as u32);
+        for shard in &self.shards {
+            writer.u64(shard.0);
+        }
+        writer.finish()
+    }
+
+    fn decode(bytes: &[u8]) -> Result<GenerationRecord, CodecError> {
+        let mut reader = Reader::new("generation record", bytes);
+        let format = reader.u8()?;
+        if format != FORMAT {
+            return Err(reader.unknown(u64::from(format)));
+        }
+        let state = match reader.u8()? {
+            0 => GenerationState::Intent,
+            1 => GenerationState::Complete,
+            2 => GenerationState::Condemned,
+            3 => GenerationState::Freeing,
+            other => return Err(reader.unknown(u64::from(other))),
+        };
+        let pool = PoolId(reader.u16()?);
+        let shape = StripeShape { data: reader.u8()?, parity: reader.u8()? };
+        let envelope_len_bytes = reader.u32()?;
+        let master_epoch = MasterEpoch(reader.u32()?);
+        let count = reader.count(SHARDS_PER_GENERATION_MAX)?;
+        let shards = (0..count).map(|_| Ok(ShardId(reader.u64()?))).collect::<Result<_, CodecError>>()?;
+        reader.end()?;
+        Ok(GenerationRecord { state, pool, shape, envelope_len_bytes, master_epoch, shards })
+    }
+}
+
+/// What a home has done: counters.
+#[derive(Default)]
+pub struct HomeCounters {
+    /// Chunks found.
+    pub hits: Cell<u64>,
+    /// Chunks to be written.
+    pub misses: Cell<u64>,
+    /// Generations freed.
+    pub freed: Cell<u64>,
+    /// Generations condemned and then pardoned because a shard names them.
+    pub pardoned: Cell<u64>,
+    /// Pins and intents of writers that are gone, still to be settled.
+    pub stale_pins: Cell<u64>,
+}
+
+/// One home on the core that leads it.
+pub struct HomeService {
+    leader: Leader,
+    calls: Calls,
+    fragments: Rc<dyn FragmentStore>,
+    /// Counts the starts of this home, through its log: generations are numbered (incarnation, sequence), so a number
+    /// that was handed out but not committed before a crash never comes again.
+    incarnation: Cell<u64>,
+    sequence: Cell<u64>,
+    /// Pins of this incarnation whose writers have not settled them. Pins in the table but not here belong to writers
+    /// that went down with the node.
+    live_pins: RefCell<BTreeSet<PinId>>,
+    /// Counters.
+    pub counters: HomeCounters,
+}
+
+impl HomeService {
+    /// Takes the leader's part of a home.
+    #[must_use]
+    pub fn new(leader: Leader, calls: Calls, fragments: Rc<dyn FragmentStore>) -> Rc<HomeService> {
+        Rc::new(HomeService {
+            leader,
+            calls,
+            fragments,
+            incarnation: Cell::new(0),
+            sequence: Cell::new(0),
+            live_pins: RefCell::default(),
+            counters: HomeCounters::default(),
+        })
+    }
+
+    /// What a leader does before it takes requests: counts its start.
+    pub async fn start(&self) -> Result<(), StoreError> {
+        let incarnation = self
+            .decide(async |term| {
+                let row = self.leader.row(STATE, INCARNATION_KEY).await?;
+                let before =
+                    row.map_or(Ok(0), |bytes| Reader::new("incarnation", &bytes).u64()).map_err(row_damaged)?;
+                let next = before + 1;
+                let row = RowChange::put(STATE, INCARNATION_KEY.to_vec(), next.to_le_bytes().to_vec());
+                self.leader.commit(term, Draft { rows: vec![row], ..Draft::default() }).await?;
+                Ok(next)
+            })
+            .await?;
+        assert!(incarnation < 1 << 32, "a home has been started {incarnation} times");
+        self.incarnation.set(incarnation);
+        Ok(())
+    }
+
+    /// Settles the pins and intents that writers left when the node went down, until none is left. Call it when all
+    /// shards answer.
+    pub fn settle_stale_pins(self: &Rc<Self>) {
+        let service = self.clone();
+        let task = async move {
+            loop {
+                match service.settle_round().await {
+                    Ok(0) => return,
+                    Ok(_) => {}
+                    Err(error) => {
+                        warn!(home = %service.leader.shard(), %error, "stale pins could not be settled; tried again");
+                    }
+                }
+                service.leader.ports().sleep(RETRY_INTERVAL).await;
+            }
+        };
+        self.leader.ports().spawn("settle stale pins", Box::pin(task));
+    }
+
+    async fn settle_round(&self) -> Result<u64, StoreError> {
+        self.leader.barrier().await?;
+        let mut names = BTreeSet::new();
+        for (key, _) in self.leader.rows(PINS, &[], PINS_PER_ROUND + self.live_pins.borrow().len()).await? {
+            let (name, pin) = parse_pin_key(&key)?;
+            if !self.live_pins.borrow().contains(&pin) {
+                names.insert(name);
+            }
+        }
+        self.counters.stale_pins.set(names.len() as u64);
+        for name in &names {
+            self.collect(*name).await?;
+        }
+        Ok(names.len() as u64)
+    }
+
+    /// Answers a request.
+    pub async fn handle(&self, request: HomeRequest) -> Result<HomeResponse, StoreError> {
+        match request {
+            HomeRequest::Begin { shard, pin_epoch, pool, shape, master_epoch, chunks } => {
+                let begin = Begin { shard, pin_epoch, pool, shape, master_epoch };
+                self.begin(&begin, &chunks).await.map(HomeResponse::Decisions)
+            }
+            HomeRequest::Settle { complete, abort } => {
+                self.complete(&complete).await?;
+                for (name, pin) in abort {
+                    self.live_pins.borrow_mut().remove(&pin);
+                    self.collect(name).await?;
+                }
+                Ok(HomeResponse::Decisions(Vec::new()))
+            }
+            HomeRequest::Collect(name) => self.collect(name).await.map(HomeResponse::Collected),
+            HomeRequest::Unknown(names) => self.unknown(&names).await.map(HomeResponse::Unknown),
+        }
+    }
+
+    async fn begin(&self, begin: &Begin, chunks: &[BeginChunk]) -> Result<Vec<Decision>, StoreError> {
+        let _guards = self.latch(chunks.iter().map(|chunk| chunk.locator)).await;
+        let decisions = self
+            .decide(async |term| {
+                let mut draft = Draft::default();
+                let mut decisions = Vec::with_capacity(chunks.len());
+                for chunk in chunks {
+                    decisions.push(self.decide_chunk(begin, chunk, &mut draft).await?);
+                }
+                self.leader.commit(term, draft).await?;
+                Ok(decisions)
+            })
+            .await?;
+        self.live_pins.borrow_mut().extend(chunks.iter().map(|chunk| chunk.pin));
+        for decision in &decisions {
+            let counter = match decision {
+                Decision::Hit(_) => &self.counters.hits,
+                Decision::Miss(_) => &self.counters.misses,
+            };
+            counter.set(counter.get() + 1);
+        }
+        Ok(decisions)
+    }
+
+    async fn decide_chunk(
+        &self,
+        begin: &Begin,
+        chunk: &BeginChunk,
+        draft: &mut Draft,
+    ) -> Result<Decision, CommitError> {
+        let mut pin = Writer::new();
+        pin.u8(FORMAT).u64(begin.shard.0).u64(begin.pin_epoch.0);
+        let found = self.readable_generation(begin, chunk).await?;
+        let (name, record, decision) = match found {
+            Some((name, mut record)) => {
+                record.shards.insert(begin.shard);
+                (name, record, Decision::Hit(name.generation))
+            }
+            None => {
+                let generation = self.next_generation();
+                let record = GenerationRecord {
+                    state: GenerationState::Intent,
+                    pool: begin.pool,
+                    shape: shape_for(begin.shape, chunk.envelope_len_bytes),
+                    envelope_len_bytes: chunk.envelope_len_bytes,
+                    master_epoch: begin.master_epoch,
+                    shards: BTreeSet::from([begin.shard]),
+                };
+                (ChunkName { locator: chunk.locator, generation }, record, Decision::Miss(generation))
+            }
+        };
+        draft.rows.push(RowChange::put(GENERATIONS, name.to_key(), record.encode()));
+        draft.rows.push(RowChange::put(PINS, pin_key(name, chunk.pin), pin.finish()));
+        Ok(decision)
+    }
+
+    /// A generation that a writer may reference instead of writing the chunk again.
+    async fn readable_generation(
+        &self,
+        begin: &Begin,
+        chunk: &BeginChunk,
+    ) -> Result<Option<(ChunkName, GenerationRecord)>, StoreError> {
+        for (name, record) in self.generations(&chunk.locator).await? {
+            let fits = record.state == GenerationState::Complete
+                && record.pool == begin.pool
+                && record.master_epoch == begin.master_epoch
+                && record.envelope_len_bytes == chunk.envelope_len_bytes
+                && (record.shards.contains(&begin.shard) || record.shards.len() < SHARDS_PER_GENERATION_MAX);
+            if fits && self.is_readable(name, record.shape).await? {
+                return Ok(Some((name, record)));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn is_readable(&self, name: ChunkName, shape: StripeShape) -> Result<bool, StoreError> {
+        let healthy: BTreeSet<_> = self
+            .fragments
+            .devices()
+            .into_iter()
+            .filter(|device| device.state == DeviceState::Healthy)
+            .map(|device| device.id)
+            .collect();
+        let stored = self.fragments.locate(name.locator, name.generation).await;
+        let stored = stored.map_err(|error| StoreError::Unavailable { reason: error.to_string() })?;
+        let usable: BTreeSet<u8> = stored
+            .iter()
+            .filter(|fragment| healthy.contains(&fragment.extent.device))
+            .map(|fragment| fragment.meta.key.index)
+            .collect();
+        Ok(usable.len() >= shape.ack_width())
+    }
+
+    async fn generations(&self, locator: &Locator) -> Result<Vec<(ChunkName, GenerationRecord)>, StoreError> {
+        let rows = self.leader.rows(GENERATIONS, &locator.0, ROWS_PER_CHUNK_MAX).await?;
+        rows.iter()
+            .map(|(key, value)| {
+                let name = ChunkName::from_key(key).map_err(row_damaged)?;
+                Ok((name, GenerationRecord::decode(value).map_err(row_damaged)?))
+            })
+            .collect()
+    }
+
+    async fn record(&self, name: ChunkName) -> Result<Option<GenerationRecord>, StoreError> {
+        let row = self.leader.row(GENERATIONS, &name.to_key()).await?;
+        row.map(|bytes| GenerationRecord::decode(&bytes).map_err(row_damaged)).transpose()
+    }
+
+    fn next_generation(&self) -> Generation {
+        let sequence = self.sequence.get();
+        self.sequence.set(sequence + 1);
+        assert!(sequence < 1 << 32, "a home has numbered {sequence} generations since its start");
+        Generation(self.incarnation.get() << 32 | sequence)
+    }
+
+    async fn complete(&self, pins: &[(ChunkName, PinId)]) -> Result<(), StoreError> {
+        if pins.is_empty() {
+            return Ok(());
+        }
+        let _guards = self.latch(pins.iter().map(|(name, _)| name.locator)).await;
+        self.decide(async |term| {
+            let mut rows = Vec::new();
+            let mut completed = BTreeMap::new();
+            for (name, pin) in pins {
+                rows.push(RowChange::remove(PINS, pin_key(*name, *pin)));
+                match self.record(*name).await? {
+                    Some(mut record) if record.state == GenerationState::Intent => {
+                        record.state = GenerationState::Complete;
+                        completed.insert(*name, record);
+                    }
+                    _ => {}
+                }
+            }
+            rows.extend(
+                completed.iter().map(|(name, record)| RowChange::put(GENERATIONS, name.to_key(), record.encode())),
+            );
+            self.leader.commit(term, Draft { rows, ..Draft::default() }).await
+        })
+        .await?;
+        let mut live = self.live_pins.borrow_mut();
+        for (_, pin) in pins {
+            live.remove(pin);
+        }
+        Ok(())
+    }
+
+    /// Frees a generation that nobody names. Any step can be cut off by a crash: it is condemned until it is freed or
+    /// pardoned, and whoever asked asks again.
+    async fn collect(&self, name: ChunkName) -> Result<Collected, StoreError> {
+        let _guards = self.latch([name.locator].into_iter()).await;
+        let Some(mut record) = self.record(name).await? else { return Ok(Collected::Freed) };
+        let pins = self.pins(name).await?;
+        if pins.iter().any(|pin| self.live_pins.borrow().contains(pin)) {
+            return Ok(Collected::Busy);
+        }
+        if record.state != GenerationState::Freeing {
+            if record.state != GenerationState::Condemned {
+                record.state = GenerationState::Condemned;
+                self.put_record(name, &record, &[]).await?;
+            }
+            match self.fence_everywhere(name, &record).await {
+                None => return Ok(Collected::Busy),
+                Some(0) => {}
+                Some(_) => return self.pardon(name, record, &pins).await,
+            }
+            record.state = GenerationState::Freeing;
+            self.put_record(name, &record, &[]).await?;
+        }
+        if !self.release(name).await? {
+            return Ok(Collected::Busy);
+        }
+        self.forget(name, &pins).await?;
+        self.counters.freed.set(self.counters.freed.get() + 1);
+        Ok(Collected::Freed)
+    }
+
+    /// Sets the fence in every shard that may name the generation, and adds up how often they do. `None` when one did
+    /// not answer: then nothing may be freed.
+    async fn fence_everywhere(&self, name: ChunkName, record: &GenerationRecord) -> Option<u64> {
+        let mut named = 0;
+        for shard in &record.shards {
+            match self.calls.shard(*shard, ShardRequest::Fence(name)).await {
+                Ok(ShardResponse::Count(count)) => named += count,
+                Ok(_) => panic!("a shard answers Fence with Count"),
+                Err(error) => {
+                    warn!(%shard, %error, "a shard did not answer a fence; its generation stays condemned for now");
+                    return None;
+                }
+            }
+        }
+        Some(named)
+    }
+
+    /// A shard names it after all: a delta was committed whose writer did not live to say so.
+    async fn pardon(
+        &self,
+        name: ChunkName,
+        mut record: GenerationRecord,
+        pins: &[PinId],
+    ) -> Result<Collected, StoreError> {
+        record.state = GenerationState::Complete;
+        for shard in &record.shards {
+            self.calls.shard(*shard, ShardRequest::Unfence(name)).await?;
+        }
+        self.put_record(name, &record, pins).await?;
+        self.counters.pardoned.set(self.counters.pardoned.get() + 1);
+        Ok(Collected::Named)
+    }
+
+    /// Frees the fragments; false when a device did not answer.
+    async fn release(&self, name: ChunkName) -> Result<bool, StoreError> {
+        let stored = match self.fragments.locate(name.locator, name.generation).await {
+            Ok(stored) => stored,
+            Err(error) => {
+                warn!(%error, "fragments of a condemned generation could not be listed; tried again");
+                return Ok(false);
+            }
+        };
+        let usable: BTreeSet<_> = self
+            .fragments
+            .devices()
+            .into_iter()
+            .filter(|device| device.state == DeviceState::Healthy)
+            .map(|device| device.id)
+            .collect();
+        let mut all = true;
+        for fragment in stored {
+            // A fragment on a device that is gone keeps the generation condemned: should the device come back, the
+            // fragment is freed then, not left behind as an orphan.
+            if !usable.contains(&fragment.extent.device) {
+                all = false;
+            } else if let Err(error) = self.fragments.release(&fragment).await {
+                warn!(%error, "a fragment of a condemned generation could not be freed; tried again");
+                all = false;
+            }
+        }
+        Ok(all)
+    }
+
+    async fn put_record(&self, name: ChunkName, record: &GenerationRecord, ended: &[PinId]) -> Result<(), StoreError> {
+        self.decide(async |term| {
+            let mut rows = vec![RowChange::put(GENERATIONS, name.to_key(), record.encode())];
+            rows.extend(ended.iter().map(|pin| RowChange::remove(PINS, pin_key(name, *pin))));
+            self.leader.commit(term, Draft { rows, ..Draft::default() }).await
+        })
+        .await
+    }
+
+    async fn forget(&self, name: ChunkName, pins: &[PinId]) -> Result<(), StoreError> {
+        self.decide(async |term| {
+            let mut rows = vec![RowChange::remove(GENERATIONS, name.to_key())];
+            rows.extend(pins.iter().map(|pin| RowChange::remove(PINS, pin_key(name, *pin))));
+            self.leader.commit(term, Draft { rows, ..Draft::default() }).await
+        })
+        .await
+    }
+
+    async fn pins(&self, name: ChunkName) -> Result<Vec<PinId>, StoreError> {
+        let rows = self.leader.rows(PINS, &name.to_key(), ROWS_PER_CHUNK_MAX).await?;
+        rows.iter().map(|(key, _)| parse_pin_key(key).map(|(_, pin)| pin)).collect()
+    }
+
+    /// Generations that this home numbered before its last start and does not know: their intents were never
+    /// committed, so no delta can name them.
+    async fn unknown(&self, names: &[ChunkName]) -> Result<Vec<ChunkName>, StoreError> {
+        self.leader.barrier().await?;
+        let mut unknown = Vec::new();
+        for name in names {
+            let earlier = name.generation.0 >> 32 < self.incarnation.get();
+            if earlier && self.record(*name).await?.is_none() {
+                unknown.push(*name);
+            }
+        }
+        Ok(unknown)
+    }
+
+    /// Latches chunks in the order of their locators, so that nobody waits in a circle.
+    async fn latch(&self, locators: impl Iterator<Item = Locator>) -> Vec<LatchGuard> {
+        let mut guards = Vec::new();
+        for locator in locators.collect::<BTreeSet<_>>() {
+            guards.push(self.leader.latches.hold(locator.0.to_vec(), Hold::Exclusive).await);
+        }
+        guards
+    }
+
+    async fn decide<T>(&self, decision: impl AsyncFn(Term) -> Result<T, CommitError>) -> Result<T, StoreError> {
+        for _ in 0..DECISIONS_MAX {
+            match decision(self.leader.barrier().await?).await {
+                Ok(result) => return Ok(result),
+                Err(CommitError::Again) => {}
+                Err(CommitError::Store(error)) => return Err(error),
+                Err(CommitError::Fenced(_) | CommitError::EpochClosed) => panic!("a home has no fences and no epochs"),
+            }
+        }
+        Err(StoreError::Unavailable { reason: "the leader changes too often; try again".to_owned() })
+    }
+}
+
+/// What all chunks of one request have in common.
+struct Begin {
+    shard: ShardId,
+    pin_epoch: PinEpoch,
+    pool: PoolId,
+    shape: StripeShape,
+    master_epoch: MasterEpoch,
+}
+
+fn pin_key(name: ChunkName, pin: PinId) -> Vec<u8> {
+    let mut key = name.to_key();
+    key.extend_from_slice(&pin);
+    key
+}
+
+fn parse_pin_key(key: &[u8]) -> Result<(ChunkName, PinId), StoreError> {
+    let damaged = || StoreError::Damaged { reason: "a pin's key is not well formed".to_owned() };
+    let (name, pin) = key.split_at_checked(40).ok_or_else(damaged)?;
+    Ok((ChunkName::from_key(name).map_err(row_damaged)?, pin.try_into().map_err(|_| damaged())?))
+}

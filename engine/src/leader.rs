@@ -1,0 +1,162 @@
+//! What every shard's leader does: wait until reads are linearizable, decide under latches, propose a delta.
+
+use crate::api::StoreError;
+use crate::delta::{ChunkName, Command, Delta, Outcome, Payload, ROWS_PER_DELTA_MAX, RowChange, encode_rows};
+use crate::keys::MetaSealer;
+use crate::latch::Latches;
+use crate::machine::ROWS_FILE;
+use kiseki_types::Ports;
+use kiseki_types::group::{ProposeError, RaftGroup};
+use kiseki_types::ids::{NamespaceId, PinEpoch, RequestId, ShardId, Term};
+use kiseki_types::runtime::RuntimeExt;
+use kiseki_types::table::{Row, Scan, TableError, TableReader};
+use std::rc::Rc;
+
+/// Times that a decision is made again because the term changed under it.
+pub const DECISIONS_MAX: usize = 4;
+
+/// A change as a leader decides it, before it is sealed.
+#[derive(Default)]
+pub struct Draft {
+    /// Bound into the sealed payload.
+    pub namespace: NamespaceId,
+    /// Oldest pin epoch relied upon.
+    pub pin_epoch: PinEpoch,
+    /// References added.
+    pub added: Vec<(ChunkName, u32)>,
+    /// References dropped.
+    pub dropped: Vec<(ChunkName, u32)>,
+    /// Bytes that become visible.
+    pub added_bytes: u64,
+    /// Bytes that vanish.
+    pub dropped_bytes: u64,
+    /// Row changes.
+    pub rows: Vec<RowChange>,
+}
+
+/// Why a draft was not applied.
+#[derive(Debug)]
+pub enum CommitError {
+    /// The term changed: decide again.
+    Again,
+    /// A generation that the draft names is fenced.
+    Fenced(ChunkName),
+    /// The pins are of a closed epoch.
+    EpochClosed,
+    /// Anything else.
+    Store(StoreError),
+}
+
+impl From<StoreError> for CommitError {
+    fn from(error: StoreError) -> CommitError {
+        CommitError::Store(error)
+    }
+}
+
+/// The leader's side of one shard, on the core that holds it.
+#[derive(Clone)]
+pub struct Leader {
+    ports: Ports,
+    group: Rc<dyn RaftGroup>,
+    sealer: Option<Rc<MetaSealer>>,
+    /// Latches of this shard.
+    pub latches: Latches,
+}
+
+impl Leader {
+    /// `sealer` seals payloads; `None` for a home.
+    #[must_use]
+    pub fn new(ports: Ports, group: Rc<dyn RaftGroup>, sealer: Option<Rc<MetaSealer>>) -> Leader {
+        Leader { ports, group, sealer, latches: Latches::default() }
+    }
+
+    /// The ports of this core.
+    #[must_use]
+    pub fn ports(&self) -> &Ports {
+        &self.ports
+    }
+
+    /// Which shard.
+    #[must_use]
+    pub fn shard(&self) -> ShardId {
+        self.group.shard()
+    }
+
+    /// Waits until reads are linearizable; the term that decisions rest on.
+    pub async fn barrier(&self) -> Result<Term, StoreError> {
+        self.group.read_barrier().await.map_err(unavailable)
+    }
+
+    /// The shard's tables.
+    #[must_use]
+    pub fn tables(&self) -> Rc<dyn TableReader> {
+        self.group.tables()
+    }
+
+    /// A row of the rows file.
+    pub async fn row(&self, table: u8, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        self.tables().get(ROWS_FILE, table, key).await.map_err(table_failed)
+    }
+
+    /// Rows of the rows file by prefix.
+    pub async fn rows(&self, table: u8, prefix: &[u8], limit: usize) -> Result<Vec<Row>, StoreError> {
+        self.scan(Scan::prefix(ROWS_FILE, table, prefix, limit)).await
+    }
+
+    /// Rows of any file.
+    pub async fn scan(&self, scan: Scan) -> Result<Vec<Row>, StoreError> {
+        self.tables().scan(scan).await.map_err(table_failed)
+    }
+
+    /// Seals, proposes and waits for the result.
+    pub async fn commit(&self, term: Term, draft: Draft) -> Result<(), CommitError> {
+        assert!(draft.rows.len() <= ROWS_PER_DELTA_MAX, "a draft has {} rows", draft.rows.len());
+        let request = RequestId(self.ports.random());
+        let rows = encode_rows(&draft.rows);
+        let payload = match &self.sealer {
+            Some(sealer) => Payload::Sealed(sealer.seal(&Delta::binding(draft.namespace, request), &rows)),
+            None => Payload::Clear(rows),
+        };
+        let delta = Delta {
+            term,
+            pin_epoch: draft.pin_epoch,
+            request,
+            namespace: draft.namespace,
+            added: draft.added,
+            dropped: draft.dropped,
+            added_bytes: draft.added_bytes,
+            dropped_bytes: draft.dropped_bytes,
+            payload,
+        };
+        match self.propose(&Command::Delta(delta)).await? {
+            Outcome::Done { .. } => Ok(()),
+            Outcome::RefusedTerm => Err(CommitError::Again),
+            Outcome::RefusedEpoch => Err(CommitError::EpochClosed),
+            Outcome::RefusedFenced(name) => Err(CommitError::Fenced(name)),
+        }
+    }
+
+    /// Proposes a command and waits for its outcome.
+    pub async fn propose(&self, command: &Command) -> Result<Outcome, StoreError> {
+        let response = self.group.propose(command.encode()).await.map_err(unavailable)?;
+        Outcome::decode(&response).map_err(|error| StoreError::Damaged { reason: error.to_string() })
+    }
+}
+
+/// A group's refusal in the engine's terms.
+#[must_use]
+pub fn unavailable(error: ProposeError) -> StoreError {
+    StoreError::Unavailable { reason: error.to_string() }
+}
+
+/// A table's failure in the engine's terms.
+#[must_use]
+pub fn table_failed(error: TableError) -> StoreError {
+    StoreError::Unavailable { reason: error.to_string() }
+}
+
+/// A row that can't be decoded, in the engine's terms.
+#[must_use]
+pub fn row_damaged(error: kiseki_types::codec::CodecError) -> StoreError {
+    StoreError::Damaged { reason: error.to_string() }
+}

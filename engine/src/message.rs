@@ -1,0 +1,448 @@
+//! Requests between cores, as the engine sees them: each goes to the core that holds a shard. Plain structs; a wire
+//! format comes with a cluster.
+
+use crate::api::{
+    Attributes, BucketInfo, CompletePart, Condition, EtagMode, ListPage, ListRequest, ObjectInfo, PartInfo, StoreError,
+    UploadInfo,
+};
+use crate::chunker::ChunkFormat;
+use crate::composition::{FileEntry, Page, PageReference, PartEntry};
+use crate::delta::ChunkName;
+use kiseki_types::fragment::StripeShape;
+use kiseki_types::ids::{
+    DirId, Generation, Locator, MasterEpoch, NamespaceId, PageId, PinEpoch, PoolId, ShardId, TenantId, UploadId,
+};
+use kiseki_types::secret::SecretKey;
+use zeroize::Zeroizing;
+
+/// One call to a shard.
+pub struct EngineRequest {
+    /// Which shard; it decides the lane and so the core.
+    pub shard: ShardId,
+    /// What is asked.
+    pub body: RequestBody,
+}
+
+/// What is asked of a shard.
+pub enum RequestBody {
+    /// Of the control shard.
+    Control(ControlRequest),
+    /// Of a home.
+    Home(HomeRequest),
+    /// Of a tenant's shard.
+    Shard(ShardRequest),
+    /// Of whoever holds the lane: open a tenant's shard.
+    Open(OpenShard),
+}
+
+/// What a shard answers.
+pub type EngineResponse = Result<ResponseBody, StoreError>;
+
+/// An answer, by kind of request.
+pub enum ResponseBody {
+    /// Done, nothing to say.
+    Done,
+    /// From the control shard.
+    Control(ControlResponse),
+    /// From a home.
+    Home(HomeResponse),
+    /// From a tenant's shard.
+    Shard(ShardResponse),
+}
+
+/// Opens a tenant's shard on the core that holds its lane.
+pub struct OpenShard {
+    /// Whose.
+    pub tenant: TenantId,
+    /// Metadata key of the shard, unwrapped.
+    pub metadata_key: SecretKey,
+    /// Whether the shard is being made: only then may it start empty (I-L10).
+    pub create: bool,
+}
+
+/// Names a chunk's write attempt at its home; chosen at random by the writer.
+pub type PinId = [u8; 16];
+
+/// One chunk that a writer is about to reference.
+#[derive(Clone, Debug)]
+pub struct BeginChunk {
+    /// The chunk.
+    pub locator: Locator,
+    /// Bytes of its envelope.
+    pub envelope_len_bytes: u32,
+    /// This attempt.
+    pub pin: PinId,
+}
+
+/// What a home is asked.
+pub enum HomeRequest {
+    /// Looks chunks up and pins what is there; notes an intent for what is not. Answered when that is committed.
+    Begin {
+        /// The shard whose delta will name them.
+        shard: ShardId,
+        /// Its pin epoch.
+        pin_epoch: PinEpoch,
+        /// Pool that the data goes to; hits of other pools do not count.
+        pool: PoolId,
+        /// Shape of new stripes, of chunks that are long enough for it.
+        shape: StripeShape,
+        /// Master epoch that the writer seals under; hits of other epochs do not count, since their DEKs differ.
+        master_epoch: MasterEpoch,
+        /// The chunks.
+        chunks: Vec<BeginChunk>,
+    },
+    /// Ends pins and intents.
+    Settle {
+        /// Their delta is committed: the generation is complete and counts for hits.
+        complete: Vec<(ChunkName, PinId)>,
+        /// Their delta will never come.
+        abort: Vec<(ChunkName, PinId)>,
+    },
+    /// A shard names a generation no more: collect it if nobody does.
+    Collect(ChunkName),
+    /// Which of these generations does the home not know, so that fragments of them are orphans?
+    Unknown(Vec<ChunkName>),
+}
+
+/// What a home says of a chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// It is there, durable and readable; the pin is committed.
+    Hit(Generation),
+    /// Write it under this generation; the intent is committed.
+    Miss(Generation),
+}
+
+/// How a collection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Collected {
+    /// Its space is free.
+    Freed,
+    /// Somebody still names it: it stays, and the asking shard need not ask again.
+    Named,
+    /// A writer is about to name it, or a shard or device does not answer: ask again later.
+    Busy,
+}
+
+/// What a home answers.
+pub enum HomeResponse {
+    /// To `Begin`, in order.
+    Decisions(Vec<Decision>),
+    /// To `Collect`.
+    Collected(Collected),
+    /// To `Unknown`.
+    Unknown(Vec<ChunkName>),
+}
+
+/// Where an object lies: its namespace's root, and its key.
+#[derive(Clone, Debug)]
+pub struct ObjectPath {
+    /// The namespace.
+    pub namespace: NamespaceId,
+    /// Root directory of the namespace.
+    pub root: DirId,
+    /// The key.
+    pub key: String,
+}
+
+/// Pages of a write: all but the last are committed already and reached by no name.
+pub struct WrittenPages {
+    /// All pages, in order.
+    pub pages: Vec<PageReference>,
+    /// The pages that were committed before.
+    pub loose: Vec<PageId>,
+    /// The last page, which travels with the naming delta.
+    pub last: Option<(PageId, Page)>,
+    /// Oldest pin epoch of the last page's pins.
+    pub pin_epoch: PinEpoch,
+}
+
+/// What a tenant's shard is asked.
+pub enum ShardRequest {
+    /// The pin epoch that a write starting now states.
+    PinEpoch,
+    /// Commits a page that no name reaches yet.
+    PutLoosePage {
+        /// The namespace.
+        namespace: NamespaceId,
+        /// Oldest epoch of the page's pins.
+        pin_epoch: PinEpoch,
+        /// Its id.
+        id: PageId,
+        /// The page.
+        page: Page,
+    },
+    /// The writer of these loose pages gave up.
+    AbandonPages(Vec<PageId>),
+    /// Names an object.
+    PutEntry {
+        /// Where.
+        path: ObjectPath,
+        /// When.
+        condition: Condition,
+        /// What; its pages are those of `written`.
+        file: FileEntry,
+        /// The content.
+        written: WrittenPages,
+    },
+    /// Begins an upload.
+    CreateUpload {
+        /// Where.
+        path: ObjectPath,
+        /// The gateway's properties.
+        attributes: Attributes,
+    },
+    /// Names a part of an upload.
+    PutPart {
+        /// Where.
+        path: ObjectPath,
+        /// Which upload.
+        upload: UploadId,
+        /// Which part.
+        part: u16,
+        /// What; its pages are those of `written`.
+        entry: PartEntry,
+        /// The content.
+        written: WrittenPages,
+    },
+    /// An upload and its parts.
+    Parts {
+        /// Where.
+        path: ObjectPath,
+        /// Which upload.
+        upload: UploadId,
+        /// Parts behind this number.
+        after: u16,
+        /// At most so many.
+        limit: usize,
+    },
+    /// Uploads in progress.
+    Uploads {
+        /// Of this namespace.
+        namespace: NamespaceId,
+        /// Whose keys start so.
+        prefix: String,
+        /// Behind this one.
+        after: Option<(String, UploadId)>,
+        /// At most so many.
+        limit: usize,
+    },
+    /// Makes an object of parts.
+    CompleteUpload {
+        /// Where.
+        path: ObjectPath,
+        /// Which upload.
+        upload: UploadId,
+        /// The parts.
+        parts: Vec<CompletePart>,
+        /// When.
+        condition: Condition,
+        /// ETag of the object; `None` makes an opaque one.
+        etag: Option<String>,
+        /// Added to the upload's properties.
+        attributes: Attributes,
+    },
+    /// Gives an upload up.
+    AbortUpload {
+        /// Where.
+        path: ObjectPath,
+        /// Which upload.
+        upload: UploadId,
+    },
+    /// An object's properties.
+    Head(ObjectPath),
+    /// Opens an object for reading: its pages stay until the hold is closed.
+    OpenRead(ObjectPath),
+    /// A page of an object that is open.
+    ReadPage(PageId),
+    /// The reader is done.
+    CloseRead(Vec<PageId>),
+    /// Removes an object.
+    Delete {
+        /// Where.
+        path: ObjectPath,
+        /// When.
+        condition: Condition,
+    },
+    /// Lists objects.
+    List {
+        /// Root of the namespace.
+        root: DirId,
+        /// What.
+        request: ListRequest,
+    },
+    /// Refuses further objects in the namespace if it is empty.
+    CloseNamespace {
+        /// The namespace.
+        namespace: NamespaceId,
+        /// Its root.
+        root: DirId,
+    },
+    /// Collection: refuse deltas that name this generation; answers how often it is named.
+    Fence(ChunkName),
+    /// Collection: the generation is pardoned.
+    Unfence(ChunkName),
+}
+
+/// What a tenant's shard answers.
+pub enum ShardResponse {
+    /// To `PinEpoch`.
+    PinEpoch(PinEpoch),
+    /// An object.
+    Object(ObjectInfo),
+    /// To `OpenRead`: the object and its first page.
+    Opened {
+        /// The entry.
+        file: FileEntry,
+        /// Its first page, if it has any.
+        first: Option<Page>,
+    },
+    /// To `ReadPage`.
+    Page(Page),
+    /// To `Delete`: whether there was something.
+    Deleted(bool),
+    /// To `List`.
+    Listing(ListPage),
+    /// To `CreateUpload`.
+    Upload(UploadId),
+    /// To `PutPart`.
+    Part(PartInfo),
+    /// To `Parts`.
+    Parts(UploadInfo, Vec<PartInfo>),
+    /// To `Uploads`.
+    Uploads(Vec<UploadInfo>),
+    /// To `Fence`.
+    Count(u64),
+}
+
+/// A tenant's dedup policy (I-X1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dedup {
+    /// Equal content is stored once across all tenants that share.
+    Shared,
+    /// Chunk ids and keys are the tenant's own; a shred is absolute.
+    Private,
+}
+
+/// A tenant, without its secrets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TenantInfo {
+    /// Its id.
+    pub tenant: TenantId,
+    /// Its name.
+    pub name: String,
+    /// Its dedup policy.
+    pub dedup: Dedup,
+    /// When it was made, milliseconds since 1970.
+    pub created_unix_ms: u64,
+}
+
+/// A bucket as the control shard knows it.
+#[derive(Clone, Debug)]
+pub struct Bucket {
+    /// What users see.
+    pub info: BucketInfo,
+    /// Whose it is.
+    pub tenant: TenantId,
+    /// The shard that holds its root.
+    pub shard: ShardId,
+    /// Its root directory.
+    pub root: DirId,
+    /// The pool that its data goes to.
+    pub pool: PoolId,
+    /// Shape of the pool's stripes.
+    pub shape: StripeShape,
+    /// How it is cut.
+    pub chunks: ChunkFormat,
+}
+
+/// A tenant's secrets, for the keyring of a core.
+pub struct TenantSecrets {
+    /// Its dedup policy.
+    pub dedup: Dedup,
+    /// Epoch of the KEK.
+    pub kek_epoch: u32,
+    /// The KEK.
+    pub kek: SecretKey,
+    /// Makes chunk ids and DEKs of a private dedup domain.
+    pub private: SecretKey,
+}
+
+/// What the control shard is asked.
+pub enum ControlRequest {
+    /// An access key.
+    AccessKey(String),
+    /// A tenant's secrets.
+    TenantSecrets(TenantId),
+    /// Makes a tenant.
+    CreateTenant {
+        /// Its name.
+        name: String,
+        /// Its dedup policy.
+        dedup: Dedup,
+    },
+    /// All tenants.
+    Tenants,
+    /// Makes an access key for a tenant, by name.
+    CreateAccessKey {
+        /// The tenant's name.
+        tenant: String,
+    },
+    /// Access key ids of a tenant, by name.
+    AccessKeys {
+        /// The tenant's name.
+        tenant: String,
+    },
+    /// Makes a bucket.
+    CreateBucket {
+        /// Whose.
+        tenant: TenantId,
+        /// Its name.
+        name: String,
+    },
+    /// Looks a bucket up.
+    Bucket {
+        /// Whose.
+        tenant: TenantId,
+        /// Its name.
+        name: String,
+    },
+    /// Removes a bucket whose namespace is closed.
+    DeleteBucket {
+        /// Whose.
+        tenant: TenantId,
+        /// Its name.
+        name: String,
+    },
+    /// All buckets of a tenant.
+    Buckets(TenantId),
+    /// Changes how a bucket makes ETags.
+    SetBucketEtag {
+        /// The tenant's name.
+        tenant: String,
+        /// The bucket's name.
+        name: String,
+        /// The new mode.
+        mode: EtagMode,
+    },
+}
+
+/// What the control shard answers.
+pub enum ControlResponse {
+    /// To `AccessKey`.
+    AccessKey(Option<(TenantId, Zeroizing<String>)>),
+    /// To `TenantSecrets`.
+    Secrets(TenantSecrets),
+    /// To `CreateTenant`.
+    Tenant(TenantInfo),
+    /// To `Tenants`.
+    Tenants(Vec<TenantInfo>),
+    /// To `CreateAccessKey`: id and secret, shown once.
+    NewAccessKey(String, Zeroizing<String>),
+    /// To `AccessKeys`.
+    AccessKeys(Vec<String>),
+    /// A bucket.
+    Bucket(Box<Bucket>),
+    /// To `Buckets`.
+    Buckets(Vec<BucketInfo>),
+}

@@ -1,0 +1,71 @@
+//! Orphan fragments: written by a node that went down before their intent was committed. The home does not know them,
+//! no delta can name them, and they are freed.
+
+use crate::core::Core;
+use crate::delta::ChunkName;
+use crate::message::{HomeRequest, HomeResponse};
+use kiseki_types::ids::ShardId;
+use kiseki_types::runtime::RuntimeExt;
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+use tracing::{info, warn};
+
+/// Generations that one step looks at.
+const STEP: usize = 256;
+
+/// Pause between steps, so that a pass over millions of generations does not slow the node.
+const PACE: Duration = Duration::from_millis(50);
+
+/// Pause before a pass that failed begins again.
+const RETRY: Duration = Duration::from_secs(10);
+
+/// One pass over the index slices of this core, after each start: only a start leaves orphans behind.
+pub fn start(core: &Rc<Core>) {
+    let pass_core = core.clone();
+    let task = async move {
+        loop {
+            match pass(&pass_core).await {
+                Ok(0) => return,
+                Ok(freed) => {
+                    info!(freed, "generations that no home knows were freed");
+                    return;
+                }
+                Err(reason) => {
+                    warn!(%reason, "the search for orphan fragments stopped; it begins again");
+                    pass_core.ports.sleep(RETRY).await;
+                }
+            }
+        }
+    };
+    core.ports.spawn("orphans", Box::pin(task));
+}
+
+async fn pass(core: &Core) -> Result<u64, String> {
+    let mut after = None;
+    let freed = Cell::new(0);
+    loop {
+        let listed = core.fragments.list(after, STEP).await.map_err(|error| error.to_string())?;
+        let Some(last) = listed.last() else { return Ok(freed.get()) };
+        after = Some(*last);
+        let mut by_home = BTreeMap::<ShardId, Vec<ChunkName>>::new();
+        for (locator, generation) in listed {
+            by_home.entry(core.calls.home_of(&locator)).or_default().push(ChunkName { locator, generation });
+        }
+        for (home, names) in by_home {
+            let answer = core.calls.home(home, HomeRequest::Unknown(names)).await;
+            let HomeResponse::Unknown(unknown) = answer.map_err(|error| error.to_string())? else {
+                panic!("a home answers Unknown with Unknown");
+            };
+            for name in unknown {
+                let stored = core.fragments.locate(name.locator, name.generation).await;
+                for fragment in stored.map_err(|error| error.to_string())? {
+                    core.fragments.release(&fragment).await.map_err(|error| error.to_string())?;
+                }
+                freed.set(freed.get() + 1);
+            }
+        }
+        core.ports.sleep(PACE).await;
+    }
+}

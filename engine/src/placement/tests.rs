@@ -1,0 +1,138 @@
+//! Orders are the same everywhere, follow the weights, and move no more than they must.
+
+use super::*;
+use proptest::prelude::*;
+
+fn device(number: u8) -> DeviceId {
+    DeviceId([number.wrapping_mul(37).wrapping_add(11); 16])
+}
+
+fn candidates(weights: &[u64]) -> Vec<PlacementCandidate> {
+    let candidate =
+        |(number, weight): (usize, &u64)| PlacementCandidate { device: device(number as u8), weight: *weight };
+    weights.iter().enumerate().map(candidate).collect()
+}
+
+/// Locators as they come: the output of a mixing function.
+fn locators(count: u64) -> impl Iterator<Item = Locator> {
+    (0..count).map(|number| {
+        let word = |i: u64| mix(number * 4 + i + 1).to_le_bytes();
+        Locator([word(0), word(1), word(2), word(3)].concat().try_into().unwrap())
+    })
+}
+
+/// How often each device comes first.
+fn firsts(weights: &[u64], count: u64) -> Vec<u64> {
+    let candidates = candidates(weights);
+    let mut firsts = vec![0; weights.len()];
+    for locator in locators(count) {
+        let first = order(&locator, &candidates)[0];
+        firsts[candidates.iter().position(|candidate| candidate.device == first).unwrap()] += 1;
+    }
+    firsts
+}
+
+#[test]
+fn devices_come_first_as_often_as_their_weights_say() {
+    const COUNT: u64 = 40_000;
+    for weights in
+        [vec![1; 6], vec![1, 2, 3, 4], vec![1 << 40, 3 << 40, 1 << 43], vec![u64::MAX, u64::MAX / 2], vec![7; 40]]
+    {
+        let total: u128 = weights.iter().map(|weight| u128::from(*weight)).sum();
+        for (weight, first) in weights.iter().zip(firsts(&weights, COUNT)) {
+            let expected = (u128::from(COUNT) * u128::from(*weight)) as f64 / total as f64;
+            let deviation = (first as f64 - expected).abs();
+            assert!(deviation < 4.5 * expected.sqrt(), "{weights:?}: {first} for {expected}");
+        }
+    }
+}
+
+#[test]
+fn a_removed_device_moves_only_its_own_share() {
+    let all = candidates(&[5, 1, 2, 5, 9, 3, 3]);
+    for locator in locators(2_000) {
+        let before = order(&locator, &all);
+        for gone in &all {
+            let left: Vec<_> = all.iter().copied().filter(|candidate| candidate.device != gone.device).collect();
+            let expected: Vec<_> = before.iter().copied().filter(|device| *device != gone.device).collect();
+            assert_eq!(order(&locator, &left), expected, "without {}", gone.device);
+        }
+    }
+}
+
+#[test]
+fn a_heavier_device_only_gains() {
+    let (before, after) = (candidates(&[4, 4, 4, 4]), candidates(&[4, 4, 8, 4]));
+    let mut gained = 0;
+    for locator in locators(5_000) {
+        let (before, after) = (order(&locator, &before)[0], order(&locator, &after)[0]);
+        assert!(before == after || after == device(2), "{locator}: {before} became {after}");
+        gained += u32::from(before != after);
+    }
+    assert!((600..900).contains(&gained), "from a quarter to two fifths of 5,000, not {gained}");
+}
+
+#[test]
+fn golden_orders() {
+    let candidates = candidates(&[1, 1, 2, 4, 8, 0]);
+    let numbers = |locator: &Locator| -> Vec<u8> {
+        let number = |id: &DeviceId| (0..6).find(|number| device(*number) == *id).unwrap();
+        order(locator, &candidates).iter().map(number).collect()
+    };
+    let golden: [(Locator, [u8; 5]); 4] = [
+        (Locator([0; 32]), [4, 2, 3, 1, 0]),
+        (Locator([255; 32]), [4, 0, 1, 2, 3]),
+        (Locator(std::array::from_fn(|i| i as u8)), [2, 4, 0, 1, 3]),
+        (Locator(std::array::from_fn(|i| (i * i) as u8)), [1, 2, 4, 0, 3]),
+    ];
+    for (locator, expected) in golden {
+        assert_eq!(numbers(&locator), expected, "{locator}");
+    }
+}
+
+#[test]
+fn i_d4_chosen_devices_are_distinct_and_usable() {
+    let order = order(&Locator([3; 32]), &candidates(&[1, 2, 3, 4, 5]));
+    assert_eq!(choose(&order, 3, |_| true), order[..3]);
+    let without_first = choose(&order, 3, |device| device != order[0]);
+    assert_eq!(without_first, order[1..4]);
+    assert_eq!(choose(&order, 9, |_| true).len(), 5, "no device is used twice to make up the width");
+}
+
+#[test]
+#[should_panic(expected = "I-D4")]
+fn i_d4_a_device_named_twice_is_a_bug() {
+    let _ = order(&Locator([3; 32]), &[candidates(&[1, 2]), candidates(&[1])].concat());
+}
+
+#[test]
+#[should_panic(expected = "I-D4")]
+fn i_d4_an_order_that_repeats_a_device_is_a_bug() {
+    let _ = choose(&[device(1), device(2), device(1)], 3, |_| true);
+}
+
+#[test]
+fn the_logarithm_is_exact_at_powers_of_two_and_never_grows() {
+    assert_eq!(negative_log2(u64::MAX), 0);
+    for bits in 0..64 {
+        assert_eq!(negative_log2((1 << bits) - 1), u64::from(64 - bits as u32) << FRACTION_BITS, "2^{bits}");
+    }
+    for hash in locators(5_000).map(|locator| locator.hash64()) {
+        let exact = 64.0 - (hash as f64 + 1.0).log2();
+        let ours = negative_log2(hash) as f64 / 2f64.powi(FRACTION_BITS as i32);
+        assert!((ours - exact).abs() < 1e-9, "{hash}: {ours} for {exact}");
+        assert!(negative_log2(hash.saturating_add(1 << 30)) <= negative_log2(hash), "{hash}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn the_order_of_the_candidates_does_not_matter(locator: [u8; 32], weights in prop::collection::vec(0u64.., 1..20), turn in 0usize..20) {
+        let mut shuffled = candidates(&weights);
+        shuffled.rotate_left(turn % weights.len());
+        shuffled.reverse();
+        let ordered = order(&Locator(locator), &candidates(&weights));
+        prop_assert_eq!(&ordered, &order(&Locator(locator), &shuffled));
+        prop_assert_eq!(ordered.len(), weights.iter().filter(|weight| **weight > 0).count());
+    }
+}

@@ -1,0 +1,164 @@
+//! A read in progress: finds the pages of a range, reads chunks ahead, hands out plaintext in order.
+
+use crate::api::{ObjectInfo, ObjectReader, StoreError, StoreFuture};
+use crate::chunk_read::read_chunk;
+use crate::composition::{ChunkReference, FileEntry, Page};
+use crate::core::Core;
+use crate::keyring::TenantKeys;
+use crate::keys::{DekUnwrapper, KekEpoch, WrapScope};
+use crate::message::{ShardRequest, ShardResponse};
+use bytes::Bytes;
+use futures::channel::oneshot;
+use kiseki_types::ids::{PageId, ShardId, TenantId};
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::rc::Rc;
+use tracing::warn;
+
+/// Chunks that one stream reads ahead.
+const READ_AHEAD_CHUNKS: usize = 2;
+
+/// A read in progress. Its pages can't be collected before it is dropped.
+pub struct Reader {
+    core: Rc<Core>,
+    shard: ShardId,
+    tenant: TenantId,
+    keys: Rc<TenantKeys>,
+    info: ObjectInfo,
+    file: FileEntry,
+    /// The page that is being read: its index, where it starts in the object, and its content.
+    page: Option<(usize, u64, Rc<Page>)>,
+    /// Next chunk of that page, and where it starts in the object.
+    next_chunk: (usize, u64),
+    range: Range<u64>,
+    /// Where the next read-ahead starts.
+    planned: u64,
+    ahead: VecDeque<oneshot::Receiver<Result<Vec<u8>, StoreError>>>,
+}
+
+impl Reader {
+    /// Of an object that its shard has opened.
+    #[must_use]
+    pub fn new(
+        core: Rc<Core>,
+        shard: ShardId,
+        tenant: TenantId,
+        keys: Rc<TenantKeys>,
+        key: String,
+        file: FileEntry,
+        first: Option<Page>,
+    ) -> Reader {
+        let (info, range) = (file.info(key), 0..file.len_bytes);
+        let page = first.map(|page| (0, 0, Rc::new(page)));
+        let (next_chunk, planned, ahead) = ((0, 0), 0, VecDeque::new());
+        Reader { core, shard, tenant, keys, info, file, page, next_chunk, range, planned, ahead }
+    }
+
+    /// Loads the page that holds `offset`, unless it is there.
+    async fn load_page(&mut self, offset: u64) -> Result<(), StoreError> {
+        let mut start = 0;
+        for (index, reference) in self.file.pages.iter().enumerate() {
+            let end = start + reference.len_bytes;
+            if offset < end {
+                if !matches!(&self.page, Some((loaded, _, _)) if *loaded == index) {
+                    let page = self.fetch_page(reference.page).await?;
+                    self.page = Some((index, start, Rc::new(page)));
+                    self.next_chunk = (0, start);
+                }
+                return Ok(());
+            }
+            start = end;
+        }
+        let reason = format!("an object of {} bytes has pages for {start}", self.file.len_bytes);
+        Err(StoreError::Damaged { reason })
+    }
+
+    async fn fetch_page(&self, page: PageId) -> Result<Page, StoreError> {
+        match self.core.calls.shard(self.shard, ShardRequest::ReadPage(page)).await? {
+            ShardResponse::Page(page) => Ok(page),
+            _ => panic!("a shard answers ReadPage with Page"),
+        }
+    }
+
+    /// Starts the read of the chunk that holds the next planned byte.
+    async fn plan(&mut self) -> Result<(), StoreError> {
+        self.load_page(self.planned).await?;
+        let (_, _, page) = self.page.clone().expect("just loaded");
+        let (mut index, mut start) = self.next_chunk;
+        let reference = loop {
+            let reference = page.references.get(index).ok_or_else(|| StoreError::Damaged {
+                reason: "a page holds fewer bytes than its composition says".to_owned(),
+            })?;
+            index += 1;
+            let end = start + u64::from(reference.len_bytes);
+            if self.planned < end {
+                break reference.clone();
+            }
+            start = end;
+        };
+        let end = start + u64::from(reference.len_bytes);
+        let wanted = (self.planned - start) as u32..(self.range.end.min(end) - start) as u32;
+        self.next_chunk = (index, end);
+        self.planned = self.range.end.min(end);
+        self.launch(&page, reference, wanted)
+    }
+
+    fn launch(&mut self, page: &Page, reference: ChunkReference, wanted: Range<u32>) -> Result<(), StoreError> {
+        let kek_epoch = KekEpoch(page.kek_epoch);
+        let scope =
+            WrapScope { tenant: self.tenant, kek_epoch, composition: page.composition, attempt: page.wrap_salt };
+        let dek = DekUnwrapper::new(&self.keys.kek, scope).unwrap(&reference.chunk, &reference.wrapped_dek);
+        let dek = dek.map_err(|error| StoreError::Damaged { reason: error.to_string() })?;
+        let (sender, receiver) = oneshot::channel();
+        let core = self.core.clone();
+        let task = async move {
+            let _ = sender.send(read_chunk(&core, &reference, &dek, wanted).await);
+        };
+        self.core.ports.spawn("read chunk", Box::pin(task));
+        self.ahead.push_back(receiver);
+        Ok(())
+    }
+}
+
+impl ObjectReader for Reader {
+    fn info(&self) -> &ObjectInfo {
+        &self.info
+    }
+
+    fn seek(&mut self, range: Range<u64>) {
+        assert!(range.start <= range.end && range.end <= self.file.len_bytes, "range {range:?} of an object");
+        assert!(self.ahead.is_empty(), "seek comes before the first next");
+        self.planned = range.start;
+        self.range = range;
+        self.next_chunk = (0, self.page.as_ref().map_or(0, |(_, start, _)| *start));
+    }
+
+    fn next(&mut self) -> StoreFuture<'_, Option<Bytes>> {
+        Box::pin(async move {
+            while self.ahead.len() <= READ_AHEAD_CHUNKS && self.planned < self.range.end {
+                self.plan().await?;
+            }
+            let Some(oldest) = self.ahead.pop_front() else { return Ok(None) };
+            match oldest.await {
+                Ok(bytes) => bytes.map(|bytes| Some(Bytes::from(bytes))),
+                Err(_) => Err(StoreError::Unavailable { reason: "the node is stopping".to_owned() }),
+            }
+        })
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        let (core, shard) = (self.core.clone(), self.shard);
+        let pages: Vec<PageId> = self.file.pages.iter().map(|page| page.page).collect();
+        if pages.is_empty() {
+            return;
+        }
+        let task = async move {
+            if let Err(error) = core.calls.shard(shard, ShardRequest::CloseRead(pages)).await {
+                warn!(%error, "a finished read could not be closed; its pages stay until the next start");
+            }
+        };
+        self.core.ports.spawn("close read", Box::pin(task));
+    }
+}

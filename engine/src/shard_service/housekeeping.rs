@@ -1,0 +1,229 @@
+//! What a shard's leader does in the background: lets the counts of dropped pages fall, and tells homes of generations
+//! that the shard names no more.
+
+use super::{ShardService, counted};
+use crate::api::StoreError;
+use crate::composition::Page;
+use crate::delta::{ChunkName, Command, REFERENCES_PER_DELTA_MAX, RowChange};
+use crate::leader::{Draft, row_damaged};
+use crate::machine::{CANDIDATES, COUNTS_FILE};
+use crate::message::{Collected, HomeRequest, HomeResponse};
+use crate::shard_tables::{DROPPED, LOOSE, PAGES, page_key};
+use futures::channel::oneshot;
+use futures::future::{Either, select};
+use kiseki_types::ids::PageId;
+use kiseki_types::runtime::RuntimeExt;
+use kiseki_types::table::{Direction, Scan, prefix_end};
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::rc::Rc;
+use std::time::Duration;
+use tracing::warn;
+
+/// Pages whose counts fall in one delta.
+const PAGES_PER_DELTA: usize = 16;
+
+/// Candidates that one round asks about.
+const CANDIDATES_PER_ROUND: usize = 256;
+
+/// Time between rounds when nobody wakes the task: what was busy is asked again.
+const ROUND_INTERVAL: Duration = Duration::from_secs(2);
+
+const _: () = assert!(PAGES_PER_DELTA * crate::composition::PAGE_REFERENCES_MAX <= REFERENCES_PER_DELTA_MAX);
+
+/// Lets changes wake the background task at once.
+#[derive(Default)]
+pub struct Wake {
+    pending: Cell<bool>,
+    sleeper: RefCell<Option<oneshot::Sender<()>>>,
+}
+
+impl Wake {
+    fn wake(&self) {
+        self.pending.set(true);
+        if let Some(sleeper) = self.sleeper.take() {
+            let _ = sleeper.send(());
+        }
+    }
+}
+
+/// What waits, and what was done: gauges and counters of one shard.
+#[derive(Default)]
+pub struct ShardBacklog {
+    /// Pages whose counts have fallen.
+    pub pages_dropped: Cell<u64>,
+    /// Generations that were freed.
+    pub generations_freed: Cell<u64>,
+    /// Pages or candidates that the last round left for the next one.
+    pub waiting: Cell<u64>,
+    /// Rounds that ended with an error and will be tried again.
+    pub failed_rounds: Cell<u64>,
+}
+
+impl ShardService {
+    /// Counters of the background work.
+    #[must_use]
+    pub fn backlog(&self) -> &ShardBacklog {
+        &self.backlog
+    }
+
+    pub(super) fn wake_if(&self, dropped: bool) {
+        if dropped {
+            self.wake.wake();
+        }
+    }
+
+    /// What a leader does before it takes requests: pages that no name reached when the node went down belong to
+    /// writers that are gone with it.
+    pub async fn start(self: &Rc<Self>) -> Result<(), StoreError> {
+        loop {
+            self.leader.barrier().await?;
+            let loose = self.leader.rows(LOOSE, &[], PAGES_PER_DELTA * 64).await?;
+            if loose.is_empty() {
+                break;
+            }
+            let pages: Vec<PageId> = loose.iter().map(|(key, _)| page_of(key)).collect::<Result<_, _>>()?;
+            self.abandon(&pages).await?;
+        }
+        let service = Rc::downgrade(self);
+        let ports = self.leader.ports().clone();
+        let wake = self.wake.clone();
+        let task = async move {
+            loop {
+                {
+                    let Some(service) = service.upgrade() else { return };
+                    wake.pending.set(false);
+                    if let Err(error) = service.round().await {
+                        service.backlog.failed_rounds.set(service.backlog.failed_rounds.get() + 1);
+                        warn!(shard = %service.shard(), %error, "background work of a shard failed; it is tried again");
+                    }
+                }
+                if !wake.pending.get() {
+                    let (sender, receiver) = oneshot::channel();
+                    wake.sleeper.replace(Some(sender));
+                    match select(receiver, ports.sleep(ROUND_INTERVAL)).await {
+                        Either::Left(_) | Either::Right(_) => {}
+                    }
+                }
+            }
+        };
+        self.leader.ports().spawn("shard housekeeping", Box::pin(task));
+        Ok(())
+    }
+
+    /// Loose pages whose writer is gone are dropped.
+    pub(super) async fn abandon(&self, pages: &[PageId]) -> Result<(), StoreError> {
+        for pages in pages.chunks(PAGES_PER_DELTA * 64) {
+            self.decide(async |term| {
+                let mut draft = self.empty_draft().await?;
+                for page in pages {
+                    if self.leader.row(LOOSE, &page_key(*page)).await?.is_some() {
+                        draft.rows.push(RowChange::remove(LOOSE, page_key(*page)));
+                        draft.rows.push(RowChange::put(DROPPED, page_key(*page), Vec::new()));
+                    }
+                }
+                self.leader.commit(term, draft).await
+            })
+            .await?;
+        }
+        self.wake_if(!pages.is_empty());
+        Ok(())
+    }
+
+    async fn round(&self) -> Result<(), StoreError> {
+        let held = self.drop_pages_that_wait().await?;
+        let busy = self.settle_candidates().await?;
+        self.backlog.waiting.set(held + busy);
+        Ok(())
+    }
+
+    /// Lets the counts of all dropped pages fall but those that readers hold; how many those are.
+    async fn drop_pages_that_wait(&self) -> Result<u64, StoreError> {
+        let mut held = 0;
+        let mut from = Bound::Unbounded;
+        loop {
+            self.leader.barrier().await?;
+            let rows = self.scan_from(crate::machine::ROWS_FILE, DROPPED, from, PAGES_PER_DELTA).await?;
+            let Some((last, _)) = rows.last() else { return Ok(held) };
+            from = Bound::Excluded(last.clone());
+            let mut pages = Vec::with_capacity(rows.len());
+            for (key, _) in &rows {
+                let id = page_of(key)?;
+                if let Some(bytes) = self.leader.row(PAGES, key).await? {
+                    pages.push((id, Page::decode(&bytes).map_err(row_damaged)?));
+                }
+            }
+            held += self.drop_batch(&pages).await?;
+        }
+    }
+
+    async fn drop_batch(&self, pages: &[(PageId, Page)]) -> Result<u64, StoreError> {
+        // Seen free and counted up in one step, see `open_read`.
+        let free: Vec<&(PageId, Page)> = {
+            let open = self.open_pages.borrow();
+            pages.iter().filter(|(id, _)| !open.contains_key(id)).collect()
+        };
+        self.pages_vanished.set(self.pages_vanished.get() + 1);
+        if free.is_empty() {
+            return Ok(pages.len() as u64);
+        }
+        let mut counts = BTreeMap::<ChunkName, u32>::new();
+        let mut rows = Vec::new();
+        for (id, page) in &free {
+            rows.push(RowChange::remove(PAGES, page_key(*id)));
+            rows.push(RowChange::remove(DROPPED, page_key(*id)));
+            for (name, count) in counted(page) {
+                *counts.entry(name).or_default() += count;
+            }
+        }
+        let dropped: Vec<_> = counts.into_iter().collect();
+        self.decide(async |term| {
+            let draft = Draft { dropped: dropped.clone(), rows: rows.clone(), ..self.empty_draft().await? };
+            self.leader.commit(term, draft).await
+        })
+        .await?;
+        self.backlog.pages_dropped.set(self.backlog.pages_dropped.get() + free.len() as u64);
+        Ok((pages.len() - free.len()) as u64)
+    }
+
+    /// Asks the homes of all candidates to collect them; how many have to wait.
+    async fn settle_candidates(&self) -> Result<u64, StoreError> {
+        let mut busy = 0;
+        let mut from = Bound::Unbounded;
+        loop {
+            let rows = self.scan_from(COUNTS_FILE, CANDIDATES, from, CANDIDATES_PER_ROUND).await?;
+            let Some((last, _)) = rows.last() else { return Ok(busy) };
+            from = Bound::Excluded(last.clone());
+            for (key, _) in &rows {
+                let name = ChunkName::from_key(key).map_err(row_damaged)?;
+                let home = self.calls.home_of(&name.locator);
+                match self.calls.home(home, HomeRequest::Collect(name)).await? {
+                    HomeResponse::Collected(Collected::Busy) => busy += 1,
+                    HomeResponse::Collected(outcome) => {
+                        let freed = u64::from(outcome == Collected::Freed);
+                        self.backlog.generations_freed.set(self.backlog.generations_freed.get() + freed);
+                        self.leader.propose(&Command::ForgetCandidate(name)).await?;
+                    }
+                    _ => panic!("a home answers Collect with Collected"),
+                }
+            }
+        }
+    }
+
+    async fn scan_from(
+        &self,
+        file: u8,
+        table: u8,
+        from: Bound<Vec<u8>>,
+        limit: usize,
+    ) -> Result<Vec<kiseki_types::table::Row>, StoreError> {
+        let scan = Scan { file, table, from, to: prefix_end(&[]), limit, direction: Direction::Forward };
+        self.leader.scan(scan).await
+    }
+}
+
+fn page_of(key: &[u8]) -> Result<PageId, StoreError> {
+    let bytes = key.try_into();
+    bytes.map(PageId).map_err(|_| StoreError::Damaged { reason: "a page's key is not well formed".to_owned() })
+}

@@ -1,0 +1,346 @@
+//! A write in progress: cuts the stream, keeps a few chunks in flight, gathers references in pages, and ends in one
+//! naming delta.
+
+use crate::api::{FinishWrite, ObjectInfo, ObjectWriter, StoreError, StoreFuture};
+use crate::chunk_write::{ChunkFailure, StoredChunk, WriteScope, chunk_buffer, store_chunk};
+use crate::chunker::{Chunker, Cutter};
+use crate::composition::{ChunkReference, FileEntry, PAGE_REFERENCES_MAX, Page, PageReference, PartEntry};
+use crate::core::{Core, DataCounters};
+use crate::delta::ChunkName;
+use crate::keys::DekWrapper;
+use crate::message::{HomeRequest, ObjectPath, PinId, ShardRequest, ShardResponse, WrittenPages};
+use bytes::Bytes;
+use futures::channel::oneshot;
+use kiseki_types::buf::IoBuf;
+use kiseki_types::ids::{CompositionId, PageId, ShardId, UploadId};
+use kiseki_types::runtime::RuntimeExt;
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
+use tracing::warn;
+
+/// Chunks of one stream between cut and durable. With the largest chunk that bounds a stream's memory to 20 MiB.
+const CHUNKS_IN_FLIGHT_MAX: usize = 4;
+
+/// Bytes that are searched for a cut at once, so that no task holds its core for long.
+const SLICE_LEN_BYTES: usize = 256 * 1024;
+
+/// What the bytes become.
+pub enum Target {
+    /// An object.
+    Object,
+    /// A part of an upload.
+    Part {
+        /// Which upload.
+        upload: UploadId,
+        /// Which part.
+        part: u16,
+    },
+}
+
+type Pins = Vec<(ChunkName, PinId)>;
+
+/// A write in progress. Dropped before its end it gives everything back.
+pub struct Writer {
+    core: Rc<Core>,
+    scope: Rc<WriteScope>,
+    path: ObjectPath,
+    target: Target,
+    chunker: Rc<Chunker>,
+    cutter: Cutter,
+    /// The chunk that is being filled.
+    filling: Option<IoBuf>,
+    len_hint_bytes: Option<u64>,
+    len_bytes: u64,
+    in_flight: VecDeque<oneshot::Receiver<Result<StoredChunk, ChunkFailure>>>,
+    composition: CompositionId,
+    wrapper: DekWrapper,
+    /// References of the page that is being filled, and their pins.
+    references: Vec<ChunkReference>,
+    pins: Pins,
+    pages: Vec<PageReference>,
+    loose: Vec<PageId>,
+    ended: bool,
+}
+
+impl Writer {
+    /// Begins a write.
+    pub async fn begin(
+        core: Rc<Core>,
+        scope: WriteScope,
+        path: ObjectPath,
+        target: Target,
+        len_hint_bytes: Option<u64>,
+    ) -> Result<Writer, StoreError> {
+        let chunker = core.chunker(&scope.bucket.chunks)?;
+        let composition = CompositionId(core.ports.random());
+        let (keys, tenant) = (&scope.keys, scope.bucket.tenant);
+        let wrapper = DekWrapper::begin(&keys.kek, keys.kek_epoch, tenant, composition, &*core.ports);
+        Ok(Writer {
+            core,
+            scope: Rc::new(scope),
+            path,
+            target,
+            chunker,
+            cutter: Cutter::new(),
+            filling: None,
+            len_hint_bytes,
+            len_bytes: 0,
+            in_flight: VecDeque::new(),
+            composition,
+            wrapper,
+            references: Vec::new(),
+            pins: Vec::new(),
+            pages: Vec::new(),
+            loose: Vec::new(),
+            ended: false,
+        })
+    }
+
+    fn shard(&self) -> ShardId {
+        self.scope.bucket.shard
+    }
+
+    /// A buffer for the next chunk, of which `held` bytes are there: as long as the declared rest when that is short.
+    fn buffer(&self, held: usize) -> IoBuf {
+        let longest = self.chunker.format().len_bytes_max as usize;
+        let rest = self.len_hint_bytes.map(|hint| hint.saturating_sub(self.len_bytes));
+        let rest = rest.and_then(|rest| usize::try_from(rest).ok()).unwrap_or(longest);
+        chunk_buffer(longest.min(held.saturating_add(rest)), self.scope.bucket.shape)
+    }
+
+    async fn take(&mut self, mut bytes: &[u8]) -> Result<(), StoreError> {
+        while !bytes.is_empty() {
+            let mut filling = match self.filling.take() {
+                Some(filling) => filling,
+                None => self.buffer(0),
+            };
+            let longest = self.chunker.format().len_bytes_max as usize;
+            let start = filling.len();
+            let room = longest.min(usable_capacity(&filling, self.scope.bucket.shape)) - start;
+            if room == 0 {
+                // More came than was declared: go on in a buffer of full size.
+                let mut larger = chunk_buffer(longest, self.scope.bucket.shape).resized(start);
+                larger.copy_from_slice(&filling);
+                self.filling = Some(larger);
+                self.len_hint_bytes = None;
+                continue;
+            }
+            let (now, later) = bytes.split_at(bytes.len().min(room).min(SLICE_LEN_BYTES));
+            filling.set_len(start + now.len());
+            filling[start..].copy_from_slice(now);
+            self.len_bytes += now.len() as u64;
+            bytes = later;
+            while let Some(len) = self.cutter.cut(&self.chunker, &filling) {
+                let mut rest = self.buffer(filling.len() - len);
+                rest.set_len(filling.len() - len);
+                rest.copy_from_slice(&filling[len..]);
+                filling.set_len(len);
+                self.launch(filling).await?;
+                filling = rest;
+            }
+            self.filling = (!filling.is_empty()).then_some(filling);
+            self.core.ports.yield_now().await;
+        }
+        Ok(())
+    }
+
+    /// Sends a chunk on its way; waits for the oldest when too many are under way.
+    async fn launch(&mut self, plaintext: IoBuf) -> Result<(), StoreError> {
+        while self.in_flight.len() >= CHUNKS_IN_FLIGHT_MAX {
+            self.collect_oldest().await?;
+        }
+        let (sender, receiver) = oneshot::channel();
+        let (core, scope) = (self.core.clone(), self.scope.clone());
+        let task = async move {
+            // Should the writer be gone, its pin is aborted here: nobody else knows of it.
+            if let Err(Ok(chunk)) = sender.send(store_chunk(&core, &scope, plaintext).await) {
+                abort(&core, vec![(chunk.name, chunk.pin)]).await;
+            }
+        };
+        self.core.ports.spawn("store chunk", Box::pin(task));
+        self.in_flight.push_back(receiver);
+        Ok(())
+    }
+
+    async fn collect_oldest(&mut self) -> Result<(), StoreError> {
+        let receiver = self.in_flight.front_mut().expect("called with a chunk in flight");
+        let result = receiver.await;
+        self.in_flight.pop_front();
+        let stored = match result {
+            Ok(Ok(stored)) => stored,
+            Ok(Err(failure)) => {
+                self.pins.extend(failure.pinned);
+                return Err(failure.error);
+            }
+            Err(_) => return Err(StoreError::Unavailable { reason: "the node is stopping".to_owned() }),
+        };
+        if self.references.len() == PAGE_REFERENCES_MAX {
+            self.commit_loose_page().await?;
+        }
+        let wrapped_dek = self.wrapper.wrap(&stored.chunk, &stored.dek);
+        self.references.push(ChunkReference {
+            chunk: stored.chunk,
+            locator: stored.name.locator,
+            generation: stored.name.generation,
+            len_bytes: stored.len_bytes,
+            wrapped_dek,
+        });
+        self.pins.push((stored.name, stored.pin));
+        Ok(())
+    }
+
+    /// The page that is being filled, full or the last.
+    fn take_page(&mut self) -> (PageId, Page) {
+        let id = PageId(self.core.ports.random());
+        let scope = self.wrapper.scope();
+        let page = Page {
+            composition: self.composition,
+            wrap_salt: scope.attempt,
+            kek_epoch: scope.kek_epoch.0,
+            references: std::mem::take(&mut self.references),
+        };
+        self.pages.push(PageReference { page: id, len_bytes: page.len_bytes() });
+        (id, page)
+    }
+
+    async fn commit_loose_page(&mut self) -> Result<(), StoreError> {
+        let (id, page) = self.take_page();
+        self.loose.push(id);
+        let (namespace, pin_epoch) = (self.path.namespace, self.scope.pin_epoch);
+        let request = ShardRequest::PutLoosePage { namespace, pin_epoch, id, page };
+        self.core.calls.shard(self.shard(), request).await?;
+        settle(&self.core, std::mem::take(&mut self.pins));
+        Ok(())
+    }
+
+    async fn end(&mut self, finish: FinishWrite) -> Result<ObjectInfo, StoreError> {
+        if let Some(last) = self.filling.take() {
+            self.launch(last).await?;
+        }
+        while !self.in_flight.is_empty() {
+            self.collect_oldest().await?;
+        }
+        let last = (!self.references.is_empty()).then(|| self.take_page());
+        let written = WrittenPages {
+            pages: self.pages.clone(),
+            loose: self.loose.clone(),
+            last,
+            pin_epoch: self.scope.pin_epoch,
+        };
+        let etag = finish.etag.unwrap_or_else(|| self.composition.to_string());
+        let (len_bytes, modified_unix_ms) = (self.len_bytes, self.core.ports.unix_time_ms());
+        let (path, attributes, pages) = (self.path.clone(), finish.attributes, self.pages.clone());
+        let condition = finish.condition;
+        let request = match &self.target {
+            Target::Object => {
+                let part_lens_bytes = Vec::new();
+                let file = FileEntry { len_bytes, modified_unix_ms, etag, attributes, part_lens_bytes, pages };
+                ShardRequest::PutEntry { path, condition, file, written }
+            }
+            Target::Part { upload, part } => {
+                let entry = PartEntry { len_bytes, modified_unix_ms, etag, attributes, pages };
+                ShardRequest::PutPart { path, upload: *upload, part: *part, entry, written }
+            }
+        };
+        let info = match self.core.calls.shard(self.shard(), request).await? {
+            ShardResponse::Object(info) => info,
+            ShardResponse::Part(part) => ObjectInfo {
+                key: self.path.key.clone(),
+                len_bytes: part.len_bytes,
+                modified_unix_ms: part.modified_unix_ms,
+                etag: part.etag,
+                attributes: part.attributes,
+                part_lens_bytes: Vec::new(),
+            },
+            _ => panic!("a shard answers a write with what was written"),
+        };
+        self.ended = true;
+        settle(&self.core, std::mem::take(&mut self.pins));
+        Ok(info)
+    }
+}
+
+/// Bytes of plaintext that a buffer made by [`chunk_buffer`] can hold and still be sealed in place.
+fn usable_capacity(buffer: &IoBuf, shape: kiseki_types::fragment::StripeShape) -> usize {
+    let mut len = buffer.capacity().min(kiseki_types::limits::CHUNK_LEN_BYTES_MAX);
+    loop {
+        let envelope = crate::envelope::envelope_len(len as u32);
+        let shape = crate::stripe::shape_for(shape, envelope);
+        let padded = crate::stripe::padded_len(envelope, shape);
+        if padded <= buffer.capacity() || len == 0 {
+            return len;
+        }
+        len = len.saturating_sub(padded - buffer.capacity());
+    }
+}
+
+impl ObjectWriter for Writer {
+    fn write(&mut self, bytes: Bytes) -> StoreFuture<'_, ()> {
+        Box::pin(async move { self.take(&bytes).await })
+    }
+
+    fn finish(mut self: Box<Self>, finish: FinishWrite) -> StoreFuture<'static, ObjectInfo> {
+        Box::pin(async move { self.end(finish).await })
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        if self.ended {
+            return;
+        }
+        DataCounters::add(&self.core.counters.writes_abandoned, 1);
+        let (core, shard) = (self.core.clone(), self.shard());
+        let (mut pins, loose) = (std::mem::take(&mut self.pins), std::mem::take(&mut self.loose));
+        let in_flight = std::mem::take(&mut self.in_flight);
+        let task = async move {
+            for receiver in in_flight {
+                match receiver.await {
+                    Ok(Ok(stored)) => pins.push((stored.name, stored.pin)),
+                    Ok(Err(failure)) => pins.extend(failure.pinned),
+                    Err(_) => {}
+                }
+            }
+            if !loose.is_empty()
+                && let Err(error) = core.calls.shard(shard, ShardRequest::AbandonPages(loose)).await
+            {
+                warn!(%error, "pages of an abandoned write are left; the next start collects them");
+            }
+            abort(&core, pins).await;
+        };
+        self.core.ports.spawn("abandon write", Box::pin(task));
+    }
+}
+
+/// Tells the homes, in the background, that these generations are complete (step 11 of the write path). Should that be
+/// lost, the next start asks the shard.
+fn settle(core: &Rc<Core>, pins: Pins) {
+    let settled = core.clone();
+    let task = async move {
+        for (home, pins) in by_home(&settled, pins) {
+            let request = HomeRequest::Settle { complete: pins, abort: Vec::new() };
+            if let Err(error) = settled.calls.home(home, request).await {
+                warn!(%home, %error, "a home was not told of complete chunks; the next start settles them");
+            }
+        }
+    };
+    core.ports.spawn("settle pins", Box::pin(task));
+}
+
+/// Tells the homes that no delta will name these generations.
+async fn abort(core: &Rc<Core>, pins: Pins) {
+    for (home, pins) in by_home(core, pins) {
+        let request = HomeRequest::Settle { complete: Vec::new(), abort: pins };
+        if let Err(error) = core.calls.home(home, request).await {
+            warn!(%home, %error, "a home was not told of abandoned chunks; the next start collects them");
+        }
+    }
+}
+
+fn by_home(core: &Core, pins: Pins) -> BTreeMap<ShardId, Pins> {
+    let mut homes = BTreeMap::<ShardId, Pins>::new();
+    for (name, pin) in pins {
+        homes.entry(core.calls.home_of(&name.locator)).or_default().push((name, pin));
+    }
+    homes
+}

@@ -1,0 +1,509 @@
+//! One replica of one shard: openraft over the lane's log and the shard's tables, behind the port that the engine uses.
+
+use crate::error::RaftError;
+use crate::log_store::{GroupStatus, LaneLog};
+use crate::network::{AppendRequest, AppendResponse, ElectionRequest, ElectionResponse, SnapshotAnswer};
+use crate::network::{PeerLink, PeerNetwork};
+use crate::runtime::{GroupHealth, in_group};
+use crate::shard_machine::{MachineParts, ShardMachine, applied_in};
+use crate::snapshot::{SnapshotReceiver, SnapshotSeals};
+use crate::supervisor;
+use crate::table_set::TableSet;
+use crate::type_config::{Command, TypeConfig, Vote, VoterId};
+use futures::future::{Either, select};
+use futures::stream::{LocalBoxStream, StreamExt};
+use kiseki_types::group::{ProposeError, RaftGroup, StateMachine};
+use kiseki_types::limits::COMMAND_LEN_BYTES_MAX;
+use kiseki_types::runtime::{LocalBoxFuture, Ports, RuntimeExt};
+use kiseki_types::table::TableReader;
+use kiseki_types::{ShardId, Term};
+use openraft::async_runtime::WatchReceiver;
+use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError as OpenraftError};
+use openraft::{Config, EmptyNode, Raft, RaftMetrics, ReadPolicy, ServerState, Snapshot, SnapshotPolicy};
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+type Openraft = Raft<TypeConfig, ShardMachine>;
+
+/// Timers and limits of a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GroupSettings {
+    /// A leader's heartbeat.
+    pub heartbeat_ms: u64,
+    /// A follower waits at least this long before it stands for election.
+    pub election_ms_min: u64,
+    /// And at most this long.
+    pub election_ms_max: u64,
+    /// Entries behind the last snapshot that start a new one (a checkpoint of the tables).
+    pub snapshot_entries: u64,
+    /// Entries kept behind a snapshot, so that a peer a little behind needs no snapshot.
+    pub kept_entries: u64,
+    /// An open waits this long for a leader.
+    pub leader_wait: Duration,
+}
+
+impl GroupSettings {
+    /// For a group of one voter: nobody waits for heartbeats, so the timers are slow.
+    #[must_use]
+    pub fn single_voter() -> GroupSettings {
+        GroupSettings {
+            heartbeat_ms: 1_000,
+            election_ms_min: 3_000,
+            election_ms_max: 6_000,
+            snapshot_entries: 20_000,
+            kept_entries: 5_000,
+            leader_wait: Duration::from_secs(30),
+        }
+    }
+
+    /// For several voters on a local network.
+    #[must_use]
+    pub fn several_voters() -> GroupSettings {
+        GroupSettings { heartbeat_ms: 300, election_ms_min: 1_200, election_ms_max: 2_400, ..Self::single_voter() }
+    }
+
+    fn config(&self, shard: ShardId) -> Config {
+        Config {
+            cluster_name: shard.to_string(),
+            heartbeat_interval: self.heartbeat_ms,
+            election_timeout_min: self.election_ms_min,
+            election_timeout_max: self.election_ms_max,
+            snapshot_policy: SnapshotPolicy::LogsSinceLast(self.snapshot_entries),
+            max_in_snapshot_log_to_keep: self.kept_entries,
+            purge_batch_size: (self.kept_entries / 4).max(1),
+            replication_lag_threshold: self.snapshot_entries.saturating_mul(4),
+            max_payload_entries: 64,
+            enable_pre_vote: Some(true),
+            // A restarted leader stands for election again: what it applied before is then known to be committed.
+            enable_leader_restore: Some(false),
+            ..Config::default()
+        }
+    }
+}
+
+/// What a group is made of.
+#[derive(Clone)]
+pub struct GroupParts {
+    /// Ports of the core.
+    pub ports: Ports,
+    /// The lane's logs.
+    pub log: LaneLog,
+    /// The shard.
+    pub shard: ShardId,
+    /// Its tables.
+    pub tables: TableSet,
+    /// Its logic.
+    pub machine: Rc<dyn StateMachine>,
+    /// Who carries messages to peers; [`crate::network::NoPeers`] for a group of one voter.
+    pub link: Rc<dyn PeerLink>,
+    /// How files travel in a snapshot.
+    pub seals: SnapshotSeals,
+    /// Timers and limits.
+    pub settings: GroupSettings,
+}
+
+/// What a replica does just now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GroupState {
+    /// It works.
+    Running,
+    /// Its tasks panicked; it is being built again from what its log and tables hold.
+    Rebuilding,
+    /// Its storage failed, or it panicked too often: it does nothing until the node is restarted.
+    Fenced(String),
+    /// It was closed.
+    Closed,
+}
+
+/// One running instance of openraft.
+pub(crate) struct Instance {
+    pub(crate) raft: Openraft,
+    pub(crate) health: Rc<GroupHealth>,
+    alive: Rc<Cell<bool>>,
+}
+
+impl Instance {
+    /// Nothing of this instance touches the log or the tables any more.
+    pub(crate) fn disown(&self) {
+        self.alive.set(false);
+    }
+}
+
+pub(crate) struct Inner {
+    pub(crate) parts: GroupParts,
+    pub(crate) instance: RefCell<Rc<Instance>>,
+    pub(crate) state: RefCell<GroupState>,
+    /// The term in which a read index was confirmed once, as the only voter.
+    confirmed: Cell<Option<u64>>,
+    /// A snapshot is being received; one at a time.
+    receiving: tokio::sync::Mutex<()>,
+    pub(crate) rebuilds: Cell<u64>,
+}
+
+/// One replica of one shard. A clone is another handle.
+#[derive(Clone)]
+pub struct ShardGroup {
+    pub(crate) inner: Rc<Inner>,
+}
+
+/// How a replica comes into being.
+enum Start {
+    /// The first replica of a new group: it sets the first membership.
+    Bootstrap(BTreeSet<VoterId>),
+    /// A replica that others add to their group, or that exists.
+    Join,
+}
+
+impl ShardGroup {
+    /// Makes a new group whose first voters are `members`, this node voting as `voter`. Only one node does this, once
+    /// in the group's life (I-O4); the others `join`. When it did not end before a crash it is done again.
+    ///
+    /// Ends when the group has a leader. Errors: `Exists` or `Lost` when the group was made before.
+    pub async fn create(parts: GroupParts, voter: VoterId, members: &[VoterId]) -> Result<ShardGroup, RaftError> {
+        parts.log.create_group(parts.shard, voter).await?;
+        Self::start(parts, Start::Bootstrap(members.iter().copied().collect())).await
+    }
+
+    /// Makes an empty replica that a leader elsewhere fills.
+    pub async fn join(parts: GroupParts, voter: VoterId) -> Result<ShardGroup, RaftError> {
+        parts.log.create_group(parts.shard, voter).await?;
+        Self::start(parts, Start::Join).await
+    }
+
+    /// Opens a replica that exists. Never bootstraps (I-L10, I-O4). Ends when the group has a leader and this replica
+    /// has applied what it knows to be committed.
+    ///
+    /// Errors: `Absent`; `NotBootstrapped` when `create` did not end; `Lost`; `NoLeader`.
+    pub async fn open(parts: GroupParts) -> Result<ShardGroup, RaftError> {
+        let shard = parts.shard;
+        match parts.log.status(shard) {
+            GroupStatus::Absent => return Err(RaftError::Absent { shard }),
+            GroupStatus::Fresh => return Err(RaftError::NotBootstrapped { shard }),
+            GroupStatus::Lost(reason) => return Err(RaftError::Lost { shard, reason }),
+            GroupStatus::Live => {}
+        }
+        let group = Self::start(parts, Start::Join).await?;
+        group.wait_for_leader().await?;
+        Ok(group)
+    }
+
+    async fn start(parts: GroupParts, start: Start) -> Result<ShardGroup, RaftError> {
+        let instance = build(&parts).await?;
+        let raft = instance.raft.clone();
+        let shard = parts.shard;
+        let group = ShardGroup {
+            inner: Rc::new(Inner {
+                parts,
+                instance: RefCell::new(Rc::new(instance)),
+                state: RefCell::new(GroupState::Running),
+                confirmed: Cell::new(None),
+                receiving: tokio::sync::Mutex::new(()),
+                rebuilds: Cell::new(0),
+            }),
+        };
+        supervisor::watch(&group);
+        if let Start::Bootstrap(members) = start {
+            let members: BTreeMap<VoterId, EmptyNode> = members.into_iter().map(|id| (id, EmptyNode {})).collect();
+            raft.initialize(members)
+                .await
+                .map_err(|error| RaftError::Stopped { shard, reason: error.to_string() })?;
+            group.wait_for_leader().await?;
+        }
+        group.stand_if_alone();
+        Ok(group)
+    }
+
+    /// The shard.
+    #[must_use]
+    pub fn shard_id(&self) -> ShardId {
+        self.inner.parts.shard
+    }
+
+    /// What the replica does just now.
+    #[must_use]
+    pub fn state(&self) -> GroupState {
+        self.inner.state.borrow().clone()
+    }
+
+    /// How often the group was built again after a panic.
+    #[must_use]
+    pub fn rebuilds(&self) -> u64 {
+        self.inner.rebuilds.get()
+    }
+
+    /// openraft's view of the replica.
+    #[must_use]
+    pub fn metrics(&self) -> RaftMetrics<TypeConfig> {
+        self.raft().metrics().borrow_watched().clone()
+    }
+
+    /// The voter that leads, as far as this replica knows.
+    #[must_use]
+    pub fn leader(&self) -> Option<VoterId> {
+        self.metrics().current_leader
+    }
+
+    /// Makes the tables durable and lets the log behind them go, now rather than when the policy says so.
+    pub async fn checkpoint(&self) -> Result<(), RaftError> {
+        self.raft().trigger().snapshot().await.map_err(|error| self.stopped(error.to_string()))
+    }
+
+    /// Stops the replica: no message is answered any more, its tables are durable and stay open.
+    pub async fn close(&self) -> Result<(), RaftError> {
+        self.inner.state.replace(GroupState::Closed);
+        let instance = self.instance();
+        let ended = instance.raft.shutdown().await;
+        instance.disown();
+        self.inner.parts.tables.checkpoint().await?;
+        ended.map_err(|error| self.stopped(error.to_string()))
+    }
+
+    /// Adds voters (and waits until they are caught up) or removes some: `voters` is the new set.
+    pub async fn change_voters(&self, voters: &[VoterId]) -> Result<(), RaftError> {
+        let raft = self.raft();
+        let stop = |error: String| self.stopped(error);
+        let now: BTreeSet<VoterId> = raft.voter_ids().collect();
+        for voter in voters.iter().filter(|voter| !now.contains(voter)) {
+            raft.add_learner(*voter, EmptyNode {}, true).await.map_err(|error| stop(error.to_string()))?;
+        }
+        let voters: BTreeSet<VoterId> = voters.iter().copied().collect();
+        raft.change_membership(voters, false).await.map(drop).map_err(|error| stop(error.to_string()))
+    }
+
+    /// An append or heartbeat from a peer.
+    pub async fn handle_append(&self, request: AppendRequest) -> Result<AppendResponse, RaftError> {
+        self.raft().append_entries(request).await.map_err(|error| self.stopped(error.to_string()))
+    }
+
+    /// A peer stands for election.
+    pub async fn handle_vote(&self, request: ElectionRequest) -> Result<ElectionResponse, RaftError> {
+        self.raft().vote(request).await.map_err(|error| self.stopped(error.to_string()))
+    }
+
+    /// A peer asks whether it would be elected.
+    pub async fn handle_pre_vote(&self, request: ElectionRequest) -> Result<ElectionResponse, RaftError> {
+        self.raft().pre_vote(request).await.map_err(|error| self.stopped(error.to_string()))
+    }
+
+    /// A snapshot from the leader: put into new files, checked, then swapped in.
+    pub async fn handle_snapshot(
+        &self,
+        vote: Vote,
+        mut frames: LocalBoxStream<'static, Vec<u8>>,
+    ) -> Result<SnapshotAnswer, RaftError> {
+        let _one = self.inner.receiving.lock().await;
+        let parts = &self.inner.parts;
+        let mut receiver = SnapshotReceiver::new(parts.shard, parts.tables.clone(), parts.seals.clone());
+        while let Some(frame) = frames.next().await {
+            receiver.push(&frame).await?;
+        }
+        let (meta, snapshot) = receiver.finish()?;
+        self.raft()
+            .install_full_snapshot(vote, Snapshot { meta, snapshot })
+            .await
+            .map_err(|error| self.stopped(error.to_string()))
+    }
+
+    pub(crate) fn instance(&self) -> Rc<Instance> {
+        self.inner.instance.borrow().clone()
+    }
+
+    fn raft(&self) -> Openraft {
+        self.inner.instance.borrow().raft.clone()
+    }
+
+    fn stopped(&self, reason: String) -> RaftError {
+        RaftError::Stopped { shard: self.shard_id(), reason }
+    }
+
+    /// A lone voter need not wait for its election timeout.
+    pub(crate) fn stand_if_alone(&self) {
+        let raft = self.raft();
+        let voters: Vec<VoterId> = raft.voter_ids().collect();
+        if voters == [*raft.node_id()] && !raft.is_leader() {
+            self.inner.parts.ports.spawn(
+                "raft-elect",
+                Box::pin(async move {
+                    let _ = raft.trigger().elect(false).await; // the supervisor sees why it stopped
+                }),
+            );
+        }
+    }
+
+    /// Waits until a leader is known and, when it is this replica, until reads here are linearizable.
+    async fn wait_for_leader(&self) -> Result<(), RaftError> {
+        let parts = &self.inner.parts;
+        let deadline = parts.ports.sleep(parts.settings.leader_wait);
+        self.stand_if_alone();
+        let led = async {
+            loop {
+                let mut metrics = self.raft().metrics();
+                let (leader, running) = {
+                    let now = metrics.borrow_and_update();
+                    (now.current_leader, now.running_state.clone())
+                };
+                match (self.state(), running) {
+                    (GroupState::Fenced(reason), _) => return Err(self.stopped(reason)),
+                    (GroupState::Closed, _) => return Err(self.stopped("closed".to_owned())),
+                    _ => {}
+                }
+                match leader {
+                    Some(leader) if leader == *self.raft().node_id() => {
+                        if self.read_index().await.is_ok() {
+                            return Ok(());
+                        }
+                        parts.ports.sleep(RETRY_PAUSE).await;
+                    }
+                    Some(_) => return Ok(()),
+                    None => {
+                        let _ = select(pin!(metrics.changed()), parts.ports.sleep(RETRY_PAUSE)).await;
+                    }
+                }
+            }
+        };
+        match select(pin!(led), deadline).await {
+            Either::Left((led, _)) => led,
+            Either::Right(_) => {
+                let waited_ms = u64::try_from(parts.settings.leader_wait.as_millis()).unwrap_or(u64::MAX);
+                Err(RaftError::NoLeader { shard: parts.shard, waited_ms })
+            }
+        }
+    }
+
+    /// Confirms leadership with a majority and waits until everything committed before is applied here.
+    async fn read_index(&self) -> Result<Term, ProposeError> {
+        let shard = self.shard_id();
+        match self.raft().ensure_linearizable(ReadPolicy::ReadIndex).await {
+            Ok(read) => {
+                let term = read.committed_leader_id().term;
+                self.inner.confirmed.set(Some(term));
+                Ok(Term(term))
+            }
+            Err(OpenraftError::APIError(LinearizableReadError::ForwardToLeader(_))) => {
+                Err(ProposeError::NotLeader { shard })
+            }
+            Err(error) => Err(ProposeError::Unavailable { shard, reason: error.to_string() }),
+        }
+    }
+
+    /// The read barrier of a lone voter, without a turn of openraft's task: nobody else can lead, and an answer is
+    /// given only after its command was applied here, so once a read index was confirmed in this term, every
+    /// acknowledged command of this and earlier terms is in the tables. `None`: ask openraft.
+    fn read_alone(&self) -> Option<Term> {
+        let confirmed = self.inner.confirmed.get()?;
+        if *self.inner.state.borrow() != GroupState::Running {
+            return None;
+        }
+        let instance = self.inner.instance.borrow();
+        if instance.health.panicked() {
+            return None;
+        }
+        let metrics = instance.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let voters = metrics.membership_config.membership().get_joint_config();
+        let alone = voters.len() == 1 && voters[0].len() == 1 && voters[0].contains(&metrics.id);
+        let leads = metrics.running_state.is_ok()
+            && metrics.state == ServerState::Leader
+            && metrics.current_term == confirmed
+            && metrics.local_committed == metrics.last_applied;
+        (alone && leads).then_some(Term(confirmed))
+    }
+
+    async fn propose_here(&self, command: Vec<u8>) -> Result<Vec<u8>, ProposeError> {
+        let shard = self.shard_id();
+        if command.len() > COMMAND_LEN_BYTES_MAX {
+            return Err(ProposeError::TooLong { len: command.len(), limit: COMMAND_LEN_BYTES_MAX });
+        }
+        match self.state() {
+            GroupState::Running => {}
+            GroupState::Rebuilding => return Err(unavailable(shard, "the group is being rebuilt")),
+            GroupState::Fenced(reason) => return Err(unavailable(shard, &reason)),
+            GroupState::Closed => return Err(unavailable(shard, "the group is closed")),
+        }
+        let instance = self.instance();
+        // Asked before: a refusal after having led may have left the command in the log.
+        let led_before = instance.raft.metrics().borrow_watched().state == ServerState::Leader;
+        let answer = {
+            let written = pin!(instance.raft.client_write(Command(command.into())));
+            match select(written, pin!(instance.health.until_panic())).await {
+                Either::Left((answer, _)) => answer,
+                Either::Right(_) => return Err(unavailable(shard, "the group is being rebuilt")),
+            }
+        };
+        match answer {
+            Ok(written) => Ok(written.data.0),
+            Err(OpenraftError::APIError(ClientWriteError::ForwardToLeader(_))) if !led_before => {
+                Err(ProposeError::NotLeader { shard })
+            }
+            Err(error) => Err(unavailable(shard, &error.to_string())),
+        }
+    }
+}
+
+/// Pause between looks for a leader.
+const RETRY_PAUSE: Duration = Duration::from_millis(20);
+
+fn unavailable(shard: ShardId, reason: &str) -> ProposeError {
+    ProposeError::Unavailable { shard, reason: reason.to_owned() }
+}
+
+/// Builds an instance from what the log and the tables hold.
+pub(crate) async fn build(parts: &GroupParts) -> Result<Instance, RaftError> {
+    let shard = parts.shard;
+    let (applied, _) = applied_in(&parts.tables)?;
+    let log = parts.log.open_group(shard, parts.tables.clone()).await?;
+    if let Err(RaftError::Lost { reason, .. }) = log.check_against_tables(applied) {
+        parts.log.mark_lost(shard, &reason).await?;
+        return Err(RaftError::Lost { shard, reason });
+    }
+    let alive = Rc::new(Cell::new(true));
+    let machine_parts = MachineParts {
+        shard,
+        ports: parts.ports.clone(),
+        tables: parts.tables.clone(),
+        machine: parts.machine.clone(),
+    };
+    let machine = ShardMachine::new(machine_parts, log.clone(), alive.clone())?;
+    let network = PeerNetwork {
+        ports: parts.ports.clone(),
+        shard,
+        link: parts.link.clone(),
+        seals: parts.seals.clone(),
+    };
+    let stopped = |reason: String| RaftError::Stopped { shard, reason };
+    let config = parts.settings.config(shard).validate().map_err(|error| stopped(error.to_string()))?;
+    let health = GroupHealth::new();
+    let built = Raft::new(log.voter(), Arc::new(config), network, log, machine);
+    let raft = in_group(health.clone(), built)
+        .await
+        .map_err(|error| stopped(error.to_string()))?
+        .map_err(|error| stopped(error.to_string()))?;
+    Ok(Instance { raft, health, alive })
+}
+
+impl RaftGroup for ShardGroup {
+    fn shard(&self) -> ShardId {
+        self.shard_id()
+    }
+
+    fn propose(&self, command: Vec<u8>) -> LocalBoxFuture<'static, Result<Vec<u8>, ProposeError>> {
+        let group = self.clone();
+        Box::pin(async move { group.propose_here(command).await })
+    }
+
+    fn read_barrier(&self) -> LocalBoxFuture<'static, Result<Term, ProposeError>> {
+        if let Some(term) = self.read_alone() {
+            return Box::pin(async move { Ok(term) });
+        }
+        let group = self.clone();
+        Box::pin(async move { group.read_index().await })
+    }
+
+    fn tables(&self) -> Rc<dyn TableReader> {
+        Rc::new(self.inner.parts.tables.clone())
+    }
+}

@@ -1,0 +1,155 @@
+//! Opening a lane: rows of the log file first, the journal's records over them, then a flush.
+
+use super::acks::Acks;
+use super::group_log::GroupLog;
+use super::record::{Change, GroupRow, Record, decode_lane_row};
+use super::{FOLD_FILL, GROUPS_PER_LANE_MAX, Lane, LaneLog, TABLE_GROUPS, TABLE_LANE, fold};
+use crate::error::RaftError;
+use kiseki_types::journal::{Journal, ReplayedRecord, Sequence};
+use kiseki_types::runtime::Ports;
+use kiseki_types::table::{Scan, TableStore};
+use kiseki_types::{LaneId, ShardId};
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use tokio::sync::Notify;
+use tracing::error;
+
+type Groups = BTreeMap<ShardId, GroupLog>;
+
+/// See [`LaneLog::open`].
+pub async fn open(
+    ports: Ports,
+    lane: LaneId,
+    journal: Rc<dyn Journal>,
+    replayed: Vec<ReplayedRecord>,
+    table: Rc<dyn TableStore>,
+) -> Result<LaneLog, RaftError> {
+    let mut groups = read_groups(&table, lane).await?;
+    let folded_sequence = match table.get(0, TABLE_LANE, &[]).await? {
+        Some(row) => decode_lane_row(&row)?,
+        None => 0,
+    };
+    let replay = replay(&mut groups, &replayed, folded_sequence, journal.last(), lane)?;
+    let lane_log = Rc::new(Lane {
+        lane,
+        acks: Acks::start(&ports),
+        ports: ports.clone(),
+        journal,
+        table,
+        groups: RefCell::new(groups),
+        last: Cell::new(replay.last),
+        folded_sequence: Cell::new(folded_sequence),
+        unfolded_len_bytes: Cell::new(0),
+        fold_wanted: Rc::new(Notify::new()),
+        folding: tokio::sync::Mutex::new(()),
+    });
+    // I-L2: what was replayed may be unflushed, or on one mirror only; this flush is behind all of it.
+    let record = Record { shard: ShardId(0), previous: lane_log.last.get(), change: Change::Opened };
+    let opened = match lane_log.journal.append(&record.encode()) {
+        Ok(sequence) => {
+            lane_log.last.set(sequence);
+            sequence
+        }
+        Err(kiseki_types::journal::JournalError::Full { .. }) => lane_log.last.get(),
+        Err(error) => return Err(error.into()),
+    };
+    lane_log.journal.flushed(opened).await?;
+    lane_log.acks.note_synced(opened);
+    for (shard, reason) in replay.lost {
+        error!(lane = %lane, %shard, reason, "vote or log lost; the replica must rejoin as a new learner");
+        lane_log.mark_lost(shard, &reason).await?;
+    }
+    let background = fold::run(Rc::downgrade(&lane_log), lane_log.fold_wanted.clone());
+    ports.spawn("raft-fold", Box::pin(background));
+    if lane_log.journal.fill() > FOLD_FILL {
+        lane_log.fold_wanted.notify_one();
+    }
+    Ok(LaneLog { inner: lane_log })
+}
+
+async fn read_groups(table: &Rc<dyn TableStore>, lane: LaneId) -> Result<Groups, RaftError> {
+    let rows = table.scan(Scan::prefix(0, TABLE_GROUPS, &[], GROUPS_PER_LANE_MAX + 1)).await?;
+    if rows.len() > GROUPS_PER_LANE_MAX {
+        return Err(RaftError::TooManyGroups { lane, limit: GROUPS_PER_LANE_MAX });
+    }
+    let mut groups = Groups::new();
+    for (key, value) in rows {
+        let shard = ShardId(u64::from_be_bytes(key.try_into().map_err(|_| damaged(lane, "a group's key"))?));
+        groups.insert(shard, GroupLog::from_row(shard, GroupRow::decode(&value)?));
+    }
+    Ok(groups)
+}
+
+fn damaged(lane: LaneId, reason: impl Into<String>) -> RaftError {
+    RaftError::LogDamaged { lane, reason: reason.into() }
+}
+
+struct Replay {
+    last: Sequence,
+    /// Groups found lost now, with the reason.
+    lost: Vec<(ShardId, String)>,
+}
+
+fn replay(
+    groups: &mut Groups,
+    replayed: &[ReplayedRecord],
+    folded_sequence: Sequence,
+    journal_last: Sequence,
+    lane: LaneId,
+) -> Result<Replay, RaftError> {
+    let mut last = folded_sequence;
+    let mut broken_chain = None;
+    let mut misfits: BTreeMap<ShardId, String> = BTreeMap::new();
+    for found in replayed.iter().filter(|found| found.sequence > folded_sequence) {
+        let record = Record::decode(&found.bytes).map_err(|error| damaged(lane, error.to_string()))?;
+        // The first record behind the fold may name any record up to it, each later one names the one before.
+        let follows = record.previous == last || (last == folded_sequence && record.previous < folded_sequence);
+        if !follows && broken_chain.is_none() {
+            broken_chain = Some(format!("record {} follows {last}, not {}", found.sequence, record.previous));
+        }
+        last = found.sequence;
+        if record.change == Change::Opened {
+            continue;
+        }
+        match groups.get_mut(&record.shard) {
+            // A record of a group without a row: the log file is not the one that belongs to this journal.
+            None => {
+                let reason = "its row is gone from the log file".to_owned();
+                let mut group = GroupLog::from_row(record.shard, GroupRow::default());
+                group.lost = Some(reason.clone());
+                groups.insert(record.shard, group);
+                misfits.insert(record.shard, reason);
+            }
+            Some(group) if group.lost.is_none() => {
+                if let Err(misfit) = group.apply(record.change, found.sequence) {
+                    misfits.entry(record.shard).or_insert(misfit.0);
+                }
+            }
+            Some(_) => {}
+        }
+    }
+    if journal_last < folded_sequence {
+        broken_chain = Some(format!("the journal ends at {journal_last}, but {folded_sequence} were folded"));
+    }
+    let lost = groups
+        .values()
+        .filter(|group| group.lost.is_none() || misfits.contains_key(&group.shard))
+        .filter_map(|group| {
+            let reason = misfits.get(&group.shard).cloned().or_else(|| why_lost(group, broken_chain.as_deref()));
+            reason.map(|reason| (group.shard, reason))
+        })
+        .collect();
+    Ok(Replay { last, lost })
+}
+
+/// I-L10: a group that acknowledged anything must still have a vote or a log, and an unbroken journal behind it.
+fn why_lost(group: &GroupLog, broken_chain: Option<&str>) -> Option<String> {
+    if !group.row.live {
+        return None;
+    }
+    if let Some(reason) = broken_chain {
+        return Some(reason.to_owned());
+    }
+    (group.vote.is_none() && group.last.is_none()).then(|| "neither a vote nor an entry is left".to_owned())
+}

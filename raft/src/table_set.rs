@@ -1,0 +1,448 @@
+//! The ordered table files of one shard, with an overlay in memory of what is applied but not yet in the files.
+//!
+//! An apply goes into the overlay and is read from there at once. In the background the overlay is frozen at one
+//! position and folded into every file, first file first, each file in one transaction; when all have committed, the
+//! snapshots that reads use are exchanged together and the frozen layer is dropped. So all files are read at one
+//! position at every instant, and a later file is never ahead of an earlier one on disk. What the first file's commit
+//! keeps of the later files' changes lets the next open bring them to the same position after a crash between two
+//! commits; so a replay never meets rows of its own future.
+
+mod files;
+mod transfer;
+
+use crate::overlay::{Layer, Overlay, is_empty_range};
+use crate::table_file::database::{FileDatabase, OpenRandom, Redo, Snapshot};
+use files::{OpenedFiles, SetFiles};
+use futures::channel::oneshot;
+use kiseki_types::meta::MetaDir;
+use kiseki_types::runtime::{LocalBoxFuture, Ports, RuntimeExt, Stopping};
+use kiseki_types::secret::SecretKey;
+use kiseki_types::table::{Row, Scan, TableError, TableId, TableReader, TableWrite};
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+pub use transfer::{SetExport, SetImport};
+
+/// Files of one set at most: their number is a byte, and redo rows are kept for each.
+pub const SET_FILES_MAX: usize = 16;
+/// Side thread queues of one set: one for writes, the others for reads, so that a read never waits for a fold.
+const QUEUES_PER_SET: u64 = 8;
+const READ_QUEUES: u64 = QUEUES_PER_SET - 1;
+
+/// One file of a set.
+pub struct FileSpec {
+    /// Its name in the metadata directories.
+    pub name: String,
+    /// The metadata key its pages are sealed under; `None` for a clear file (checksummed pages).
+    pub seal: Option<SecretKey>,
+}
+
+/// Limits of a set.
+#[derive(Clone, Copy, Debug)]
+pub struct TableSettings {
+    /// Base of its side thread queues: it uses the numbers `queue * 8 .. queue * 8 + 8`.
+    pub queue: u64,
+    /// Pages of one file that redb keeps in memory, in bytes.
+    pub cache_bytes: usize,
+    /// Overlay rows that start a fold.
+    pub fold_rows: usize,
+    /// Overlay bytes that start a fold.
+    pub fold_bytes: usize,
+}
+
+impl TableSettings {
+    /// Small defaults: 8 MiB of pages a file, folds from 8,192 rows or 4 MiB on.
+    #[must_use]
+    pub fn new(queue: u64) -> TableSettings {
+        TableSettings { queue, cache_bytes: 8 << 20, fold_rows: 8192, fold_bytes: 4 << 20 }
+    }
+}
+
+/// One row of a set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SetRow {
+    /// Number of the file.
+    pub file: u8,
+    /// Table in it.
+    pub table: TableId,
+    /// The key.
+    pub key: Vec<u8>,
+    /// The value.
+    pub value: Vec<u8>,
+}
+
+/// Whether the set takes calls.
+#[derive(Clone, Debug)]
+enum Health {
+    Open,
+    /// I-D6: a commit failed; nothing is read or written until the files are opened and checked again.
+    Fenced(TableError),
+    Closed,
+}
+
+struct State {
+    overlay: Overlay,
+    databases: Vec<Arc<FileDatabase>>,
+    snapshots: Vec<Arc<Snapshot>>,
+    meta: BTreeMap<Vec<u8>, Vec<u8>>,
+    applied: u64,
+    durable: u64,
+    health: Health,
+    /// A fold or an installation is under way; there is one at a time.
+    busy: bool,
+    installing: bool,
+    /// Someone waits for what is in the active layer.
+    fold_wanted: bool,
+    /// Number of the layer that is active; layers below `folded` are durable.
+    active_layer: u64,
+    folded: u64,
+    waiters: Vec<(u64, oneshot::Sender<Result<(), TableError>>)>,
+    idle_waiters: Vec<oneshot::Sender<()>>,
+}
+
+struct Inner {
+    ports: Ports,
+    files: Arc<SetFiles>,
+    settings: TableSettings,
+    next_read_queue: Cell<u64>,
+    state: RefCell<State>,
+}
+
+/// The table files of one shard. A clone is another handle of the same set.
+#[derive(Clone)]
+pub struct TableSet {
+    inner: Rc<Inner>,
+}
+
+impl TableSet {
+    /// Opens or makes the files (on a side thread). All files are at one position when it returns.
+    ///
+    /// - `files`: in checkpoint order, 1..=[`SET_FILES_MAX`]; their names must be unique in `dir`.
+    /// - Errors: a file that is damaged, sealed under another key, or missing although later ones hold rows.
+    pub fn open(
+        ports: Ports,
+        dir: Arc<dyn MetaDir>,
+        files: Vec<FileSpec>,
+        settings: TableSettings,
+    ) -> LocalBoxFuture<'static, Result<TableSet, TableError>> {
+        assert!((1..=SET_FILES_MAX).contains(&files.len()), "a set has 1 to {SET_FILES_MAX} files");
+        let files = Arc::new(SetFiles::new(dir, files, settings.cache_bytes));
+        Box::pin(async move {
+            let random = files.random(&ports);
+            let job_files = Arc::clone(&files);
+            let opened = ports.offload(settings.queue * QUEUES_PER_SET, move || job_files.open(&random));
+            let opened = opened.await.map_err(|Stopping| files.closed())??;
+            let state = RefCell::new(State::new(opened));
+            let inner = Rc::new(Inner { ports, files, settings, next_read_queue: Cell::new(0), state });
+            Ok(TableSet { inner })
+        })
+    }
+
+    /// Applies the writes of Raft index `position`; skipped when `position` is applied already (a replay). `meta` rows
+    /// become durable with them. Visible to reads at once.
+    pub fn apply(&self, position: u64, writes: Vec<TableWrite>, meta: Vec<Row>) {
+        if position > self.applied_position() {
+            self.put(position, writes, meta);
+        }
+    }
+
+    /// [`TableSet::apply`] without the replay check, for users without positions.
+    pub(crate) fn put(&self, position: u64, writes: Vec<TableWrite>, meta: Vec<Row>) {
+        let start_fold = {
+            let mut state = self.inner.state.borrow_mut();
+            if !matches!(state.health, Health::Open) {
+                return; // the owner learns it from any read or checkpoint; the overlay must not grow for nothing
+            }
+            assert!(!state.installing, "nothing is applied while a snapshot is installed");
+            assert!(position >= state.applied, "applies come in order");
+            state.applied = position;
+            state.meta.extend(meta.iter().cloned());
+            state.overlay.apply(position, writes, meta);
+            !state.busy && state.over_limit(&self.inner.settings)
+        };
+        if start_fold {
+            self.start_fold();
+        }
+    }
+
+    /// A meta row as of the last apply.
+    #[must_use]
+    pub fn meta(&self, key: &[u8]) -> Option<Vec<u8>> {
+        self.inner.state.borrow().meta.get(key).cloned()
+    }
+
+    /// Position of the last apply.
+    #[must_use]
+    pub fn applied_position(&self) -> u64 {
+        self.inner.state.borrow().applied
+    }
+
+    /// Position that every file holds durably.
+    #[must_use]
+    pub fn durable_position(&self) -> u64 {
+        self.inner.state.borrow().durable
+    }
+
+    /// Rows in the overlay.
+    #[must_use]
+    pub fn overlay_rows(&self) -> usize {
+        self.inner.state.borrow().overlay.rows()
+    }
+
+    /// Bytes in the overlay, about. The owner slows down when this exceeds a few times `fold_bytes`.
+    #[must_use]
+    pub fn overlay_bytes(&self) -> usize {
+        self.inner.state.borrow().overlay.bytes()
+    }
+
+    /// Why the set takes no more calls, if so.
+    #[must_use]
+    pub fn failure(&self) -> Option<TableError> {
+        self.check().err()
+    }
+
+    /// Makes everything applied before the call durable.
+    pub fn checkpoint(&self) -> LocalBoxFuture<'static, Result<(), TableError>> {
+        if let Err(error) = self.check() {
+            return Box::pin(std::future::ready(Err(error)));
+        }
+        let (receiver, idle) = {
+            let mut state = self.inner.state.borrow_mut();
+            let touched = state.overlay.touched();
+            // The layer that must be folded: the active one if it has anything, else what is folded right now.
+            let upto = if touched { state.active_layer + 1 } else { state.active_layer };
+            if state.folded >= upto {
+                return Box::pin(std::future::ready(Ok(())));
+            }
+            state.fold_wanted |= touched;
+            let (sender, receiver) = oneshot::channel();
+            state.waiters.push((upto, sender));
+            (receiver, !state.busy)
+        };
+        if idle {
+            self.start_fold();
+        }
+        let files = Arc::clone(&self.inner.files);
+        Box::pin(async move { receiver.await.unwrap_or_else(|_| Err(files.closed())) })
+    }
+
+    /// Checkpoints and closes the files; every later call is an error.
+    pub fn close(&self) -> LocalBoxFuture<'static, Result<(), TableError>> {
+        let set = self.clone();
+        Box::pin(async move {
+            let result = set.checkpoint().await;
+            set.wait_idle().await;
+            let (databases, snapshots) = {
+                let mut state = set.inner.state.borrow_mut();
+                state.health = Health::Closed;
+                (std::mem::take(&mut state.databases), std::mem::take(&mut state.snapshots))
+            };
+            // The last holder of a redb file writes its closing commit: never on the executor.
+            let closing = set.inner.ports.offload(set.write_queue(), move || drop((snapshots, databases)));
+            let _ = closing.await;
+            result
+        })
+    }
+
+    fn check(&self) -> Result<(), TableError> {
+        match &self.inner.state.borrow().health {
+            Health::Open => Ok(()),
+            Health::Fenced(error) => Err(error.clone()),
+            Health::Closed => Err(self.inner.files.closed()),
+        }
+    }
+
+    fn write_queue(&self) -> u64 {
+        self.inner.settings.queue * QUEUES_PER_SET
+    }
+
+    fn read_queue(&self) -> u64 {
+        let turn = self.inner.next_read_queue.get();
+        self.inner.next_read_queue.set((turn + 1) % READ_QUEUES);
+        self.write_queue() + 1 + turn
+    }
+
+    /// Starts the fold task; the caller has seen that the set is not busy.
+    fn start_fold(&self) {
+        self.inner.state.borrow_mut().busy = true;
+        let set = self.clone();
+        self.inner.ports.spawn("table fold", Box::pin(async move { set.fold_loop().await }));
+    }
+
+    async fn fold_loop(self) {
+        loop {
+            let next = {
+                let mut state = self.inner.state.borrow_mut();
+                let wanted = state.fold_wanted || state.over_limit(&self.inner.settings);
+                if !matches!(state.health, Health::Open) || !wanted || !state.overlay.touched() {
+                    state.become_idle();
+                    return;
+                }
+                state.fold_wanted = false;
+                state.active_layer += 1;
+                (state.overlay.freeze(), state.databases.clone(), state.durable)
+            };
+            let (layer, databases, durable) = next;
+            let position = layer.mark.position;
+            let folding = self.inner.ports.offload(self.write_queue(), move || fold_files(&layer, &databases, durable));
+            let result = folding.await.unwrap_or_else(|Stopping| Err(self.inner.files.closed()));
+            let mut state = self.inner.state.borrow_mut();
+            match result {
+                Ok(snapshots) => {
+                    state.snapshots = snapshots.into_iter().map(Arc::new).collect();
+                    state.overlay.drop_frozen();
+                    state.durable = position;
+                    state.folded += 1;
+                    state.answer_waiters();
+                }
+                Err(error) => state.fence(error),
+            }
+        }
+    }
+
+    /// Ends when no fold is under way.
+    async fn wait_idle(&self) {
+        loop {
+            let receiver = {
+                let mut state = self.inner.state.borrow_mut();
+                if !state.busy {
+                    return;
+                }
+                let (sender, receiver) = oneshot::channel();
+                state.idle_waiters.push(sender);
+                receiver
+            };
+            let _ = receiver.await;
+        }
+    }
+
+    /// The current snapshot of a file.
+    fn snapshot(&self, file: u8) -> Arc<Snapshot> {
+        Arc::clone(self.inner.state.borrow().snapshots.get(usize::from(file)).expect("a read names a file of its set"))
+    }
+
+    /// Runs a read on a side thread.
+    fn read<T: Send + 'static>(
+        &self,
+        job: impl FnOnce() -> Result<T, TableError> + Send + 'static,
+    ) -> LocalBoxFuture<'static, Result<T, TableError>> {
+        let running = self.inner.ports.offload(self.read_queue(), job);
+        let files = Arc::clone(&self.inner.files);
+        Box::pin(async move { running.await.unwrap_or_else(|Stopping| Err(files.closed())) })
+    }
+}
+
+/// Commits one layer to all files, in order (I-V2: a later file is never ahead of an earlier one).
+fn fold_files(layer: &Arc<Layer>, databases: &[Arc<FileDatabase>], from: u64) -> Result<Vec<Snapshot>, TableError> {
+    for (number, database) in databases.iter().enumerate() {
+        let redo = (number == 0 && databases.len() > 1).then(|| Redo { from, layer: Arc::clone(layer) });
+        database.fold(&layer.mark, &layer.files[number], redo.as_ref())?;
+    }
+    databases.iter().map(|database| database.snapshot()).collect()
+}
+
+impl State {
+    fn new(opened: OpenedFiles) -> State {
+        let OpenedFiles { databases, snapshots } = opened;
+        let position = snapshots[0].position;
+        State {
+            overlay: Overlay::new(databases.len(), position),
+            meta: snapshots[0].meta.clone(),
+            applied: position,
+            durable: position,
+            databases,
+            snapshots: snapshots.into_iter().map(Arc::new).collect(),
+            health: Health::Open,
+            busy: false,
+            installing: false,
+            fold_wanted: false,
+            active_layer: 0,
+            folded: 0,
+            waiters: Vec::new(),
+            idle_waiters: Vec::new(),
+        }
+    }
+
+    fn over_limit(&self, settings: &TableSettings) -> bool {
+        self.overlay.active_rows() >= settings.fold_rows || self.overlay.active_bytes() >= settings.fold_bytes
+    }
+
+    fn become_idle(&mut self) {
+        self.busy = false;
+        for waiter in self.idle_waiters.drain(..) {
+            let _ = waiter.send(());
+        }
+    }
+
+    fn answer_waiters(&mut self) {
+        let folded = self.folded;
+        for (_, waiter) in self.waiters.extract_if(.., |(upto, _)| *upto <= folded) {
+            let _ = waiter.send(Ok(()));
+        }
+    }
+
+    fn fence(&mut self, error: TableError) {
+        for (_, waiter) in self.waiters.drain(..) {
+            let _ = waiter.send(Err(error.clone()));
+        }
+        self.health = Health::Fenced(error);
+    }
+}
+
+impl TableReader for TableSet {
+    fn get(
+        &self,
+        file: u8,
+        table: TableId,
+        key: &[u8],
+    ) -> LocalBoxFuture<'static, Result<Option<Vec<u8>>, TableError>> {
+        if let Err(error) = self.check() {
+            return Box::pin(std::future::ready(Err(error)));
+        }
+        let changed = self.inner.state.borrow().overlay.lookup(file, table, key).cloned();
+        if let Some(value) = changed {
+            return Box::pin(std::future::ready(Ok(value)));
+        }
+        let snapshot = self.snapshot(file);
+        if !snapshot.has_table(table) {
+            return Box::pin(std::future::ready(Ok(None)));
+        }
+        let key = key.to_vec();
+        self.read(move || snapshot.get(table, &key))
+    }
+
+    fn scan(&self, scan: Scan) -> LocalBoxFuture<'static, Result<Vec<Row>, TableError>> {
+        if let Err(error) = self.check() {
+            return Box::pin(std::future::ready(Err(error)));
+        }
+        if scan.limit == 0 || is_empty_range(&scan.from, &scan.to) {
+            return Box::pin(std::future::ready(Ok(Vec::new())));
+        }
+        let part = self.inner.state.borrow().overlay.part(&scan);
+        let snapshot = self.snapshot(scan.file);
+        if !snapshot.has_table(scan.table) {
+            return Box::pin(std::future::ready(snapshot.scan(scan.table, part, scan.direction, scan.limit)));
+        }
+        self.read(move || snapshot.scan(scan.table, part, scan.direction, scan.limit))
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let state = self.state.get_mut();
+        let (databases, snapshots) = (std::mem::take(&mut state.databases), std::mem::take(&mut state.snapshots));
+        if !databases.is_empty() {
+            // The last holder of a redb file writes its closing commit: never on the executor.
+            let queue = self.settings.queue * QUEUES_PER_SET;
+            self.ports.offload_job(queue, Box::new(move || drop((snapshots, databases))));
+        }
+    }
+}
+
+/// Randomness for one open of all files.
+type SetRandom = Vec<OpenRandom>;
+
+
+#[cfg(test)]
+mod tests;

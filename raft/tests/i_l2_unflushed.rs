@@ -1,0 +1,85 @@
+//! I-L2 with a journal whose flushes never return: nothing that needs one may be answered.
+
+mod common;
+
+use common::{Ledger, Node, SHARD, command};
+use futures::future::{Either, select};
+use kiseki_raft::group::{GroupParts, GroupSettings};
+use kiseki_raft::log_store::LaneLog;
+use kiseki_raft::network::NoPeers;
+use kiseki_raft::snapshot::SnapshotSeals;
+use kiseki_raft::ShardGroup;
+use kiseki_raft::table_file::TableFile;
+use kiseki_raft::table_set::TableSettings;
+use kiseki_simulator::Sim;
+use kiseki_types::LaneId;
+use kiseki_types::group::RaftGroup;
+use kiseki_types::journal::{Journal, JournalError, Sequence};
+use kiseki_types::runtime::{LocalBoxFuture, RuntimeExt};
+use std::cell::Cell;
+use std::pin::pin;
+use std::rc::Rc;
+use std::time::Duration;
+
+#[derive(Default)]
+struct StuckJournal {
+    last: Cell<Sequence>,
+    stuck: Rc<Cell<bool>>,
+}
+
+impl Journal for StuckJournal {
+    fn append(&self, _record: &[u8]) -> Result<Sequence, JournalError> {
+        self.last.set(self.last.get() + 1);
+        Ok(self.last.get())
+    }
+    fn written(&self, _sequence: Sequence) -> LocalBoxFuture<'static, Result<(), JournalError>> {
+        Box::pin(async { Ok(()) })
+    }
+    fn flushed(&self, _sequence: Sequence) -> LocalBoxFuture<'static, Result<(), JournalError>> {
+        match self.stuck.get() {
+            true => Box::pin(std::future::pending()),
+            false => Box::pin(async { Ok(()) }),
+        }
+    }
+    fn trim(&self, _sequence: Sequence) {}
+    fn last(&self) -> Sequence {
+        self.last.get()
+    }
+    fn fill(&self) -> f64 {
+        0.0
+    }
+}
+
+#[test]
+fn i_l2_nothing_is_acknowledged_before_its_flush() {
+    let sim = Sim::new(1);
+    let node = Node::new(&sim, 1);
+    sim.block_on(node.id, async {
+        let ports = sim.ports(node.id);
+        let journal = Rc::new(StuckJournal::default());
+        let stuck = journal.stuck.clone();
+        let table = TableFile::open(ports.clone(), node.dir.open(), "raft-log", None, TableSettings::new(1));
+        let table = Rc::new(table.await.expect("opens"));
+        let log = LaneLog::open(ports.clone(), LaneId(0), journal, Vec::new(), table).await.expect("opens");
+        let parts = GroupParts {
+            ports: ports.clone(),
+            log,
+            shard: SHARD,
+            tables: node.open_tables(&ports, SHARD).await,
+            machine: Rc::new(Ledger::default()),
+            link: Rc::new(NoPeers),
+            seals: SnapshotSeals::none(),
+            settings: GroupSettings::single_voter(),
+        };
+        let group = ShardGroup::create(parts, 1, &[1]).await.expect("created");
+        group.propose(command(1, b"flushed")).await.expect("committed");
+        stuck.set(true);
+        let proposed = pin!(group.propose(command(2, b"not flushed")));
+        match select(proposed, ports.sleep(Duration::from_secs(60))).await {
+            Either::Left((answer, _)) => panic!("I-L2: answered without a flush: {answer:?}"),
+            Either::Right(_) => {}
+        }
+        let seen = group.tables().get(0, 0, &2_u64.to_be_bytes()).await.expect("readable");
+        assert_eq!(seen, None, "what is not committed is not visible");
+    });
+}

@@ -1,0 +1,255 @@
+//! A group of one voter: what was acknowledged is there after every kind of restart.
+
+mod common;
+
+use common::{Node, SHARD, all_values, command, count, put, value};
+use kiseki_raft::{GroupState, GroupStatus, RaftError, ShardGroup};
+use kiseki_simulator::Sim;
+use kiseki_types::ShardId;
+use kiseki_types::group::{ProposeError, RaftGroup};
+use kiseki_types::runtime::RuntimeExt;
+use std::time::Duration;
+
+#[test]
+fn acknowledged_commands_are_there_after_a_restart() {
+    let sim = Sim::new(1);
+    let node = Node::new(&sim, 1);
+    sim.block_on(node.id, async {
+        node.format(&sim).await;
+        let mut running = node.start(&sim).await.expect("starts");
+        let parts = node.parts(&mut running, SHARD).await;
+        let group = ShardGroup::create(parts, 1, &[1]).await.expect("created");
+        for n in 0..100 {
+            assert_eq!(put(&group, n % 10, &n.to_le_bytes()).await, n + 1);
+        }
+        let term = group.read_barrier().await.expect("leads");
+        assert_eq!(group.read_barrier().await.expect("leads"), term);
+    });
+    // Twice: once from the journal, once more from what the first restart left.
+    for restart in 0..2 {
+        node.power_cut(&sim, restart);
+        sim.block_on(node.id, async {
+            let mut running = node.start(&sim).await.expect("starts");
+            let parts = node.parts(&mut running, SHARD).await;
+            let tables = parts.tables.clone();
+            let group = ShardGroup::open(parts).await.expect("opens");
+            assert_eq!(count(&tables).await, 100 + restart);
+            assert_eq!(value(&tables, 3).await.expect("there"), 93_u64.to_le_bytes());
+            assert_eq!(put(&group, 1000, b"more").await, 101 + restart);
+        });
+    }
+}
+
+#[test]
+fn i_o4_i_l10_a_group_is_bootstrapped_once() {
+    let sim = Sim::new(2);
+    let node = Node::new(&sim, 1);
+    sim.block_on(node.id, async {
+        node.format(&sim).await;
+        let mut running = node.start(&sim).await.expect("starts");
+        let parts = node.parts(&mut running, SHARD).await;
+        assert!(matches!(ShardGroup::open(parts.clone()).await, Err(RaftError::Absent { .. })));
+        running.log.create_group(SHARD, 1).await.expect("recorded");
+        assert_eq!(running.log.status(SHARD), GroupStatus::Fresh);
+        assert!(matches!(ShardGroup::open(parts.clone()).await, Err(RaftError::NotBootstrapped { .. })));
+        let group = ShardGroup::create(parts.clone(), 1, &[1]).await.expect("an unfinished creation goes on");
+        put(&group, 1, b"x").await;
+        group.close().await.expect("closes");
+        assert!(matches!(ShardGroup::create(parts, 1, &[1]).await, Err(RaftError::Exists { .. })));
+    });
+}
+
+/// The log's disks are replaced by empty ones: the metadata file remembers that there was a vote.
+#[test]
+fn i_l10_a_missing_log_is_lost_never_new() {
+    for folded in [false, true] {
+        let sim = Sim::new(3);
+        let mut node = Node::new(&sim, 1);
+        sim.block_on(node.id, async {
+            node.format(&sim).await;
+            let mut running = node.start(&sim).await.expect("starts");
+            let parts = node.parts(&mut running, SHARD).await;
+            let group = ShardGroup::create(parts, 1, &[1]).await.expect("created");
+            put(&group, 1, b"x").await;
+            if folded {
+                running.log.fold().await.expect("folds");
+            }
+        });
+        node.power_cut(&sim, 0);
+        let empty = Node::new(&sim, 1);
+        node.disks = empty.disks;
+        sim.block_on(node.id, async {
+            node.format(&sim).await;
+            for _ in 0..2 {
+                let mut running = node.start(&sim).await.expect("the node starts all the same");
+                assert!(matches!(running.log.status(SHARD), GroupStatus::Lost(_)), "folded: {folded}");
+                let parts = node.parts(&mut running, SHARD).await;
+                assert!(matches!(ShardGroup::open(parts.clone()).await, Err(RaftError::Lost { .. })));
+                assert!(matches!(ShardGroup::create(parts, 1, &[1]).await, Err(RaftError::Lost { .. })));
+                running.tables.remove(&SHARD).expect("opened").close().await.expect("closes");
+                sim.kill(node.id);
+            }
+        });
+    }
+}
+
+#[test]
+fn a_purged_log_restarts_from_the_tables_and_the_kept_entries() {
+    let sim = Sim::new(4);
+    let node = Node::new(&sim, 1);
+    sim.block_on(node.id, async {
+        node.format(&sim).await;
+        let mut running = node.start(&sim).await.expect("starts");
+        running.settings.snapshot_entries = 50;
+        running.settings.kept_entries = 20;
+        let parts = node.parts(&mut running, SHARD).await;
+        let group = ShardGroup::create(parts, 1, &[1]).await.expect("created");
+        for n in 0..400 {
+            put(&group, n, &n.to_le_bytes()).await;
+            if n % 100 == 50 {
+                running.log.fold().await.expect("folds");
+            }
+        }
+        running.ports.sleep(Duration::from_secs(2)).await;
+        let metrics = group.metrics();
+        assert!(metrics.purged.expect("purged").index > 200, "{metrics:?}");
+        running.log.fold().await.expect("folds");
+        put(&group, 400, b"behind the fold").await;
+    });
+    node.power_cut(&sim, 5);
+    sim.block_on(node.id, async {
+        let mut running = node.start(&sim).await.expect("starts");
+        let parts = node.parts(&mut running, SHARD).await;
+        let tables = parts.tables.clone();
+        let group = ShardGroup::open(parts).await.expect("opens");
+        assert_eq!(count(&tables).await, 401);
+        assert_eq!(all_values(&tables).await.len(), 401);
+        assert_eq!(put(&group, 401, b"more").await, 402);
+    });
+}
+
+#[test]
+fn groups_of_a_lane_share_flushes() {
+    let sim = Sim::new(5);
+    let node = Node::new(&sim, 1);
+    sim.block_on(node.id, async {
+        node.format(&sim).await;
+        let mut running = node.start(&sim).await.expect("starts");
+        let mut groups = Vec::new();
+        for shard in 0..8 {
+            let parts = node.parts(&mut running, ShardId(1024 + shard)).await;
+            groups.push(ShardGroup::create(parts, 1, &[1]).await.expect("created"));
+        }
+        let before = node.disks[0].counts().flushes;
+        let commands = groups.iter().flat_map(|group| (0..64).map(|n| put(group, n, b"value")));
+        futures::future::join_all(commands).await;
+        let flushes = node.disks[0].counts().flushes - before;
+        assert!(flushes < 8 * 64 / 4, "{flushes} flushes for {} commands", 8 * 64);
+    });
+}
+
+/// The journal is a few MiB: three times as much goes through it.
+#[test]
+fn a_full_journal_is_folded_while_writers_wait() {
+    let sim = Sim::new(6);
+    let node = Node::new(&sim, 1);
+    sim.block_on(node.id, async {
+        node.format(&sim).await;
+        let mut running = node.start(&sim).await.expect("starts");
+        let parts = node.parts(&mut running, SHARD).await;
+        let group = ShardGroup::create(parts, 1, &[1]).await.expect("created");
+        let big = vec![7; 60_000];
+        for round in 0..10 {
+            let commands = (0..20).map(|n| put(&group, round * 20 + n, &big));
+            futures::future::join_all(commands).await;
+        }
+        assert!(running.log.journal_fill() < 0.9);
+    });
+    node.power_cut(&sim, 6);
+    sim.block_on(node.id, async {
+        let mut running = node.start(&sim).await.expect("starts");
+        let parts = node.parts(&mut running, SHARD).await;
+        let tables = parts.tables.clone();
+        ShardGroup::open(parts).await.expect("opens");
+        assert_eq!(count(&tables).await, 200);
+        assert_eq!(value(&tables, 199).await.expect("there").len(), 60_000);
+    });
+}
+
+#[test]
+fn a_panic_in_a_groups_task_rebuilds_that_group_alone() {
+    let sim = Sim::new(7);
+    let node = Node::new(&sim, 1);
+    std::panic::set_hook(Box::new(|info| {
+        assert!(kiseki_raft::in_guarded_task(), "only guarded tasks may panic: {info}");
+    }));
+    sim.block_on(node.id, async {
+        node.format(&sim).await;
+        let mut running = node.start(&sim).await.expect("starts");
+        let parts = node.parts(&mut running, SHARD).await;
+        let group = ShardGroup::create(parts, 1, &[1]).await.expect("created");
+        let parts = node.parts(&mut running, ShardId(1025)).await;
+        let other = ShardGroup::create(parts, 1, &[1]).await.expect("created");
+        put(&group, 1, b"before").await;
+        running.machine.panics.set(1);
+        let answer = group.propose(command(2, b"panics")).await;
+        assert!(matches!(answer, Err(ProposeError::Unavailable { .. })), "{answer:?}");
+        put(&other, 1, b"goes on").await;
+        running.ports.sleep(Duration::from_secs(5)).await;
+        assert_eq!(group.state(), GroupState::Running);
+        assert_eq!(group.rebuilds(), 1);
+        // The command was in the log: it is applied by the new instance, once.
+        assert_eq!(put(&group, 3, b"after").await, 3);
+        group.read_barrier().await.expect("leads again");
+        // A bug that comes back every time: fenced in the end, the other group lives.
+        running.machine.panics.set(1);
+        let _ = group.propose(command(2, b"panics")).await;
+        running.machine.panics.set(u32::MAX);
+        let _ = group.propose(command(2, b"panics")).await;
+        running.ports.sleep(Duration::from_secs(60)).await;
+        assert!(matches!(group.state(), GroupState::Fenced(_)), "{:?}", group.state());
+        running.machine.panics.set(0);
+        put(&other, 2, b"goes on").await;
+    });
+    let _ = std::panic::take_hook();
+}
+
+#[test]
+fn a_command_that_cannot_be_applied_fences_the_group() {
+    let sim = Sim::new(8);
+    let node = Node::new(&sim, 1);
+    sim.block_on(node.id, async {
+        node.format(&sim).await;
+        let mut running = node.start(&sim).await.expect("starts");
+        let parts = node.parts(&mut running, SHARD).await;
+        let group = ShardGroup::create(parts, 1, &[1]).await.expect("created");
+        running.machine.failures.set(1);
+        let answer = group.propose(command(2, b"damaged")).await;
+        assert!(matches!(answer, Err(ProposeError::Unavailable { .. })), "{answer:?}");
+        running.ports.sleep(Duration::from_secs(1)).await;
+        assert!(matches!(group.state(), GroupState::Fenced(_)), "{:?}", group.state());
+        assert!(group.read_barrier().await.is_err());
+    });
+}
+
+#[test]
+fn i_l2_a_failed_flush_is_never_acknowledged() {
+    let sim = Sim::new(9);
+    let node = Node::new(&sim, 1);
+    sim.block_on(node.id, async {
+        node.format(&sim).await;
+        let mut running = node.start(&sim).await.expect("starts");
+        let parts = node.parts(&mut running, SHARD).await;
+        let group = ShardGroup::create(parts, 1, &[1]).await.expect("created");
+        put(&group, 1, b"x").await;
+        for disk in &node.disks {
+            disk.fail_flush(1);
+        }
+        for n in 0..3 {
+            let answer = group.propose(command(n, b"y")).await;
+            assert!(matches!(answer, Err(ProposeError::Unavailable { .. })), "{answer:?}");
+        }
+        running.ports.sleep(Duration::from_secs(1)).await;
+        assert!(matches!(group.state(), GroupState::Fenced(_)), "{:?}", group.state());
+    });
+}

@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Real clients against real nodes in a temporary directory on free ports: boto3, rclone, s3cmd, and kill -9.
+# The Python packages live in a virtual environment below target/, made once.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+venv=target/client-test-venv
+if ! "$venv/bin/python" -c 'import boto3' 2>/dev/null; then
+    python3 -m venv "$venv"
+    "$venv/bin/pip" install -q --disable-pip-version-check 'boto3>=1.36'
+fi
+for program in rclone s3cmd; do
+    command -v "$program" >/dev/null || { echo "$program is missing: apt-get install $program" >&2; exit 1; }
+done
+
+# Beside the build: a temporary file system in memory has no direct I/O.
+mkdir -p target/client-test
+work=$(mktemp -d target/client-test/run.XXXXXX)
+trap 'rm -rf "$work"' EXIT
+
+status=0
+"$venv/bin/python" scripts/clients_test.py "$work/clients" --conformance gateway/tests/conformance.py || status=1
+rm -rf "$work/clients"
+"$venv/bin/python" scripts/kill_test.py "$work/kill" || status=1
+exit $status

@@ -1,0 +1,241 @@
+//! `kiseki`: administration of a running node through its admin socket.
+
+use anyhow::{Result, bail};
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+use kiseki_server::admin::{AdminRequest, AdminResponse, Dedup, Etag};
+use kiseki_server::admin_client::AdminClient;
+use kiseki_server::paths::{DEFAULT_DIR, KisekiDir};
+use kiseki_server::status::NodeReport;
+use serde::Serialize;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Tenants, access keys, buckets and the state of a running Kiseki node.
+#[derive(Parser)]
+#[command(version, about, after_help = "Example:\n  kiseki tenant create team-1\n  kiseki key create team-1 --json")]
+struct Cli {
+    /// Directory of the node.
+    #[arg(long, env = "KISEKI_DIR", default_value = DEFAULT_DIR, global = true)]
+    dir: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Tenants: each has its own buckets and keys.
+    #[command(subcommand)]
+    Tenant(TenantCommand),
+    /// Access keys of tenants.
+    #[command(subcommand)]
+    Key(KeyCommand),
+    /// Settings of buckets.
+    #[command(subcommand)]
+    Bucket(BucketCommand),
+    /// Shows devices, metadata directories, and what is unsafe or wrong.
+    Status {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Prints completions for a shell.
+    Completion {
+        /// The shell.
+        shell: Shell,
+    },
+}
+
+#[derive(Subcommand)]
+enum TenantCommand {
+    /// Makes a tenant.
+    Create {
+        /// Its name: 1 to 63 of a-z, 0-9, '-', '_', '.'.
+        name: String,
+        /// Whether its chunks are shared with tenants that share too. With `private`, destroying the tenant's key
+        /// destroys its data.
+        #[arg(long, value_enum, default_value_t = DedupArg::Shared)]
+        dedup: DedupArg,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Lists tenants.
+    List {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Subcommand)]
+enum KeyCommand {
+    /// Makes an access key. Its secret is shown this once.
+    Create {
+        /// Whose.
+        tenant: String,
+        /// Print JSON: `access_key_id` and `secret_access_key`.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Lists access key ids.
+    List {
+        /// Whose.
+        tenant: String,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Subcommand)]
+enum BucketCommand {
+    /// Changes how a bucket works from now on.
+    Set {
+        /// Its name.
+        name: String,
+        /// How ETags are made: `opaque` saves the MD5 of every upload, `md5` is what most clients expect.
+        #[arg(long, value_enum)]
+        etag: EtagArg,
+        /// Whose bucket it is.
+        #[arg(long, default_value = "default")]
+        tenant: String,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum DedupArg {
+    Shared,
+    Private,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum EtagArg {
+    Md5,
+    Opaque,
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("kiseki: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<()> {
+    let (request, json) = match cli.command {
+        Command::Completion { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "kiseki", &mut std::io::stdout());
+            return Ok(());
+        }
+        Command::Tenant(TenantCommand::Create { name, dedup, json }) => {
+            let dedup = match dedup {
+                DedupArg::Shared => Dedup::Shared,
+                DedupArg::Private => Dedup::Private,
+            };
+            (AdminRequest::TenantCreate { name, dedup }, json)
+        }
+        Command::Tenant(TenantCommand::List { json }) => (AdminRequest::TenantList, json),
+        Command::Key(KeyCommand::Create { tenant, json }) => (AdminRequest::KeyCreate { tenant }, json),
+        Command::Key(KeyCommand::List { tenant, json }) => (AdminRequest::KeyList { tenant }, json),
+        Command::Bucket(BucketCommand::Set { name, etag, tenant, json }) => {
+            let etag = match etag {
+                EtagArg::Md5 => Etag::Md5,
+                EtagArg::Opaque => Etag::Opaque,
+            };
+            (AdminRequest::BucketSet { tenant, bucket: name, etag }, json)
+        }
+        Command::Status { json } => (AdminRequest::Status, json),
+    };
+    let socket = KisekiDir::at(&cli.dir)?.admin_socket();
+    print(AdminClient::connect(&socket)?.call(&request)?, json)
+}
+
+fn print(response: AdminResponse, json: bool) -> Result<()> {
+    match response {
+        AdminResponse::Error { message } => bail!("{message}"),
+        AdminResponse::Tenant(tenant) if json => print_json(&tenant),
+        AdminResponse::Tenant(tenant) => {
+            println!("tenant {} made; give it an access key: kiseki key create {0}", tenant.name);
+            Ok(())
+        }
+        AdminResponse::Tenants { tenants } if json => print_json(&tenants),
+        AdminResponse::Tenants { tenants } => {
+            for tenant in tenants {
+                println!("{:<32} {}", tenant.name, if tenant.dedup == Dedup::Shared { "shared" } else { "private" });
+            }
+            Ok(())
+        }
+        AdminResponse::Key(key) if json => print_json(&key),
+        AdminResponse::Key(key) => {
+            println!("access_key_id     {}\nsecret_access_key {}", key.access_key_id, key.secret_access_key);
+            println!("the secret is not shown again");
+            Ok(())
+        }
+        AdminResponse::Keys { access_key_ids } if json => print_json(&access_key_ids),
+        AdminResponse::Keys { access_key_ids } => {
+            access_key_ids.iter().for_each(|id| println!("{id}"));
+            Ok(())
+        }
+        AdminResponse::Done if json => print_json(&serde_json::json!({ "done": true })),
+        AdminResponse::Done => {
+            println!("done");
+            Ok(())
+        }
+        AdminResponse::Status(report) if json => print_json(&report),
+        AdminResponse::Status(report) => {
+            print_status(&report);
+            Ok(())
+        }
+    }
+}
+
+fn print_json(value: &impl Serialize) -> Result<()> {
+    println!("{}", serde_json::to_string_pretty(value)?);
+    Ok(())
+}
+
+fn print_status(report: &NodeReport) {
+    let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+    println!("{} at {} ({} cores, {} lanes, {})", phase(report), report.endpoint, report.cores, report.lanes, report.durability);
+    for device in &report.devices {
+        let space = format!("{:.1} of {:.1} GiB free", gib(device.free_bytes), gib(device.capacity_bytes));
+        println!("  device    {:<9} {} {}", device.state, device.path, if device.reason.is_empty() { &space } else { &device.reason });
+    }
+    for dir in &report.metadata_dirs {
+        println!("  metadata  {:<9} {}", dir.state, dir.path);
+    }
+    for setting in &report.unsafe_settings {
+        println!("  unsafe    {setting}");
+    }
+    for warning in &report.warnings {
+        println!("  warning   {warning}");
+    }
+}
+
+fn phase(report: &NodeReport) -> &'static str {
+    match report.phase {
+        kiseki_server::status::Phase::Starting => "starting",
+        kiseki_server::status::Phase::Serving if report.is_healthy() => "serving, healthy",
+        kiseki_server::status::Phase::Serving => "serving, not healthy",
+        kiseki_server::status::Phase::Stopping => "stopping",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+        Cli::try_parse_from(["kiseki", "bucket", "set", "photos", "--etag", "opaque"]).unwrap();
+        assert!(Cli::try_parse_from(["kiseki", "bucket", "set", "photos"]).is_err(), "nothing to set");
+    }
+}

@@ -1,0 +1,190 @@
+//! The admin protocol: one JSON object a line, a request and its answer, over the socket in the node's directory.
+
+pub mod http;
+pub mod server;
+
+use crate::status::NodeReport;
+use kiseki_types::runtime::LocalBoxFuture;
+use serde::{Deserialize, Serialize};
+
+/// Longest line in either direction (I-O5).
+pub const LINE_LEN_BYTES_MAX: usize = 1 << 20;
+
+/// Whether a tenant shares chunks with others that also share.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Dedup {
+    /// Equal content of sharing tenants is stored once; an upload's speed may tell that content exists.
+    #[default]
+    Shared,
+    /// Equal content is stored once within the tenant only; destroying its key destroys its data.
+    Private,
+}
+
+/// How a bucket makes ETags.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Etag {
+    /// Hex MD5.
+    Md5,
+    /// Opaque: saves the MD5.
+    Opaque,
+}
+
+/// What can be asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum AdminRequest {
+    /// Makes a tenant.
+    TenantCreate {
+        /// Its name.
+        name: String,
+        /// Its dedup policy.
+        #[serde(default)]
+        dedup: Dedup,
+    },
+    /// Lists tenants.
+    TenantList,
+    /// Makes an access key.
+    KeyCreate {
+        /// Whose.
+        tenant: String,
+    },
+    /// Lists access key ids.
+    KeyList {
+        /// Whose.
+        tenant: String,
+    },
+    /// Changes a bucket.
+    BucketSet {
+        /// Whose.
+        tenant: String,
+        /// Its name.
+        bucket: String,
+        /// How it makes ETags from now on.
+        etag: Etag,
+    },
+    /// Describes the node.
+    Status,
+}
+
+/// A tenant as lists show it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TenantRow {
+    /// Its name.
+    pub name: String,
+    /// Its number.
+    pub id: u64,
+    /// Its dedup policy.
+    pub dedup: Dedup,
+}
+
+/// An access key as it is shown once, when it is made.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewKey {
+    /// Whose.
+    pub tenant: String,
+    /// Its id.
+    pub access_key_id: String,
+    /// Its secret.
+    pub secret_access_key: String,
+}
+
+/// The answer.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(tag = "result", rename_all = "kebab-case")]
+pub enum AdminResponse {
+    /// A tenant was made.
+    Tenant(TenantRow),
+    /// All tenants, by name.
+    Tenants {
+        /// The rows.
+        tenants: Vec<TenantRow>,
+    },
+    /// An access key was made.
+    Key(NewKey),
+    /// A tenant's access key ids.
+    Keys {
+        /// The ids.
+        access_key_ids: Vec<String>,
+    },
+    /// It is done.
+    Done,
+    /// The node.
+    Status(Box<NodeReport>),
+    /// It is not done.
+    Error {
+        /// Why, and what to do.
+        message: String,
+    },
+}
+
+/// Short form.
+pub type AdminFuture<T> = LocalBoxFuture<'static, Result<T, String>>;
+
+/// What administration needs from a core. Errors are messages for the operator.
+pub trait AdminStore {
+    /// Makes a tenant.
+    fn create_tenant(&self, name: String, dedup: Dedup) -> AdminFuture<TenantRow>;
+    /// All tenants, by name.
+    fn tenants(&self) -> AdminFuture<Vec<TenantRow>>;
+    /// Makes an access key.
+    fn create_key(&self, tenant: String) -> AdminFuture<NewKey>;
+    /// Ids of a tenant's access keys.
+    fn keys(&self, tenant: String) -> AdminFuture<Vec<String>>;
+    /// Chooses how a bucket makes ETags.
+    fn set_bucket_etag(&self, tenant: String, bucket: String, etag: Etag) -> AdminFuture<()>;
+}
+
+/// Answers a request from a store; `status` is answered elsewhere, from the status board.
+pub async fn answer(store: &dyn AdminStore, request: AdminRequest) -> AdminResponse {
+    let answer = match request {
+        AdminRequest::TenantCreate { name, dedup } => match check_name(&name) {
+            Ok(()) => store.create_tenant(name, dedup).await.map(AdminResponse::Tenant),
+            Err(message) => Err(message),
+        },
+        AdminRequest::TenantList => store.tenants().await.map(|tenants| AdminResponse::Tenants { tenants }),
+        AdminRequest::KeyCreate { tenant } => store.create_key(tenant).await.map(AdminResponse::Key),
+        AdminRequest::KeyList { tenant } => {
+            store.keys(tenant).await.map(|access_key_ids| AdminResponse::Keys { access_key_ids })
+        }
+        AdminRequest::BucketSet { tenant, bucket, etag } => {
+            store.set_bucket_etag(tenant, bucket, etag).await.map(|()| AdminResponse::Done)
+        }
+        AdminRequest::Status => Err("status is answered by the status board".to_owned()),
+    };
+    answer.unwrap_or_else(|message| AdminResponse::Error { message })
+}
+
+/// Names of tenants are for operators' shells: short and plain.
+fn check_name(name: &str) -> Result<(), String> {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_.".contains(&byte);
+    if (1..=63).contains(&name.len()) && name.bytes().all(plain) && name.as_bytes()[0].is_ascii_alphanumeric() {
+        return Ok(());
+    }
+    Err("a tenant's name is 1 to 63 of a-z, 0-9, '-', '_' and '.', and starts with a letter or digit".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_json_objects_with_a_command_and_unknown_fields_are_refused() {
+        let request: AdminRequest = serde_json::from_str(r#"{"command":"tenant-create","name":"a"}"#).unwrap();
+        assert_eq!(request, AdminRequest::TenantCreate { name: "a".to_owned(), dedup: Dedup::Shared });
+        for bad in [r#"{"command":"tenant-create","name":"a","colour":"red"}"#, r#"{"command":"reboot"}"#, "{}"] {
+            assert!(serde_json::from_str::<AdminRequest>(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn tenant_names_are_plain() {
+        for good in ["a", "team-1", "0.x_y"] {
+            check_name(good).unwrap();
+        }
+        for bad in ["", "-a", "A", "a b", "ä", &"a".repeat(64)] {
+            assert!(check_name(bad).is_err(), "{bad}");
+        }
+    }
+}

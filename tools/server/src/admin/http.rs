@@ -1,0 +1,211 @@
+//! The read-only HTTP side: `/livez`, `/readyz`, `/healthz`, `/metrics`, served by side threads.
+
+use crate::status::{NodeReport, Phase, StatusBoard};
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
+use std::fmt::Write as _;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+/// Connections served at once; further ones are closed at once (I-O5).
+const CONNECTIONS_MAX: usize = 32;
+/// Longest request head.
+const HEAD_LEN_BYTES_MAX: u64 = 8 * 1024;
+/// A client has this long for its request, and for taking the answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Listens and serves until the process ends; returns where. `now` is the boottime clock in nanoseconds.
+pub fn start(listen: SocketAddr, board: Arc<StatusBoard>, now: fn() -> u64) -> io::Result<SocketAddr> {
+    let listener = TcpListener::bind(listen)?;
+    let address = listener.local_addr()?;
+    std::thread::Builder::new().name("kiseki-http".to_owned()).spawn(move || {
+        let open = Arc::new(AtomicUsize::new(0));
+        for stream in listener.incoming() {
+            let Ok(stream) = stream else {
+                std::thread::sleep(Duration::from_millis(50));
+                continue;
+            };
+            if open.load(Ordering::Relaxed) >= CONNECTIONS_MAX {
+                continue;
+            }
+            open.fetch_add(1, Ordering::Relaxed);
+            let (board, count) = (board.clone(), open.clone());
+            let spawned = std::thread::Builder::new().name("kiseki-http-call".to_owned()).spawn(move || {
+                let _gone = serve(&stream, &board, now);
+                count.fetch_sub(1, Ordering::Relaxed);
+            });
+            if spawned.is_err() {
+                open.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+    })?;
+    Ok(address)
+}
+
+/// One request a connection.
+fn serve(stream: &TcpStream, board: &StatusBoard, now: fn() -> u64) -> io::Result<()> {
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let mut head = BufReader::new(stream.take(HEAD_LEN_BYTES_MAX));
+    let mut request = String::new();
+    head.read_line(&mut request)?;
+    let mut line = String::new();
+    while head.read_line(&mut line)? > 2 {
+        line.clear();
+    }
+    let mut words = request.split_whitespace();
+    let answer = match (words.next(), words.next()) {
+        (Some("GET" | "HEAD"), Some(path)) => respond(path, &board.snapshot(), now()),
+        (Some(_), Some(_)) => Answer::text(405, "this port only reads; use `kiseki` for changes\n"),
+        _ => Answer::text(400, "not an HTTP request\n"),
+    };
+    let body = if request.starts_with("HEAD ") { "" } else { &answer.body };
+    let mut writer = stream;
+    write!(
+        writer,
+        "HTTP/1.1 {} {}\r\ncontent-type: {}\r\ncontent-length: {}\r\ncache-control: no-store\r\nconnection: close\r\n\r\n{body}",
+        answer.status,
+        reason(answer.status),
+        answer.content_type,
+        answer.body.len(),
+    )
+}
+
+struct Answer {
+    status: u16,
+    content_type: &'static str,
+    body: String,
+}
+
+impl Answer {
+    fn text(status: u16, body: &str) -> Answer {
+        Answer { status, content_type: "text/plain; charset=utf-8", body: body.to_owned() }
+    }
+}
+
+fn reason(status: u16) -> &'static str {
+    match status {
+        200 => "OK",
+        400 => "Bad Request",
+        404 => "Not Found",
+        405 => "Method Not Allowed",
+        _ => "Service Unavailable",
+    }
+}
+
+fn respond(path: &str, report: &NodeReport, now: u64) -> Answer {
+    match path.split('?').next().unwrap_or_default() {
+        "/livez" => match report.silent_cores(now).as_slice() {
+            [] => Answer::text(200, "alive\n"),
+            silent => Answer::text(503, &format!("cores {silent:?} do not answer\n")),
+        },
+        "/readyz" => match report.phase {
+            Phase::Serving => Answer::text(200, "ready\n"),
+            Phase::Starting => Answer::text(503, "starting\n"),
+            Phase::Stopping => Answer::text(503, "stopping\n"),
+        },
+        "/healthz" => {
+            let status = if report.phase == Phase::Serving { 200 } else { 503 };
+            let mut body = serde_json::json!({
+                "healthy": report.is_healthy() && report.unsafe_settings.is_empty(),
+                "phase": report.phase,
+                "durability": report.durability,
+                "devices": report.devices,
+                "metadata_dirs": report.metadata_dirs,
+                "unsafe_settings": report.unsafe_settings,
+                "warnings": report.warnings,
+            })
+            .to_string();
+            body.push('\n');
+            Answer { status, content_type: "application/json", body }
+        }
+        "/metrics" => metrics(report, now),
+        _ => Answer::text(404, "/livez /readyz /healthz /metrics\n"),
+    }
+}
+
+fn metrics(report: &NodeReport, now: u64) -> Answer {
+    let mut registry = Registry::with_prefix("kiseki");
+    let gauge = |registry: &mut Registry, name: &str, help: &str, value: u64| {
+        registry.register(name.to_owned(), help, ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX)));
+    };
+    let healthy = report.devices.iter().filter(|device| device.state == "healthy").count() as u64;
+    let uptime = now.saturating_sub(report.started_at) / 1_000_000_000;
+    for (name, help, value) in [
+        ("uptime_seconds", "Time since the start", uptime),
+        ("ready", "Whether requests are answered", u64::from(report.phase == Phase::Serving)),
+        ("devices", "Devices configured", report.devices.len() as u64),
+        ("devices_healthy", "Devices that take reads and writes", healthy),
+        ("unsafe_settings", "Settings that weaken durability or secrecy", report.unsafe_settings.len() as u64),
+        ("connections", "Client connections", report.core_reports.values().map(|core| core.connections).sum()),
+    ] {
+        gauge(&mut registry, name, help, value);
+    }
+    let sum = |value: fn(&crate::status::DeviceReport) -> u64| report.devices.iter().map(value).sum();
+    gauge(&mut registry, "capacity_bytes", "Bytes for fragments on all devices", sum(|device| device.capacity_bytes));
+    gauge(&mut registry, "free_bytes", "Free bytes on all devices", sum(|device| device.free_bytes));
+    let names: std::collections::BTreeSet<&String> =
+        report.core_reports.values().flat_map(|core| core.values.keys()).collect();
+    for name in names {
+        let total = report.total(name);
+        let help = name.replace('_', " ");
+        match name.strip_suffix("_total") {
+            Some(base) => registry.register(base.to_owned(), help, ConstCounter::new(total)),
+            None => gauge(&mut registry, name, &help, total),
+        }
+    }
+    let mut body = String::new();
+    if encode(&mut body, &registry).is_err() {
+        let _ = write!(body, "# encoding failed");
+    }
+    Answer { status: 200, content_type: "application/openmetrics-text; version=1.0.0; charset=utf-8", body }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn get(address: SocketAddr, request: &str) -> String {
+        let mut stream = TcpStream::connect(address).unwrap();
+        write!(stream, "{request} HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    }
+
+    #[test]
+    fn health_tells_what_is_unsafe_and_nothing_can_be_changed() {
+        let board = Arc::new(StatusBoard::default());
+        let address = start("127.0.0.1:0".parse().unwrap(), board.clone(), || 5).unwrap();
+        assert!(get(address, "GET /livez").starts_with("HTTP/1.1 200"));
+        assert!(get(address, "GET /readyz").starts_with("HTTP/1.1 503"));
+        {
+            let mut report = board.lock();
+            report.phase = Phase::Serving;
+            report.unsafe_settings = vec!["unsafe_s3_plaintext".to_owned()];
+            let core = report.core_reports.entry(0).or_default();
+            core.values.insert("requests_total".to_owned(), 7);
+        }
+        assert!(get(address, "GET /readyz").starts_with("HTTP/1.1 200"));
+        let health = get(address, "GET /healthz");
+        assert!(health.contains("unsafe_s3_plaintext") && health.contains("\"healthy\":false"), "I-O1: {health}");
+        let metrics = get(address, "GET /metrics");
+        assert!(metrics.contains("kiseki_requests_total 7"), "{metrics}");
+        assert!(metrics.contains("kiseki_ready 1"), "{metrics}");
+        assert!(get(address, "POST /metrics").starts_with("HTTP/1.1 405"));
+        assert!(get(address, "GET /").starts_with("HTTP/1.1 404"));
+    }
+
+    #[test]
+    fn a_core_that_fell_silent_is_not_alive() {
+        let mut report = NodeReport::default();
+        report.core_reports.insert(1, crate::status::CoreReport { reported_at: 5, ..Default::default() });
+        assert_eq!(respond("/livez", &report, 6).status, 200);
+        assert_eq!(respond("/livez", &report, 20_000_000_000).status, 503);
+    }
+}

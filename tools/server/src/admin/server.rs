@@ -1,0 +1,134 @@
+//! The node's end of the admin socket: a side thread that reads lines and hands requests to core 0.
+
+use super::{AdminRequest, AdminResponse, LINE_LEN_BYTES_MAX};
+use crate::status::StatusBoard;
+use futures::channel::mpsc;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+/// Connections served at once; further ones are closed at once (I-O5).
+const CONNECTIONS_MAX: usize = 32;
+/// Requests that wait for core 0.
+const CALLS_WAITING_MAX: usize = 64;
+/// A connection that sends nothing for this long is closed.
+const IDLE_MAX: Duration = Duration::from_secs(60);
+/// An answer that core 0 has not given after this long will not come.
+const ANSWER_MAX: Duration = Duration::from_secs(60);
+
+/// A request on its way to core 0.
+pub struct AdminCall {
+    /// What is asked.
+    pub request: AdminRequest,
+    /// Where the answer goes.
+    pub answer: std::sync::mpsc::SyncSender<AdminResponse>,
+}
+
+/// Requests as core 0 receives them.
+pub type AdminCalls = mpsc::Receiver<AdminCall>;
+
+/// Listens on `path` (0600) and serves it from side threads until the process ends. A socket that a crash left behind
+/// is replaced; the caller holds the directory's lock, so no living node is behind it.
+pub fn start(path: &Path, board: Arc<StatusBoard>) -> io::Result<AdminCalls> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    // Bound under another name, made private, then renamed: there is no moment in which others can connect.
+    let beside = path.with_extension("sock.new");
+    let _left_by_a_crash = std::fs::remove_file(&beside);
+    let listener = UnixListener::bind(&beside)?;
+    std::fs::set_permissions(&beside, std::fs::Permissions::from_mode(0o600))?;
+    std::fs::rename(&beside, path)?;
+    let (sender, calls) = mpsc::channel(CALLS_WAITING_MAX);
+    std::thread::Builder::new().name("kiseki-admin".to_owned()).spawn(move || accept(&listener, &sender, &board))?;
+    Ok(calls)
+}
+
+fn accept(listener: &UnixListener, sender: &mpsc::Sender<AdminCall>, board: &Arc<StatusBoard>) {
+    let open = Arc::new(AtomicUsize::new(0));
+    for stream in listener.incoming() {
+        let Ok(stream) = stream else {
+            std::thread::sleep(Duration::from_millis(50));
+            continue;
+        };
+        if open.load(Ordering::Relaxed) >= CONNECTIONS_MAX {
+            continue;
+        }
+        open.fetch_add(1, Ordering::Relaxed);
+        let (sender, board, count) = (sender.clone(), board.clone(), open.clone());
+        let spawned = std::thread::Builder::new().name("kiseki-admin-call".to_owned()).spawn(move || {
+            // A client that goes away in the middle is its own affair.
+            let _gone = converse(stream, sender, &board);
+            count.fetch_sub(1, Ordering::Relaxed);
+        });
+        if spawned.is_err() {
+            open.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+fn converse(stream: UnixStream, mut sender: mpsc::Sender<AdminCall>, board: &StatusBoard) -> io::Result<()> {
+    stream.set_read_timeout(Some(IDLE_MAX))?;
+    stream.set_write_timeout(Some(IDLE_MAX))?;
+    let mut writer = stream.try_clone()?;
+    let mut reader = BufReader::new(stream);
+    loop {
+        let mut line = Vec::new();
+        reader.by_ref().take(LINE_LEN_BYTES_MAX as u64).read_until(b'\n', &mut line)?;
+        if line.is_empty() {
+            return Ok(());
+        }
+        let response = match serde_json::from_slice(&line) {
+            Ok(AdminRequest::Status) => AdminResponse::Status(Box::new(board.snapshot())),
+            Ok(request) => ask_core(&mut sender, request),
+            // serde names the field and the position, never a value that could be a secret.
+            Err(error) => AdminResponse::Error { message: format!("not a request that this server knows: {error}") },
+        };
+        let mut text = serde_json::to_vec(&response).map_err(io::Error::other)?;
+        text.push(b'\n');
+        writer.write_all(&text)?;
+    }
+}
+
+fn ask_core(sender: &mut mpsc::Sender<AdminCall>, request: AdminRequest) -> AdminResponse {
+    let (answer, receiver) = std::sync::mpsc::sync_channel(1);
+    let busy = || AdminResponse::Error { message: "the node is starting, stopping or overloaded; try again".to_owned() };
+    if sender.try_send(AdminCall { request, answer }).is_err() {
+        return busy();
+    }
+    receiver.recv_timeout(ANSWER_MAX).unwrap_or_else(|_| busy())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admin_client::AdminClient;
+    use futures::StreamExt;
+
+    #[test]
+    fn a_request_reaches_the_core_and_status_needs_no_core() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("admin.sock");
+        let board = Arc::new(StatusBoard::default());
+        board.lock().endpoint = "here".to_owned();
+        let mut calls = start(&path, board).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        let core = std::thread::spawn(move || {
+            let call = futures::executor::block_on(calls.next()).unwrap();
+            assert_eq!(call.request, AdminRequest::TenantList);
+            call.answer.send(AdminResponse::Tenants { tenants: Vec::new() }).unwrap();
+        });
+        let mut client = AdminClient::connect(&path).unwrap();
+        assert!(matches!(client.call(&AdminRequest::Status), Ok(AdminResponse::Status(report)) if report.endpoint == "here"));
+        assert!(matches!(client.call(&AdminRequest::TenantList), Ok(AdminResponse::Tenants { .. })));
+        core.join().unwrap();
+        let stopped = client.call(&AdminRequest::TenantList);
+        assert!(matches!(stopped, Ok(AdminResponse::Error { .. })), "a core that is gone is an answer, not a hang");
+        start(&path, Arc::default()).expect("a socket left behind is replaced");
+    }
+}

@@ -1,0 +1,440 @@
+//! Configuration: flags override the environment, the environment overrides `kiseki.toml`; an unknown key refuses to
+//! start; the result is made of checked types and printed at start.
+
+use crate::paths::{DEFAULT_DIR, KisekiDir};
+use clap::{Args, ValueEnum};
+use serde::{Deserialize, Serialize};
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use thiserror::Error;
+
+/// Lanes that a node's devices are formatted with when nobody says otherwise.
+pub const DEFAULT_LANES: u16 = 4;
+/// Port of S3 when nobody says otherwise.
+pub const DEFAULT_S3_PORT: u16 = 9000;
+/// Port of the read-only HTTP side when nobody says otherwise.
+pub const DEFAULT_ADMIN_PORT: u16 = 9090;
+/// Longest configuration file.
+const FILE_LEN_BYTES_MAX: u64 = 1 << 20;
+/// Most cores of one node.
+const CORES_MAX: u16 = 1024;
+/// Most side threads of one node.
+const SIDE_THREADS_MAX: u16 = 1024;
+
+/// Why a configuration is refused.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// The file can't be read.
+    #[error("can't read the configuration {path}: {source}; `kiseki-server init --dir {dir}` makes one")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Its directory.
+        dir: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file says something that means nothing.
+    #[error("{path}: {reason}\ncorrect or remove that line; every key is described in the comments `init` writes")]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// What and where.
+        reason: String,
+    },
+    /// A value can't be used.
+    #[error("{key} = {value}: {reason}")]
+    Value {
+        /// The key.
+        key: &'static str,
+        /// The value.
+        value: String,
+        /// What would do.
+        reason: &'static str,
+    },
+}
+
+/// `kiseki.toml`. Relative paths start at the directory that holds it.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FileConfig {
+    /// Executors; 0 means one for each CPU.
+    pub cores: u16,
+    /// Side threads; 0 means a number that suits the cores.
+    pub side_threads: u16,
+    /// Directories of the metadata set.
+    pub metadata_dirs: Vec<PathBuf>,
+    /// Image files and block devices.
+    pub devices: Vec<PathBuf>,
+    /// One copy of every chunk on one device: a lost device loses data. Needed to run with a single device.
+    pub unsafe_single_copy: bool,
+    /// Towards S3 clients.
+    pub s3: S3Section,
+    /// Health and metrics.
+    pub admin: AdminSection,
+    /// The key store.
+    pub keys: KeysSection,
+    /// What is logged.
+    pub log: LogSection,
+}
+
+/// Section `[s3]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct S3Section {
+    /// Where S3 is served.
+    pub listen: SocketAddr,
+    /// The region that buckets say they are in.
+    pub region: String,
+    /// Certificate chain, PEM.
+    pub certificate_file: PathBuf,
+    /// Its private key, PEM.
+    pub private_key_file: PathBuf,
+    /// The certificate authority that clients should trust, PEM; only written into `env`.
+    pub ca_file: PathBuf,
+    /// Serve without TLS: anyone on the path reads and changes everything.
+    pub unsafe_s3_plaintext: bool,
+    /// Connections that one core serves at once.
+    pub connections_per_core_max: usize,
+}
+
+/// Section `[admin]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AdminSection {
+    /// Where health and metrics are served (read only).
+    pub listen: SocketAddr,
+}
+
+/// Section `[keys]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct KeysSection {
+    /// The key store.
+    pub key_store_file: PathBuf,
+    /// Holds the passphrase that opens it.
+    pub passphrase_file: PathBuf,
+}
+
+/// Section `[log]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LogSection {
+    /// Filter in the syntax of `tracing`: `info`, or `info,kiseki_raft=debug`.
+    pub filter: String,
+    /// Text or JSON.
+    pub format: LogFormat,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For collectors.
+    Json,
+}
+
+impl Default for S3Section {
+    fn default() -> S3Section {
+        S3Section {
+            listen: SocketAddr::from(([127, 0, 0, 1], DEFAULT_S3_PORT)),
+            region: "us-east-1".to_owned(),
+            certificate_file: "tls/server.crt".into(),
+            private_key_file: "tls/server.key".into(),
+            ca_file: "tls/ca.crt".into(),
+            unsafe_s3_plaintext: false,
+            connections_per_core_max: 4096,
+        }
+    }
+}
+
+impl Default for AdminSection {
+    fn default() -> AdminSection {
+        AdminSection { listen: SocketAddr::from(([127, 0, 0, 1], DEFAULT_ADMIN_PORT)) }
+    }
+}
+
+impl Default for KeysSection {
+    fn default() -> KeysSection {
+        KeysSection { key_store_file: "keys/key-store".into(), passphrase_file: "keys/passphrase".into() }
+    }
+}
+
+impl Default for LogSection {
+    fn default() -> LogSection {
+        LogSection { filter: "info".to_owned(), format: LogFormat::Text }
+    }
+}
+
+/// Whether S3 is served over TLS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum S3Tls {
+    /// Over TLS.
+    On,
+    /// Without: sets `unsafe_s3_plaintext`.
+    Off,
+}
+
+/// What flags and environment say; each overrides the file.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Overrides {
+    /// The node's directory.
+    #[arg(long, env = "KISEKI_DIR", default_value = DEFAULT_DIR, global = true)]
+    pub dir: PathBuf,
+    /// Address that S3 listens on.
+    #[arg(long, env = "KISEKI_S3_HOST")]
+    pub s3_host: Option<IpAddr>,
+    /// Port of S3.
+    #[arg(long, env = "KISEKI_S3_PORT")]
+    pub s3_port: Option<u16>,
+    /// Serve S3 over TLS or not.
+    #[arg(long, env = "KISEKI_S3_TLS", ignore_case = true)]
+    pub s3_tls: Option<S3Tls>,
+    /// Port of health and metrics.
+    #[arg(long, env = "KISEKI_ADMIN_PORT")]
+    pub admin_port: Option<u16>,
+    /// Executors, each pinned to a CPU; 0 means one for each CPU.
+    #[arg(long, env = "KISEKI_CORES")]
+    pub cores: Option<u16>,
+    /// Side threads for metadata files; 0 means a number that suits the cores.
+    #[arg(long, env = "KISEKI_SIDE_THREADS")]
+    pub side_threads: Option<u16>,
+    /// File with the passphrase of the key store.
+    #[arg(long, env = "KISEKI_PASSPHRASE_FILE")]
+    pub passphrase_file: Option<PathBuf>,
+    /// Log filter, such as `info` or `info,kiseki_raft=debug`.
+    #[arg(long, env = "KISEKI_LOG")]
+    pub log: Option<String>,
+    /// Log format.
+    #[arg(long, env = "KISEKI_LOG_FORMAT")]
+    pub log_format: Option<LogFormat>,
+}
+
+/// The configuration that a node runs with: checked, paths absolute.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// The node's directory.
+    pub dir: KisekiDir,
+    /// Executors.
+    pub cores: u16,
+    /// Side threads.
+    pub side_threads: u16,
+    /// The metadata set.
+    pub metadata_dirs: Vec<PathBuf>,
+    /// Devices, in the order of the file.
+    pub devices: Vec<PathBuf>,
+    /// Run with one copy on one device.
+    pub unsafe_single_copy: bool,
+    /// Towards S3 clients.
+    pub s3: S3Section,
+    /// Health and metrics.
+    pub admin: AdminSection,
+    /// The key store.
+    pub keys: KeysSection,
+    /// What is logged.
+    pub log: LogSection,
+}
+
+impl FileConfig {
+    /// Parses `kiseki.toml`.
+    pub fn parse(text: &str) -> Result<FileConfig, String> {
+        toml::from_str(text).map_err(|error| error.to_string().trim_end().to_owned())
+    }
+}
+
+impl Config {
+    /// Reads the file below `overrides.dir` and lays the overrides over it.
+    pub fn load(overrides: &Overrides) -> Result<Config, ConfigError> {
+        let dir = KisekiDir::at(&overrides.dir).map_err(|source| unreadable(&overrides.dir, source))?;
+        let path = dir.config();
+        let bytes = crate::files::read_bounded(&path, FILE_LEN_BYTES_MAX)
+            .map_err(|source| unreadable(&overrides.dir, source))?;
+        let invalid = |reason| ConfigError::Invalid { path: path.clone(), reason };
+        let text = String::from_utf8(bytes).map_err(|_| invalid("not UTF-8".to_owned()))?;
+        let file = FileConfig::parse(&text).map_err(invalid)?;
+        Config::combine(dir, file, overrides)
+    }
+
+    /// Lays overrides over a file and checks the result.
+    pub fn combine(dir: KisekiDir, file: FileConfig, overrides: &Overrides) -> Result<Config, ConfigError> {
+        let FileConfig { mut s3, mut admin, mut keys, mut log, .. } = file;
+        if let Some(host) = overrides.s3_host {
+            s3.listen.set_ip(host);
+        }
+        if let Some(port) = overrides.s3_port {
+            s3.listen.set_port(port);
+        }
+        if let Some(tls) = overrides.s3_tls {
+            s3.unsafe_s3_plaintext = tls == S3Tls::Off;
+        }
+        if let Some(port) = overrides.admin_port {
+            admin.listen.set_port(port);
+        }
+        for path in [&mut s3.certificate_file, &mut s3.private_key_file, &mut s3.ca_file] {
+            *path = dir.resolve(path);
+        }
+        keys.key_store_file = dir.resolve(&keys.key_store_file);
+        keys.passphrase_file = match &overrides.passphrase_file {
+            // A flag is relative to where it is typed, a line of the file to the file.
+            Some(path) => std::path::absolute(path).unwrap_or_else(|_| path.clone()),
+            None => dir.resolve(&keys.passphrase_file),
+        };
+        log.filter = overrides.log.clone().unwrap_or(log.filter);
+        log.format = overrides.log_format.unwrap_or(log.format);
+        let cpus = std::thread::available_parallelism().map_or(1, |count| u16::try_from(count.get()).unwrap_or(1));
+        let cores = match overrides.cores.unwrap_or(file.cores) {
+            0 => cpus,
+            cores => cores,
+        };
+        let side_threads = match overrides.side_threads.unwrap_or(file.side_threads) {
+            0 => (2 * cores).max(8),
+            threads => threads,
+        };
+        let config = Config {
+            cores,
+            side_threads,
+            metadata_dirs: file.metadata_dirs.iter().map(|path| dir.resolve(path)).collect(),
+            devices: file.devices.iter().map(|path| dir.resolve(path)).collect(),
+            unsafe_single_copy: file.unsafe_single_copy,
+            s3,
+            admin,
+            keys,
+            log,
+            dir,
+        };
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let refuse = |key, value: String, reason| Err(ConfigError::Value { key, value, reason });
+        if self.cores > CORES_MAX {
+            return refuse("cores", self.cores.to_string(), "at most 1024");
+        }
+        if self.side_threads > SIDE_THREADS_MAX {
+            return refuse("side_threads", self.side_threads.to_string(), "at most 1024");
+        }
+        if self.metadata_dirs.is_empty() {
+            return refuse("metadata_dirs", "[]".to_owned(), "name at least one directory, better two on two disks");
+        }
+        if self.devices.is_empty() {
+            return refuse("devices", "[]".to_owned(), "name at least two devices or image files");
+        }
+        for (key, paths) in [("metadata_dirs", &self.metadata_dirs), ("devices", &self.devices)] {
+            let mut sorted = paths.clone();
+            sorted.sort();
+            if let Some(twice) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
+                return refuse(key, twice[0].display().to_string(), "named twice; name each once");
+            }
+        }
+        if self.s3.connections_per_core_max == 0 {
+            return refuse("s3.connections_per_core_max", "0".to_owned(), "at least 1");
+        }
+        if self.s3.listen == self.admin.listen && self.s3.listen.port() != 0 {
+            let value = self.admin.listen.to_string();
+            return refuse("admin.listen", value, "S3 listens there; choose another port");
+        }
+        Ok(())
+    }
+
+    /// Where clients reach S3.
+    #[must_use]
+    pub fn endpoint(&self) -> String {
+        let scheme = if self.s3.unsafe_s3_plaintext { "http" } else { "https" };
+        format!("{scheme}://{}", self.s3.listen)
+    }
+
+    /// What weakens durability or secrecy in this configuration, for health (I-O1).
+    #[must_use]
+    pub fn unsafe_settings(&self) -> Vec<&'static str> {
+        let settings =
+            [("unsafe_s3_plaintext", self.s3.unsafe_s3_plaintext), ("unsafe_single_copy", self.unsafe_single_copy)];
+        settings.into_iter().filter(|(_, set)| *set).map(|(name, _)| name).collect()
+    }
+
+    /// The configuration as text, for the log at start. It holds no secret.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let file = FileConfig {
+            cores: self.cores,
+            side_threads: self.side_threads,
+            metadata_dirs: self.metadata_dirs.clone(),
+            devices: self.devices.clone(),
+            unsafe_single_copy: self.unsafe_single_copy,
+            s3: self.s3.clone(),
+            admin: self.admin.clone(),
+            keys: self.keys.clone(),
+            log: self.log.clone(),
+        };
+        toml::to_string(&file).expect("a configuration is plain TOML")
+    }
+}
+
+fn unreadable(dir: &std::path::Path, source: std::io::Error) -> ConfigError {
+    ConfigError::Unreadable { path: dir.join("kiseki.toml"), dir: dir.to_owned(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    fn combine(text: &str, overrides: &Overrides) -> Result<Config, ConfigError> {
+        let dir = KisekiDir::at(Path::new("/node")).unwrap();
+        Config::combine(dir, FileConfig::parse(text).unwrap(), overrides)
+    }
+
+    const SMALL: &str = "metadata_dirs = ['meta0']\ndevices = ['d0', '/dev/d1']\n";
+
+    #[test]
+    fn an_unknown_key_is_refused_by_name() {
+        for text in ["flush_everything = true", "[s3]\nregoin = 'x'", "[s4]"] {
+            let reason = FileConfig::parse(text).unwrap_err();
+            assert!(reason.contains("unknown field"), "{text}: {reason}");
+        }
+    }
+
+    #[test]
+    fn overrides_win_over_the_file_and_paths_start_at_the_directory() {
+        let text = format!("cores = 3\n{SMALL}[s3]\nlisten = '0.0.0.0:7000'\n");
+        let config = combine(&text, &Overrides::default()).unwrap();
+        assert_eq!(config.cores, 3);
+        assert_eq!(config.devices, [Path::new("/node/d0"), Path::new("/dev/d1")]);
+        assert_eq!(config.endpoint(), "https://0.0.0.0:7000");
+        assert!(config.unsafe_settings().is_empty());
+        let overrides = Overrides {
+            s3_port: Some(7001),
+            s3_tls: Some(S3Tls::Off),
+            cores: Some(1),
+            ..Overrides::default()
+        };
+        let config = combine(&text, &overrides).unwrap();
+        assert_eq!(config.endpoint(), "http://0.0.0.0:7001");
+        assert_eq!(config.cores, 1);
+        assert_eq!(config.unsafe_settings(), ["unsafe_s3_plaintext"], "I-O1: shown in health");
+    }
+
+    #[test]
+    fn values_that_can_not_work_are_named() {
+        for (text, key) in [
+            ("devices = ['d0']", "metadata_dirs"),
+            ("metadata_dirs = ['m']", "devices"),
+            ("metadata_dirs = ['m']\ndevices = ['d', 'd']", "devices"),
+            ("metadata_dirs = ['m']\ndevices = ['d']\n[admin]\nlisten = '127.0.0.1:9000'", "admin.listen"),
+        ] {
+            let error = combine(text, &Overrides::default()).unwrap_err();
+            assert!(error.to_string().starts_with(key), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_is_printed_at_start_parses_to_the_same() {
+        let config = combine(SMALL, &Overrides::default()).unwrap();
+        let again = FileConfig::parse(&config.describe()).unwrap();
+        let again = Config::combine(config.dir.clone(), again, &Overrides::default()).unwrap();
+        assert_eq!(again, config);
+    }
+}

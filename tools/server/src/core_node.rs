@@ -1,0 +1,326 @@
+//! One core of a node: its lanes' logs and tables, its part of the fragment store, its engine.
+//!
+//! Everything that touches the world comes in through [`CoreInputs`], so the simulator runs this very code. A start
+//! goes through steps, and each step has to be done on every core before any core takes the next:
+//!
+//! 1. [`CoreNode::open`]: journals are replayed, tables opened, the core answers requests of other cores.
+//! 2. [`CoreNode::publish`]: index lanes hear of fragments that journals replayed.
+//! 3. [`CoreNode::open_system_shards`]: control shard and homes.
+//! 4. [`CoreNode::open_tenant_shards`].
+//! 5. [`CoreNode::start_background`]; the core serves.
+
+use crate::group_host::{CoreGroups, Host};
+use kiseki_devices::fragment_store::{
+    BufferSource, CoreFragmentStore, DeviceReport, FragmentStoreConfig, LaneLink, LaneRequest, LaneResponse, OwnLane,
+    StoreDevice,
+};
+use kiseki_devices::journal::{self, JournalConfig, JournalId, JournalOpenError, MirrorRegion};
+use kiseki_devices::metadata_set::MirroredDir;
+use kiseki_devices::superblock::MemberId;
+use kiseki_engine::api::{Store, StoreError};
+use kiseki_engine::engine::{Engine, EngineInputs};
+use kiseki_engine::keyring::NodeKeys;
+use kiseki_engine::message::{EngineRequest, EngineResponse};
+use kiseki_raft::table_file::TableFile;
+use kiseki_raft::table_set::TableSettings;
+use kiseki_raft::{GroupSettings, LaneLog, RaftError};
+use kiseki_types::fragment::{FragmentError, StripeShape};
+use kiseki_types::ids::{CoreId, LaneId};
+use kiseki_types::journal::Journal;
+use kiseki_types::link::Link;
+use kiseki_types::meta::MetaDir;
+use kiseki_types::runtime::{Ports, RuntimeExt};
+use kiseki_types::table::TableError;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+use thiserror::Error;
+
+/// Bytes of one lane's Raft journal in each metadata directory: some thousand entries, and a replay of a moment.
+pub const RAFT_JOURNAL_LEN_BYTES: u64 = 32 << 20;
+
+/// How often the fragment store looks for journals to fold.
+const FOLD_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Side thread queue for taking a metadata directory out; lanes' and shards' tables use small numbers.
+const FENCE_QUEUE: u64 = u64::MAX;
+
+/// Why a core does not start.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum CoreError {
+    /// A lane's Raft journal can't be opened.
+    #[error("the Raft journal of lane {lane} can't be opened: {source}; restore a metadata directory that holds it")]
+    Journal {
+        /// The lane.
+        lane: LaneId,
+        /// Why.
+        source: JournalOpenError,
+    },
+    /// A lane's Raft logs make no sense.
+    #[error("the Raft logs of lane {lane}: {source}")]
+    Log {
+        /// The lane.
+        lane: LaneId,
+        /// Why.
+        source: RaftError,
+    },
+    /// A table file can't be opened.
+    #[error(transparent)]
+    Table(#[from] TableError),
+    /// The fragment index can't be brought up to date.
+    #[error(transparent)]
+    Fragments(#[from] FragmentError),
+    /// A shard can't be opened.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A group did not end cleanly.
+    #[error(transparent)]
+    Raft(#[from] RaftError),
+}
+
+/// One mirror of a lane's Raft journal.
+pub struct LogMirror {
+    /// The metadata directory that it lies in.
+    pub member: MemberId,
+    /// Where.
+    pub region: MirrorRegion,
+}
+
+/// A lane that this core holds.
+pub struct LaneInput {
+    /// Which.
+    pub lane: LaneId,
+    /// Mirrors of its Raft journal, one for each metadata directory in use.
+    pub log_mirrors: Vec<LogMirror>,
+}
+
+/// What a core is made of.
+pub struct CoreInputs {
+    /// Time, chance, tasks, side threads.
+    pub ports: Ports,
+    /// Which core.
+    pub core: CoreId,
+    /// Lanes of the node, fixed at format.
+    pub lane_count: u16,
+    /// Lanes of this core.
+    pub lanes: Vec<LaneInput>,
+    /// Every usable device, each through this core's own queue.
+    pub devices: Vec<StoreDevice>,
+    /// The metadata set.
+    pub meta: Arc<MirroredDir>,
+    /// To the fragment stores of all lanes.
+    pub lane_link: LaneLink,
+    /// To the engines of all lanes.
+    pub engine_link: Rc<dyn Link<EngineRequest, EngineResponse>>,
+    /// Where read buffers come from.
+    pub buffers: BufferSource,
+    /// The node's own keys.
+    pub keys: Rc<NodeKeys>,
+    /// Shape of the first pool's stripes, when the cluster is new.
+    pub first_pool: StripeShape,
+    /// Shards that a new tenant gets.
+    pub shards_per_tenant: u16,
+    /// Timers of the Raft groups.
+    pub group_settings: GroupSettings,
+    /// Whether the cluster is being made: only then may logs and shards start empty (I-O4, I-L10).
+    pub is_new: bool,
+}
+
+/// One core of a node.
+pub struct CoreNode {
+    core: CoreId,
+    is_new: bool,
+    fragments: CoreFragmentStore,
+    groups: Rc<CoreGroups>,
+    engine: Rc<Engine>,
+    /// Tables of the lanes, for a clean stop.
+    tables: Vec<TableFile>,
+}
+
+impl CoreNode {
+    /// Step 1. The reports tell which devices are not used and why.
+    pub async fn open(inputs: CoreInputs) -> Result<(Rc<CoreNode>, Vec<DeviceReport>), CoreError> {
+        let (mut logs, mut own_lanes, mut tables) = (BTreeMap::new(), Vec::new(), Vec::new());
+        let lanes: Vec<LaneId> = inputs.lanes.iter().map(|lane| lane.lane).collect();
+        for input in inputs.lanes {
+            let lane = input.lane;
+            let log_table = open_table(&inputs.ports, &inputs.meta, format!("lane-{}-log.redb", lane.0), lane, 0).await?;
+            let index = open_table(&inputs.ports, &inputs.meta, format!("lane-{}-index.redb", lane.0), lane, 1).await?;
+            let log = open_log(&inputs.ports, &inputs.meta, input, Rc::new(log_table.clone()), inputs.is_new).await?;
+            logs.insert(lane, log);
+            own_lanes.push(OwnLane { lane, table: Rc::new(index.clone()) });
+            tables.extend([log_table, index]);
+        }
+        let (fragments, reports) = CoreFragmentStore::open(FragmentStoreConfig {
+            ports: inputs.ports.clone(),
+            lane_count: inputs.lane_count,
+            lanes: own_lanes,
+            devices: inputs.devices,
+            link: inputs.lane_link,
+            buffers: inputs.buffers,
+            fold_interval: FOLD_INTERVAL,
+        })
+        .await?;
+        let groups = CoreGroups::new(
+            inputs.ports.clone(),
+            inputs.meta.clone(),
+            inputs.lane_count,
+            logs,
+            inputs.group_settings,
+        );
+        let engine = Engine::new(EngineInputs {
+            ports: inputs.ports,
+            link: inputs.engine_link,
+            host: Rc::new(Host(groups.clone())),
+            fragments: Rc::new(fragments.clone()),
+            keys: inputs.keys,
+            lanes,
+            lane_count: inputs.lane_count,
+            home_count: inputs.lane_count,
+            shards_per_tenant: inputs.shards_per_tenant,
+            first_pool: inputs.first_pool,
+        });
+        let core = CoreNode { core: inputs.core, is_new: inputs.is_new, fragments, groups, engine, tables };
+        Ok((Rc::new(core), reports))
+    }
+
+    /// Answers another core's request to the fragments of a lane, from step 1 on.
+    pub async fn handle_lane(&self, lane: LaneId, request: LaneRequest) -> LaneResponse {
+        self.fragments.handle(lane, request).await
+    }
+
+    /// Answers a request to a shard of this core, from step 1 on.
+    pub async fn handle_engine(&self, request: EngineRequest) -> EngineResponse {
+        self.engine.handle(request).await
+    }
+
+    /// Step 2.
+    pub async fn publish(&self) -> Result<(), CoreError> {
+        Ok(self.fragments.publish_recovered().await?)
+    }
+
+    /// Step 3.
+    pub async fn open_system_shards(&self) -> Result<(), CoreError> {
+        Ok(self.engine.open_system_shards(self.is_new).await?)
+    }
+
+    /// Step 4.
+    pub async fn open_tenant_shards(&self) -> Result<(), CoreError> {
+        Ok(self.engine.open_tenant_shards().await?)
+    }
+
+    /// Step 5.
+    pub fn start_background(&self) {
+        self.engine.start_background();
+    }
+
+    /// What gateways use.
+    #[must_use]
+    pub fn store(&self) -> Store {
+        self.engine.store()
+    }
+
+    /// The engine, for administration and counters.
+    #[must_use]
+    pub fn engine(&self) -> &Rc<Engine> {
+        &self.engine
+    }
+
+    /// The fragment store, for counters and device states.
+    #[must_use]
+    pub fn fragments(&self) -> &CoreFragmentStore {
+        &self.fragments
+    }
+
+    /// The Raft groups, for health.
+    #[must_use]
+    pub fn groups(&self) -> &Rc<CoreGroups> {
+        &self.groups
+    }
+
+    /// Makes everything durable where it belongs, so that the next start replays nothing. Nothing may be served any
+    /// more; other cores must still answer. Goes on after an error and returns the first one.
+    pub async fn close(&self) -> Result<(), CoreError> {
+        let groups = self.groups.close().await.map_err(CoreError::from);
+        let fragments = self.fragments.fold().await.map_err(CoreError::from);
+        tracing::debug!(core = %self.core, "groups and fragments checkpointed");
+        groups.and(fragments)
+    }
+
+    /// Closes the lanes' files, when every core has ended [`CoreNode::close`].
+    pub async fn close_files(&self) -> Result<(), CoreError> {
+        let mut result = Ok(());
+        for table in &self.tables {
+            result = result.and(table.close().await.map_err(CoreError::from));
+        }
+        result
+    }
+}
+
+async fn open_table(
+    ports: &Ports,
+    meta: &Arc<MirroredDir>,
+    name: String,
+    lane: LaneId,
+    number: u64,
+) -> Result<TableFile, TableError> {
+    let meta: Arc<dyn MetaDir> = meta.clone();
+    let settings = TableSettings::new(u64::from(lane.0) * 2 + number);
+    TableFile::open(ports.clone(), meta, &name, None, settings).await
+}
+
+/// Opens the Raft logs of a lane; makes their journal when the cluster is being made and it is not there yet.
+async fn open_log(
+    ports: &Ports,
+    meta: &Arc<MirroredDir>,
+    input: LaneInput,
+    table: Rc<TableFile>,
+    is_new: bool,
+) -> Result<LaneLog, CoreError> {
+    let lane = input.lane;
+    let members: Vec<MemberId> = input.log_mirrors.iter().map(|mirror| mirror.member).collect();
+    let (fence_ports, fence_meta) = (ports.clone(), meta.clone());
+    let config = JournalConfig {
+        name: format!("Raft log of lane {lane}"),
+        id: raft_journal_id(lane),
+        ports: ports.clone(),
+        mirrors: input.log_mirrors.into_iter().map(|mirror| mirror.region).collect(),
+        // The journal goes on without a mirror only when a metadata-set epoch without it is durable.
+        on_mirror_failed: Rc::new(move |mirror, error| {
+            let (set, member) = (fence_meta.clone(), members[mirror]);
+            let fenced = fence_ports.offload(FENCE_QUEUE, move || set.fence_member(member, &error.to_string()));
+            Box::pin(async move {
+                let fenced = fenced.await.map_err(|stopping| stopping.to_string())?;
+                fenced.map_err(|error| error.to_string())
+            })
+        }),
+    };
+    let failed = |source| CoreError::Journal { lane, source };
+    let opened = match journal::open(config.clone()).await {
+        Err(JournalOpenError::Missing { .. }) if is_new => {
+            journal::format(&config).await.map_err(failed)?;
+            journal::open(config).await
+        }
+        other => other,
+    };
+    let (journal, replayed, report) = opened.map_err(failed)?;
+    if !report.damaged_mirrors.is_empty() || !report.lost_mirrors.is_empty() {
+        tracing::warn!(
+            %lane, damaged = ?report.damaged_mirrors, lost = ?report.lost_mirrors,
+            "a mirror of the Raft journal was not whole; it is filled from the others"
+        );
+    }
+    let journal: Rc<dyn Journal> = journal;
+    LaneLog::open(ports.clone(), lane, journal, replayed, table)
+        .await
+        .map_err(|source| CoreError::Log { lane, source })
+}
+
+/// Tells a lane's Raft journal from any other journal.
+fn raft_journal_id(lane: LaneId) -> JournalId {
+    let mut id = *b"kiseki-raftlog\0\0";
+    id[14..].copy_from_slice(&lane.0.to_le_bytes());
+    JournalId(id)
+}

@@ -1,0 +1,236 @@
+//! Looks at a machine and a node's directory and tells what would hinder it, each finding with what mends it.
+
+use crate::config::{Config, ConfigError, Overrides};
+use serde::Serialize;
+use std::fs::OpenOptions;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+/// Lockable memory that executors and registered buffers need, per core.
+const MEMLOCK_BYTES_PER_CORE: u64 = 512 * 1024;
+/// Open files: four a connection, one a device and core, metadata files.
+const OPEN_FILES_MIN: u64 = 8192;
+
+/// How bad a finding is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// As it should be.
+    Ok,
+    /// The node runs, with something to know.
+    Warning,
+    /// The node does not run.
+    Error,
+}
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, Serialize)]
+pub struct Finding {
+    /// What.
+    pub check: &'static str,
+    /// How bad.
+    pub severity: Severity,
+    /// What was seen.
+    pub message: String,
+    /// The one command or step that mends it; empty when nothing needs mending.
+    pub remedy: String,
+}
+
+fn ok(check: &'static str, message: impl Into<String>) -> Finding {
+    Finding { check, severity: Severity::Ok, message: message.into(), remedy: String::new() }
+}
+
+fn warning(check: &'static str, message: impl Into<String>, remedy: impl Into<String>) -> Finding {
+    Finding { check, severity: Severity::Warning, message: message.into(), remedy: remedy.into() }
+}
+
+fn error(check: &'static str, message: impl Into<String>, remedy: impl Into<String>) -> Finding {
+    Finding { check, severity: Severity::Error, message: message.into(), remedy: remedy.into() }
+}
+
+/// Looks at everything.
+#[must_use]
+pub fn examine(overrides: &Overrides) -> Vec<Finding> {
+    let mut findings = vec![cpu()];
+    let config = Config::load(overrides);
+    let cores = config.as_ref().map_or(1, |config| config.cores);
+    findings.push(memlock(cores));
+    findings.push(io_uring());
+    findings.push(open_files());
+    match config {
+        Ok(config) => examine_node(&config, &mut findings),
+        Err(ConfigError::Unreadable { path, dir, .. }) => findings.push(warning(
+            "configuration",
+            format!("{} is not there", path.display()),
+            format!("kiseki-server init --dir {}", dir.display()),
+        )),
+        Err(bad) => findings.push(error("configuration", bad.to_string(), "correct the configuration")),
+    }
+    findings
+}
+
+fn examine_node(config: &Config, findings: &mut Vec<Finding>) {
+    findings.push(ok("configuration", config.dir.config().display().to_string()));
+    findings.push(match config.metadata_dirs.as_slice() {
+        [one] => warning(
+            "metadata directories",
+            format!(
+                "only {}: names, keys and the log of every change lie there alone; if it is lost, all data is lost",
+                one.display()
+            ),
+            "add a directory on another disk to metadata_dirs in kiseki.toml and restart; it is filled at start",
+        ),
+        many => ok("metadata directories", format!("{} with the same content", many.len())),
+    });
+    for dir in &config.metadata_dirs {
+        findings.push(direct_io("O_DIRECT in a metadata directory", dir));
+    }
+    let parents: std::collections::BTreeSet<&Path> =
+        config.devices.iter().filter(|path| !path.starts_with("/dev")).filter_map(|path| path.parent()).collect();
+    findings.extend(parents.into_iter().map(|dir| direct_io("O_DIRECT below the device images", dir)));
+    findings.extend(config.devices.iter().map(|path| device(path, config)));
+    findings.push(key_store(config));
+    for (what, address) in [("S3", config.s3.listen), ("health and metrics", config.admin.listen)] {
+        findings.push(match std::net::TcpListener::bind(address) {
+            Ok(_) => ok("port", format!("{address} is free for {what}")),
+            Err(problem) if problem.kind() == io::ErrorKind::AddrInUse => warning(
+                "port",
+                format!("{address}, wanted for {what}, is in use (by a running node, perhaps)"),
+                format!("ss -ltnp 'sport = :{}'", address.port()),
+            ),
+            Err(problem) => error("port", format!("{address}: {problem}"), "choose another address in kiseki.toml"),
+        });
+    }
+    for setting in config.unsafe_settings() {
+        findings.push(warning("unsafe setting", format!("{setting} is set"), "set it to false in kiseki.toml"));
+    }
+}
+
+fn cpu() -> Finding {
+    let paths = crate::machine::cpu_paths();
+    let text: Vec<String> = paths.iter().map(|(what, path)| format!("{what}: {path}")).collect();
+    ok("CPU paths", text.join(", "))
+}
+
+fn memlock(cores: u16) -> Finding {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Memlock);
+    let needed = MEMLOCK_BYTES_PER_CORE * u64::from(cores);
+    match limit.current {
+        Some(limit) if limit < needed => error(
+            "locked memory",
+            format!("the limit is {} KiB, {} KiB are needed for {cores} cores", limit >> 10, needed >> 10),
+            "ulimit -l unlimited   (LimitMEMLOCK=infinity in a systemd unit)",
+        ),
+        Some(limit) => ok("locked memory", format!("up to {} KiB", limit >> 10)),
+        None => ok("locked memory", "unlimited"),
+    }
+}
+
+fn open_files() -> Finding {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    match limit.maximum {
+        Some(limit) if limit < OPEN_FILES_MIN => warning(
+            "open files",
+            format!("the hard limit is {limit}; many connections need more"),
+            "ulimit -Hn 1048576   (LimitNOFILE=1048576 in a systemd unit)",
+        ),
+        limit => ok("open files", limit.map_or("unlimited".to_owned(), |limit| format!("up to {limit}"))),
+    }
+}
+
+fn io_uring() -> Finding {
+    match crate::machine::try_executor() {
+        Ok(()) => ok("io_uring", "available"),
+        Err(reason) => error(
+            "io_uring",
+            format!("not available: {reason}"),
+            "sysctl -w kernel.io_uring_disabled=0   (in a container: allow io_uring in its seccomp profile)",
+        ),
+    }
+}
+
+/// Tries O_DIRECT in a directory, or in the nearest one above that exists.
+fn direct_io(check: &'static str, dir: &Path) -> Finding {
+    let Some(dir) = dir.ancestors().find(|dir| dir.is_dir()) else {
+        return error(check, format!("{} does not exist", dir.display()), "kiseki-server init");
+    };
+    let path = dir.join(format!(".kiseki-doctor-{}", std::process::id()));
+    let tried = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .custom_flags(rustix::fs::OFlags::DIRECT.bits() as i32)
+        .open(&path);
+    let _removed = std::fs::remove_file(&path);
+    match tried {
+        Ok(_) => ok(check, format!("works in {}", dir.display())),
+        Err(problem) => error(
+            check,
+            format!("{}: {problem}", dir.display()),
+            "use a directory on ext4, XFS or a block device; tmpfs and overlay file systems lack direct I/O",
+        ),
+    }
+}
+
+fn device(path: &Path, config: &Config) -> Finding {
+    let name = path.display();
+    match crate::devices::describe(path) {
+        Ok(found) => ok("device", format!("{name}: {}", found.summary())),
+        Err(_) if !path.exists() => warning(
+            "device",
+            format!("{name} is missing; the node runs with the others"),
+            format!("plug it in, or `kiseki-server init --dir {}` for a new image", config.dir.path().display()),
+        ),
+        Err(problem) => warning("device", format!("{name}: {problem}"), format!("kiseki-devctl inspect {name}")),
+    }
+}
+
+fn key_store(config: &Config) -> Finding {
+    let opened = crate::key_store::read_passphrase(&config.keys.passphrase_file)
+        .and_then(|passphrase| crate::key_store::KeyStore::open(&config.keys.key_store_file, &passphrase));
+    match opened {
+        Ok(keys) => ok("key store", format!("opens; cluster {}", keys.cluster)),
+        Err(problem) => error("key store", problem.to_string(), "see the message"),
+    }
+}
+
+/// The findings as text, worst first.
+#[must_use]
+pub fn render(findings: &[Finding]) -> String {
+    let mut sorted: Vec<&Finding> = findings.iter().collect();
+    sorted.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
+    let mut text = String::new();
+    for finding in sorted {
+        let mark = match finding.severity {
+            Severity::Ok => "ok     ",
+            Severity::Warning => "WARNING",
+            Severity::Error => "ERROR  ",
+        };
+        text.push_str(&format!("{mark}  {}: {}\n", finding.check, finding.message));
+        if !finding.remedy.is_empty() {
+            text.push_str(&format!("         mend: {}\n", finding.remedy));
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_single_metadata_directory_is_told_with_its_meaning() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("kiseki.toml"), "metadata_dirs = ['meta0']\ndevices = ['d0']\n").unwrap();
+        let overrides = Overrides { dir: dir.path().to_owned(), ..Overrides::default() };
+        let findings = examine(&overrides);
+        let found = findings.iter().find(|finding| finding.check == "metadata directories").unwrap();
+        assert_eq!(found.severity, Severity::Warning);
+        assert!(found.message.contains("lost"), "{}", found.message);
+        let missing = findings.iter().find(|finding| finding.check == "device").unwrap();
+        assert!(missing.message.contains("missing"));
+        assert!(findings.iter().all(|finding| (finding.severity == Severity::Ok) == finding.remedy.is_empty()));
+        let keys = findings.iter().find(|finding| finding.check == "key store").unwrap();
+        assert_eq!(keys.severity, Severity::Error, "I-K18: no keys, no start");
+    }
+}

@@ -1,0 +1,266 @@
+//! Makes a directory ready for a first start: configuration, certificates, key store, metadata directories, devices.
+//!
+//! Every step looks first and makes only what is missing, so that it can run again at any time; nothing that exists is
+//! ever written over, formatted again or given new keys (I-O4).
+
+use crate::certificates;
+use crate::config::{DEFAULT_LANES, FileConfig};
+use crate::files::{Readers, sync_parent, write_whole};
+use crate::key_store::{KeyStore, read_passphrase};
+use crate::paths::KisekiDir;
+use anyhow::{Context, Result, bail};
+use std::fs::{DirBuilder, OpenOptions};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use zeroize::Zeroizing;
+
+/// Image files of a first node.
+pub const DEFAULT_DEVICE_COUNT: u16 = 8;
+/// Bytes of each.
+pub const DEFAULT_DEVICE_LEN_BYTES: u64 = 8 << 30;
+
+/// What to make.
+#[derive(Clone, Debug)]
+pub struct InitOptions {
+    /// Where.
+    pub dir: KisekiDir,
+    /// The passphrase file to use instead of a new one below `keys/`.
+    pub passphrase_file: Option<PathBuf>,
+    /// Image files to make.
+    pub device_count: u16,
+    /// Bytes of each.
+    pub device_len_bytes: u64,
+    /// Metadata directories to make.
+    pub metadata_dir_count: u16,
+    /// Lanes to format with.
+    pub lanes: u16,
+    /// Further host names and addresses for the server certificate.
+    pub names: Vec<String>,
+}
+
+impl InitOptions {
+    /// What `make run` asks for.
+    #[must_use]
+    pub fn usual(dir: KisekiDir) -> InitOptions {
+        InitOptions {
+            dir,
+            passphrase_file: None,
+            device_count: DEFAULT_DEVICE_COUNT,
+            device_len_bytes: DEFAULT_DEVICE_LEN_BYTES,
+            metadata_dir_count: 2,
+            lanes: DEFAULT_LANES,
+            names: Vec::new(),
+        }
+    }
+}
+
+/// What one run made; things that were there already are not listed.
+pub type Made = Vec<String>;
+
+/// Makes what is missing.
+pub fn run(options: &InitOptions) -> Result<Made> {
+    let mut made = Made::new();
+    let dir = options.dir.path();
+    make_dir(dir)?;
+    let config = write_config(options, &mut made)?;
+    write_certificates(options, &config, &mut made)?;
+    let keys = make_keys(options, &config, &mut made)?;
+    for path in &config.metadata_dirs {
+        let path = options.dir.resolve(path);
+        if !path.exists() {
+            make_dir(&path)?;
+            made.push(format!("metadata directory {}", path.display()));
+        }
+    }
+    for path in &config.devices {
+        let path = options.dir.resolve(path);
+        if make_device(options, &keys, &path)? {
+            made.push(format!("device {} ({} GiB, sparse)", path.display(), options.device_len_bytes >> 30));
+        }
+    }
+    Ok(made)
+}
+
+fn make_dir(path: &Path) -> Result<()> {
+    let mut builder = DirBuilder::new();
+    builder.recursive(true).mode(0o700).create(path).with_context(|| format!("can't make {}", path.display()))?;
+    sync_parent(path)?;
+    Ok(())
+}
+
+fn write_config(options: &InitOptions, made: &mut Made) -> Result<FileConfig> {
+    let path = options.dir.config();
+    if !path.exists() {
+        write_whole(&path, config_text(options).as_bytes(), Readers::Everybody)
+            .with_context(|| format!("can't write {}", path.display()))?;
+        made.push(format!("configuration {}", path.display()));
+    }
+    let text = std::fs::read_to_string(&path).with_context(|| format!("can't read {}", path.display()))?;
+    match FileConfig::parse(&text) {
+        Ok(config) => Ok(config),
+        Err(reason) => bail!("{}: {reason}", path.display()),
+    }
+}
+
+fn config_text(options: &InitOptions) -> String {
+    let list = |paths: Vec<String>| paths.iter().map(|path| format!("\"{path}\"")).collect::<Vec<_>>().join(", ");
+    let metadata = list((0..options.metadata_dir_count).map(|index| format!("meta{index}")).collect());
+    let devices = list((0..options.device_count).map(|index| format!("devices/d{index}.img")).collect());
+    format!(
+        "# Kiseki node. Relative paths start at this directory. Flags override the environment, the environment\n\
+         # overrides this file; an unknown key refuses to start.\n\
+         \n\
+         # Executors, each pinned to a CPU; 0 means one for each CPU.\n\
+         cores = 0\n\
+         # Threads for metadata files; 0 means a number that suits the cores.\n\
+         side_threads = 0\n\
+         # Directories that hold the same metadata. Put them on different disks: with one left nothing is lost.\n\
+         metadata_dirs = [{metadata}]\n\
+         # Image files and block devices, formatted by `kiseki-devctl format`. The order does not matter.\n\
+         devices = [{devices}]\n\
+         # Run on a single device, one copy of everything: a lost device loses its data. Shown in health.\n\
+         unsafe_single_copy = false\n\
+         \n\
+         [s3]\n\
+         listen = \"127.0.0.1:9000\"\n\
+         region = \"us-east-1\"\n\
+         certificate_file = \"tls/server.crt\"\n\
+         private_key_file = \"tls/server.key\"\n\
+         # What clients trust; only written into `env` and the clients' configurations.\n\
+         ca_file = \"tls/ca.crt\"\n\
+         # Serve S3 without TLS: anyone on the path reads and changes everything. Shown in health.\n\
+         unsafe_s3_plaintext = false\n\
+         connections_per_core_max = 4096\n\
+         \n\
+         [admin]\n\
+         # Health and metrics, read only. Changes go through admin.sock in this directory.\n\
+         listen = \"127.0.0.1:9090\"\n\
+         \n\
+         [keys]\n\
+         # Keep a copy of both files in another place: without them the data can't be read.\n\
+         key_store_file = \"keys/key-store\"\n\
+         passphrase_file = \"keys/passphrase\"\n\
+         \n\
+         [log]\n\
+         filter = \"info\"\n\
+         format = \"text\"\n"
+    )
+}
+
+fn write_certificates(options: &InitOptions, config: &FileConfig, made: &mut Made) -> Result<()> {
+    let certificate = options.dir.resolve(&config.s3.certificate_file);
+    let key = options.dir.resolve(&config.s3.private_key_file);
+    let ca = options.dir.resolve(&config.s3.ca_file);
+    if key.exists() && certificate.exists() {
+        return Ok(());
+    }
+    let generated = certificates::generate(&options.names).context("can't make certificates")?;
+    for path in [&certificate, &key, &ca] {
+        make_dir(path.parent().context("a certificate lies in a directory")?)?;
+    }
+    // The key is written last: as long as it is missing a second run starts over.
+    write_whole(&ca, generated.ca.as_bytes(), Readers::Everybody)?;
+    write_whole(&certificate, generated.server.as_bytes(), Readers::Everybody)?;
+    write_whole(&key, generated.server_key.as_bytes(), Readers::Owner)?;
+    made.push(format!("certificates in {}", certificate.parent().unwrap_or(&certificate).display()));
+    Ok(())
+}
+
+fn make_keys(options: &InitOptions, config: &FileConfig, made: &mut Made) -> Result<KeyStore> {
+    let store = options.dir.resolve(&config.keys.key_store_file);
+    let passphrase_file =
+        options.passphrase_file.clone().unwrap_or_else(|| options.dir.resolve(&config.keys.passphrase_file));
+    if store.exists() {
+        return Ok(KeyStore::open(&store, &read_passphrase(&passphrase_file)?)?);
+    }
+    // Keys that are gone while devices are there: new keys would only hide the loss (I-O4, I-K18).
+    let device = config.devices.iter().map(|path| options.dir.resolve(path)).find(|path| path.exists());
+    if let Some(device) = device {
+        bail!(
+            "{} is missing, but the device {} exists: its data can be read with its own keys only; restore the key \
+             store and its passphrase from their copy",
+            store.display(),
+            device.display()
+        );
+    }
+    for path in [&store, &passphrase_file] {
+        make_dir(path.parent().context("a key file lies in a directory")?)?;
+    }
+    if !passphrase_file.exists() {
+        let mut bytes = Zeroizing::new([0; 32]);
+        fill_random(&mut *bytes);
+        let mut text = Zeroizing::new(hex::encode(*bytes));
+        text.push('\n');
+        write_whole(&passphrase_file, text.as_bytes(), Readers::Owner)?;
+        made.push(format!("passphrase {}", passphrase_file.display()));
+    }
+    let keys = KeyStore::generate(fill_random);
+    keys.create(&store, &read_passphrase(&passphrase_file)?, fill_random)?;
+    made.push(format!("key store {}", store.display()));
+    Ok(keys)
+}
+
+/// The kernel's generator; without it no key is safe, so there is nothing to go on with.
+fn fill_random(out: &mut [u8]) {
+    getrandom::fill(out).expect("the kernel's random generator answers");
+}
+
+/// Makes and formats an image file that is not there. True if it did.
+///
+/// It is made under another name and renamed when formatted: whatever carries the device's name is a device, and an
+/// existing one is never touched.
+fn make_device(options: &InitOptions, keys: &KeyStore, path: &Path) -> Result<bool> {
+    if path.exists() {
+        return Ok(false);
+    }
+    if path.starts_with("/dev") {
+        bail!("{} does not exist; plug the device in, or take it out of `devices`", path.display());
+    }
+    make_dir(path.parent().context("a device lies in a directory")?)?;
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".new");
+    let beside = PathBuf::from(beside);
+    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+    file.set_len(options.device_len_bytes).with_context(|| format!("can't make {}", path.display()))?;
+    file.sync_all()?;
+    drop(file);
+    crate::devices::format_new(&beside, keys.cluster, options.lanes)
+        .with_context(|| format!("can't format {}", path.display()))?;
+    std::fs::rename(&beside, path)?;
+    sync_parent(path)?;
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn small(dir: &Path) -> InitOptions {
+        let dir = KisekiDir::at(dir).unwrap();
+        InitOptions { device_count: 3, device_len_bytes: 64 << 20, lanes: 2, ..InitOptions::usual(dir) }
+    }
+
+    #[test]
+    fn i_o4_a_second_run_changes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = small(&dir.path().join("node"));
+        assert_eq!(run(&options).unwrap().len(), 1 + 1 + 2 + 2 + 3);
+        let bytes = |name: &str| std::fs::read(options.dir.path().join(name)).unwrap();
+        let names = ["kiseki.toml", "tls/server.key", "keys/key-store", "keys/passphrase", "devices/d1.img"];
+        let before: Vec<_> = names.iter().map(|name| bytes(name)).collect();
+        assert!(run(&options).unwrap().is_empty());
+        let after: Vec<_> = names.iter().map(|name| bytes(name)).collect();
+        assert!(before == after, "I-O4: what exists stays as it is");
+    }
+
+    #[test]
+    fn i_o4_lost_keys_are_not_replaced_while_devices_exist() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = small(&dir.path().join("node"));
+        run(&options).unwrap();
+        std::fs::remove_file(options.dir.path().join("keys/key-store")).unwrap();
+        let error = run(&options).unwrap_err().to_string();
+        assert!(error.contains("restore"), "{error}");
+        assert!(!options.dir.path().join("keys/key-store").exists());
+    }
+}

@@ -1,0 +1,130 @@
+//! What a node says about itself: to `kiseki status`, to health checks and to metrics. Cores write their part a few
+//! times a second, side threads read it; nothing here is on the path of a byte.
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard};
+
+/// A device as `status` shows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceReport {
+    /// Its path.
+    pub path: String,
+    /// Its id in hex; empty when it could not be opened.
+    pub id: String,
+    /// `healthy`, `failed` or `absent`.
+    pub state: String,
+    /// Why it is not healthy, and what to do.
+    pub reason: String,
+    /// Bytes for fragments in all.
+    pub capacity_bytes: u64,
+    /// Bytes that are free.
+    pub free_bytes: u64,
+}
+
+/// A metadata directory as `status` shows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MetadataDirReport {
+    /// Its path.
+    pub path: String,
+    /// `current`, `stale` or `absent`.
+    pub state: String,
+}
+
+/// One core's part.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CoreReport {
+    /// Boottime nanoseconds of this report: a core that stops reporting hangs.
+    pub reported_at: u64,
+    /// Client connections.
+    pub connections: u64,
+    /// Counters and gauges by name; a name that ends in `_total` is a counter.
+    pub values: BTreeMap<String, u64>,
+}
+
+/// What the node is doing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// Opening devices and shards.
+    #[default]
+    Starting,
+    /// Answering requests.
+    Serving,
+    /// Ending what is in flight.
+    Stopping,
+}
+
+/// Everything.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeReport {
+    /// Version of the server.
+    pub version: String,
+    /// What it is doing.
+    pub phase: Phase,
+    /// Boottime nanoseconds when it started.
+    pub started_at: u64,
+    /// Where S3 is served.
+    pub endpoint: String,
+    /// Executors.
+    pub cores: u16,
+    /// Lanes that its devices are formatted with.
+    pub lanes: u16,
+    /// How chunks are protected, for people: `EC 4+2`.
+    pub durability: String,
+    /// Which I/O and CPU paths are in use.
+    pub paths_in_use: BTreeMap<String, String>,
+    /// Devices, in the order of the configuration.
+    pub devices: Vec<DeviceReport>,
+    /// The metadata set.
+    pub metadata_dirs: Vec<MetadataDirReport>,
+    /// Settings that weaken durability or secrecy (I-O1).
+    pub unsafe_settings: Vec<String>,
+    /// What an operator should know.
+    pub warnings: Vec<String>,
+    /// By core.
+    pub core_reports: BTreeMap<u16, CoreReport>,
+}
+
+/// A core that has not reported for this long hangs.
+pub const CORE_SILENT_NS_MAX: u64 = 10_000_000_000;
+
+impl NodeReport {
+    /// Sum of a value over all cores.
+    #[must_use]
+    pub fn total(&self, name: &str) -> u64 {
+        self.core_reports.values().filter_map(|core| core.values.get(name)).sum()
+    }
+
+    /// Cores that have reported once and then fell silent, as of `now` (boottime nanoseconds).
+    #[must_use]
+    pub fn silent_cores(&self, now: u64) -> Vec<u16> {
+        let silent = |report: &CoreReport| now.saturating_sub(report.reported_at) > CORE_SILENT_NS_MAX;
+        self.core_reports.iter().filter(|(_, report)| silent(report)).map(|(core, _)| *core).collect()
+    }
+
+    /// Whether every device and directory is as it should be and nothing unsafe is set.
+    #[must_use]
+    pub fn is_healthy(&self) -> bool {
+        self.phase == Phase::Serving
+            && self.devices.iter().all(|device| device.state == "healthy")
+            && self.metadata_dirs.iter().all(|dir| dir.state == "current")
+    }
+}
+
+/// The report that all threads share.
+#[derive(Debug, Default)]
+pub struct StatusBoard(Mutex<NodeReport>);
+
+impl StatusBoard {
+    /// For writing a part; never held while waiting for anything.
+    pub fn lock(&self) -> MutexGuard<'_, NodeReport> {
+        self.0.lock().expect("nothing panics while it holds the status board")
+    }
+
+    /// A copy for reading.
+    #[must_use]
+    pub fn snapshot(&self) -> NodeReport {
+        self.lock().clone()
+    }
+}

@@ -1,0 +1,466 @@
+//! The device port on a simulated medium: latencies from the seed, faults on request.
+
+use crate::cut::{CutSwitch, Power};
+use crate::disk::{Blocks, CutMode};
+use crate::executor::{Sim, SimHandle};
+use crate::seed::SeededRng;
+use futures::channel::oneshot;
+use kiseki_types::buf::{IoBuf, IoBytes};
+use kiseki_types::device::{Device, DeviceGeometry};
+use kiseki_types::limits::DEVICE_BLOCK_BYTES_MAX;
+use kiseki_types::runtime::LocalBoxFuture;
+use kiseki_types::units::{BlockCount, BlockIndex};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::future::pending;
+use std::io;
+use std::ops::Range;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// One operation of so many takes much longer than the others.
+const SLOW_ONE_IN: u64 = 64;
+
+/// How much longer.
+const SLOW_FACTOR: u64 = 30;
+
+/// Shape and name of a simulated disk.
+#[derive(Clone, Debug)]
+pub struct DiskOptions {
+    /// For messages.
+    pub name: String,
+    /// 512 or 4096.
+    pub block_len_bytes: u32,
+    /// Blocks in all; only those written take memory.
+    pub block_count: u64,
+}
+
+impl DiskOptions {
+    /// A disk of `len_bytes` with blocks of 4096 bytes.
+    #[must_use]
+    pub fn of_len(name: &str, len_bytes: u64) -> DiskOptions {
+        DiskOptions { name: name.to_owned(), block_len_bytes: 4096, block_count: len_bytes / 4096 }
+    }
+}
+
+/// Latencies before the occasional slow one, in nanoseconds.
+const READ_NS: Range<u64> = 20_000..150_000;
+const WRITE_NS: Range<u64> = 20_000..400_000;
+const FLUSH_NS: Range<u64> = 100_000..3_000_000;
+
+/// Faults that are planned; counts run down to the operation that is hit, 1 is the next one.
+#[derive(Clone, Copy, Debug, Default)]
+struct Faults {
+    fail_read: Option<u64>,
+    fail_write: Option<u64>,
+    fail_flush: Option<u64>,
+    misdirect_write: Option<(u64, u64)>,
+    flush_is_a_lie: bool,
+    is_gone: bool,
+}
+
+impl Faults {
+    /// Blocks by which the write that is submitted now misses its place.
+    fn next_misdirection(&mut self) -> u64 {
+        match &mut self.misdirect_write {
+            Some((1, blocks_off)) => {
+                let blocks_off = *blocks_off;
+                self.misdirect_write = None;
+                blocks_off
+            }
+            Some((left, _)) => {
+                *left -= 1;
+                0
+            }
+            None => 0,
+        }
+    }
+}
+
+fn count_down(left: &mut Option<u64>) -> bool {
+    match left {
+        Some(1) => left.take().is_some(),
+        Some(left) => {
+            *left -= 1;
+            false
+        }
+        None => false,
+    }
+}
+
+/// Operations that a disk has taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DiskCounts {
+    /// Reads.
+    pub reads: u64,
+    /// Writes.
+    pub writes: u64,
+    /// Flushes.
+    pub flushes: u64,
+}
+
+struct Medium {
+    options: DiskOptions,
+    blocks: Blocks,
+    faults: Faults,
+    counts: DiskCounts,
+    /// Grows at every power cut; operations of an earlier one never complete.
+    incarnation: u64,
+    next_operation: u64,
+    /// Writes that were submitted and have not completed.
+    in_flight: BTreeMap<u64, (u64, Vec<IoBytes>)>,
+    rng: SeededRng,
+}
+
+/// A medium: it survives its node. [`SimDisk::open`] is what a core holds of it.
+#[derive(Clone)]
+pub struct SimDisk {
+    medium: Rc<RefCell<Medium>>,
+    sim: SimHandle,
+    switch: Arc<CutSwitch>,
+}
+
+impl SimDisk {
+    /// A disk full of zeros, under the power of `switch`.
+    #[must_use]
+    pub fn new(sim: &Sim, options: DiskOptions, switch: &Arc<CutSwitch>) -> SimDisk {
+        assert!([512, 4096].contains(&options.block_len_bytes), "blocks of {} bytes", options.block_len_bytes);
+        let sim = sim.handle();
+        let medium = Medium {
+            blocks: Blocks::new(options.block_len_bytes as usize),
+            rng: SeededRng::new(sim.world.chance.next_u64()),
+            options,
+            faults: Faults::default(),
+            counts: DiskCounts::default(),
+            incarnation: 0,
+            next_operation: 0,
+            in_flight: BTreeMap::new(),
+        };
+        SimDisk { medium: Rc::new(RefCell::new(medium)), sim, switch: switch.clone() }
+    }
+
+    /// A queue of this disk for one core. It ends with the next power cut: open another one then.
+    #[must_use]
+    pub fn open(&self) -> Rc<dyn Device> {
+        let medium = self.medium.borrow();
+        let geometry = DeviceGeometry {
+            block_len_bytes: medium.options.block_len_bytes,
+            block_count: BlockCount(medium.options.block_count),
+        };
+        Rc::new(SimDevice {
+            disk: self.clone(),
+            name: medium.options.name.clone(),
+            geometry,
+            incarnation: medium.incarnation,
+        })
+    }
+
+    /// The power fails: every block of an unflushed or unfinished write becomes old, new or torn, from `seed`.
+    pub fn power_cut(&self, seed: u64) {
+        let rng = SeededRng::new(seed);
+        let mode = CutMode::draw(&rng);
+        self.power_cut_in_mode(mode, &rng);
+    }
+
+    /// [`SimDisk::power_cut`] with a chosen tendency.
+    pub fn power_cut_in_mode(&self, mode: CutMode, rng: &SeededRng) {
+        let lost = {
+            let mut medium = self.medium.borrow_mut();
+            medium.incarnation += 1;
+            let lost: Vec<(u64, Vec<IoBytes>)> = std::mem::take(&mut medium.in_flight).into_values().collect();
+            let writes = lost.iter().map(|(start, parts)| (*start, parts.iter().flat_map(|part| part.iter().copied()).collect())).collect();
+            medium.blocks.power_cut(writes, mode, rng);
+            lost
+        };
+        drop(lost); // outside of the borrow: buffers go home to their pools
+    }
+
+    /// The `read`th read from now fails.
+    pub fn fail_read(&self, read: u64) {
+        self.medium.borrow_mut().faults.fail_read = Some(read);
+    }
+
+    /// The `write`th write from now fails; what of it arrives is open.
+    pub fn fail_write(&self, write: u64) {
+        self.medium.borrow_mut().faults.fail_write = Some(write);
+    }
+
+    /// The `flush`th flush from now fails. What it should have saved is saved or lost, block by block, and no later
+    /// flush saves what was lost (I-D6).
+    pub fn fail_flush(&self, flush: u64) {
+        self.medium.borrow_mut().faults.fail_flush = Some(flush);
+    }
+
+    /// The `write`th write from now lands `blocks_off` blocks further on, and reports success.
+    pub fn misdirect_write(&self, write: u64, blocks_off: u64) {
+        self.medium.borrow_mut().faults.misdirect_write = Some((write, blocks_off));
+    }
+
+    /// From now on flushes answer Ok and save nothing: the control that must be caught.
+    pub fn set_flush_is_a_lie(&self, is_a_lie: bool) {
+        self.medium.borrow_mut().faults.flush_is_a_lie = is_a_lie;
+    }
+
+    /// Takes the disk away (every operation fails) or brings it back.
+    pub fn set_gone(&self, is_gone: bool) {
+        self.medium.borrow_mut().faults.is_gone = is_gone;
+    }
+
+    /// Rots `count` blocks among those that hold something; returns them.
+    pub fn rot(&self, count: usize) -> Vec<BlockIndex> {
+        let mut medium = self.medium.borrow_mut();
+        let Medium { blocks, rng, .. } = &mut *medium;
+        let used = blocks.used();
+        if used.is_empty() {
+            return Vec::new();
+        }
+        let hit: Vec<u64> = (0..count).map(|_| *rng.pick(&used)).collect();
+        hit.iter().for_each(|index| blocks.rot(*index, rng));
+        hit.into_iter().map(BlockIndex).collect()
+    }
+
+    /// Rots one block.
+    pub fn rot_block(&self, block: BlockIndex) {
+        let mut medium = self.medium.borrow_mut();
+        let Medium { blocks, rng, .. } = &mut *medium;
+        blocks.rot(block.0, rng);
+    }
+
+    /// Bytes as a read would give them now, without time passing: for looking at what lies on the medium.
+    #[must_use]
+    pub fn peek(&self, start: BlockIndex, count: BlockCount) -> Vec<u8> {
+        let medium = self.medium.borrow();
+        let mut out = vec![0; (count.0 * u64::from(medium.options.block_len_bytes)) as usize];
+        medium.blocks.read(start.0, &mut out);
+        out
+    }
+
+    /// Blocks that hold something other than zeros, in order.
+    #[must_use]
+    pub fn used_blocks(&self) -> Vec<BlockIndex> {
+        self.medium.borrow().blocks.used().into_iter().map(BlockIndex).collect()
+    }
+
+    /// Blocks that a power cut could change now, writes in flight not counted.
+    #[must_use]
+    pub fn unflushed_blocks(&self) -> usize {
+        self.medium.borrow().blocks.unflushed_count()
+    }
+
+    /// Operations taken so far.
+    #[must_use]
+    pub fn counts(&self) -> DiskCounts {
+        self.medium.borrow().counts
+    }
+
+    /// Name, as messages show it.
+    #[must_use]
+    pub fn name(&self) -> String {
+        self.medium.borrow().options.name.clone()
+    }
+
+    fn latency(&self, usual_ns: Range<u64>) -> Duration {
+        let chance = &self.sim.world.chance;
+        let usual = chance.between(usual_ns);
+        Duration::from_nanos(if chance.chance(1, SLOW_ONE_IN) { usual * SLOW_FACTOR } else { usual })
+    }
+
+    /// Runs `complete` after a latency, unless the power fails first; the future ends with its result or never.
+    fn start<T: 'static>(
+        &self,
+        usual_ns: Range<u64>,
+        trace: u64,
+        complete: impl FnOnce(&mut Medium) -> io::Result<T> + 'static,
+    ) -> LocalBoxFuture<'static, io::Result<T>> {
+        let latency = self.latency(usual_ns);
+        self.sim.world.mix(trace ^ latency.as_nanos() as u64);
+        let (sender, receiver) = oneshot::channel();
+        let (disk, incarnation) = (self.clone(), self.medium.borrow().incarnation);
+        self.sim.world.run_at(self.sim.now() + latency, move || {
+            if disk.switch.is_cut() || disk.medium.borrow().incarnation != incarnation {
+                return;
+            }
+            let result = complete(&mut disk.medium.borrow_mut());
+            drop(sender.send(result)); // the caller may have lost interest: that cancels nothing
+        });
+        Box::pin(async move {
+            match receiver.await {
+                Ok(result) => result,
+                Err(oneshot::Canceled) => pending().await,
+            }
+        })
+    }
+}
+
+fn failed(what: &str) -> io::Error {
+    io::Error::other(format!("simulated {what} failure"))
+}
+
+fn gone() -> io::Error {
+    io::Error::new(io::ErrorKind::NotFound, "simulated device is gone")
+}
+
+impl Medium {
+    fn check_reachable(&self) -> io::Result<()> {
+        if self.faults.is_gone { Err(gone()) } else { Ok(()) }
+    }
+
+    fn complete_write(&mut self, operation: u64, fails: bool, off: u64) -> io::Result<()> {
+        let (start, parts) = self.in_flight.remove(&operation).expect("a write completes once");
+        self.check_reachable()?;
+        let mut at = start + off;
+        for part in &parts {
+            for block in part.chunks(self.options.block_len_bytes as usize) {
+                // A failed write may have reached the medium in part.
+                if at < self.options.block_count && !(fails && self.rng.chance(1, 2)) {
+                    self.blocks.write(at, block);
+                }
+                at += 1;
+            }
+        }
+        if fails { Err(failed("write")) } else { Ok(()) }
+    }
+}
+
+/// A disk as one core sees it.
+struct SimDevice {
+    disk: SimDisk,
+    name: String,
+    geometry: DeviceGeometry,
+    incarnation: u64,
+}
+
+impl SimDevice {
+    fn is_current(&self) -> bool {
+        self.disk.medium.borrow().incarnation == self.incarnation
+    }
+
+    fn check_range(&self, start: BlockIndex, len_bytes: usize) -> io::Result<()> {
+        let block_len = self.geometry.block_len_bytes as usize;
+        assert!(len_bytes.is_multiple_of(block_len), "I-C7: {len_bytes} bytes on {}", self.name);
+        let end = start.0.checked_add((len_bytes / block_len) as u64);
+        match end {
+            Some(end) if end <= self.geometry.block_count.0 => Ok(()),
+            _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "behind the end of the device")),
+        }
+    }
+}
+
+fn assert_aligned(bytes: &[u8]) {
+    let off = bytes.as_ptr().align_offset(DEVICE_BLOCK_BYTES_MAX);
+    assert!(bytes.is_empty() || off == 0, "I-C7: a buffer is {off} bytes short of its alignment");
+}
+
+fn ready<T: 'static>(result: io::Result<T>) -> LocalBoxFuture<'static, io::Result<T>> {
+    Box::pin(std::future::ready(result))
+}
+
+impl Device for SimDevice {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn geometry(&self) -> DeviceGeometry {
+        self.geometry
+    }
+
+    fn read(&self, start: BlockIndex, buf: IoBuf) -> LocalBoxFuture<'static, io::Result<IoBuf>> {
+        assert_aligned(&buf);
+        if let Err(error) = self.check_range(start, buf.len()) {
+            return ready(Err(error));
+        }
+        if !self.is_current() || self.disk.switch.power() == Power::Off {
+            return Box::pin(pending());
+        }
+        let fails = {
+            let mut medium = self.disk.medium.borrow_mut();
+            medium.counts.reads += 1;
+            count_down(&mut medium.faults.fail_read)
+        };
+        self.disk.start(READ_NS, start.0 << 8 | 1, move |medium| {
+            medium.check_reachable()?;
+            if fails {
+                return Err(failed("read"));
+            }
+            let mut buf = buf;
+            medium.blocks.read(start.0, &mut buf);
+            Ok(buf)
+        })
+    }
+
+    fn write(&self, start: BlockIndex, parts: Vec<IoBytes>) -> LocalBoxFuture<'static, io::Result<()>> {
+        parts.iter().for_each(|part| {
+            assert_aligned(part);
+            let block_len = self.geometry.block_len_bytes as usize;
+            assert!(part.len().is_multiple_of(block_len), "I-C7: a part of {} bytes", part.len());
+        });
+        if let Err(error) = self.check_range(start, parts.iter().map(|part| part.len()).sum()) {
+            return ready(Err(error));
+        }
+        if !self.is_current() {
+            return Box::pin(pending());
+        }
+        // The write that meets the cut is in flight like any other, and its completion finds the power off.
+        if self.disk.switch.count_write() == Power::Off {
+            return Box::pin(pending());
+        }
+        let (operation, fails, off) = {
+            let mut medium = self.disk.medium.borrow_mut();
+            medium.counts.writes += 1;
+            let operation = medium.next_operation;
+            medium.next_operation += 1;
+            let fails = count_down(&mut medium.faults.fail_write);
+            let off = medium.faults.next_misdirection();
+            medium.in_flight.insert(operation, (start.0, parts));
+            (operation, fails, off)
+        };
+        self.disk.start(WRITE_NS, start.0 << 8 | 2, move |medium| medium.complete_write(operation, fails, off))
+    }
+
+    fn flush(&self) -> LocalBoxFuture<'static, io::Result<()>> {
+        if !self.is_current() || self.disk.switch.power() == Power::Off {
+            return Box::pin(pending());
+        }
+        let (mark, fails) = {
+            let mut medium = self.disk.medium.borrow_mut();
+            medium.counts.flushes += 1;
+            (medium.blocks.flush_mark(), count_down(&mut medium.faults.fail_flush))
+        };
+        self.disk.start(FLUSH_NS, 3, move |medium| {
+            medium.check_reachable()?;
+            let Medium { blocks, rng, faults, .. } = medium;
+            if fails {
+                blocks.fail_flush(mark, rng);
+                return Err(failed("flush"));
+            }
+            if !faults.flush_is_a_lie {
+                blocks.flush(mark);
+            }
+            Ok(())
+        })
+    }
+
+    fn discard(&self, start: BlockIndex, len: BlockCount) -> LocalBoxFuture<'static, io::Result<()>> {
+        if let Err(error) = self.check_range(start, (len.0 * u64::from(self.geometry.block_len_bytes)) as usize) {
+            return ready(Err(error));
+        }
+        if !self.is_current() || self.disk.switch.power() == Power::Off {
+            return Box::pin(pending());
+        }
+        self.disk.start(WRITE_NS, start.0 << 8 | 4, move |medium| {
+            medium.check_reachable()?;
+            // What discarded blocks read as is undefined: some stay, some become noise.
+            for index in start.0..start.0 + len.0 {
+                if medium.rng.chance(1, 2) {
+                    let noise = vec![medium.rng.below(256) as u8; medium.options.block_len_bytes as usize];
+                    medium.blocks.write(index, &noise);
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;
