@@ -14,6 +14,8 @@ mod messages;
 mod put;
 mod read;
 mod release;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use fold::folded_key;
 pub use messages::{LaneRequest, LaneResponse};

@@ -10,7 +10,9 @@
 mod checksum;
 pub mod error;
 pub mod file_device;
+pub mod format;
 pub mod pool;
+pub mod probe;
 pub mod layout;
 
 pub mod flush_gate;

@@ -33,7 +33,8 @@ impl GlommioRuntime {
 }
 
 /// The boottime clock in nanoseconds: it goes on while the machine is suspended, so a lease ends in time.
-fn boottime() -> Instant {
+#[must_use]
+pub fn boottime() -> Instant {
     let now = clock_gettime(ClockId::Boottime);
     let seconds = u64::try_from(now.tv_sec).expect("the boottime clock is never negative");
     let nanos = u64::try_from(now.tv_nsec).expect("nanoseconds are never negative");

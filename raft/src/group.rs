@@ -179,6 +179,13 @@ impl ShardGroup {
     ///
     /// Errors: `Absent`; `NotBootstrapped` when `create` did not end; `Lost`; `NoLeader`.
     pub async fn open(parts: GroupParts) -> Result<ShardGroup, RaftError> {
+        let group = Self::rejoin(parts).await?;
+        group.wait_for_leader().await?;
+        Ok(group)
+    }
+
+    /// Like [`ShardGroup::open`], without waiting for a leader: peers may have to reach this replica first.
+    pub async fn rejoin(parts: GroupParts) -> Result<ShardGroup, RaftError> {
         let shard = parts.shard;
         match parts.log.status(shard) {
             GroupStatus::Absent => return Err(RaftError::Absent { shard }),
@@ -186,9 +193,7 @@ impl ShardGroup {
             GroupStatus::Lost(reason) => return Err(RaftError::Lost { shard, reason }),
             GroupStatus::Live => {}
         }
-        let group = Self::start(parts, Start::Join).await?;
-        group.wait_for_leader().await?;
-        Ok(group)
+        Self::start(parts, Start::Join).await
     }
 
     async fn start(parts: GroupParts, start: Start) -> Result<ShardGroup, RaftError> {
@@ -424,6 +429,7 @@ impl ShardGroup {
             GroupState::Fenced(reason) => return Err(unavailable(shard, &reason)),
             GroupState::Closed => return Err(unavailable(shard, "the group is closed")),
         }
+        let _permit = self.inner.parts.log.proposing(command.len()).await;
         let instance = self.instance();
         // Asked before: a refusal after having led may have left the command in the log.
         let led_before = instance.raft.metrics().borrow_watched().state == ServerState::Leader;

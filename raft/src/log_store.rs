@@ -49,6 +49,10 @@ const HOLD_FILL: f64 = 0.85;
 /// Bytes that only the journal and memory hold at which a fold starts.
 const FOLD_LEN_BYTES: usize = 8 * 1024 * 1024;
 
+/// Bytes of commands of one lane that are proposed and not answered; more wait. A Raft journal must be at least four
+/// times as long, so that what can't be folded yet never fills it.
+pub const PROPOSED_LEN_BYTES_MAX: usize = 16 * 1024 * 1024;
+
 /// Appends wait this long for room in the journal, then the group stops.
 const ROOM_WAIT_MAX: Duration = Duration::from_secs(30);
 
@@ -110,6 +114,8 @@ struct Lane {
     /// Bytes of entries journaled since the last fold.
     unfolded_len_bytes: Cell<usize>,
     fold_wanted: Rc<Notify>,
+    /// One permit for each byte that may be proposed.
+    proposed: tokio::sync::Semaphore,
     /// Held by whoever writes rows of groups, so that an older row never replaces a newer one.
     folding: tokio::sync::Mutex<()>,
 }
@@ -209,6 +215,12 @@ impl LaneLog {
     /// Folds everything committed into the log file and trims the journal.
     pub async fn fold(&self) -> Result<(), RaftError> {
         self.inner.fold().await
+    }
+
+    /// Waits until a command of `len_bytes` may be proposed; it may until the permit is dropped.
+    pub async fn proposing(&self, len_bytes: usize) -> Option<tokio::sync::SemaphorePermit<'_>> {
+        let permits = u32::try_from(len_bytes).unwrap_or(u32::MAX).max(1);
+        self.inner.proposed.acquire_many(permits).await.ok()
     }
 
     /// Share of the journal in use, 0.0 to 1.0.

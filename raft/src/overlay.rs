@@ -149,7 +149,9 @@ impl Overlay {
         let frozen = frozen_changes.unwrap_or(&empty).range::<[u8], _>(bounds);
         let mut part = OverlayPart { changes: Vec::new(), from: scan.from.clone(), to: scan.to.clone() };
         let last = match scan.direction {
-            Direction::Forward => collect_newest(active, frozen, |one, other| one < other, scan.limit, &mut part.changes),
+            Direction::Forward => {
+                collect_newest(active, frozen, |one, other| one < other, scan.limit, &mut part.changes)
+            }
             Direction::Backward => {
                 collect_newest(active.rev(), frozen.rev(), |one, other| one > other, scan.limit, &mut part.changes)
             }

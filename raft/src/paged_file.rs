@@ -144,7 +144,10 @@ impl<C: PageCodec> PagedFile<C> {
     /// I-D6: after a failed write or sync nothing is written any more until the file is opened and checked again.
     fn guarded<T>(&self, change: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         if self.failed.load(Ordering::Acquire) {
-            return Err(io::Error::other(format!("{} failed before and takes no writes until it is reopened", self.name)));
+            return Err(io::Error::other(format!(
+                "{} failed before and takes no writes until it is reopened",
+                self.name
+            )));
         }
         change().inspect_err(|_| self.failed.store(true, Ordering::Release))
     }

@@ -191,6 +191,5 @@ fn check_tag(key: &SecretKey, header: &FileHeader) -> [u8; 16] {
     tag.as_ref().try_into().expect("a tag has 16 bytes")
 }
 
-
 #[cfg(test)]
 mod tests;

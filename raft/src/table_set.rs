@@ -443,6 +443,5 @@ impl Drop for Inner {
 /// Randomness for one open of all files.
 type SetRandom = Vec<OpenRandom>;
 
-
 #[cfg(test)]
 mod tests;

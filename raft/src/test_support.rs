@@ -316,7 +316,6 @@ impl TestRuntime {
 
     /// Runs until `future` ends.
     pub fn run<T>(&self, future: impl Future<Output = T>) -> T {
-        
         let mut context = Context::from_waker(std::task::Waker::noop());
         let mut future = pin!(future);
         for _ in 0..1_000_000 {

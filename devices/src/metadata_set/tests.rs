@@ -298,7 +298,9 @@ fn i_o3_directories_that_are_all_full_fail_the_write_and_stay() {
         full.fail_after(0);
     }
     assert_eq!(file.write_at(0, b"x").unwrap_err().kind(), io::ErrorKind::StorageFull);
-    [&a, &b].map(|dir| dir.fail_after(u64::MAX));
+    for full in [&a, &b] {
+        full.fail_after(u64::MAX);
+    }
     file.write_at(0, b"x").unwrap();
     assert_eq!(dir.epoch().epoch, 1);
 }

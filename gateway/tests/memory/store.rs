@@ -120,15 +120,16 @@ impl ObjectWriter for Writer {
             attributes: finish.attributes,
             part_lens_bytes: vec![],
         };
-        let mut state = self.state.borrow_mut();
-        let result = match self.target {
+        let Writer { state, target, bytes, .. } = *self;
+        let mut state = state.borrow_mut();
+        let result = match target {
             Target::Object { tenant, bucket, key } => {
                 let bucket = state.buckets.get_mut(&bucket).filter(|bucket| bucket.tenant == tenant);
                 match bucket {
                     None => Err(StoreError::NoSuchBucket),
                     Some(bucket) => check(&finish.condition, bucket.objects.get(&key)).map(|()| {
                         info.key = key.clone();
-                        let content = Content { info: info.clone(), bytes: Rc::new(self.bytes) };
+                        let content = Content { info: info.clone(), bytes: Rc::new(bytes) };
                         bucket.objects.insert(key, content);
                         info
                     }),
@@ -144,7 +145,7 @@ impl ObjectWriter for Writer {
                         etag: info.etag.clone(),
                         attributes: info.attributes.clone(),
                     };
-                    upload.parts.insert(part, (part_info, Rc::new(self.bytes)));
+                    upload.parts.insert(part, (part_info, Rc::new(bytes)));
                     info.key = upload.info.key.clone();
                     Ok(info)
                 }

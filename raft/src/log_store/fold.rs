@@ -12,6 +12,7 @@ use kiseki_types::ShardId;
 use kiseki_types::journal::{JournalError, Sequence};
 use kiseki_types::table::TableWrite;
 use kiseki_types::runtime::RuntimeExt;
+use std::ops::Range;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -22,6 +23,9 @@ const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(1);
 
 /// Below this fill of the journal nothing is copied forward: the trim stops in front of what is stuck.
 const COPY_FORWARD_FILL: f64 = 0.25;
+
+/// Indexes of entries and the newer record that holds them.
+type Copies = Vec<(Range<u64>, Sequence)>;
 
 /// The background task of a lane: folds when asked, ends with the lane.
 pub async fn run(lane: Weak<Lane>, wanted: Rc<Notify>) {
@@ -71,22 +75,30 @@ impl Lane {
             .map(|group| (group.shard, group.uncommitted().map(|held| held.entry.clone()).collect()))
             .collect();
         for (shard, entries) in stuck {
-            for batch in batches(entries) {
-                let (Some(first), Some(last)) = (batch.first(), batch.last()) else { continue };
-                let indexes = first.log_id.index..last.log_id.index + 1;
-                let record = Record { shard, previous: self.last.get(), change: Change::Append(batch) };
-                match self.journal.append(&record.encode()) {
-                    Ok(sequence) => {
-                        self.last.set(sequence);
-                        self.with_group(shard, |group| group.moved_forward(indexes, sequence));
-                    }
-                    // No room to copy: the old records stay, and the trim stops in front of them.
-                    Err(JournalError::Full { .. }) => return Ok(()),
-                    Err(error) => return Err(error.into()),
-                }
-            }
+            let Some(copies) = self.copy_forward(shard, entries)? else { return Ok(()) };
+            self.with_group(shard, |group| group.moved_forward(&copies));
         }
         Ok(())
+    }
+
+    /// Appends the entries once more; says which indexes stand in which record now. `None`: there is no room for all
+    /// of them, so the old records stay and the trim stops in front of them.
+    fn copy_forward(&self, shard: ShardId, entries: Vec<Entry>) -> Result<Option<Copies>, RaftError> {
+        let mut copies = Copies::new();
+        for batch in batches(entries) {
+            let (Some(first), Some(last)) = (batch.first(), batch.last()) else { continue };
+            let indexes = first.log_id.index..last.log_id.index + 1;
+            let record = Record { shard, previous: self.last.get(), change: Change::Append(batch) };
+            match self.journal.append(&record.encode()) {
+                Ok(sequence) => {
+                    self.last.set(sequence);
+                    copies.push((indexes, sequence));
+                }
+                Err(JournalError::Full { .. }) => return Ok(None),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(Some(copies))
     }
 
     /// All rows that bring the log file up to date, and how far the journal is free once they are durable.

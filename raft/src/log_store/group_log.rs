@@ -120,11 +120,20 @@ impl GroupLog {
         if index > self.next_index() {
             return Err(Misfit(format!("entry {index} follows entry {:?}", self.last.map(|id| id.index))));
         }
+        // The same log id is the same entry: a copy that a fold made. What follows it stays, and so does the older
+        // record's number: the records of a group must be trimmed in the order of their entries.
+        if self.held(index).is_some_and(|held| held.entry.log_id == entry.log_id) {
+            return Ok(());
+        }
         self.truncate_from(index);
         self.entries_len_bytes += entry_len_bytes(&entry);
         self.last = Some(entry.log_id);
         self.entries.push_back(Held { entry, sequence });
         Ok(())
+    }
+
+    fn held(&self, index: u64) -> Option<&Held> {
+        self.entries.get(usize::try_from(index.checked_sub(self.memory_start())?).ok()?)
     }
 
     fn truncate_from(&mut self, index: u64) {
@@ -175,10 +184,11 @@ impl GroupLog {
         self.entries.iter().filter(move |held| held.entry.log_id.index >= from)
     }
 
-    /// The uncommitted entries now stand in the record `sequence` too.
-    pub fn moved_forward(&mut self, indexes: Range<u64>, sequence: Sequence) {
-        for held in self.entries.iter_mut().filter(|held| indexes.contains(&held.entry.log_id.index)) {
-            held.sequence = sequence;
+    /// All uncommitted entries stand in newer records too: these indexes in that record.
+    pub fn moved_forward(&mut self, copies: &[(Range<u64>, Sequence)]) {
+        for held in &mut self.entries {
+            let copy = copies.iter().find(|(indexes, _)| indexes.contains(&held.entry.log_id.index));
+            held.sequence = copy.map_or(held.sequence, |(_, sequence)| *sequence);
         }
     }
 
@@ -207,5 +217,97 @@ impl GroupLog {
         {
             self.pop_front();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::type_config::{Command, log_id};
+    use openraft::EntryPayload;
+
+    fn entry(term: u64, index: u64) -> Entry {
+        Entry { log_id: log_id(term, index), payload: EntryPayload::Normal(Command(vec![7; 10].into())) }
+    }
+
+    fn append(term: u64, indexes: Range<u64>) -> Change {
+        Change::Append(indexes.map(|index| entry(term, index)).collect())
+    }
+
+    fn group() -> GroupLog {
+        GroupLog::from_row(ShardId(1024), GroupRow::default())
+    }
+
+    fn ids(group: &GroupLog) -> Vec<LogId> {
+        group.in_memory(0..u64::MAX).iter().map(|entry| entry.log_id).collect()
+    }
+
+    #[test]
+    fn an_index_ends_older_entries_from_it_on() {
+        let mut group = group();
+        group.apply(append(1, 0..5), 1).expect("fits");
+        group.apply(append(2, 3..4), 2).expect("fits");
+        assert_eq!(ids(&group), [log_id(1, 0), log_id(1, 1), log_id(1, 2), log_id(2, 3)]);
+        assert_eq!(group.last, Some(log_id(2, 3)));
+        assert!(group.apply(append(2, 6..7), 3).is_err(), "a hole");
+    }
+
+    #[test]
+    fn replaying_over_a_folded_state_changes_nothing() {
+        let changes = [
+            append(1, 0..4),
+            Change::Vote(Vote::new(2, 1)),
+            Change::TruncateAfter(Some(log_id(1, 1))),
+            append(2, 2..6),
+            Change::Committed(log_id(2, 4)),
+            Change::Purge(log_id(1, 1)),
+            append(2, 6..8),
+        ];
+        let mut live = group();
+        for (sequence, change) in changes.iter().enumerate() {
+            live.apply(change.clone(), sequence as u64 + 1).expect("fits");
+        }
+        // The log file is as of any point of the run; the journal is replayed from any earlier point.
+        for folded_at in 0..=changes.len() {
+            let mut before = group();
+            for (sequence, change) in changes[..folded_at].iter().enumerate() {
+                before.apply(change.clone(), sequence as u64 + 1).expect("fits");
+            }
+            let row = before.row_now();
+            let needed = before.uncommitted().map(|held| held.sequence).min().unwrap_or(folded_at as u64 + 1);
+            for from in 1..=needed {
+                let mut again = GroupLog::from_row(ShardId(1024), row.clone());
+                for (number, change) in changes.iter().enumerate().skip(from as usize - 1) {
+                    let applied = again.apply(change.clone(), number as u64 + 1);
+                    assert!(applied.is_ok(), "folded at {folded_at}, replayed from {from}: {applied:?}");
+                }
+                assert_eq!(
+                    (again.last, again.vote, again.committed, again.purged),
+                    (live.last, live.vote, live.committed, live.purged),
+                    "folded at {folded_at}, replayed from {from}"
+                );
+                let from_memory = ids(&again);
+                assert!(ids(&live).ends_with(&from_memory), "folded at {folded_at}, replayed from {from}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_copy_of_some_entries_does_not_end_those_behind_them() {
+        let mut group = group();
+        group.apply(append(1, 0..6), 1).expect("fits");
+        group.apply(append(1, 0..3), 2).expect("fits");
+        assert_eq!(group.last, Some(log_id(1, 5)));
+        assert_eq!(group.uncommitted().map(|held| held.sequence).min(), Some(1));
+    }
+
+    #[test]
+    fn a_purge_beyond_the_log_moves_its_end() {
+        let mut group = group();
+        group.apply(append(1, 0..3), 1).expect("fits");
+        group.apply(Change::Purge(log_id(4, 9)), 2).expect("fits");
+        assert_eq!((group.last, group.next_index()), (Some(log_id(4, 9)), 10));
+        group.apply(append(5, 10..11), 3).expect("fits");
+        assert_eq!(ids(&group), [log_id(5, 10)]);
     }
 }

@@ -3,7 +3,7 @@
 use super::acks::Acks;
 use super::group_log::GroupLog;
 use super::record::{Change, GroupRow, Record, decode_lane_row};
-use super::{FOLD_FILL, GROUPS_PER_LANE_MAX, Lane, LaneLog, TABLE_GROUPS, TABLE_LANE, fold};
+use super::{FOLD_FILL, GROUPS_PER_LANE_MAX, Lane, PROPOSED_LEN_BYTES_MAX, LaneLog, TABLE_GROUPS, TABLE_LANE, fold};
 use crate::error::RaftError;
 use kiseki_types::journal::{Journal, ReplayedRecord, Sequence};
 use kiseki_types::runtime::Ports;
@@ -42,6 +42,7 @@ pub async fn open(
         folded_sequence: Cell::new(folded_sequence),
         unfolded_len_bytes: Cell::new(0),
         fold_wanted: Rc::new(Notify::new()),
+        proposed: tokio::sync::Semaphore::new(PROPOSED_LEN_BYTES_MAX),
         folding: tokio::sync::Mutex::new(()),
     });
     // I-L2: what was replayed may be unflushed, or on one mirror only; this flush is behind all of it.

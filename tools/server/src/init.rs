@@ -5,12 +5,17 @@
 
 use crate::certificates;
 use crate::config::{DEFAULT_LANES, FileConfig};
+use crate::devices;
 use crate::files::{Readers, sync_parent, write_whole};
+use crate::format::{FormatOptions, format_all};
 use crate::key_store::{KeyStore, read_passphrase};
+use crate::metadata;
 use crate::paths::KisekiDir;
 use anyhow::{Context, Result, bail};
-use std::fs::{DirBuilder, OpenOptions};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use kiseki_devices::file_device::create_image;
+use kiseki_types::ids::ClusterId;
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
 
@@ -72,12 +77,8 @@ pub fn run(options: &InitOptions) -> Result<Made> {
             made.push(format!("metadata directory {}", path.display()));
         }
     }
-    for path in &config.devices {
-        let path = options.dir.resolve(path);
-        if make_device(options, &keys, &path)? {
-            made.push(format!("device {} ({} GiB, sparse)", path.display(), options.device_len_bytes >> 30));
-        }
-    }
+    make_devices(options, &config, keys.cluster, &mut made)?;
+    make_metadata(options, &config, keys.cluster, &mut made)?;
     Ok(made)
 }
 
@@ -205,30 +206,70 @@ fn fill_random(out: &mut [u8]) {
     getrandom::fill(out).expect("the kernel's random generator answers");
 }
 
-/// Makes and formats an image file that is not there. True if it did.
+/// Makes and formats the image files that are not there.
 ///
-/// It is made under another name and renamed when formatted: whatever carries the device's name is a device, and an
+/// Each is made under another name and renamed when formatted: whatever carries a device's name is a device, and an
 /// existing one is never touched.
-fn make_device(options: &InitOptions, keys: &KeyStore, path: &Path) -> Result<bool> {
-    if path.exists() {
-        return Ok(false);
+fn make_devices(options: &InitOptions, config: &FileConfig, cluster: ClusterId, made: &mut Made) -> Result<()> {
+    let all: Vec<PathBuf> = config.devices.iter().map(|path| options.dir.resolve(path)).collect();
+    let missing: Vec<&PathBuf> = all.iter().filter(|path| !path.exists()).collect();
+    if missing.is_empty() {
+        return Ok(());
     }
-    if path.starts_with("/dev") {
-        bail!("{} does not exist; plug the device in, or take it out of `devices`", path.display());
+    // A node that runs already has a metadata-set epoch, which a new device must know too.
+    let others = all.iter().filter(|path| path.exists()).filter_map(|path| devices::describe(path).ok());
+    let newest = others.max_by_key(|other| other.superblock.metadata.epoch).map(|other| other.superblock);
+    let format = FormatOptions {
+        cluster,
+        lanes: newest.as_ref().map_or(options.lanes, |superblock| superblock.layout.lanes()),
+        class: None,
+        metadata: newest.map(|superblock| superblock.metadata).unwrap_or_default(),
+        wipe: Vec::new(),
+    };
+    let mut unfinished = Vec::new();
+    for path in &missing {
+        if path.starts_with("/dev") {
+            bail!("{} does not exist; plug the device in, or take it out of `devices`", path.display());
+        }
+        make_dir(path.parent().context("a device lies in a directory")?)?;
+        let beside = unfinished_name(path);
+        match std::fs::remove_file(&beside) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+            _ => create_image(&beside, options.device_len_bytes)?,
+        }
+        unfinished.push(beside);
     }
-    make_dir(path.parent().context("a device lies in a directory")?)?;
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".new");
-    let beside = PathBuf::from(beside);
-    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
-    file.set_len(options.device_len_bytes).with_context(|| format!("can't make {}", path.display()))?;
-    file.sync_all()?;
-    drop(file);
-    crate::devices::format_new(&beside, keys.cluster, options.lanes)
-        .with_context(|| format!("can't format {}", path.display()))?;
-    std::fs::rename(&beside, path)?;
-    sync_parent(path)?;
-    Ok(true)
+    format_all(&unfinished, &format, |_, _| {}).context("can't format")?;
+    for (path, beside) in missing.into_iter().zip(&unfinished) {
+        std::fs::rename(beside, path)?;
+        sync_parent(path)?;
+        made.push(format!("device {} ({} MiB, sparse)", path.display(), options.device_len_bytes >> 20));
+    }
+    Ok(())
+}
+
+fn unfinished_name(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".new");
+    PathBuf::from(name)
+}
+
+/// Makes the metadata set in its directories, unless the devices know of one.
+fn make_metadata(options: &InitOptions, config: &FileConfig, cluster: ClusterId, made: &mut Made) -> Result<()> {
+    let resolve = |paths: &[PathBuf]| paths.iter().map(|path| options.dir.resolve(path)).collect::<Vec<_>>();
+    let knows_of_set = |path: &PathBuf| {
+        devices::describe(path).is_ok_and(|found| found.superblock.metadata.epoch > 0)
+    };
+    let paths = resolve(&config.devices);
+    if paths.iter().any(knows_of_set) {
+        return Ok(());
+    }
+    let found = devices::open_all(&paths, cluster);
+    let witness = metadata::witness(&found.usable, paths.len());
+    if metadata::create_if_new(cluster, &resolve(&config.metadata_dirs), witness)? {
+        made.push("metadata set".to_owned());
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -244,7 +285,7 @@ mod tests {
     fn i_o4_a_second_run_changes_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let options = small(&dir.path().join("node"));
-        assert_eq!(run(&options).unwrap().len(), 1 + 1 + 2 + 2 + 3);
+        assert_eq!(run(&options).unwrap().len(), 1 + 1 + 2 + 2 + 3 + 1);
         let bytes = |name: &str| std::fs::read(options.dir.path().join(name)).unwrap();
         let names = ["kiseki.toml", "tls/server.key", "keys/key-store", "keys/passphrase", "devices/d1.img"];
         let before: Vec<_> = names.iter().map(|name| bytes(name)).collect();

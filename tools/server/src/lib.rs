@@ -10,13 +10,26 @@
 
 pub mod admin;
 pub mod admin_client;
+pub mod admin_store;
+pub mod banner;
 pub mod certificates;
 pub mod config;
+pub mod core_node;
 pub mod credentials;
+pub mod devices;
 pub mod doctor;
+pub mod executor;
 pub mod files;
+pub mod first_tenant;
+pub mod format;
+pub mod group_host;
 pub mod init;
 pub mod key_store;
 pub mod logging;
+pub mod machine;
+pub mod metadata;
+pub mod node;
 pub mod paths;
+pub mod report;
 pub mod status;
+pub mod steps;

@@ -40,6 +40,8 @@ pub struct CoreReport {
     pub connections: u64,
     /// Counters and gauges by name; a name that ends in `_total` is a counter.
     pub values: BTreeMap<String, u64>,
+    /// Free bytes on this core's lanes, by device id.
+    pub device_free_bytes: BTreeMap<String, u64>,
 }
 
 /// What the node is doing.

@@ -8,15 +8,17 @@ use futures::channel::oneshot;
 use kiseki_types::buf::{IoBuf, IoBytes};
 use kiseki_types::device::{Device, DeviceGeometry};
 use kiseki_types::limits::DEVICE_BLOCK_BYTES_MAX;
+use kiseki_types::meta::MetaFile;
 use kiseki_types::runtime::LocalBoxFuture;
 use kiseki_types::units::{BlockCount, BlockIndex};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::future::pending;
 use std::io;
 use std::ops::Range;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// One operation of so many takes much longer than the others.
@@ -108,15 +110,18 @@ struct Medium {
     /// Grows at every power cut; operations of an earlier one never complete.
     incarnation: u64,
     next_operation: u64,
-    /// Writes that were submitted and have not completed.
-    in_flight: BTreeMap<u64, (u64, Vec<IoBytes>)>,
     rng: SeededRng,
 }
+
+/// Writes that were submitted and have not completed, by number: first block, and bytes.
+type InFlight = BTreeMap<u64, (u64, Vec<IoBytes>)>;
 
 /// A medium: it survives its node. [`SimDisk::open`] is what a core holds of it.
 #[derive(Clone)]
 pub struct SimDisk {
-    medium: Rc<RefCell<Medium>>,
+    /// Behind a mutex only because [`SimDisk::file`] must be usable in jobs of side threads.
+    medium: Arc<Mutex<Medium>>,
+    in_flight: Rc<RefCell<InFlight>>,
     sim: SimHandle,
     switch: Arc<CutSwitch>,
 }
@@ -135,15 +140,19 @@ impl SimDisk {
             counts: DiskCounts::default(),
             incarnation: 0,
             next_operation: 0,
-            in_flight: BTreeMap::new(),
         };
-        SimDisk { medium: Rc::new(RefCell::new(medium)), sim, switch: switch.clone() }
+        SimDisk {
+            medium: Arc::new(Mutex::new(medium)),
+            in_flight: Rc::default(),
+            sim,
+            switch: switch.clone(),
+        }
     }
 
     /// A queue of this disk for one core. It ends with the next power cut: open another one then.
     #[must_use]
     pub fn open(&self) -> Rc<dyn Device> {
-        let medium = self.medium.borrow();
+        let medium = lock(&self.medium);
         let geometry = DeviceGeometry {
             block_len_bytes: medium.options.block_len_bytes,
             block_count: BlockCount(medium.options.block_count),
@@ -152,6 +161,18 @@ impl SimDisk {
             disk: self.clone(),
             name: medium.options.name.clone(),
             geometry,
+            incarnation: medium.incarnation,
+        })
+    }
+
+    /// The whole disk as a file for blocking access, as superblocks are written. It ends with the next power cut.
+    #[must_use]
+    pub fn file(&self) -> Arc<dyn MetaFile> {
+        let medium = lock(&self.medium);
+        Arc::new(DiskFile {
+            medium: self.medium.clone(),
+            switch: self.switch.clone(),
+            name: medium.options.name.clone(),
             incarnation: medium.incarnation,
         })
     }
@@ -166,9 +187,9 @@ impl SimDisk {
     /// [`SimDisk::power_cut`] with a chosen tendency.
     pub fn power_cut_in_mode(&self, mode: CutMode, rng: &SeededRng) {
         let lost = {
-            let mut medium = self.medium.borrow_mut();
+            let mut medium = lock(&self.medium);
             medium.incarnation += 1;
-            let lost: Vec<(u64, Vec<IoBytes>)> = std::mem::take(&mut medium.in_flight).into_values().collect();
+            let lost: Vec<(u64, Vec<IoBytes>)> = self.in_flight.take().into_values().collect();
             let writes = lost.iter().map(|(start, parts)| (*start, parts.iter().flat_map(|part| part.iter().copied()).collect())).collect();
             medium.blocks.power_cut(writes, mode, rng);
             lost
@@ -178,38 +199,38 @@ impl SimDisk {
 
     /// The `read`th read from now fails.
     pub fn fail_read(&self, read: u64) {
-        self.medium.borrow_mut().faults.fail_read = Some(read);
+        lock(&self.medium).faults.fail_read = Some(read);
     }
 
     /// The `write`th write from now fails; what of it arrives is open.
     pub fn fail_write(&self, write: u64) {
-        self.medium.borrow_mut().faults.fail_write = Some(write);
+        lock(&self.medium).faults.fail_write = Some(write);
     }
 
     /// The `flush`th flush from now fails. What it should have saved is saved or lost, block by block, and no later
     /// flush saves what was lost (I-D6).
     pub fn fail_flush(&self, flush: u64) {
-        self.medium.borrow_mut().faults.fail_flush = Some(flush);
+        lock(&self.medium).faults.fail_flush = Some(flush);
     }
 
     /// The `write`th write from now lands `blocks_off` blocks further on, and reports success.
     pub fn misdirect_write(&self, write: u64, blocks_off: u64) {
-        self.medium.borrow_mut().faults.misdirect_write = Some((write, blocks_off));
+        lock(&self.medium).faults.misdirect_write = Some((write, blocks_off));
     }
 
     /// From now on flushes answer Ok and save nothing: the control that must be caught.
     pub fn set_flush_is_a_lie(&self, is_a_lie: bool) {
-        self.medium.borrow_mut().faults.flush_is_a_lie = is_a_lie;
+        lock(&self.medium).faults.flush_is_a_lie = is_a_lie;
     }
 
     /// Takes the disk away (every operation fails) or brings it back.
     pub fn set_gone(&self, is_gone: bool) {
-        self.medium.borrow_mut().faults.is_gone = is_gone;
+        lock(&self.medium).faults.is_gone = is_gone;
     }
 
     /// Rots `count` blocks among those that hold something; returns them.
     pub fn rot(&self, count: usize) -> Vec<BlockIndex> {
-        let mut medium = self.medium.borrow_mut();
+        let mut medium = lock(&self.medium);
         let Medium { blocks, rng, .. } = &mut *medium;
         let used = blocks.used();
         if used.is_empty() {
@@ -222,7 +243,7 @@ impl SimDisk {
 
     /// Rots one block.
     pub fn rot_block(&self, block: BlockIndex) {
-        let mut medium = self.medium.borrow_mut();
+        let mut medium = lock(&self.medium);
         let Medium { blocks, rng, .. } = &mut *medium;
         blocks.rot(block.0, rng);
     }
@@ -230,7 +251,7 @@ impl SimDisk {
     /// Bytes as a read would give them now, without time passing: for looking at what lies on the medium.
     #[must_use]
     pub fn peek(&self, start: BlockIndex, count: BlockCount) -> Vec<u8> {
-        let medium = self.medium.borrow();
+        let medium = lock(&self.medium);
         let mut out = vec![0; (count.0 * u64::from(medium.options.block_len_bytes)) as usize];
         medium.blocks.read(start.0, &mut out);
         out
@@ -239,25 +260,25 @@ impl SimDisk {
     /// Blocks that hold something other than zeros, in order.
     #[must_use]
     pub fn used_blocks(&self) -> Vec<BlockIndex> {
-        self.medium.borrow().blocks.used().into_iter().map(BlockIndex).collect()
+        lock(&self.medium).blocks.used().into_iter().map(BlockIndex).collect()
     }
 
     /// Blocks that a power cut could change now, writes in flight not counted.
     #[must_use]
     pub fn unflushed_blocks(&self) -> usize {
-        self.medium.borrow().blocks.unflushed_count()
+        lock(&self.medium).blocks.unflushed_count()
     }
 
     /// Operations taken so far.
     #[must_use]
     pub fn counts(&self) -> DiskCounts {
-        self.medium.borrow().counts
+        lock(&self.medium).counts
     }
 
     /// Name, as messages show it.
     #[must_use]
     pub fn name(&self) -> String {
-        self.medium.borrow().options.name.clone()
+        lock(&self.medium).options.name.clone()
     }
 
     fn latency(&self, usual_ns: Range<u64>) -> Duration {
@@ -276,12 +297,12 @@ impl SimDisk {
         let latency = self.latency(usual_ns);
         self.sim.world.mix(trace ^ latency.as_nanos() as u64);
         let (sender, receiver) = oneshot::channel();
-        let (disk, incarnation) = (self.clone(), self.medium.borrow().incarnation);
+        let (disk, incarnation) = (self.clone(), lock(&self.medium).incarnation);
         self.sim.world.run_at(self.sim.now() + latency, move || {
-            if disk.switch.is_cut() || disk.medium.borrow().incarnation != incarnation {
+            if disk.switch.is_cut() || lock(&disk.medium).incarnation != incarnation {
                 return;
             }
-            let result = complete(&mut disk.medium.borrow_mut());
+            let result = complete(&mut lock(&disk.medium));
             drop(sender.send(result)); // the caller may have lost interest: that cancels nothing
         });
         Box::pin(async move {
@@ -291,6 +312,10 @@ impl SimDisk {
             }
         })
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn failed(what: &str) -> io::Error {
@@ -306,11 +331,10 @@ impl Medium {
         if self.faults.is_gone { Err(gone()) } else { Ok(()) }
     }
 
-    fn complete_write(&mut self, operation: u64, fails: bool, off: u64) -> io::Result<()> {
-        let (start, parts) = self.in_flight.remove(&operation).expect("a write completes once");
+    fn complete_write(&mut self, start: u64, parts: &[IoBytes], fails: bool) -> io::Result<()> {
         self.check_reachable()?;
-        let mut at = start + off;
-        for part in &parts {
+        let mut at = start;
+        for part in parts {
             for block in part.chunks(self.options.block_len_bytes as usize) {
                 // A failed write may have reached the medium in part.
                 if at < self.options.block_count && !(fails && self.rng.chance(1, 2)) {
@@ -333,7 +357,7 @@ struct SimDevice {
 
 impl SimDevice {
     fn is_current(&self) -> bool {
-        self.disk.medium.borrow().incarnation == self.incarnation
+        lock(&self.disk.medium).incarnation == self.incarnation
     }
 
     fn check_range(&self, start: BlockIndex, len_bytes: usize) -> io::Result<()> {
@@ -374,7 +398,7 @@ impl Device for SimDevice {
             return Box::pin(pending());
         }
         let fails = {
-            let mut medium = self.disk.medium.borrow_mut();
+            let mut medium = lock(&self.disk.medium);
             medium.counts.reads += 1;
             count_down(&mut medium.faults.fail_read)
         };
@@ -406,16 +430,20 @@ impl Device for SimDevice {
             return Box::pin(pending());
         }
         let (operation, fails, off) = {
-            let mut medium = self.disk.medium.borrow_mut();
+            let mut medium = lock(&self.disk.medium);
             medium.counts.writes += 1;
             let operation = medium.next_operation;
             medium.next_operation += 1;
             let fails = count_down(&mut medium.faults.fail_write);
             let off = medium.faults.next_misdirection();
-            medium.in_flight.insert(operation, (start.0, parts));
             (operation, fails, off)
         };
-        self.disk.start(WRITE_NS, start.0 << 8 | 2, move |medium| medium.complete_write(operation, fails, off))
+        let in_flight = self.disk.in_flight.clone();
+        in_flight.borrow_mut().insert(operation, (start.0 + off, parts));
+        self.disk.start(WRITE_NS, start.0 << 8 | 2, move |medium| {
+            let (start, parts) = in_flight.borrow_mut().remove(&operation).expect("a write completes once");
+            medium.complete_write(start, &parts, fails)
+        })
     }
 
     fn flush(&self) -> LocalBoxFuture<'static, io::Result<()>> {
@@ -423,7 +451,7 @@ impl Device for SimDevice {
             return Box::pin(pending());
         }
         let (mark, fails) = {
-            let mut medium = self.disk.medium.borrow_mut();
+            let mut medium = lock(&self.disk.medium);
             medium.counts.flushes += 1;
             (medium.blocks.flush_mark(), count_down(&mut medium.faults.fail_flush))
         };
@@ -459,6 +487,100 @@ impl Device for SimDevice {
             }
             Ok(())
         })
+    }
+}
+
+/// A disk for blocking access: each call is done when it returns.
+struct DiskFile {
+    medium: Arc<Mutex<Medium>>,
+    switch: Arc<CutSwitch>,
+    name: String,
+    incarnation: u64,
+}
+
+impl DiskFile {
+    fn reach(&self) -> io::Result<MutexGuard<'_, Medium>> {
+        let medium = lock(&self.medium);
+        if medium.incarnation != self.incarnation || self.switch.power() == Power::Off {
+            return Err(io::Error::other("the simulated power is cut"));
+        }
+        medium.check_reachable()?;
+        Ok(medium)
+    }
+}
+
+impl fmt::Debug for DiskFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SimDisk({})", self.name)
+    }
+}
+
+impl Medium {
+    /// The blocks around `len` bytes at `offset`: first block, and where the bytes lie in them.
+    fn around(&self, offset: u64, len: usize) -> io::Result<(u64, Vec<u8>, Range<usize>)> {
+        let block_len = u64::from(self.options.block_len_bytes);
+        let end = offset.checked_add(len as u64).filter(|end| *end <= block_len * self.options.block_count);
+        let end = end.ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))?;
+        let first = offset / block_len;
+        let mut bytes = vec![0; ((end.div_ceil(block_len) - first) * block_len) as usize];
+        self.blocks.read(first, &mut bytes);
+        let skip = (offset - first * block_len) as usize;
+        Ok((first, bytes, skip..skip + len))
+    }
+}
+
+impl MetaFile for DiskFile {
+    fn len(&self) -> io::Result<u64> {
+        let medium = self.reach()?;
+        Ok(medium.options.block_count * u64::from(medium.options.block_len_bytes))
+    }
+
+    fn set_len(&self, _len_bytes: u64) -> io::Result<()> {
+        Err(io::Error::new(io::ErrorKind::Unsupported, "a device keeps its length"))
+    }
+
+    fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let mut medium = self.reach()?;
+        medium.counts.reads += 1;
+        if count_down(&mut medium.faults.fail_read) {
+            return Err(failed("read"));
+        }
+        let (_, bytes, range) = medium.around(offset, out.len())?;
+        out.copy_from_slice(&bytes[range]);
+        Ok(())
+    }
+
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let mut medium = self.reach()?;
+        let power = self.switch.count_write();
+        medium.counts.writes += 1;
+        let fails = count_down(&mut medium.faults.fail_write);
+        let (first, mut whole, range) = medium.around(offset, bytes.len())?;
+        whole[range].copy_from_slice(bytes);
+        if !(fails && medium.rng.chance(1, 2)) {
+            medium.blocks.write(first, &whole);
+        }
+        match power {
+            Power::On if !fails => Ok(()),
+            Power::On => Err(failed("write")),
+            Power::CutNow | Power::Off => Err(io::Error::other("the simulated power is cut")),
+        }
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        let mut medium = self.reach()?;
+        medium.counts.flushes += 1;
+        let fails = count_down(&mut medium.faults.fail_flush);
+        let Medium { blocks, rng, faults, .. } = &mut *medium;
+        let mark = blocks.flush_mark();
+        if fails {
+            blocks.fail_flush(mark, rng);
+            return Err(failed("flush"));
+        }
+        if !faults.flush_is_a_lie {
+            blocks.flush(mark);
+        }
+        Ok(())
     }
 }
 

@@ -37,6 +37,7 @@ pub(super) fn compress<const STREAMS: usize>(states: [&mut [u32; 8]; STREAMS], d
 }
 
 #[target_feature(enable = "sha,sse4.1")]
+#[allow(clippy::needless_range_loop)] // the same block of every stream, which no one iterator yields
 fn compress_streams<const STREAMS: usize>(states: [&mut [u32; 8]; STREAMS], data: [&[u8]; STREAMS]) {
     let blocks: [&[[u8; BLOCK_LEN_BYTES]]; STREAMS] = data.map(|data| data.as_chunks().0);
     let count = blocks[0].len();
@@ -46,10 +47,10 @@ fn compress_streams<const STREAMS: usize>(states: [&mut [u32; 8]; STREAMS], data
     for s in 0..STREAMS {
         (abef[s], cdgh[s]) = load_state(states[s]);
     }
-    for block in 0..count {
+    for at in 0..count {
         let mut words = [[_mm_setzero_si128(); 4]; STREAMS];
         for s in 0..STREAMS {
-            words[s] = load_words(&blocks[s][block]);
+            words[s] = load_words(&blocks[s][at]);
         }
         let (abef_before, cdgh_before) = (abef, cdgh);
         macro_rules! four_rounds {

@@ -39,8 +39,6 @@ pub enum Flaw {
     ForgetsRemovals,
     /// Range reads begin one byte late.
     RangeOffByOne,
-    /// Its log trusts records without a checksum.
-    NoChecksum,
 }
 
 #[derive(Clone)]
@@ -246,7 +244,7 @@ impl ToyStore {
             let len = u32::from_le_bytes(frame[..4].try_into().unwrap()) as usize;
             let sum = u64::from_le_bytes(frame[4..].try_into().unwrap());
             let Some(record) = bytes.get(at + FRAME..at + FRAME + len) else { break };
-            if len == 0 || (node.flaw != Flaw::NoChecksum && sum != checksum(at as u64, record)) {
+            if len == 0 || sum != checksum(at as u64, record) {
                 break;
             }
             let Ok(change) = Change::decode(record) else { break };

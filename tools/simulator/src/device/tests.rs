@@ -220,3 +220,26 @@ fn i_c7_a_partial_block_is_our_own_bug() {
     let device = disk(&sim).0.open();
     drop(device.read(BlockIndex(0), IoBuf::zeroed(4095)));
 }
+
+#[test]
+fn the_disk_as_a_file_is_the_same_medium() {
+    let sim = Sim::new(7);
+    let (disk, switch) = disk(&sim);
+    let (file, device) = (disk.file(), disk.open());
+    assert_eq!(file.len().unwrap(), 1 << 20);
+    file.write_at(4096 + 100, &[7; 4096]).unwrap();
+    assert_eq!(sim.block_on(NODE, byte_at(&device, 2)), 7);
+    file.sync().unwrap();
+    switch.arm(1);
+    file.write_at(0, &[9; 512]).unwrap_err();
+    file.read_at(0, &mut [0]).unwrap_err();
+    disk.power_cut_in_mode(CutMode::DropAll, &SeededRng::new(0));
+    switch.restore();
+    assert!(file.len().is_err(), "it ends with the power");
+    let mut bytes = [0; 4096];
+    disk.file().read_at(4096 + 100, &mut bytes).unwrap();
+    assert_eq!(bytes, [7; 4096]);
+    disk.file().read_at(0, &mut bytes[..512]).unwrap();
+    assert_eq!(bytes[..512], [0; 512]);
+    assert!(disk.file().write_at(1 << 20, &[1]).is_err());
+}

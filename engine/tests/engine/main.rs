@@ -1,0 +1,5 @@
+//! Tests of the whole engine, in the simulator.
+
+mod objects;
+mod promises;
+mod support;

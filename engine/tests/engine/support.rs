@@ -1,0 +1,409 @@
+//! A whole engine on one simulated core: real services, with groups that commit at once and fragments in memory.
+//! What devices and logs promise is tested in their own rooms; here it is what the engine makes of it.
+
+use bytes::Bytes;
+use futures::FutureExt;
+use kiseki_engine::api::{FinishWrite, ObjectInfo, Store, StoreError};
+use kiseki_engine::calls::Calls;
+use kiseki_engine::engine::{Engine, EngineInputs};
+use kiseki_engine::host::{GroupHost, GroupSpec};
+use kiseki_engine::keyring::NodeKeys;
+use kiseki_engine::keys::MasterKeys;
+use kiseki_engine::message::{ControlRequest, ControlResponse, Dedup, EngineRequest, EngineResponse};
+use kiseki_simulator::{NodeId, Sim, SimLink};
+use kiseki_types::LocalBoxFuture;
+use kiseki_types::buf::{IoBuf, IoBytes};
+use kiseki_types::fragment::{
+    DeviceState, DeviceStatus, FragmentError, FragmentKey, FragmentMeta, FragmentStore, StoredFragment, StripeShape,
+};
+use kiseki_types::group::{LogPosition, ProposeError, RaftGroup, StateMachine};
+use kiseki_types::ids::{DeviceId, Generation, LaneId, Locator, MasterEpoch, PoolId, ShardId, TenantId, Term};
+use kiseki_types::runtime::{Ports, RuntimeExt};
+use kiseki_types::secret::SecretKey;
+use kiseki_types::table::{Direction, Row, Scan, TableError, TableId, TableReader};
+use kiseki_types::units::{BlockCount, BlockIndex, Extent};
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::rc::Rc;
+use std::time::Duration;
+
+pub const NODE: NodeId = NodeId(0);
+const LANES: u16 = 2;
+
+type Rows = Rc<RefCell<BTreeMap<(u8, TableId, Vec<u8>), Vec<u8>>>>;
+
+#[derive(Clone, Default)]
+struct MemoryTables(Rows);
+
+impl TableReader for MemoryTables {
+    fn get(
+        &self,
+        file: u8,
+        table: TableId,
+        key: &[u8],
+    ) -> LocalBoxFuture<'static, Result<Option<Vec<u8>>, TableError>> {
+        let value = self.0.borrow().get(&(file, table, key.to_vec())).cloned();
+        Box::pin(async move { Ok(value) })
+    }
+
+    fn scan(&self, scan: Scan) -> LocalBoxFuture<'static, Result<Vec<Row>, TableError>> {
+        assert_eq!(scan.direction, Direction::Forward);
+        let inside = |key: &[u8]| {
+            use std::ops::RangeBounds;
+            (scan.from.clone(), scan.to.clone()).contains(&key.to_vec())
+        };
+        let rows = self.0.borrow();
+        let rows: Vec<Row> = rows
+            .iter()
+            .filter(|((file, table, key), _)| *file == scan.file && *table == scan.table && inside(key))
+            .take(scan.limit)
+            .map(|((_, _, key), value)| (key.clone(), value.clone()))
+            .collect();
+        Box::pin(async move { Ok(rows) })
+    }
+}
+
+/// A group of one voter whose log needs no disk.
+struct MemoryGroup {
+    shard: ShardId,
+    machine: Rc<dyn StateMachine>,
+    tables: MemoryTables,
+    index: Rc<Cell<u64>>,
+    turn: Rc<futures::lock::Mutex<()>>,
+    ports: Ports,
+}
+
+impl RaftGroup for MemoryGroup {
+    fn shard(&self) -> ShardId {
+        self.shard
+    }
+
+    fn propose(&self, command: Vec<u8>) -> LocalBoxFuture<'static, Result<Vec<u8>, ProposeError>> {
+        let (machine, tables, index) = (self.machine.clone(), self.tables.clone(), self.index.clone());
+        let (turn, ports) = (self.turn.clone(), self.ports.clone());
+        Box::pin(async move {
+            ports.sleep(Duration::from_micros(100)).await;
+            let _turn = turn.lock().await;
+            index.set(index.get() + 1);
+            let at = LogPosition { term: Term(1), index: index.get() };
+            let applied = machine.apply(at, &command, &tables).await.expect("commands of this engine apply");
+            for write in applied.writes {
+                let key = (write.file, write.table, write.key);
+                match write.value {
+                    Some(value) => tables.0.borrow_mut().insert(key, value),
+                    None => tables.0.borrow_mut().remove(&key),
+                };
+            }
+            Ok(applied.response)
+        })
+    }
+
+    fn read_barrier(&self) -> LocalBoxFuture<'static, Result<Term, ProposeError>> {
+        Box::pin(async { Ok(Term(1)) })
+    }
+
+    fn tables(&self) -> Rc<dyn TableReader> {
+        Rc::new(self.tables.clone())
+    }
+}
+
+/// Tables of all groups; they survive a restart of the engine.
+#[derive(Clone, Default)]
+pub struct Logs(Rc<RefCell<BTreeMap<ShardId, (MemoryTables, Rc<Cell<u64>>)>>>);
+
+struct MemoryHost {
+    logs: Logs,
+    ports: Ports,
+}
+
+impl GroupHost for MemoryHost {
+    fn open(&self, spec: GroupSpec) -> LocalBoxFuture<'static, Result<Rc<dyn RaftGroup>, StoreError>> {
+        let mut logs = self.logs.0.borrow_mut();
+        assert!(spec.create || logs.contains_key(&spec.shard), "I-L10: {} was opened but never made", spec.shard);
+        let (tables, index) = logs.entry(spec.shard).or_default().clone();
+        let (turn, ports) = (Rc::default(), self.ports.clone());
+        let group = MemoryGroup { shard: spec.shard, machine: spec.machine, tables, index, turn, ports };
+        Box::pin(async move { Ok(Rc::new(group) as Rc<dyn RaftGroup>) })
+    }
+}
+
+#[derive(Default)]
+struct Medium {
+    fragments: BTreeMap<(FragmentKey, DeviceId), (StoredFragment, Vec<u8>)>,
+    failed: BTreeSet<DeviceId>,
+    capacity_bytes: u64,
+    device_count: u8,
+}
+
+/// Fragments in memory, with devices that fail, fill up and rot on demand.
+#[derive(Clone)]
+pub struct MemoryFragments {
+    medium: Rc<RefCell<Medium>>,
+    ports: Ports,
+}
+
+impl MemoryFragments {
+    pub fn device(index: u8) -> DeviceId {
+        DeviceId([index; 16])
+    }
+    pub fn fail(&self, index: u8) {
+        self.medium.borrow_mut().failed.insert(Self::device(index));
+    }
+    pub fn repair(&self) {
+        self.medium.borrow_mut().failed.clear();
+    }
+    pub fn set_capacity(&self, bytes: u64) {
+        self.medium.borrow_mut().capacity_bytes = bytes;
+    }
+    pub fn count(&self) -> usize {
+        self.medium.borrow().fragments.len()
+    }
+    pub fn used_bytes(&self) -> u64 {
+        self.medium.borrow().fragments.values().map(|(_, bytes)| bytes.len() as u64).sum()
+    }
+    /// Flips a bit of every fragment with an index in `indices`; reads of them fail their check from then on.
+    pub fn rot(&self, indices: &[u8]) {
+        for ((key, _), (_, bytes)) in &mut self.medium.borrow_mut().fragments {
+            if indices.contains(&key.index) {
+                bytes.clear();
+            }
+        }
+    }
+    /// Every byte stored, for searches of plaintext.
+    pub fn all_bytes(&self) -> Vec<u8> {
+        self.medium.borrow().fragments.values().flat_map(|(_, bytes)| bytes.clone()).collect()
+    }
+    /// Every fragment's device, by stripe.
+    pub fn stripes(&self) -> BTreeMap<(Locator, Generation), Vec<DeviceId>> {
+        let mut stripes = BTreeMap::<_, Vec<_>>::new();
+        for (key, device) in self.medium.borrow().fragments.keys() {
+            stripes.entry((key.locator, key.generation)).or_default().push(*device);
+        }
+        stripes
+    }
+    fn later<T: 'static>(&self, result: T) -> LocalBoxFuture<'static, T> {
+        let ports = self.ports.clone();
+        Box::pin(async move {
+            ports.sleep(Duration::from_micros(50)).await;
+            result
+        })
+    }
+}
+
+impl FragmentStore for MemoryFragments {
+    fn devices(&self) -> Vec<DeviceStatus> {
+        let medium = self.medium.borrow();
+        (0..medium.device_count)
+            .map(|index| {
+                let id = Self::device(index);
+                let state = if medium.failed.contains(&id) { DeviceState::Failed } else { DeviceState::Healthy };
+                let capacity_bytes = medium.capacity_bytes;
+                DeviceStatus { id, name: format!("d{index}"), pool: PoolId(0), capacity_bytes, free_bytes: 0, state }
+            })
+            .collect()
+    }
+
+    fn put(
+        &self,
+        device: DeviceId,
+        meta: FragmentMeta,
+        payload: Vec<IoBytes>,
+    ) -> LocalBoxFuture<'static, Result<Extent, FragmentError>> {
+        let bytes: Vec<u8> = payload.iter().flat_map(|part| part.to_vec()).collect();
+        assert_eq!(bytes.len(), meta.payload_len_bytes as usize);
+        let mut medium = self.medium.borrow_mut();
+        let used: u64 =
+            medium.fragments.iter().filter(|((_, on), _)| *on == device).map(|(_, (_, b))| b.len() as u64).sum();
+        let result = if medium.failed.contains(&device) {
+            Err(FragmentError::DeviceFailed { device, reason: "test".to_owned() })
+        } else if used + bytes.len() as u64 > medium.capacity_bytes {
+            Err(FragmentError::Full { device, needed_bytes: bytes.len() as u64 })
+        } else {
+            let start = BlockIndex(u64::from(meta.key.index));
+            let extent = Extent { device, start, len: BlockCount(bytes.len() as u64 / 4096 + 1) };
+            medium.fragments.insert((meta.key, device), (StoredFragment { meta, extent }, bytes));
+            Ok(extent)
+        };
+        drop(medium);
+        self.later(result)
+    }
+
+    fn locate(
+        &self,
+        locator: Locator,
+        generation: Generation,
+    ) -> LocalBoxFuture<'static, Result<Vec<StoredFragment>, FragmentError>> {
+        let medium = self.medium.borrow();
+        let of_stripe = |key: &FragmentKey| key.locator == locator && key.generation == generation;
+        let found =
+            medium.fragments.iter().filter(|((key, _), _)| of_stripe(key)).map(|(_, (stored, _))| stored.clone());
+        self.later(Ok(found.collect()))
+    }
+
+    fn read(
+        &self,
+        fragment: &StoredFragment,
+        range: Range<u32>,
+    ) -> LocalBoxFuture<'static, Result<IoBytes, FragmentError>> {
+        let medium = self.medium.borrow();
+        let FragmentKey { locator, index, .. } = fragment.meta.key;
+        let corrupt = FragmentError::Corrupt { locator, index, extent: fragment.extent };
+        let bytes = medium.fragments.get(&(fragment.meta.key, fragment.extent.device));
+        let result = bytes
+            .and_then(|(_, bytes)| bytes.get(range.start as usize..range.end as usize))
+            .map(|bytes| IoBuf::copy_of(bytes).freeze())
+            .ok_or(corrupt);
+        self.later(result)
+    }
+
+    fn release(&self, fragment: &StoredFragment) -> LocalBoxFuture<'static, Result<(), FragmentError>> {
+        self.medium.borrow_mut().fragments.remove(&(fragment.meta.key, fragment.extent.device));
+        self.later(Ok(()))
+    }
+
+    fn list(
+        &self,
+        after: Option<(Locator, Generation)>,
+        limit: usize,
+    ) -> LocalBoxFuture<'static, Result<Vec<(Locator, Generation)>, FragmentError>> {
+        let stripes = self.stripes();
+        let names = stripes.keys().filter(|name| after.is_none_or(|after| **name > after)).take(limit).copied();
+        self.later(Ok(names.collect()))
+    }
+}
+
+fn node_keys() -> NodeKeys {
+    let key = |byte: u8| SecretKey::take(&mut [byte; 32]);
+    let masters = MasterKeys::new(BTreeMap::from([(MasterEpoch(1), key(1))])).expect("one key");
+    NodeKeys { masters, locator: key(2), control: key(3) }
+}
+
+/// An engine, its media, and the run that drives it.
+pub struct World {
+    pub sim: Sim,
+    pub logs: Logs,
+    pub fragments: MemoryFragments,
+    pub engine: Rc<Engine>,
+    pub store: Store,
+}
+
+impl World {
+    /// Eight devices, coded 4+2.
+    pub fn new(seed: u64) -> World {
+        World::with_devices(seed, 8, StripeShape { data: 4, parity: 2 })
+    }
+
+    pub fn with_devices(seed: u64, device_count: u8, shape: StripeShape) -> World {
+        let sim = Sim::new(seed);
+        let medium = Medium { device_count, capacity_bytes: 1 << 40, ..Medium::default() };
+        let fragments = MemoryFragments { medium: Rc::new(RefCell::new(medium)), ports: sim.ports(NODE) };
+        let logs = Logs::default();
+        let engine = start(&sim, &logs, &fragments, shape, true);
+        let store = engine.store();
+        World { sim, logs, fragments, engine, store }
+    }
+
+    /// The node goes down and comes back with what was committed and durable.
+    pub fn restart(&mut self) {
+        self.sim.kill(NODE);
+        self.fragments.ports = self.sim.ports(NODE);
+        let shape = StripeShape { data: 4, parity: 2 };
+        self.engine = start(&self.sim, &self.logs, &self.fragments, shape, false);
+        self.store = self.engine.store();
+    }
+
+    pub fn run<T>(&self, future: impl Future<Output = T>) -> T {
+        self.sim.block_on(NODE, future)
+    }
+
+    pub fn sleep(&self, seconds: u64) {
+        let ports = self.sim.ports(NODE);
+        self.run(async move { ports.sleep(Duration::from_secs(seconds)).await });
+    }
+
+    pub fn tenant(&self, name: &str, dedup: Dedup) -> TenantId {
+        let calls: &Calls = self.engine.calls();
+        let create = ControlRequest::CreateTenant { name: name.to_owned(), dedup };
+        match self.run(calls.control(create)).expect("a tenant") {
+            ControlResponse::Tenant(info) => info.tenant,
+            _ => panic!("a tenant"),
+        }
+    }
+
+    pub fn put(&self, tenant: TenantId, bucket: &str, key: &str, bytes: &[u8]) -> Result<ObjectInfo, StoreError> {
+        self.run(put(&self.store, tenant, bucket, key, bytes, FinishWrite::default()))
+    }
+
+    pub fn get(&self, tenant: TenantId, bucket: &str, key: &str) -> Result<Vec<u8>, StoreError> {
+        self.run(async {
+            let mut reader = self.store.get(tenant, bucket, key).await?;
+            let len = reader.info().len_bytes;
+            reader.seek(0..len);
+            let mut out = Vec::new();
+            while let Some(bytes) = reader.next().await? {
+                out.extend_from_slice(&bytes);
+            }
+            Ok(out)
+        })
+    }
+}
+
+pub async fn put(
+    store: &Store,
+    tenant: TenantId,
+    bucket: &str,
+    key: &str,
+    bytes: &[u8],
+    finish: FinishWrite,
+) -> Result<ObjectInfo, StoreError> {
+    let mut writer = store.put(tenant, bucket, key, Some(bytes.len() as u64)).await?;
+    for piece in bytes.chunks(100_000) {
+        writer.write(Bytes::copy_from_slice(piece)).await?;
+    }
+    writer.finish(finish).await
+}
+
+fn start(sim: &Sim, logs: &Logs, fragments: &MemoryFragments, shape: StripeShape, create: bool) -> Rc<Engine> {
+    let ports = sim.ports(NODE);
+    let link = SimLink::<EngineRequest, EngineResponse>::new(sim);
+    let engine = Engine::new(EngineInputs {
+        ports: ports.clone(),
+        link: Rc::new(link.clone()),
+        host: Rc::new(MemoryHost { logs: logs.clone(), ports: ports.clone() }),
+        fragments: Rc::new(fragments.clone()),
+        keys: Rc::new(node_keys()),
+        lanes: (0..LANES).map(LaneId).collect(),
+        lane_count: LANES,
+        home_count: LANES,
+        shards_per_tenant: 2,
+        first_pool: shape,
+    });
+    for lane in (0..LANES).map(LaneId) {
+        let engine = engine.clone();
+        link.serve(lane, ports.clone(), move |request| {
+            let engine = engine.clone();
+            async move { engine.handle(request).await }.boxed_local()
+        });
+    }
+    sim.block_on(NODE, async {
+        engine.open_system_shards(create).await.expect("system shards open");
+        engine.open_tenant_shards().await.expect("tenants' shards open");
+        engine.start_background();
+    });
+    engine
+}
+
+/// Bytes that don't compress and differ by seed.
+pub fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut out = Vec::with_capacity(len + 8);
+    while out.len() < len {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        out.extend_from_slice(&state.to_le_bytes());
+    }
+    out.truncate(len);
+    out
+}

@@ -1,0 +1,198 @@
+//! Three voters in one process: election, replication, a lost leader, catch-up by log and by snapshot.
+
+mod common;
+
+use common::{Node, Running, SHARD, all_values, command, count, put};
+use kiseki_raft::group::GroupSettings;
+use kiseki_raft::network::ProcessLinks;
+use kiseki_raft::{GroupStatus, ShardGroup};
+use kiseki_simulator::Sim;
+use kiseki_types::group::{ProposeError, RaftGroup};
+use kiseki_types::runtime::RuntimeExt;
+use std::rc::Rc;
+use std::time::Duration;
+
+struct Voter {
+    node: Node,
+    running: Running,
+    group: ShardGroup,
+}
+
+fn settings() -> GroupSettings {
+    GroupSettings { snapshot_entries: 60, kept_entries: 10, ..GroupSettings::several_voters() }
+}
+
+async fn start(node: Node, sim: &Sim, links: &Rc<ProcessLinks>) -> Voter {
+    let voter = u64::from(node.id.0);
+    let mut running = node.start(sim).await.expect("starts");
+    running.link = links.link(voter);
+    running.settings = settings();
+    let parts = node.parts(&mut running, SHARD).await;
+    let group = ShardGroup::join(parts, voter).await.expect("joins");
+    links.join(voter, group.clone());
+    Voter { node, running, group }
+}
+
+async fn cluster(sim: &Sim, links: &Rc<ProcessLinks>) -> Vec<Voter> {
+    let mut voters = Vec::new();
+    for number in 1..=3 {
+        let node = Node::new(sim, number);
+        node.format(sim).await;
+        voters.push(node);
+    }
+    let mut started = Vec::new();
+    let mut nodes = voters.into_iter();
+    let first = nodes.next().expect("three");
+    for node in nodes {
+        started.push(start(node, sim, links).await);
+    }
+    let mut running = first.start(sim).await.expect("starts");
+    running.link = links.link(1);
+    running.settings = settings();
+    let parts = first.parts(&mut running, SHARD).await;
+    // The first replica is reachable only once it is made; it stands for election and asks the others.
+    let creating = ShardGroup::create(parts, 1, &[1]);
+    let group = creating.await.expect("created");
+    links.join(1, group.clone());
+    group.change_voters(&[1, 2, 3]).await.expect("the others are added");
+    started.insert(0, Voter { node: first, running, group });
+    started
+}
+
+async fn leader<'a>(voters: &[&'a Voter]) -> &'a Voter {
+    for _ in 0..2_000 {
+        for voter in voters {
+            if voter.group.read_barrier().await.is_ok() {
+                return voter;
+            }
+        }
+        voters[0].running.ports.sleep(Duration::from_millis(50)).await;
+    }
+    panic!("no leader");
+}
+
+async fn caught_up(voter: &Voter, wanted: u64) {
+    for _ in 0..2_000 {
+        if count(&*voter.group.tables()).await == wanted {
+            return;
+        }
+        voter.running.ports.sleep(Duration::from_millis(50)).await;
+    }
+    panic!("voter {} stays at {}: {:?}", voter.node.id, count(&*voter.group.tables()).await, voter.group.metrics());
+}
+
+#[test]
+fn a_lost_leader_is_replaced_and_catches_up_by_snapshot() {
+    for seed in 0..6 {
+        let sim = Sim::new(seed);
+        let links = ProcessLinks::new();
+        let main = kiseki_simulator::NodeId(100);
+        let (dead, mut alive) = sim.block_on(main, async {
+            let mut voters = cluster(&sim, &links).await;
+            let led = leader(&voters.iter().collect::<Vec<_>>()).await.node.id;
+            for n in 0..30 {
+                let leader = voters.iter().find(|voter| voter.node.id == led).expect("there");
+                put(&leader.group, n, b"first").await;
+            }
+            for voter in &voters {
+                caught_up(voter, 30).await;
+                if voter.node.id != led {
+                    let refused = voter.group.propose(command(1, b"here?")).await;
+                    assert!(matches!(refused, Err(ProposeError::NotLeader { .. })), "{refused:?}");
+                    assert!(voter.group.read_barrier().await.is_err());
+                }
+            }
+            let dead = voters.remove(voters.iter().position(|voter| voter.node.id == led).expect("there"));
+            (dead, voters)
+        });
+        // The leader's machine loses power.
+        links.leave(u64::from(dead.node.id.0));
+        let Voter { node: dead, running, group } = dead;
+        drop((running, group));
+        dead.power_cut(&sim, seed);
+        sim.block_on(main, async {
+            let leader = leader(&alive.iter().collect::<Vec<_>>()).await;
+            for n in 0..300 {
+                put(&leader.group, n, &[n as u8; 2_000]).await;
+            }
+            leader.group.checkpoint().await.expect("checkpoints");
+            leader.running.ports.sleep(Duration::from_secs(5)).await;
+            let metrics = leader.group.metrics();
+            assert!(metrics.purged.expect("purged").index > 100, "seed {seed}: {metrics:?}");
+        });
+        // It comes back; what it misses is purged, so a snapshot brings it up to date.
+        let back = sim.block_on(main, async {
+            let mut running = dead.start(&sim).await.expect("starts");
+            running.link = links.link(u64::from(dead.id.0));
+            running.settings = settings();
+            assert_eq!(running.log.status(SHARD), GroupStatus::Live);
+            let parts = dead.parts(&mut running, SHARD).await;
+            let group = ShardGroup::rejoin(parts).await.expect("opens");
+            links.join(u64::from(dead.id.0), group.clone());
+            let back = Voter { node: dead, running, group };
+            caught_up(&back, 330).await;
+            assert!(back.group.metrics().purged.is_some(), "it came by snapshot");
+            back
+        });
+        alive.push(back);
+        sim.block_on(main, async {
+            let leader = leader(&alive.iter().collect::<Vec<_>>()).await;
+            let wanted = all_values(&*leader.group.tables()).await;
+            put(&leader.group, 7, b"last").await;
+            for voter in &alive {
+                caught_up(voter, 331).await;
+                let values = all_values(&*voter.group.tables()).await;
+                assert_eq!(values.len(), wanted.len());
+                assert_eq!(values, all_values(&*leader.group.tables()).await);
+            }
+        });
+        // All three lose power at once, the one with the snapshot included.
+        for voter in &alive {
+            links.leave(u64::from(voter.node.id.0));
+        }
+        let nodes: Vec<Node> = alive.into_iter().map(|voter| voter.node).collect();
+        for node in &nodes {
+            node.power_cut(&sim, seed + 10);
+        }
+        sim.block_on(main, async {
+            let starting = nodes.into_iter().map(|node| async {
+                let mut running = node.start(&sim).await.expect("starts");
+                running.link = links.link(u64::from(node.id.0));
+                running.settings = settings();
+                let parts = node.parts(&mut running, SHARD).await;
+                let group = ShardGroup::rejoin(parts).await.expect("opens");
+                links.join(u64::from(node.id.0), group.clone());
+                Voter { node, running, group }
+            });
+            let voters = futures::future::join_all(starting).await;
+            let leader = leader(&voters.iter().collect::<Vec<_>>()).await;
+            assert_eq!(count(&*leader.group.tables()).await, 331);
+            assert_eq!(put(&leader.group, 8, b"after").await, 332);
+        });
+    }
+}
+
+#[test]
+fn i_cs1_a_minority_never_acknowledges() {
+    let sim = Sim::new(11);
+    let links = ProcessLinks::new();
+    let main = kiseki_simulator::NodeId(100);
+    sim.block_on(main, async {
+        let voters = cluster(&sim, &links).await;
+        let old = leader(&voters.iter().collect::<Vec<_>>()).await;
+        put(&old.group, 1, b"before").await;
+        links.cut_off(u64::from(old.node.id.0));
+        let others: Vec<&Voter> = voters.iter().filter(|voter| voter.node.id != old.node.id).collect();
+        let lonely = old.group.propose(command(1, b"lost?"));
+        let new = async {
+            let new = leader(&others).await;
+            put(&new.group, 1, b"after").await;
+            links.heal(u64::from(old.node.id.0));
+        };
+        let (lonely, ()) = futures::future::join(lonely, new).await;
+        assert!(matches!(lonely, Err(ProposeError::Unavailable { .. })), "{lonely:?}");
+        caught_up(old, 2).await;
+        let value = common::value(&*old.group.tables(), 1).await;
+        assert_eq!(value.as_deref(), Some(&b"after"[..]));
+    });
+}

@@ -1,0 +1,288 @@
+//! One core on glommio: a pinned executor with its rings, links, gateway and a [`CoreNode`].
+
+use crate::admin::server::AdminCalls;
+use crate::admin::{self, AdminStore};
+use crate::admin_store::EngineAdmin;
+use crate::config::Config;
+use crate::core_node::{CoreInputs, CoreNode, LaneInput, LogMirror, RAFT_JOURNAL_LEN_BYTES};
+use crate::devices::NodeDevice;
+use crate::key_store::KeyStore;
+use crate::metadata::{NodeMetadata, mark_formed, raft_journal_path};
+use crate::report;
+use crate::status::{Phase, StatusBoard};
+use crate::steps::Steps;
+use anyhow::{Context, Result};
+use futures::StreamExt;
+use glommio::{LocalExecutorBuilder, Placement};
+use kiseki_devices::file_device::{create_image, open_device};
+use kiseki_devices::fragment_store::{LaneRequest, LaneResponse, StoreDevice};
+use kiseki_devices::journal::{MirrorContent, MirrorRegion};
+use kiseki_devices::pool::BufferPool;
+use kiseki_devices::ring::RingOptions;
+use kiseki_engine::keyring::NodeKeys;
+use kiseki_engine::keys::MasterKeys;
+use kiseki_engine::message::{EngineRequest, EngineResponse};
+use kiseki_gateway::{GatewayConfig, HttpProtocol, S3Service};
+use kiseki_net::{
+    Connection, GlommioRuntime, Listener, Mesh, MeshCaller, MeshShape, ServeLimits, SidePool, StopSignal, TlsAcceptor,
+    serve,
+};
+use kiseki_raft::GroupSettings;
+use kiseki_types::BlockIndex;
+use kiseki_types::fragment::StripeShape;
+use kiseki_types::ids::{CoreId, LaneId};
+use kiseki_types::runtime::{LocalBoxFuture, Ports, RuntimeExt, set_current};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// While a task of a core is always ready (a device is being polled), sockets are looked at this often.
+const PREEMPT_INTERVAL: Duration = Duration::from_micros(250);
+
+/// Registered buffers of one core.
+const BUFFER_POOL_LEN_BYTES: usize = 64 << 20;
+
+/// What all cores share.
+pub struct CoreShared {
+    /// The configuration.
+    pub config: Config,
+    /// Lanes of the node.
+    pub lanes: u16,
+    /// Shape of the first pool.
+    pub shape: StripeShape,
+    /// Shards of a new tenant.
+    pub shards_per_tenant: u16,
+    /// Start and stop, step by step.
+    pub steps: Steps,
+    /// Which core holds which lane.
+    pub mesh_shape: MeshShape,
+    /// Calls between fragment stores.
+    pub lane_mesh: Mesh<LaneRequest, LaneResponse>,
+    /// Calls between engines.
+    pub engine_mesh: Mesh<EngineRequest, EngineResponse>,
+    /// Usable devices.
+    pub devices: Vec<NodeDevice>,
+    /// The metadata set.
+    pub meta: NodeMetadata,
+    /// Side threads.
+    pub side: Arc<SidePool>,
+    /// The node's own keys.
+    pub keys: KeyStore,
+    /// TLS towards clients; `None` serves plain.
+    pub tls: Option<TlsAcceptor>,
+    /// What the node says about itself.
+    pub board: Arc<StatusBoard>,
+    /// Thrown by a signal.
+    pub stop: StopSignal,
+}
+
+/// The boottime clock in nanoseconds, for threads without ports.
+#[must_use]
+pub fn boottime_ns() -> u64 {
+    kiseki_net::runtime::boottime().0
+}
+
+/// Starts the executor of a core on a thread of its own, pinned when there are CPUs enough.
+pub fn spawn(shared: Arc<CoreShared>, core: u16, calls: Option<AdminCalls>) -> Result<JoinHandle<Result<()>>> {
+    let cpus = machine_cpus();
+    let placement = match cpus.get(usize::from(core)) {
+        Some(cpu) if usize::from(shared.config.cores) <= cpus.len() => Placement::Fixed(*cpu),
+        _ => Placement::Unbound,
+    };
+    let thread = std::thread::Builder::new().name(format!("kiseki-core-{core}"));
+    let handle = thread.spawn(move || {
+        let executor = LocalExecutorBuilder::new(placement).preempt_timer(PREEMPT_INTERVAL).make();
+        let result = match executor {
+            Ok(executor) => executor.run(run_core(shared.clone(), CoreId(core), calls)),
+            Err(error) => Err(anyhow::anyhow!("core {core} can't start: {error}; try `kiseki-server doctor`")),
+        };
+        if let Err(error) = &result {
+            shared.steps.fail(format!("{error:#}"));
+        }
+        result
+    });
+    handle.context("can't start an executor thread")
+}
+
+/// CPUs that this process may use.
+fn machine_cpus() -> Vec<usize> {
+    let Ok(set) = rustix::thread::sched_getaffinity(None) else { return Vec::new() };
+    (0..rustix::thread::CpuSet::MAX_CPU).filter(|cpu| set.is_set(*cpu)).collect()
+}
+
+async fn run_core(shared: Arc<CoreShared>, core: CoreId, calls: Option<AdminCalls>) -> Result<()> {
+    let ports: Ports = Rc::new(GlommioRuntime::new(core, shared.side.clone()));
+    set_current(Some(ports.clone()));
+    let lane_link = shared.lane_mesh.connect(core, ports.clone());
+    let engine_link = shared.engine_mesh.connect(core, ports.clone());
+    let pool = BufferPool::with_len_bytes(BUFFER_POOL_LEN_BYTES);
+    let buffer_pool = pool.clone();
+    let lanes = (0..shared.lanes).map(LaneId).filter(|lane| shared.mesh_shape.core_of(*lane) == core);
+    let inputs = CoreInputs {
+        ports: ports.clone(),
+        core,
+        lane_count: shared.lanes,
+        lanes: lanes.map(|lane| lane_input(&shared, lane, &ports)).collect::<Result<_>>()?,
+        devices: open_devices(&shared, &ports, &pool)?,
+        meta: shared.meta.dir.clone(),
+        lane_link: Rc::new(MeshCaller(lane_link.clone())),
+        engine_link: Rc::new(MeshCaller(engine_link.clone())),
+        buffers: Rc::new(move |len_bytes| buffer_pool.alloc(len_bytes)),
+        keys: Rc::new(node_keys(&shared.keys)?),
+        first_pool: shared.shape,
+        shards_per_tenant: shared.shards_per_tenant,
+        group_settings: GroupSettings::single_voter(),
+        is_new: shared.meta.is_new,
+    };
+    let (node, reports) = CoreNode::open(inputs).await?;
+    report::devices_opened(&shared.board, &reports);
+    let (lane_node, engine_node) = (node.clone(), node.clone());
+    lane_link.serve(Rc::new(move |lane, request| {
+        let node = lane_node.clone();
+        Box::pin(async move { node.handle_lane(lane, request).await })
+    }));
+    engine_link.serve(Rc::new(move |_, request| {
+        let node = engine_node.clone();
+        Box::pin(async move { node.handle_engine(request).await })
+    }));
+    shared.steps.done(1, &ports).await?;
+    node.publish().await?;
+    shared.steps.done(2, &ports).await?;
+    node.open_system_shards().await?;
+    shared.steps.done(3, &ports).await?;
+    node.open_tenant_shards().await?;
+    if core == CoreId(0) && shared.meta.is_new {
+        let dir = shared.meta.dir.clone();
+        ports.offload(0, move || mark_formed(&dir)).await?.context("the metadata directories can't be written")?;
+    }
+    shared.steps.done(4, &ports).await?;
+    node.start_background();
+    serve_until_stopped(&shared, core, &node, &ports, calls).await?;
+    shared.steps.done(5, &ports).await?;
+    // Nobody serves any more; the cores still answer each other while they make everything durable.
+    let closed = node.close().await;
+    shared.steps.done(6, &ports).await?;
+    let closed = closed.and(node.close_files().await);
+    shared.steps.done(7, &ports).await?;
+    lane_link.stop();
+    engine_link.stop();
+    // Whoever is woken by that gets to run once more before the executor goes.
+    ports.sleep(Duration::from_millis(1)).await;
+    set_current(None);
+    closed.context("stopped, but not everything could be checkpointed; the next start replays it")
+}
+
+/// Serves S3 (and on core 0 administration) until the signal, then ends what is in flight.
+async fn serve_until_stopped(
+    shared: &Arc<CoreShared>,
+    core: CoreId,
+    node: &Rc<CoreNode>,
+    ports: &Ports,
+    calls: Option<AdminCalls>,
+) -> Result<()> {
+    let gateway_config = GatewayConfig { region: shared.config.s3.region.clone(), ..GatewayConfig::default() };
+    let gateway = S3Service::new(ports.clone(), node.store(), gateway_config);
+    report::start(shared, core, node, &gateway, ports);
+    if let Some(calls) = calls {
+        let store = Rc::new(EngineAdmin::new(node.engine().calls().clone()));
+        serve_admin(calls, store.clone(), ports);
+        let config = shared.config.clone();
+        crate::first_tenant::ensure(&config, &node.store(), &*store).await?;
+    }
+    let listener = Listener::bind(shared.config.s3.listen)?;
+    if core == CoreId(0) {
+        shared.board.lock().phase = Phase::Serving;
+    }
+    let limits =
+        ServeLimits { connections_max: shared.config.s3.connections_per_core_max, ..ServeLimits::default() };
+    let service = gateway.clone();
+    let handler = Rc::new(move |connection: Connection| {
+        let protocol = if connection.is_http2 { HttpProtocol::Http2 } else { HttpProtocol::Http1 };
+        let serving = service.serve_connection(connection.io, protocol);
+        let peer = connection.peer;
+        Box::pin(async move {
+            if let Err(error) = serving.await {
+                tracing::debug!(%peer, %error, "connection ended");
+            }
+        }) as LocalBoxFuture<'static, ()>
+    });
+    let (stop, stopping) = (shared.stop.clone(), gateway.clone());
+    let board = shared.board.clone();
+    let watch = async move {
+        stop.stopped().await;
+        board.lock().phase = Phase::Stopping;
+        stopping.begin_shutdown();
+    };
+    ports.spawn("stop", Box::pin(watch));
+    serve(listener, shared.tls.clone(), ports.clone(), limits, shared.stop.clone(), handler).await;
+    Ok(())
+}
+
+/// Answers administration, each request in a task of its own; the socket's side bounds how many there are.
+fn serve_admin(mut calls: AdminCalls, store: Rc<EngineAdmin>, ports: &Ports) {
+    let task_ports = ports.clone();
+    let task = async move {
+        while let Some(call) = calls.next().await {
+            let store = store.clone();
+            let answering = async move {
+                let response = admin::answer(&*store as &dyn AdminStore, call.request).await;
+                // A client that has gone does not want its answer.
+                let _gone = call.answer.try_send(response);
+            };
+            task_ports.spawn("admin", Box::pin(answering));
+        }
+    };
+    ports.spawn("admin", Box::pin(task));
+}
+
+fn open_devices(shared: &CoreShared, ports: &Ports, pool: &Rc<BufferPool>) -> Result<Vec<StoreDevice>> {
+    let mut devices = Vec::new();
+    for device in &shared.devices {
+        let name = device.path.display().to_string();
+        match open_device(&device.path, RingOptions::default(), Some(pool.clone()), ports.clone()) {
+            Ok(queue) => devices.push(StoreDevice {
+                id: device.superblock.device,
+                pool: device.superblock.pool,
+                name,
+                layout: device.superblock.layout,
+                device: queue,
+            }),
+            // It was there a moment ago: more likely our own limits than the device.
+            Err(error) => return Err(error).with_context(|| format!("device {name}; `kiseki-server doctor` may tell why")),
+        }
+    }
+    Ok(devices)
+}
+
+/// The mirrors of a lane's Raft journal, one in each healthy metadata directory. A missing file is made: with other
+/// mirrors it is filled from them, alone it is formatted only while the cluster is new.
+fn lane_input(shared: &CoreShared, lane: LaneId, ports: &Ports) -> Result<LaneInput> {
+    let mut log_mirrors = Vec::new();
+    for member in shared.meta.dir.members().into_iter().filter(|member| member.healthy) {
+        let path = raft_journal_path(&shared.meta.paths[member.index], lane.0);
+        let mut refill = shared.meta.refilled.contains(&member.index);
+        if !path.exists() {
+            create_image(&path, RAFT_JOURNAL_LEN_BYTES)?;
+            refill = !shared.meta.is_new;
+        }
+        let device = open_device(&path, RingOptions { depth: 64 }, None, ports.clone())?;
+        let len = device.geometry().block_count;
+        let mut region = MirrorRegion::new(ports.clone(), device, BlockIndex(0), len);
+        if refill {
+            region.content = MirrorContent::Refill;
+        }
+        log_mirrors.push(LogMirror { member: member.id, region });
+    }
+    Ok(LaneInput { lane, log_mirrors })
+}
+
+/// A core's own copy of the node's keys.
+fn node_keys(keys: &KeyStore) -> Result<NodeKeys> {
+    let masters = keys.masters.iter().map(|(epoch, key)| (*epoch, key.duplicate())).collect();
+    Ok(NodeKeys {
+        masters: MasterKeys::new(masters)?,
+        locator: keys.locator.duplicate(),
+        control: keys.control.duplicate(),
+    })
+}

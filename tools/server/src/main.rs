@@ -1,0 +1,106 @@
+//! `kiseki-server`: runs a node, makes one ready, examines a machine.
+
+use clap::{Args, Parser, Subcommand};
+use kiseki_server::config::{Config, DEFAULT_LANES, Overrides};
+use kiseki_server::doctor::{self, Severity};
+use kiseki_server::init::{self, DEFAULT_DEVICE_COUNT, DEFAULT_DEVICE_LEN_BYTES, InitOptions};
+use kiseki_server::paths::{DEFAULT_DIR, KisekiDir};
+use kiseki_server::{logging, node};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// A Kiseki node: S3 in, sealed and coded fragments on devices.
+#[derive(Parser)]
+#[command(version, about, after_help = "First steps:\n  kiseki-server init\n  kiseki-server run\n  . .kiseki/env")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Runs the node in the foreground until SIGINT or SIGTERM.
+    Run(Overrides),
+    /// Makes a directory ready for a node: configuration, certificates, keys, metadata, devices. Makes only what is
+    /// missing and never formats what exists.
+    Init(InitArgs),
+    /// Tells what on this machine hinders the node, and what mends it.
+    Doctor {
+        #[command(flatten)]
+        overrides: Overrides,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Args)]
+struct InitArgs {
+    /// The node's directory.
+    #[arg(long, env = "KISEKI_DIR", default_value = DEFAULT_DIR)]
+    dir: PathBuf,
+    /// File with the passphrase of the key store, instead of a new random one below keys/.
+    #[arg(long, env = "KISEKI_PASSPHRASE_FILE")]
+    passphrase_file: Option<PathBuf>,
+    /// Image files to make.
+    #[arg(long, default_value_t = DEFAULT_DEVICE_COUNT)]
+    devices: u16,
+    /// Size of each, in GiB; they are sparse.
+    #[arg(long, default_value_t = DEFAULT_DEVICE_LEN_BYTES >> 30, value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    device_gib: u64,
+    /// Metadata directories to make.
+    #[arg(long, default_value_t = 2)]
+    metadata_dirs: u16,
+    /// Lanes to format with: at least as many as the node will ever have cores.
+    #[arg(long, default_value_t = DEFAULT_LANES)]
+    lanes: u16,
+    /// A further host name or address for the server certificate; may be given several times.
+    #[arg(long = "name")]
+    names: Vec<String>,
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Run(overrides) => run(&overrides),
+        Command::Init(arguments) => make(arguments),
+        Command::Doctor { overrides, json } => return examine(&overrides, json),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("kiseki-server: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(overrides: &Overrides) -> anyhow::Result<()> {
+    let config = Config::load(overrides)?;
+    logging::start(&config.log)?;
+    logging::abort_on_panic(kiseki_raft::in_guarded_task);
+    node::run(config)
+}
+
+fn make(arguments: InitArgs) -> anyhow::Result<()> {
+    let made = init::run(&InitOptions {
+        dir: KisekiDir::at(&arguments.dir)?,
+        passphrase_file: arguments.passphrase_file,
+        device_count: arguments.devices,
+        device_len_bytes: arguments.device_gib << 30,
+        metadata_dir_count: arguments.metadata_dirs,
+        lanes: arguments.lanes,
+        names: arguments.names,
+    })?;
+    made.iter().for_each(|thing| println!("made {thing}"));
+    Ok(())
+}
+
+fn examine(overrides: &Overrides, json: bool) -> ExitCode {
+    let findings = doctor::examine(overrides);
+    match json {
+        true => println!("{}", serde_json::to_string_pretty(&findings).expect("findings are plain data")),
+        false => print!("{}", doctor::render(&findings)),
+    }
+    let hindered = findings.iter().any(|finding| finding.severity == Severity::Error);
+    if hindered { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}

@@ -1,0 +1,128 @@
+//! The node's metadata directories: made by `init`, opened at every start.
+
+use crate::devices::NodeDevice;
+use crate::status::MetadataDirReport;
+use anyhow::{Context, Result, bail};
+use kiseki_devices::meta_dir::FsDir;
+use kiseki_devices::metadata_set::{EpochWitness, MemberFate, MetadataSet, MetadataSetError, MirroredDir};
+use kiseki_devices::superblock::{SuperblockKeeper, SuperblockWitness};
+use kiseki_types::ids::ClusterId;
+use kiseki_types::meta::MetaDir;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Says, durably in every metadata directory, that the cluster's first shards exist: from then on a missing one is
+/// lost, never new (I-L10, I-O4).
+const FORMED_FILE: &str = "formed";
+
+/// The opened metadata set.
+pub struct NodeMetadata {
+    /// As one directory.
+    pub dir: Arc<MirroredDir>,
+    /// Paths of the directories, by their number in the set.
+    pub paths: Vec<PathBuf>,
+    /// Numbers of directories that were filled at this start: their journals are filled too.
+    pub refilled: Vec<usize>,
+    /// One report for each configured directory.
+    pub reports: Vec<MetadataDirReport>,
+    /// Whether the cluster's first shards are still to be made.
+    pub is_new: bool,
+}
+
+/// Superblocks of the usable devices as the witness of the metadata set; `configured` counts the missing ones too.
+#[must_use]
+pub fn witness(devices: &[NodeDevice], configured: usize) -> Arc<dyn EpochWitness> {
+    let keepers: Vec<Arc<SuperblockKeeper>> = devices.iter().map(|device| device.keeper.clone()).collect();
+    let enrolled = configured.max(keepers.len());
+    Arc::new(SuperblockWitness::new(keepers, enrolled))
+}
+
+fn fresh_id() -> [u8; 16] {
+    let mut id = [0; 16];
+    getrandom::fill(&mut id).expect("the kernel's random generator answers");
+    id
+}
+
+/// Sets a new metadata set up unless there is one. True if it did.
+pub fn create_if_new(cluster: ClusterId, paths: &[PathBuf], witness: Arc<dyn EpochWitness>) -> Result<bool> {
+    if witness.highest().newest.epoch > 0 {
+        return Ok(false);
+    }
+    let mut dirs: Vec<Arc<dyn MetaDir>> = Vec::new();
+    for path in paths {
+        let dir = FsDir::open(path).with_context(|| format!("metadata directory {}", path.display()))?;
+        dirs.push(Arc::new(dir));
+    }
+    match (MetadataSet { cluster, dirs, witness, fresh_id: &mut fresh_id }).create() {
+        Ok(_) => Ok(true),
+        // A crash of an earlier run before the devices heard of it; opening it finishes that.
+        Err(MetadataSetError::Exists { .. }) => Ok(false),
+        Err(error) => Err(error).context("the metadata directories can't be set up"),
+    }
+}
+
+/// Opens the set with the directories that are there.
+pub fn open(cluster: ClusterId, configured: &[PathBuf], witness: Arc<dyn EpochWitness>) -> Result<NodeMetadata> {
+    let mut reports: Vec<MetadataDirReport> = Vec::new();
+    let (mut dirs, mut paths, mut positions) = (Vec::<Arc<dyn MetaDir>>::new(), Vec::new(), Vec::new());
+    for (position, path) in configured.iter().enumerate() {
+        let mut report = MetadataDirReport { path: path.display().to_string(), state: "current".to_owned() };
+        match FsDir::open(path) {
+            Ok(dir) => {
+                dirs.push(Arc::new(dir));
+                paths.push(path.clone());
+                positions.push(position);
+            }
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => bail!("{error}"),
+            Err(error) => {
+                tracing::warn!(
+                    directory = %path.display(), %error,
+                    "metadata directory not used; mount it or make it anew (mkdir), it is filled at the next start"
+                );
+                report.state = "absent".to_owned();
+            }
+        }
+        reports.push(report);
+    }
+    if dirs.is_empty() {
+        bail!("none of the metadata directories can be opened; mount the disk that holds one");
+    }
+    let opened = MetadataSet { cluster, dirs, witness, fresh_id: &mut fresh_id }.open();
+    let (dir, report) = opened.map_err(|error| match error {
+        MetadataSetError::NeverCreated => anyhow::anyhow!("this node was never set up; run `kiseki-server init`"),
+        other => other.into(),
+    })?;
+    let mut refilled = Vec::new();
+    for (index, fate) in report.fates.iter().enumerate() {
+        match fate {
+            MemberFate::Current => {}
+            MemberFate::Refilled => {
+                tracing::info!(directory = %paths[index].display(), "metadata directory was stale or new; filled");
+                refilled.push(index);
+            }
+            _ => reports[positions[index]].state = "stale".to_owned(),
+        }
+    }
+    let is_new = match dir.open(FORMED_FILE) {
+        Ok(_) => false,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => true,
+        Err(error) => return Err(error).context("the metadata directories can't be read"),
+    };
+    Ok(NodeMetadata { dir, paths, refilled, reports, is_new })
+}
+
+/// Notes that the first shards exist; durable on return. Blocks.
+pub fn mark_formed(dir: &MirroredDir) -> io::Result<()> {
+    match dir.create(FORMED_FILE) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        other => other.map(drop),
+    }
+}
+
+/// The file of a lane's Raft journal in a metadata directory. The ending keeps the set from bringing it in line: the
+/// journal does that itself.
+#[must_use]
+pub fn raft_journal_path(dir: &Path, lane: u16) -> PathBuf {
+    dir.join(format!("lane-{lane}.journal"))
+}

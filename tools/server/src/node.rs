@@ -1,0 +1,208 @@
+//! A node on this machine: opens what belongs to it, starts an executor per core, waits for a signal, stops cleanly.
+
+use crate::admin::{http, server};
+use crate::config::Config;
+use crate::devices::{self, NodeDevice};
+use crate::executor::{self, CoreShared};
+use crate::files::read_bounded;
+use crate::key_store::{KeyStore, read_passphrase};
+use crate::machine;
+use crate::metadata::{self, NodeMetadata};
+use crate::status::{Phase, StatusBoard};
+use crate::steps::Steps;
+use anyhow::{Context, Result, anyhow, bail};
+use kiseki_net::{Listener, Mesh, MeshShape, SidePool, Stopper, TlsAcceptor};
+use kiseki_types::fragment::StripeShape;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Longest certificate or key file.
+const PEM_LEN_BYTES_MAX: u64 = 1 << 20;
+
+/// Shards that a new tenant gets for each core.
+const SHARDS_PER_CORE: u16 = 2;
+
+/// Runs a node until a signal stops it. An error is one message with its remedy.
+pub fn run(config: Config) -> Result<()> {
+    let _lock = lock_dir(&config)?;
+    raise_open_files();
+    tracing::info!("configuration:\n{}", config.describe());
+    Listener::probe(config.s3.listen).map_err(|error| port_error(error, "--s3-port"))?;
+    let keys = read_passphrase(&config.keys.passphrase_file)
+        .and_then(|passphrase| KeyStore::open(&config.keys.key_store_file, &passphrase))?;
+    let tls = if config.s3.unsafe_s3_plaintext { None } else { Some(tls_acceptor(&config)?) };
+    if let Err(reason) = machine::try_executor() {
+        bail!("no executor can be made ({reason}); `kiseki-server doctor` tells what to do (locked memory, io_uring)");
+    }
+
+    let board = Arc::new(StatusBoard::default());
+    let stoppers = Stopper::new();
+    let admin_http = http::start(config.admin.listen, board.clone(), executor::boottime_ns)
+        .map_err(|error| anyhow!("{}: {error}; stop whatever listens there, or choose --admin-port", config.admin.listen))?;
+    let shared = open(config, keys, tls, board, stoppers.1)?;
+    let calls = server::start(&shared.config.dir.admin_socket(), shared.board.clone())
+        .with_context(|| format!("can't make {}", shared.config.dir.admin_socket().display()))?;
+    stop_on_signal(stoppers.0)?;
+
+    let shared = Arc::new(shared);
+    let mut calls = Some(calls);
+    let mut threads = Vec::new();
+    for core in 0..shared.config.cores {
+        threads.push(executor::spawn(shared.clone(), core, calls.take())?);
+    }
+    crate::banner::when_ready(shared.clone(), admin_http);
+    let mut result = Ok(());
+    for thread in threads {
+        // A panic has ended the process already.
+        let ended = thread.join().map_err(|_| anyhow!("an executor thread died"))?;
+        result = result.and(ended);
+    }
+    shared.side.stop();
+    let _gone = std::fs::remove_file(shared.config.dir.admin_socket());
+    match shared.steps.failure() {
+        Some(reason) => bail!("{reason}"),
+        None => result,
+    }
+}
+
+/// Opens devices and metadata, and makes everything that cores share.
+fn open(
+    config: Config,
+    keys: KeyStore,
+    tls: Option<TlsAcceptor>,
+    board: Arc<StatusBoard>,
+    stop: kiseki_net::StopSignal,
+) -> Result<CoreShared> {
+    let found = devices::open_all(&config.devices, keys.cluster);
+    if found.usable.is_empty() {
+        let reasons: Vec<String> =
+            found.reports.iter().map(|report| format!("  {}: {}", report.path, report.reason)).collect();
+        bail!("no usable device:\n{}\nmend one of them, or format new ones with kiseki-devctl", reasons.join("\n"));
+    }
+    let witness = metadata::witness(&found.usable, config.devices.len());
+    let meta = metadata::open(keys.cluster, &config.metadata_dirs, witness)?;
+    let shape = stripe_shape(&config)?;
+    describe(&config, &board, &found.reports, &meta, found.lanes, shape);
+    let mesh_shape = MeshShape { core_count: config.cores, lane_count: found.lanes };
+    let side = SidePool::start(usize::from(config.side_threads)).context("can't start side threads")?;
+    let usable: Vec<NodeDevice> = found.usable;
+    Ok(CoreShared {
+        lanes: found.lanes,
+        shape,
+        shards_per_tenant: SHARDS_PER_CORE * config.cores,
+        steps: Steps::new(config.cores),
+        lane_mesh: Mesh::new(mesh_shape),
+        engine_mesh: Mesh::new(mesh_shape),
+        mesh_shape,
+        devices: usable,
+        meta,
+        side,
+        keys,
+        tls,
+        board,
+        stop,
+        config,
+    })
+}
+
+/// Two nodes in one directory would take each other's devices.
+fn lock_dir(config: &Config) -> Result<File> {
+    let path = config.dir.lock_file();
+    let file = File::create(&path).with_context(|| format!("can't make {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => {
+            bail!("a node is running in {} already; stop it, or name another --dir", config.dir.path().display())
+        }
+        Err(std::fs::TryLockError::Error(error)) => Err(error).with_context(|| format!("can't lock {}", path.display())),
+    }
+}
+
+fn port_error(error: kiseki_net::NetError, flag: &str) -> anyhow::Error {
+    let text = format!("{error} ({flag})");
+    anyhow::Error::from(error).context(text)
+}
+
+fn tls_acceptor(config: &Config) -> Result<TlsAcceptor> {
+    let read = |path: &Path| {
+        read_bounded(path, PEM_LEN_BYTES_MAX)
+            .with_context(|| format!("{}: `kiseki-server init` makes a certificate, S3_TLS=off serves without", path.display()))
+    };
+    let chain = read(&config.s3.certificate_file)?;
+    let key = zeroize::Zeroizing::new(read(&config.s3.private_key_file)?);
+    Ok(TlsAcceptor::from_pem(&chain, &key)?)
+}
+
+/// Connections take four descriptors, devices one a core: use what the hard limit allows.
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::debug!(%error, "the limit of open files stays as it is");
+    }
+}
+
+/// How the first pool protects chunks: by the number of devices that the node is to have.
+fn stripe_shape(config: &Config) -> Result<StripeShape> {
+    match config.devices.len() {
+        1 if config.unsafe_single_copy => Ok(StripeShape { data: 1, parity: 0 }),
+        1 => bail!(
+            "a single device keeps a single copy of everything: add a second one to `devices`, or set \
+             unsafe_single_copy = true"
+        ),
+        2 => Ok(StripeShape { data: 1, parity: 1 }),
+        3..=5 => Ok(StripeShape { data: 1, parity: 2 }),
+        _ => Ok(StripeShape { data: 4, parity: 2 }),
+    }
+}
+
+fn describe(
+    config: &Config,
+    board: &StatusBoard,
+    devices: &[crate::status::DeviceReport],
+    meta: &NodeMetadata,
+    lanes: u16,
+    shape: StripeShape,
+) {
+    let mut report = board.lock();
+    report.version = env!("CARGO_PKG_VERSION").to_owned();
+    report.phase = Phase::Starting;
+    report.started_at = executor::boottime_ns();
+    report.endpoint = config.endpoint();
+    report.cores = config.cores;
+    report.lanes = lanes;
+    report.durability = match shape.data {
+        1 => format!("{} copies", shape.width()),
+        data => format!("EC {data}+{}", shape.parity),
+    };
+    report.paths_in_use = machine::cpu_paths().into_iter().map(|(what, path)| (what.to_owned(), path.to_owned())).collect();
+    report.paths_in_use.insert("devices".to_owned(), "io_uring, O_DIRECT".to_owned());
+    report.devices = devices.to_vec();
+    report.metadata_dirs = meta.reports.clone();
+    report.unsafe_settings = config.unsafe_settings().into_iter().map(str::to_owned).collect();
+    if config.metadata_dirs.len() == 1 {
+        report.warnings.push(
+            "a single metadata directory: if it is lost, all data is lost; add one on another disk to metadata_dirs"
+                .to_owned(),
+        );
+    }
+}
+
+/// The first SIGINT or SIGTERM stops the node cleanly, a second one ends it at once (what is acknowledged stays).
+fn stop_on_signal(stopper: Stopper) -> Result<()> {
+    let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM])?;
+    std::thread::Builder::new().name("kiseki-signals".to_owned()).spawn(move || {
+        let mut is_stopping = false;
+        for signal in signals.forever() {
+            if is_stopping {
+                std::process::exit(128 + signal);
+            }
+            is_stopping = true;
+            tracing::info!(signal, "stopping; a second signal ends at once");
+            stopper.stop();
+        }
+    })?;
+    Ok(())
+}

@@ -1,0 +1,102 @@
+//! What a core tells the status board, a few times a second.
+
+use crate::core_node::CoreNode;
+use crate::executor::CoreShared;
+use crate::status::{CoreReport, StatusBoard};
+use kiseki_devices::fragment_store::DeviceReport;
+use kiseki_gateway::S3Service;
+use kiseki_types::fragment::{DeviceState, FragmentStore};
+use kiseki_types::ids::CoreId;
+use kiseki_types::runtime::{Ports, RuntimeExt};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Between two reports of a core.
+const INTERVAL: Duration = Duration::from_millis(500);
+
+/// Notes what opening the lanes found on the devices.
+pub fn devices_opened(board: &StatusBoard, reports: &[DeviceReport]) {
+    for report in reports {
+        let Some(problem) = &report.problem else { continue };
+        tracing::warn!(device = %report.name, reason = %problem, "device not used; going on without it");
+        fail(board, &report.device.to_string(), problem);
+    }
+}
+
+fn fail(board: &StatusBoard, id: &str, reason: &str) {
+    let mut board = board.lock();
+    for device in board.devices.iter_mut().filter(|device| device.id == id && device.state == "healthy") {
+        device.state = "failed".to_owned();
+        device.reason = reason.to_owned();
+    }
+}
+
+/// Reports until the executor ends.
+pub fn start(shared: &Arc<CoreShared>, core: CoreId, node: &Rc<CoreNode>, gateway: &S3Service, ports: &Ports) {
+    let (shared, node, gateway, ports_of_task) = (shared.clone(), node.clone(), gateway.clone(), ports.clone());
+    let task = async move {
+        while !shared.stop.is_stopped() {
+            report(&shared, core, &node, &gateway, &ports_of_task);
+            ports_of_task.sleep(INTERVAL).await;
+        }
+    };
+    ports.spawn("report", Box::pin(task));
+}
+
+fn report(shared: &CoreShared, core: CoreId, node: &CoreNode, gateway: &S3Service, ports: &Ports) {
+    let s3 = gateway.counters();
+    let mut values: BTreeMap<String, u64> = BTreeMap::new();
+    let mut set = |name: &str, value: u64| {
+        values.insert(name.to_owned(), value);
+    };
+    let requests: u64 = s3.operations.values().map(|operation| operation.answers_by_class.iter().sum::<u64>()).sum();
+    let failed: u64 = s3.operations.values().map(|operation| operation.answers_by_class[4]).sum();
+    set("s3_requests_total", requests);
+    set("s3_requests_5xx_total", failed);
+    set("s3_bytes_in_total", s3.bytes_in);
+    set("s3_bytes_out_total", s3.bytes_out);
+    let fragments = node.fragments().counters();
+    set("fragment_puts_total", fragments.puts.get());
+    set("fragment_put_bytes_total", fragments.put_bytes.get());
+    set("fragment_reads_total", fragments.reads.get());
+    set("fragment_read_bytes_total", fragments.read_bytes.get());
+    set("fragments_corrupt_total", fragments.corrupt.get());
+    set("fragment_releases_total", fragments.releases.get());
+    set("journal_folds_total", fragments.folds.get());
+    let (flushes, waiters) = node.fragments().flushes();
+    set("device_flushes_total", flushes);
+    set("device_flush_waiters_total", waiters);
+    let data = &node.engine().core().counters;
+    set("chunks_written_total", data.chunks_written.get());
+    set("chunk_bytes_written_total", data.chunk_bytes_written.get());
+    set("chunks_deduplicated_total", data.chunks_deduplicated.get());
+    set("chunk_bytes_deduplicated_total", data.chunk_bytes_deduplicated.get());
+    set("stripes_degraded_total", data.stripes_degraded.get());
+    set("rebuilds_total", data.rebuilds.get());
+    set("raft_groups", node.groups().count() as u64);
+    set("raft_groups_fenced", node.groups().fenced().len() as u64);
+    let mut device_free_bytes = BTreeMap::new();
+    for device in node.fragments().devices() {
+        device_free_bytes.insert(device.id.to_string(), device.free_bytes);
+        if device.state == DeviceState::Failed {
+            fail(&shared.board, &device.id.to_string(), "it failed an operation and is fenced until it is reopened");
+        }
+    }
+    let report =
+        CoreReport { reported_at: ports.now().0, connections: s3.connections, values, device_free_bytes };
+    let mut board = shared.board.lock();
+    board.core_reports.insert(core.0, report);
+    let board = &mut *board;
+    for device in &mut board.devices {
+        device.free_bytes =
+            board.core_reports.values().filter_map(|core| core.device_free_bytes.get(&device.id)).sum();
+    }
+    if core == CoreId(0) {
+        for member in shared.meta.dir.members().into_iter().filter(|member| !member.healthy) {
+            let path = shared.meta.paths[member.index].display().to_string();
+            board.metadata_dirs.iter_mut().filter(|dir| dir.path == path).for_each(|dir| dir.state = "stale".to_owned());
+        }
+    }
+}
