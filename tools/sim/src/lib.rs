@@ -5,7 +5,7 @@
 //! ([`register`]), and reports what contradicts it. What it does not: it knows nothing of how a node stores objects.
 //!
 //! Reading order: [`content`] (objects made of a seed), [`register`] (what a key may hold), [`model`] (all keys and
-//! uploads), [`node`] (what is driven), [`client`] (one client's operations), [`listing`] (checked listings),
+//! uploads), [`node`] (what is driven), [`real`] (the real one), [`client`] (one client's operations), [`listing`] (checked listings),
 //! [`verify`] (after a cut), [`run`] (rounds of work, cut, recovery).
 #![forbid(unsafe_code)]
 
@@ -15,6 +15,7 @@ pub mod listing;
 pub mod model;
 pub mod multipart;
 pub mod node;
+pub mod real;
 pub mod register;
 pub mod run;
 pub mod verify;

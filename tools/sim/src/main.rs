@@ -1,4 +1,98 @@
-//! `kiseki-sim`: crash runs of a whole node, from given or fresh seeds.
+//! `kiseki-sim`: crash runs of a whole node on simulated disks, from given seeds or from fresh ones.
 #![forbid(unsafe_code)]
 
-fn main() {}
+use clap::{Parser, ValueEnum};
+use kiseki_sim::real::{Lie, RealNode, RealOptions};
+use kiseki_sim::{Report, RunOptions, run_seed};
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::process::ExitCode;
+
+/// Runs a whole node on simulated disks, cuts the power at random writes, and checks that everything acknowledged is
+/// back. The same seed gives the same run.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    /// The first seed.
+    #[arg(long, default_value_t = 0, conflicts_with = "fresh")]
+    seed: u64,
+    /// How many seeds, one after the other.
+    #[arg(long, default_value_t = 1)]
+    seeds: u64,
+    /// Operations of each seed.
+    #[arg(long, default_value_t = RunOptions::default().operations)]
+    ops: u64,
+    /// Start from a seed that nobody has chosen.
+    #[arg(long)]
+    fresh: bool,
+    /// Cores of the node; without it the seed decides.
+    #[arg(long)]
+    cores: Option<u16>,
+    /// A control that has to fail: media that answer flushes and save nothing.
+    #[arg(long, value_enum)]
+    lie: Option<LieArgument>,
+    /// Print a line for each seed, not only for those that fail.
+    #[arg(long)]
+    verbose: bool,
+    /// Filter of the node's own log, such as `kiseki_raft=debug`; it goes to standard error.
+    #[arg(long)]
+    log: Option<String>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum LieArgument {
+    Devices,
+    RaftJournals,
+    MetadataDirs,
+}
+
+impl From<LieArgument> for Lie {
+    fn from(lie: LieArgument) -> Lie {
+        match lie {
+            LieArgument::Devices => Lie::Devices,
+            LieArgument::RaftJournals => Lie::RaftJournals,
+            LieArgument::MetadataDirs => Lie::MetadataDirs,
+        }
+    }
+}
+
+impl Arguments {
+    fn run(&self, seed: u64) -> Report {
+        let options = RunOptions { operations: self.ops, ..RunOptions::default() };
+        run_seed(seed, options, |sim| {
+            let usual = RealOptions::for_seed(seed);
+            let cores = self.cores.unwrap_or(usual.cores);
+            RealNode::new(sim, RealOptions { cores, lie: self.lie.map_or(Lie::Nobody, Lie::from), ..usual })
+        })
+    }
+
+    /// What to type to see one seed again.
+    fn replay(&self, seed: u64) -> String {
+        let cores = self.cores.map(|cores| format!(" --cores {cores}")).unwrap_or_default();
+        let lie = self.lie.and_then(|lie| lie.to_possible_value()).map(|value| format!(" --lie {}", value.get_name()));
+        format!(
+            "cargo run --release -p kiseki-sim -- --seed {seed} --ops {}{cores}{}",
+            self.ops,
+            lie.unwrap_or_default()
+        )
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    if let Some(filter) = &arguments.log {
+        tracing_subscriber::fmt().with_env_filter(filter).without_time().with_writer(std::io::stderr).init();
+    }
+    let first = if arguments.fresh { RandomState::new().build_hasher().finish() } else { arguments.seed };
+    let mut failed = 0_u64;
+    for seed in (0..arguments.seeds).map(|index| first.wrapping_add(index)) {
+        let report = arguments.run(seed);
+        if !report.is_good() {
+            failed += 1;
+            println!("FAILED {report}\n  replay: {}", arguments.replay(seed));
+        } else if arguments.verbose {
+            println!("ok {report}");
+        }
+    }
+    println!("{} seeds from {first}, {} operations each: {failed} failed", arguments.seeds, arguments.ops);
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

@@ -329,3 +329,49 @@ fn prefetch(data: &[u8], block: Block, tile: usize) {
         _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::Kernel;
+    use super::*;
+
+    /// What one block of `data` leaves behind: its first hit, and whether the exact variant took over.
+    fn after_one_block(key: u32, threshold: u32, data: &[u8]) -> Option<(Option<usize>, bool)> {
+        Kernel::runnable().contains(&Kernel::Avx2).then(|| {
+            let rabin = Rabin::with_kernel(0xD306_EACF, key, threshold, Kernel::Avx2);
+            let block = Block::next(64, data.len(), rabin.avx2.tiles_max).unwrap();
+            let mut exact = false;
+            (rabin.first_hit_of_block(data, block, 64, &mut exact), exact)
+        })
+    }
+
+    #[test]
+    fn crowded_suspects_are_not_tested_one_by_one() {
+        // Zeros have fingerprint 0: every position matches the high half of this key, none is below T.
+        let hostile = after_one_block(0x0000_8000, 1, &vec![0; 40_000]);
+        assert!(hostile.is_none_or(|(hit, exact)| hit.is_none() && exact), "{hostile:?}");
+        // Ordinary data stays with the faster variant.
+        let data: Vec<u8> = (0..40_000u32).map(|i| (i.wrapping_mul(0x9e37_79b9) >> 24) as u8).collect();
+        let ordinary = after_one_block(0xA5C3_E719, 1, &data);
+        assert!(ordinary.is_none_or(|(hit, exact)| hit.is_none() && !exact), "{ordinary:?}");
+    }
+
+    #[test]
+    fn blocks_cover_everything_from_where_they_are_asked_to() {
+        for tiles_max in [3, 5, 17] {
+            for data_len in (64..20_000).step_by(61).chain([34_880, 34_881, 100_000]) {
+                let mut at = 64;
+                while let Some(block) = (at < data_len).then(|| Block::next(at, data_len, tiles_max)).flatten() {
+                    let inside = block.start >= WINDOW_LEN_BYTES && block.end() <= data_len;
+                    let usable = inside && block.tiles % 2 == 1 && block.tiles <= tiles_max;
+                    assert!(usable && block.start <= at && block.end() > at, "{at} of {data_len}: {}", block.tiles);
+                    at = block.end();
+                }
+                assert!(
+                    data_len - at.min(data_len) < 2 * LANES * TILE,
+                    "{at} of {data_len}: too much for the plain kernel"
+                );
+            }
+        }
+    }
+}

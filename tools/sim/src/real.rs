@@ -1,0 +1,407 @@
+//! The real node on simulated media: eight disks, two metadata directories with their Raft journals, one or two cores.
+//!
+//! A start goes through the same steps as on a machine, with the same code from the first superblock on; only disks,
+//! directories, links, time and chance are simulated.
+
+use crate::node::{NodeUnderTest, OpenCore, OpenError, OpenNode};
+use futures::channel::oneshot;
+use futures::future::join_all;
+use kiseki_devices::fragment_store::{LaneRequest, LaneResponse, StoreDevice, plain_buffers};
+use kiseki_devices::journal::{MirrorContent, MirrorRegion};
+use kiseki_devices::layout::DeviceLayout;
+use kiseki_devices::metadata_set::{MemberFate, MetadataSet, MirroredDir};
+use kiseki_devices::recovery::format_journals;
+use kiseki_devices::superblock::{
+    DeviceClass, MetadataEpoch, Superblock, SuperblockKeeper, SuperblockWitness, read_superblock_blocking,
+    write_superblock,
+};
+use kiseki_engine::keyring::NodeKeys;
+use kiseki_engine::keys::MasterKeys;
+use kiseki_engine::message::{ControlRequest, ControlResponse, Dedup, EngineRequest, EngineResponse};
+use kiseki_raft::GroupSettings;
+use kiseki_server::core_node::{CoreInputs, CoreNode, LaneInput, LogMirror};
+use kiseki_server::metadata::mark_formed;
+use kiseki_simulator::seed::mix64;
+use kiseki_simulator::{CutSwitch, DiskOptions, NodeId, SeededRng, Sim, SimDisk, SimLink, SimMetaDir};
+use kiseki_types::fragment::StripeShape;
+use kiseki_types::ids::{ClusterId, CoreId, DeviceId, LaneId, MasterEpoch, PoolId, TenantId};
+use kiseki_types::meta::MetaDir;
+use kiseki_types::runtime::{Ports, RuntimeExt};
+use kiseki_types::secret::SecretKey;
+use kiseki_types::{BlockIndex, LocalBoxFuture};
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// The machine.
+const NODE: NodeId = NodeId(1);
+
+/// The cluster of every run.
+const CLUSTER: ClusterId = ClusterId(*b"simulated cluste");
+
+/// The tenant that the clients are.
+const TENANT_NAME: &str = "sim";
+
+/// What [`mark_formed`] makes once the first shards exist.
+const FORMED_FILE: &str = "formed";
+
+/// What a simulated node is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct RealOptions {
+    /// Disks.
+    pub devices: u16,
+    /// Bytes of each.
+    pub device_len_bytes: u64,
+    /// Metadata directories.
+    pub metadata_dirs: u16,
+    /// Bytes of each lane's Raft journal: small, so that it is folded and trimmed during a run.
+    pub raft_journal_len_bytes: u64,
+    /// Lanes.
+    pub lanes: u16,
+    /// Cores.
+    pub cores: u16,
+    /// Shape of the stripes.
+    pub shape: StripeShape,
+    /// What lies about flushing: the controls that a run must catch.
+    pub lie: Lie,
+}
+
+/// Which media answer a flush without saving anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lie {
+    /// None.
+    Nobody,
+    /// The disks that hold fragments and their journals.
+    Devices,
+    /// The disks that hold the Raft journals.
+    RaftJournals,
+    /// The metadata directories.
+    MetadataDirs,
+}
+
+impl RealOptions {
+    /// The node of a seed: one core or two, otherwise always the same.
+    #[must_use]
+    pub fn for_seed(seed: u64) -> RealOptions {
+        RealOptions {
+            devices: 8,
+            device_len_bytes: 64 << 20,
+            metadata_dirs: 2,
+            raft_journal_len_bytes: 4 << 20,
+            lanes: 2,
+            cores: 1 + (mix64(seed) % 2) as u16,
+            shape: StripeShape { data: 4, parity: 2 },
+            lie: Lie::Nobody,
+        }
+    }
+}
+
+/// One metadata directory and the disks that stand for the Raft journals in it, by lane.
+struct Member {
+    dir: SimMetaDir,
+    journals: Vec<SimDisk>,
+}
+
+/// The node's media, and while it runs its cores.
+pub struct RealNode {
+    options: RealOptions,
+    switch: Arc<CutSwitch>,
+    disks: Vec<SimDisk>,
+    members: Vec<Member>,
+    is_formatted: bool,
+    running: Vec<Rc<CoreNode>>,
+}
+
+impl RealNode {
+    /// A node on blank media.
+    #[must_use]
+    pub fn new(sim: &Sim, options: RealOptions) -> RealNode {
+        let switch = Arc::<CutSwitch>::default();
+        let disk = |name: String, len| SimDisk::new(sim, DiskOptions::of_len(&name, len), &switch);
+        let disks: Vec<SimDisk> =
+            (0..options.devices).map(|index| disk(format!("disk{index}"), options.device_len_bytes)).collect();
+        let member = |index: u16| {
+            let journal = |lane| disk(format!("meta{index}-lane{lane}"), options.raft_journal_len_bytes);
+            let dir = SimMetaDir::new(&format!("meta{index}"), mix64(sim.seed() ^ u64::from(index)), &switch);
+            Member { dir, journals: (0..options.lanes).map(journal).collect() }
+        };
+        let members: Vec<Member> = (0..options.metadata_dirs).map(member).collect();
+        match options.lie {
+            Lie::Nobody => {}
+            Lie::Devices => disks.iter().for_each(|disk| disk.set_flush_is_a_lie(true)),
+            Lie::RaftJournals => {
+                members.iter().flat_map(|member| &member.journals).for_each(|disk| disk.set_flush_is_a_lie(true));
+            }
+            Lie::MetadataDirs => members.iter().for_each(|member| member.dir.set_sync_is_a_lie(true)),
+        }
+        RealNode { options, switch, disks, members, is_formatted: false, running: Vec::new() }
+    }
+
+    /// The disks that hold fragments, for faults and for looking at what lies on them.
+    #[must_use]
+    pub fn disks(&self) -> &[SimDisk] {
+        &self.disks
+    }
+
+    /// The metadata directories.
+    pub fn metadata_dirs(&self) -> impl Iterator<Item = &SimMetaDir> {
+        self.members.iter().map(|member| &member.dir)
+    }
+
+    /// Formats the disks and sets the metadata set up, as a first start does.
+    async fn format(&self, ports: &Ports) -> Result<(), OpenError> {
+        for (index, disk) in self.disks.iter().enumerate() {
+            let device = disk.open();
+            let layout = DeviceLayout::compute(device.geometry(), self.options.lanes).map_err(failed)?;
+            let id = DeviceId(ports.random());
+            format_journals(ports, id, device.name(), &layout, &device).await.map_err(failed)?;
+            let superblock = Superblock {
+                cluster: CLUSTER,
+                device: id,
+                pool: PoolId(0),
+                class: DeviceClass::File,
+                layout,
+                generation: index as u64 % 2,
+                incarnation: 0,
+                metadata: MetadataEpoch::default(),
+            };
+            write_superblock(&*device, &superblock).await.map_err(failed)?;
+        }
+        let (_, witness) = self.superblocks()?;
+        self.metadata_set(ports, witness, |set| set.create().map(drop).map_err(failed))
+    }
+
+    /// The superblocks as a start finds them, raised to this start's incarnation.
+    fn superblocks(&self) -> Result<(Vec<Superblock>, Arc<SuperblockWitness>), OpenError> {
+        let (mut superblocks, mut keepers) = (Vec::new(), Vec::new());
+        for disk in &self.disks {
+            let (name, file) = (disk.name(), disk.file());
+            let found = read_superblock_blocking(&*file, 4096).map_err(failed)?.present(&name).map_err(failed)?;
+            let keeper = Arc::new(SuperblockKeeper::new(&name, file, found));
+            superblocks.push(keeper.update(|next| next.incarnation += 1).map_err(failed)?);
+            keepers.push(keeper);
+        }
+        let enrolled = keepers.len();
+        Ok((superblocks, Arc::new(SuperblockWitness::new(keepers, enrolled))))
+    }
+
+    fn metadata_set<T>(
+        &self,
+        ports: &Ports,
+        witness: Arc<SuperblockWitness>,
+        act: impl FnOnce(MetadataSet<'_>) -> Result<T, OpenError>,
+    ) -> Result<T, OpenError> {
+        let dirs: Vec<Arc<dyn MetaDir>> = self.members.iter().map(|member| member.dir.open()).collect();
+        act(MetadataSet { cluster: CLUSTER, dirs, witness, fresh_id: &mut || ports.random() })
+    }
+
+    async fn start(&mut self, sim: &Sim) -> Result<OpenNode, OpenError> {
+        let first_ports = sim.ports(NODE);
+        if !self.is_formatted {
+            self.format(&first_ports).await?;
+            self.is_formatted = true;
+        }
+        let (superblocks, witness) = self.superblocks()?;
+        let (meta, report) = self.metadata_set(&first_ports, witness, |set| set.open().map_err(failed))?;
+        let is_new = match meta.open(FORMED_FILE) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => true,
+            other => other.map(|_| false).map_err(failed)?,
+        };
+        let plan = Plan { superblocks, meta, fates: report.fates, is_new };
+        let lane_link = SimLink::<LaneRequest, LaneResponse>::new(sim);
+        let engine_link = SimLink::<EngineRequest, EngineResponse>::new(sim);
+        let ports: Vec<Ports> = (0..self.options.cores).map(|core| sim.core_ports(NODE, CoreId(core))).collect();
+
+        let opened = ports.iter().enumerate().map(|(core, ports)| {
+            let inputs = self.inputs(&plan, core, ports.clone(), lane_link.clone(), engine_link.clone());
+            on_core(ports, async move { CoreNode::open(inputs).await.map_err(failed) })
+        });
+        for opened in join_all(opened).await {
+            let (node, reports) = opened?;
+            if let Some(report) = reports.iter().find(|report| report.problem.is_some()) {
+                return Err(OpenError(format!("{}: {}", report.name, report.problem.clone().unwrap_or_default())));
+            }
+            self.running.push(node);
+        }
+        self.serve_links(&ports, &lane_link, &engine_link);
+        self.on_every_core(&ports, |node| Box::pin(async move { node.publish().await.map_err(failed) })).await?;
+        self.on_every_core(&ports, |node| Box::pin(async move { node.open_system_shards().await.map_err(failed) }))
+            .await?;
+        self.on_every_core(&ports, |node| Box::pin(async move { node.open_tenant_shards().await.map_err(failed) }))
+            .await?;
+        if plan.is_new {
+            mark_formed(&plan.meta).map_err(failed)?;
+        }
+        let start_background = |node: Rc<CoreNode>| -> LocalBoxFuture<'static, Result<(), OpenError>> {
+            Box::pin(async move {
+                node.start_background();
+                Ok(())
+            })
+        };
+        self.on_every_core(&ports, start_background).await?;
+        let tenant = self.tenant().await?;
+        let cores = ports.into_iter().zip(&self.running).map(|(ports, node)| OpenCore { ports, store: node.store() });
+        Ok(OpenNode { tenant, cores: cores.collect() })
+    }
+
+    /// Cores answer each other from now on. Links hold them weakly, or no node would ever be freed.
+    fn serve_links(
+        &self,
+        ports: &[Ports],
+        lane_link: &SimLink<LaneRequest, LaneResponse>,
+        engine_link: &SimLink<EngineRequest, EngineResponse>,
+    ) {
+        for lane in (0..self.options.lanes).map(LaneId) {
+            let core = usize::from(lane.0 % self.options.cores);
+            let node = Rc::downgrade(&self.running[core]);
+            lane_link.serve(lane, ports[core].clone(), move |request| {
+                let node = node.upgrade();
+                Box::pin(async move { node.expect(ALIVE).handle_lane(lane, request).await })
+            });
+            let node = Rc::downgrade(&self.running[core]);
+            engine_link.serve(lane, ports[core].clone(), move |request| {
+                let node = node.upgrade();
+                Box::pin(async move { node.expect(ALIVE).handle_engine(request).await })
+            });
+        }
+    }
+
+    /// Takes one step on every core, each with the ports of its own.
+    async fn on_every_core(
+        &self,
+        ports: &[Ports],
+        step: impl Fn(Rc<CoreNode>) -> LocalBoxFuture<'static, Result<(), OpenError>>,
+    ) -> Result<(), OpenError> {
+        let steps = ports.iter().zip(&self.running).map(|(ports, node)| on_core(ports, step(node.clone())));
+        join_all(steps).await.into_iter().collect()
+    }
+
+    fn inputs(
+        &self,
+        plan: &Plan,
+        core: usize,
+        ports: Ports,
+        lane_link: SimLink<LaneRequest, LaneResponse>,
+        engine_link: SimLink<EngineRequest, EngineResponse>,
+    ) -> CoreInputs {
+        let lanes = (0..self.options.lanes).filter(|lane| usize::from(lane % self.options.cores) == core);
+        let device = |(disk, superblock): (&SimDisk, &Superblock)| StoreDevice {
+            id: superblock.device,
+            pool: superblock.pool,
+            name: disk.name(),
+            layout: superblock.layout,
+            device: disk.open(),
+        };
+        CoreInputs {
+            core: CoreId(core as u16),
+            lane_count: self.options.lanes,
+            lanes: lanes.map(|lane| self.lane_input(plan, LaneId(lane), &ports)).collect(),
+            devices: self.disks.iter().zip(&plan.superblocks).map(device).collect(),
+            meta: plan.meta.clone(),
+            lane_link: Rc::new(lane_link),
+            engine_link: Rc::new(engine_link),
+            buffers: plain_buffers(),
+            keys: Rc::new(node_keys()),
+            first_pool: self.options.shape,
+            shards_per_tenant: 2 * self.options.cores,
+            group_settings: GroupSettings { snapshot_entries: 60, kept_entries: 20, ..GroupSettings::single_voter() },
+            is_new: plan.is_new,
+            ports,
+        }
+    }
+
+    fn lane_input(&self, plan: &Plan, lane: LaneId, ports: &Ports) -> LaneInput {
+        let healthy = plan.meta.members().into_iter().filter(|member| member.healthy);
+        let mirror = |member: kiseki_devices::metadata_set::MemberStatus| {
+            let device = self.members[member.index].journals[usize::from(lane.0)].open();
+            let len = device.geometry().block_count;
+            let mut region = MirrorRegion::new(ports.clone(), device, BlockIndex(0), len);
+            if plan.fates[member.index] == MemberFate::Refilled {
+                region.content = MirrorContent::Refill;
+            }
+            LogMirror { member: member.id, region }
+        };
+        LaneInput { lane, log_mirrors: healthy.map(mirror).collect() }
+    }
+
+    /// The clients' tenant, made at the first start.
+    async fn tenant(&self) -> Result<TenantId, OpenError> {
+        let calls = self.running[0].engine().calls().clone();
+        let tenants = calls.control(ControlRequest::Tenants).await.map_err(failed)?;
+        if let ControlResponse::Tenants(tenants) = tenants
+            && let Some(tenant) = tenants.iter().find(|tenant| tenant.name == TENANT_NAME)
+        {
+            return Ok(tenant.tenant);
+        }
+        let request = ControlRequest::CreateTenant { name: TENANT_NAME.to_owned(), dedup: Dedup::Shared };
+        match calls.control(request).await.map_err(failed)? {
+            ControlResponse::Tenant(tenant) => Ok(tenant.tenant),
+            _ => Err(OpenError("the control shard answers in another kind".to_owned())),
+        }
+    }
+}
+
+/// A call to a core arrives only while its tasks live, and these hold the core.
+const ALIVE: &str = "a core that is called is running";
+
+/// What all cores are opened with.
+struct Plan {
+    superblocks: Vec<Superblock>,
+    meta: Arc<MirroredDir>,
+    fates: Vec<MemberFate>,
+    is_new: bool,
+}
+
+fn failed(error: impl Display + std::fmt::Debug) -> OpenError {
+    OpenError(format!("{error} ({error:?})"))
+}
+
+/// Runs a future as a task of a core, so that everything in it sees that core's ports.
+async fn on_core<T: 'static>(
+    ports: &Ports,
+    future: impl Future<Output = Result<T, OpenError>> + 'static,
+) -> Result<T, OpenError> {
+    let (sender, receiver) = oneshot::channel();
+    let task = async move {
+        let _ = sender.send(future.await); // nobody waits any more when the power is gone
+    };
+    ports.spawn("start", Box::pin(task));
+    receiver.await.map_err(|_| OpenError("the core died".to_owned()))?
+}
+
+/// The same keys in every run.
+fn node_keys() -> NodeKeys {
+    let rng = SeededRng::new(7);
+    let key = || {
+        let mut bytes = [0; 32];
+        rng.fill(&mut bytes);
+        SecretKey::take(&mut bytes)
+    };
+    let masters = MasterKeys::new(BTreeMap::from([(MasterEpoch(1), key())])).expect("there is one key");
+    NodeKeys { masters, locator: key(), control: key() }
+}
+
+impl NodeUnderTest for RealNode {
+    fn id(&self) -> NodeId {
+        NODE
+    }
+
+    fn switch(&self) -> Arc<CutSwitch> {
+        self.switch.clone()
+    }
+
+    fn open<'a>(&'a mut self, sim: &'a Sim) -> LocalBoxFuture<'a, Result<OpenNode, OpenError>> {
+        Box::pin(self.start(sim))
+    }
+
+    fn power_cut(&mut self, seed: u64) {
+        self.running.clear();
+        let rng = SeededRng::new(seed);
+        self.disks.iter().for_each(|disk| disk.power_cut(rng.next_u64()));
+        for member in &self.members {
+            member.dir.power_cut(rng.next_u64());
+            member.journals.iter().for_each(|disk| disk.power_cut(rng.next_u64()));
+        }
+    }
+}
