@@ -90,7 +90,9 @@ pub enum DeviceError {
         device: String,
     },
     /// Superblock copies are there, and none of them can be believed.
-    #[error("{device}: no copy of its superblock can be read ({reason}); its fragments will be rebuilt on other devices")]
+    #[error(
+        "{device}: no copy of its superblock can be read ({reason}); its fragments will be rebuilt on other devices"
+    )]
     SuperblockUnreadable {
         /// Path or name of the device.
         device: String,

@@ -21,6 +21,9 @@ pub struct DeviceFenced {
     pub reason: String,
 }
 
+/// Hears of a fence, once.
+pub type OnFenced = Rc<dyn Fn(&DeviceFenced)>;
+
 type Waiter = oneshot::Sender<Result<(), DeviceFenced>>;
 
 #[derive(Default)]
@@ -28,7 +31,7 @@ struct GateState {
     flush_runs: bool,
     waiting: Vec<Waiter>,
     fenced: Option<DeviceFenced>,
-    on_fenced: Vec<Rc<dyn Fn(&DeviceFenced)>>,
+    on_fenced: Vec<OnFenced>,
 }
 
 struct GateInner {
@@ -92,7 +95,7 @@ impl FlushGate {
     }
 
     /// Calls `listener` once when the device is fenced (at once if it is already).
-    pub fn on_fenced(&self, listener: Rc<dyn Fn(&DeviceFenced)>) {
+    pub fn on_fenced(&self, listener: OnFenced) {
         match self.fenced() {
             Some(fenced) => listener(&fenced),
             None => self.inner.state.borrow_mut().on_fenced.push(listener),
@@ -145,8 +148,7 @@ impl GateInner {
             if state.fenced.is_some() {
                 return;
             }
-            state.fenced =
-                Some(DeviceFenced { device: self.device.name().to_string(), reason: reason.to_string() });
+            state.fenced = Some(DeviceFenced { device: self.device.name().to_string(), reason: reason.to_string() });
             std::mem::take(&mut state.on_fenced)
         };
         let fenced = self.state.borrow().fenced.clone().expect("set above");

@@ -76,7 +76,8 @@ fn refuse_unconfirmed(name: &str, found: &[FoundSignature], confirmed: &[String]
     if missing.is_empty() {
         return Ok(());
     }
-    let list = |part: fn(&FoundSignature) -> &str| missing.iter().map(|found| part(found)).collect::<Vec<_>>().join(", ");
+    let list =
+        |part: fn(&FoundSignature) -> &str| missing.iter().map(|found| part(found)).collect::<Vec<_>>().join(", ");
     Err(DeviceError::Signed {
         device: name.to_owned(),
         found: list(|signature| &signature.description),

@@ -5,9 +5,7 @@ use crate::crc32c;
 use kiseki_types::buf::{IoBuf, IoBytes};
 use kiseki_types::codec::{CodecError, Reader, Writer};
 use kiseki_types::fragment::{FragmentKey, FragmentMeta, StripeShape};
-use kiseki_types::limits::{
-    DEVICE_BLOCK_BYTES_MAX, ENVELOPE_LEN_BYTES_MAX, FRAGMENT_HEADER_BYTES, STRIPE_WIDTH_MAX,
-};
+use kiseki_types::limits::{DEVICE_BLOCK_BYTES_MAX, ENVELOPE_LEN_BYTES_MAX, FRAGMENT_HEADER_BYTES, STRIPE_WIDTH_MAX};
 use kiseki_types::{DeviceId, Generation, Locator, MapEpoch, PoolId};
 use std::ops::Range;
 
@@ -275,7 +273,7 @@ mod tests {
     #[test]
     fn i_c9_pieces_are_the_same_however_the_payload_is_cut_and_a_flipped_bit_is_seen() {
         let whole = payload();
-        let header = FragmentHeader::of(meta(), &[whole.clone()]);
+        let header = FragmentHeader::of(meta(), std::slice::from_ref(&whole));
         for cut in [4096, 32_768, 36_864, 65_536, 73_728] {
             let parts = [whole.slice(0..cut), whole.slice(cut..whole.len())];
             assert_eq!(checksum_pieces(&parts), header.piece_checksums, "cut at {cut}");

@@ -29,9 +29,7 @@ use crate::layout::DeviceLayout;
 use crate::recovery;
 use kiseki_types::buf::{IoBuf, IoBytes};
 use kiseki_types::device::Device;
-use kiseki_types::fragment::{
-    DeviceState, DeviceStatus, FragmentError, FragmentMeta, FragmentStore, StoredFragment,
-};
+use kiseki_types::fragment::{DeviceState, DeviceStatus, FragmentError, FragmentMeta, FragmentStore, StoredFragment};
 use kiseki_types::link::Link;
 use kiseki_types::runtime::{LocalBoxFuture, Ports};
 use kiseki_types::table::{TableError, TableStore};
@@ -121,8 +119,8 @@ pub struct FragmentCounters {
     pub fenced: Cell<u64>,
     /// Journals folded into tables.
     pub folds: Cell<u64>,
-    /// Flushes of devices and those who waited for them are counted by the gates: see
-    /// [`CoreFragmentStore::flushes`].
+    /// Attempts to fold that failed. (Flushes and their waiters are counted by the gates, see
+    /// [`CoreFragmentStore::flushes`].)
     pub fold_errors: Cell<u64>,
 }
 

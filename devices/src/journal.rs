@@ -6,7 +6,7 @@
 //!   a fresh page.
 //! - Each start is an *incarnation*: its number is flushed in a region header before its first frame.
 //! - Each frame and header states through which record everything was durable when it was submitted. That tells a torn
-//!   tail from damage at the next open ([`scan`](self)).
+//!   tail from damage at the next open.
 //! - Trimming writes a region header; the space is used again only when that header is durable (I-C8).
 //! - A failed write or flush fences the mirror (I-D6). With several mirrors the journal goes on with the rest only after
 //!   the owner has made the new set of mirrors durable elsewhere.

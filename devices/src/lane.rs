@@ -191,9 +191,7 @@ mod tests {
             map_epoch: MapEpoch(4),
             devices: Vec::new(),
         };
-        for record in
-            [LaneRecord::Allocate(StoredFragment { meta, extent }), LaneRecord::Release { key, extent }]
-        {
+        for record in [LaneRecord::Allocate(StoredFragment { meta, extent }), LaneRecord::Release { key, extent }] {
             let bytes = record.encode();
             assert_eq!(LaneRecord::decode(device, &bytes), Ok(record));
             for len in 0..bytes.len() {

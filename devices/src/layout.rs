@@ -117,7 +117,8 @@ impl DeviceLayout {
             return Err(DeviceError::Layout { reason: "the number of zones is out of range" });
         }
         let end_blocks = 2 * unit; // two copies
-        let ends_at = |start: u64, count: u64, each: u64| count.checked_mul(each).and_then(|len| start.checked_add(len));
+        let ends_at =
+            |start: u64, count: u64, each: u64| count.checked_mul(each).and_then(|len| start.checked_add(len));
         let journals_end = ends_at(self.journals_start.0, u64::from(self.lanes), self.journal_len.0);
         let zones_end = ends_at(self.zones_start.0, u64::from(self.zone_count()), self.zone_len.0);
         let last = align_down(self.geometry.block_count.0, unit).saturating_sub(end_blocks);

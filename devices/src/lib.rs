@@ -1,33 +1,33 @@
-//! Devices of a node: superblocks, layout, rings, registered buffers, and the metadata directories.
+//! Devices of a node: layout, superblocks, rings, journals, zones, fragments, and the metadata directories.
 //!
 //! What this room does: open files and block devices for direct I/O with a ring per core, divide them, say whose they
 //! are, and keep metadata files mirrored. What it does not: it never meets plaintext or keys, and knows nothing of
 //! chunks beyond the fragment port.
 //!
 //! Reading order: [`layout`], [`superblock`], [`probe`], [`format`], then [`pool`], [`ring`], [`file_device`], and
-//! [`meta_dir`], [`metadata_set`].
+//! [`meta_dir`], [`metadata_set`]. What lies in a device: [`flush_gate`], [`journal`], [`zones`], [`fragment_header`],
+//! [`lane`], [`index`], [`recovery`], [`fragment_store`], [`fragment_scan`].
 
 mod checksum;
 pub mod error;
 pub mod file_device;
-pub mod format;
-pub mod pool;
-pub mod probe;
-pub mod layout;
-
 pub mod flush_gate;
+pub mod format;
 pub mod fragment_header;
 pub mod fragment_scan;
 pub mod fragment_store;
 pub mod index;
 pub mod journal;
 pub mod lane;
-pub mod recovery;
-pub mod zones;
+pub mod layout;
 pub mod meta_dir;
 pub mod metadata_set;
+pub mod pool;
+pub mod probe;
+pub mod recovery;
 pub mod ring;
 pub mod superblock;
+pub mod zones;
 #[cfg(test)]
 mod testing;
 

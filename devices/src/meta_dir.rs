@@ -39,7 +39,8 @@ impl FsDir {
     /// missing later is a disk that is not mounted.
     pub fn create(path: &Path) -> io::Result<FsDir> {
         std::fs::DirBuilder::new().mode(0o700).create(path)?;
-        File::open(path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")))?.sync_all()?;
+        File::open(path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")))?
+            .sync_all()?;
         FsDir::open(path)
     }
 

@@ -4,7 +4,7 @@
 //! Linux machines carry; what it does not know is not protected, so operators name devices, never "all".
 
 use crate::error::DeviceError;
-use crate::layout::{DeviceLayout, SUPERBLOCK_COPIES, SUPERBLOCK_LEN_BYTES};
+use crate::layout::{DeviceLayout, SUPERBLOCK_LEN_BYTES};
 use crate::superblock::{Superblock, SuperblockDamage};
 use kiseki_types::device::{Device, DeviceGeometry};
 use kiseki_types::limits::DEVICE_BLOCK_BYTES_MAX;
@@ -155,11 +155,11 @@ fn has_mbr(front: &[u8]) -> bool {
 fn kiseki_copies(front: &[u8], far: &[u8], geometry: DeviceGeometry) -> Vec<(String, String)> {
     let offsets = DeviceLayout::superblock_offsets(geometry);
     let mut found = Vec::new();
-    for copy in 0..SUPERBLOCK_COPIES {
+    for (copy, offset) in offsets.into_iter().enumerate() {
         let bytes = match copy < 2 {
-            true => usize::try_from(offsets[copy]).ok().and_then(|at| front.get(at..)),
+            true => usize::try_from(offset).ok().and_then(|at| front.get(at..)),
             false => {
-                let back = usize::try_from(geometry.len_bytes() - offsets[copy]).ok();
+                let back = usize::try_from(geometry.len_bytes() - offset).ok();
                 back.and_then(|back| far.len().checked_sub(back)).map(|at| &far[at..])
             }
         };

@@ -55,7 +55,8 @@ pub async fn format_journals(
     let gate = FlushGate::new(ports.clone(), device.clone());
     for lane in (0..layout.lanes()).map(LaneId) {
         let (start, len) = layout.journal_extent(lane);
-        let region = MirrorRegion { device: device.clone(), gate: gate.clone(), start, len, content: MirrorContent::Refill };
+        let region =
+            MirrorRegion { device: device.clone(), gate: gate.clone(), start, len, content: MirrorContent::Refill };
         journal::format(&journal_config(ports, id, name, lane, region)).await?;
     }
     Ok(())
@@ -179,7 +180,10 @@ fn decode_records(
     let mut decoded = Vec::new();
     for record in records.iter().filter(|record| record.sequence > folded) {
         let broken = |why: String| {
-            LaneFailure::Device(format!("record {} in the journal of lane {lane} makes no sense: {why}", record.sequence))
+            LaneFailure::Device(format!(
+                "record {} in the journal of lane {lane} makes no sense: {why}",
+                record.sequence
+            ))
         };
         let found = LaneRecord::decode(device.id, &record.bytes).map_err(|error| broken(error.to_string()))?;
         let zone = device.layout.zone_of(found.extent().start);
@@ -321,4 +325,3 @@ pub(crate) async fn read_fragment(
     let is_intact = pieces == header.piece_checksums.len() && header.pieces_match(0, &payload);
     Ok(Some((header, is_intact)))
 }
-

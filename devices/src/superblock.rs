@@ -276,10 +276,9 @@ impl SuperblockState {
                     newest = Some(found);
                 }
                 Ok(_) => {}
-                Err(damage) => reasons.push_str(&format!(
-                    "{}copy {index}: {damage}",
-                    if reasons.is_empty() { "" } else { "; " }
-                )),
+                Err(damage) => {
+                    reasons.push_str(&format!("{}copy {index}: {damage}", if reasons.is_empty() { "" } else { "; " }))
+                }
             }
         }
         match newest {

@@ -30,7 +30,8 @@ impl Clock for TestPorts {
 impl Rng for TestPorts {
     fn fill_random(&self, out: &mut [u8]) {
         for byte in out {
-            let next = self.random.get().wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let next =
+                self.random.get().wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             self.random.set(next);
             *byte = (next >> 56) as u8;
         }

@@ -104,8 +104,7 @@ impl Zones {
         let zone = self.zones.range(..=start.0).next_back().filter(|(zone, blocks)| end <= *zone + *blocks);
         zone.ok_or(outside)?;
         let run = self.free.range(..=start.0).next_back().map(|(run, blocks)| (*run, *blocks));
-        let (run, blocks) =
-            run.filter(|(run, blocks)| end <= run + blocks).ok_or(ZoneError::Overlap { start, len })?;
+        let (run, blocks) = run.filter(|(run, blocks)| end <= run + blocks).ok_or(ZoneError::Overlap { start, len })?;
         self.free.remove(&run);
         if run < start.0 {
             self.free.insert(run, start.0 - run);
@@ -120,7 +119,10 @@ impl Zones {
     fn take(&mut self, start: u64, len: u64) {
         let before = self.used.range(..start + len).next_back();
         // I-C8: none is given out twice.
-        assert!(before.is_none_or(|(used, blocks)| used + blocks <= start), "I-C8: block {start}+{len} is used already");
+        assert!(
+            before.is_none_or(|(used, blocks)| used + blocks <= start),
+            "I-C8: block {start}+{len} is used already"
+        );
         self.used.insert(start, len);
         self.free_blocks -= len;
     }
@@ -171,11 +173,14 @@ mod tests {
         zones.free(long, BlockCount(40));
         zones.free(BlockIndex(50), BlockCount(30));
         assert_eq!(zones.allocate(BlockCount(41)), None, "touching zones stay two");
-        assert_eq!(zones.mark_used(BlockIndex(45), BlockCount(6)).unwrap_err().to_string().contains("outside"), true);
+        assert!(zones.mark_used(BlockIndex(45), BlockCount(6)).unwrap_err().to_string().contains("outside"));
         assert!(matches!(zones.mark_used(BlockIndex(100), BlockCount(1)), Err(ZoneError::Overlap { .. })));
         assert!(matches!(zones.mark_used(BlockIndex(0), BlockCount(u64::MAX)), Err(ZoneError::Outside { .. })));
         zones.mark_used(BlockIndex(20), BlockCount(5)).unwrap();
-        assert_eq!(zones.used().collect::<Vec<_>>(), [(BlockIndex(20), BlockCount(5)), (BlockIndex(100), BlockCount(25))]);
+        assert_eq!(
+            zones.used().collect::<Vec<_>>(),
+            [(BlockIndex(20), BlockCount(5)), (BlockIndex(100), BlockCount(25))]
+        );
     }
 
     proptest! {

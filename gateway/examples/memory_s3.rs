@@ -11,5 +11,5 @@ fn main() {
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:0".to_owned());
     let listener = std::net::TcpListener::bind(&address).expect("the address is free");
     println!("http://{}", listener.local_addr().expect("a bound socket has an address"));
-    memory::serve(listener, kiseki_gateway::GatewayConfig::default());
+    memory::serve(listener, memory::config());
 }

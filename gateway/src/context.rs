@@ -23,6 +23,8 @@ pub(crate) struct RequestContext {
     pub(crate) tenant: Cell<Option<TenantId>>,
     /// Bytes of object content received.
     pub(crate) bytes_in: Cell<u64>,
+    /// Bytes of a body announced by `Expect: 100-continue` that were not read. See `upload::Announced`.
+    pub(crate) unread: Cell<u64>,
     /// The answer to give in place of what `s3s` makes of a body that failed.
     pub(crate) body_error: RefCell<Option<S3Error>>,
 }
@@ -35,6 +37,7 @@ impl RequestContext {
             operation: Cell::new("Unknown"),
             tenant: Cell::new(None),
             bytes_in: Cell::new(0),
+            unread: Cell::new(0),
             body_error: RefCell::new(None),
         }
     }

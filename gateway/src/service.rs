@@ -8,8 +8,8 @@ use crate::errors::complete_error_body;
 use crate::meter::MeteredBody;
 use crate::rt::{LocalExecutor, PortsTimer, WatchedIo, WriteStall};
 use crate::s3::Handler;
-use crate::upload::VerifiedXml;
-use http::{HeaderValue, Method, Request, Response};
+use crate::upload::{Announced, VerifiedXml};
+use http::{HeaderValue, Method, Request, Response, Version};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -244,6 +244,7 @@ impl Inner {
     async fn answer(self: Rc<Self>, request: Request<Incoming>) -> Result<Response<MeteredBody>, Infallible> {
         let context = Rc::new(RequestContext::new(self.next_request_id(), self.shared.ports.now()));
         let is_head = request.method() == Method::HEAD;
+        let is_http1 = request.version() < Version::HTTP_2;
         let response = match with_checked_body(request, &context) {
             Ok(request) => in_request(context.clone(), self.s3.call(request)).await.unwrap_or_else(|error| {
                 tracing::error!(request_id = %context.id, %error, "an answer could not be made");
@@ -255,7 +256,11 @@ impl Inner {
             Some(error) => error_response(error),
             None => response,
         };
-        Ok(self.finish(response, is_head, context))
+        let mut response = self.finish(response, is_head, context.clone());
+        if is_http1 && context.unread.get() > 0 {
+            response.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        Ok(response)
     }
 
     /// What every answer carries, and its meter.
@@ -267,6 +272,10 @@ impl Inner {
         {
             parts.headers.remove(http::header::CONTENT_LENGTH);
             body = Body::from(whole);
+        }
+        // `s3s` answers a HEAD of a range with 200; the other headers are those of a 206 already.
+        if is_head && parts.status.is_success() && parts.headers.contains_key(http::header::CONTENT_RANGE) {
+            parts.status = http::StatusCode::PARTIAL_CONTENT;
         }
         if is_head && body.bytes().is_some_and(|bytes| !bytes.is_empty()) {
             body = Body::empty();
@@ -288,18 +297,23 @@ impl Inner {
     }
 }
 
-/// Hands the body on; that of a multi-delete, whose XML `s3s` reads by itself, with its digests checked.
+/// Hands the body on: one that is announced with its unread bytes counted, that of a multi-delete, whose XML `s3s`
+/// reads by itself, with its digests checked.
 fn with_checked_body(request: Request<Incoming>, context: &Rc<RequestContext>) -> Result<Request<Body>, S3Error> {
-    let is_multi_delete = request.method() == Method::POST
-        && request
-            .uri()
+    let (parts, body) = request.into_parts();
+    let body = match parts.headers.contains_key(http::header::EXPECT) {
+        true => Body::http_body(Announced::new(body, context.clone())),
+        false => Body::from(body),
+    };
+    let is_multi_delete = parts.method == Method::POST
+        && parts
+            .uri
             .query()
             .is_some_and(|query| query.split('&').any(|pair| pair == "delete" || pair.starts_with("delete=")));
-    let has_aws_chunks = request.headers().contains_key("x-amz-decoded-content-length");
+    let has_aws_chunks = parts.headers.contains_key("x-amz-decoded-content-length");
     if !is_multi_delete || has_aws_chunks {
-        return Ok(request.map(Body::from));
+        return Ok(Request::from_parts(parts, body));
     }
-    let (parts, body) = request.into_parts();
     let body = VerifiedXml::new(body, &parts.headers, context.clone())?;
     Ok(Request::from_parts(parts, Body::http_body_unsync(body)))
 }

@@ -222,9 +222,53 @@ async fn next(body: &mut StreamingBlob, watch: &mut IdleWatch) -> S3Result<Optio
     .await
 }
 
+/// A body that the client sends only when it is asked to (`Expect: 100-continue`).
+///
+/// When an answer leaves before such a body was read, nobody can tell whether the client will still send it, and hyper
+/// would take the first bytes of the next request for it. So what is left unread is counted, and the connection is
+/// closed behind the answer when it is not nothing.
+pub(crate) struct Announced {
+    body: hyper::body::Incoming,
+    request: send_wrapper::SendWrapper<std::rc::Rc<RequestContext>>,
+}
+
+impl Announced {
+    pub(crate) fn new(body: hyper::body::Incoming, request: std::rc::Rc<RequestContext>) -> Announced {
+        request.unread.set(http_body::Body::size_hint(&body).exact().unwrap_or(u64::MAX));
+        Announced { body, request: send_wrapper::SendWrapper::new(request) }
+    }
+}
+
+impl http_body::Body for Announced {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, hyper::Error>>> {
+        let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(context));
+        let len_bytes = match &frame {
+            Some(Ok(frame)) => frame.data_ref().map_or(0, |bytes| bytes.len() as u64),
+            Some(Err(_)) => 0,
+            None => u64::MAX,
+        };
+        self.request.unread.set(self.request.unread.get().saturating_sub(len_bytes));
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.body.size_hint()
+    }
+}
+
 /// The body of a request whose XML is read by `s3s` before any handler sees it: its digests are checked on the way.
 pub(crate) struct VerifiedXml {
-    pub(crate) body: hyper::body::Incoming,
+    body: s3s::Body,
     digests: Option<Digests>,
     content_md5: Option<[u8; 16]>,
     plan: Option<Plan>,
@@ -233,7 +277,7 @@ pub(crate) struct VerifiedXml {
 
 impl VerifiedXml {
     pub(crate) fn new(
-        body: hyper::body::Incoming,
+        body: s3s::Body,
         headers: &HeaderMap,
         request: std::rc::Rc<RequestContext>,
     ) -> S3Result<VerifiedXml> {
@@ -280,10 +324,10 @@ impl http_body::Body for VerifiedXml {
                 }
             }
         }
-        Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
+        Poll::Ready(frame)
     }
 
     fn size_hint(&self) -> http_body::SizeHint {
-        self.body.size_hint()
+        http_body::Body::size_hint(&self.body)
     }
 }

@@ -3,21 +3,13 @@
 
 mod memory;
 
-use kiseki_gateway::GatewayConfig;
 use std::process::Command;
-use std::time::Duration;
 
 #[test]
 fn real_clients_are_answered_as_aws_would() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let endpoint = format!("http://{}", listener.local_addr().unwrap());
-    let config = GatewayConfig {
-        header_timeout: Duration::from_secs(3),
-        body_idle_timeout: Duration::from_secs(2),
-        aws_chunk_len_bytes_max: 1024 * 1024,
-        ..GatewayConfig::default()
-    };
-    std::thread::spawn(move || memory::serve(listener, config));
+    std::thread::spawn(move || memory::serve(listener, memory::config()));
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/conformance.py");
     let status = Command::new("python3")
         .args([script, "--memory"])

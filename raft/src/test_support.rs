@@ -107,9 +107,12 @@ impl CrashDir {
         Arc::new(CrashDir(Mutex::new(DirState { files, power })))
     }
 
-    /// Lets the power fail at the `changes`-th change from now.
+    /// Lets the power fail at the `changes`-th change from now; power that was lost is back.
     pub fn fail_after(&self, changes: u64) {
-        self.0.lock().unwrap().power.lock().unwrap().changes_left = Some(changes);
+        let state = self.0.lock().unwrap();
+        let mut power = state.power.lock().unwrap();
+        power.changes_left = Some(changes);
+        power.lost = false;
     }
 
     /// Changes so far.
@@ -269,11 +272,13 @@ impl MetaDir for CrashDir {
     }
 }
 
+type Job = Box<dyn FnOnce() + Send>;
+
 /// Runs tasks and offloaded jobs in an order drawn from a seed; jobs of one queue stay in order.
 pub struct TestRuntime {
     dice: RefCell<Dice>,
     tasks: RefCell<Vec<LocalBoxFuture<'static, ()>>>,
-    queues: RefCell<BTreeMap<u64, VecDeque<Box<dyn FnOnce() + Send>>>>,
+    queues: RefCell<BTreeMap<u64, VecDeque<Job>>>,
     now: Cell<u64>,
 }
 

@@ -8,7 +8,6 @@ use kiseki_simulator::executor::Interrupted;
 use kiseki_simulator::{SeededRng, Sim};
 use kiseki_types::ShardId;
 use kiseki_types::group::RaftGroup;
-use kiseki_types::table::TableReader;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 

@@ -108,7 +108,7 @@ impl Spawn for GlommioPorts {
         glommio::spawn_local(task).detach();
     }
     fn yield_now(&self) -> LocalBoxFuture<'static, ()> {
-        Box::pin(glommio::executor().yield_task_queue_now())
+        Box::pin(async { glommio::executor().yield_task_queue_now().await })
     }
 }
 

@@ -80,11 +80,7 @@ impl Core {
         Box::pin(async move { self.read(&fragment, range).await })
     }
 
-    async fn read(
-        self: &Rc<Core>,
-        fragment: &StoredFragment,
-        range: Range<u32>,
-    ) -> Result<IoBytes, FragmentError> {
+    async fn read(self: &Rc<Core>, fragment: &StoredFragment, range: Range<u32>) -> Result<IoBytes, FragmentError> {
         let device = self.device(fragment.extent.device)?;
         if device.layout.zone_of(fragment.extent.start).is_none() {
             return Err(self.corrupt(fragment)); // a damaged index row

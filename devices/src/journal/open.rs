@@ -134,9 +134,9 @@ pub async fn open(
     writer.flush_now().await.map_err(|error| fenced(&config, &error))?;
     writer.write_header(header).await.map_err(|error| fenced(&config, &error))?;
     writer.flush_now().await.map_err(|error| fenced(&config, &error))?;
-    report.lost_mirrors.extend(
-        writer.mirrors_live().iter().enumerate().filter(|(_, live)| !**live).map(|(index, _)| index),
-    );
+    report
+        .lost_mirrors
+        .extend(writer.mirrors_live().iter().enumerate().filter(|(_, live)| !**live).map(|(index, _)| index));
     report.lost_mirrors.sort_unstable();
     report.lost_mirrors.dedup();
     Ok((Rc::new(LaneJournal { writer }), replayed(best.scan.records, stated), report))

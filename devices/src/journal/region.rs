@@ -103,10 +103,11 @@ impl MirrorRegion {
         let len = ring_pages as usize * PAGE_LEN_BYTES;
         let mut ring = Vec::with_capacity(len);
         while ring.len() < len {
-            let reads = (0..SCAN_DEPTH).map(|step| ring.len() + step * SCAN_STEP_BYTES).take_while(|at| *at < len).map(|at| {
-                let block = self.block_of(HEADER_PAGES + (at / PAGE_LEN_BYTES) as u64);
-                self.device.read(block, IoBuf::zeroed(SCAN_STEP_BYTES.min(len - at)))
-            });
+            let reads =
+                (0..SCAN_DEPTH).map(|step| ring.len() + step * SCAN_STEP_BYTES).take_while(|at| *at < len).map(|at| {
+                    let block = self.block_of(HEADER_PAGES + (at / PAGE_LEN_BYTES) as u64);
+                    self.device.read(block, IoBuf::zeroed(SCAN_STEP_BYTES.min(len - at)))
+                });
             for read in join_all(reads).await {
                 ring.extend_from_slice(&read?);
             }

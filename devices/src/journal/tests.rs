@@ -30,7 +30,11 @@ impl Rig {
         let block_len: u32 = if seed.is_multiple_of(3) { 512 } else { 4096 };
         let disk = |at| {
             let block_count = 64 + pages * 8;
-            SimDisk::new(&sim, DiskOptions { name: format!("disk{at}"), block_len_bytes: block_len, block_count }, &switch)
+            SimDisk::new(
+                &sim,
+                DiskOptions { name: format!("disk{at}"), block_len_bytes: block_len, block_count },
+                &switch,
+            )
         };
         let disks = (0..mirrors).map(disk).collect();
         Rig { sim, switch, disks, pages, block_len, failures: Rc::default(), may_go_on: Rc::new(Cell::new(true)) }
@@ -94,6 +98,7 @@ struct Model {
     appended: BTreeMap<Sequence, Vec<u8>>,
     acknowledged: Sequence,
     trimmed: Sequence,
+    handed_out: Sequence,
 }
 
 impl Model {
@@ -121,6 +126,14 @@ impl Model {
         self.appended = shown;
         Ok(())
     }
+
+    /// Numbers never come again, also those of records that nobody can know of.
+    fn check_numbers(&self, journal: &LaneJournal) -> Result<(), String> {
+        if journal.last() < self.handed_out {
+            return Err(format!("{} was handed out, the journal goes on at {}", self.handed_out, journal.last()));
+        }
+        Ok(())
+    }
 }
 
 /// Random appends, waits and trims until the power fails or enough is done.
@@ -131,6 +144,7 @@ async fn use_journal(journal: Rc<LaneJournal>, model: Rc<RefCell<Model>>, seed: 
         let bytes = vec![(step % 251) as u8; len];
         match journal.append(&bytes) {
             Ok(sequence) => {
+                model.borrow_mut().handed_out = sequence;
                 assert!(model.borrow_mut().appended.insert(sequence, bytes).is_none(), "{sequence} came twice");
             }
             Err(JournalError::Full { .. }) => {
@@ -139,6 +153,7 @@ async fn use_journal(journal: Rc<LaneJournal>, model: Rc<RefCell<Model>>, seed: 
                 journal.flushed(last).await.unwrap();
                 model.borrow_mut().acknowledged = last;
                 let trim = last - rng.below(3).min(last);
+                let trim = trim.max(model.borrow().trimmed);
                 model.borrow_mut().trimmed = trim;
                 journal.trim(trim);
                 journal.trim_persisted().await.unwrap();
@@ -180,6 +195,7 @@ fn crash_run(seed: u64, mirrors: usize, flush_is_a_lie: bool) -> Result<(), Stri
             async {
                 let (journal, replayed, _) = open(config).await.map_err(|error| error.to_string())?;
                 to_use.borrow_mut().check(&replayed)?;
+                to_use.borrow_mut().check_numbers(&journal)?;
                 use_journal(journal, to_use, rng.next_u64(), steps).await;
                 Ok::<(), String>(())
             },
@@ -190,7 +206,11 @@ fn crash_run(seed: u64, mirrors: usize, flush_is_a_lie: bool) -> Result<(), Stri
             Err(Interrupted::PowerCut) => {}
             Err(Interrupted::Stalled(stalled)) => panic!("seed {seed} round {round}: {stalled}"),
         }
-        if rig.switch.is_cut() || rng.chance(1, 2) { rig.power_cut(rng.next_u64()) } else { rig.stop() };
+        if rig.switch.is_cut() || rng.chance(1, 2) {
+            rig.power_cut(rng.next_u64())
+        } else {
+            rig.stop()
+        };
         rig.switch.restore();
     }
     let (_, replayed, _) = rig.run(open(rig.config())).map_err(|error| error.to_string())?;
@@ -345,7 +365,11 @@ fn i_d6_a_failed_write_or_flush_fences_a_lone_journal_for_good() {
         rig.run(async {
             let first = journal.append(b"safe").unwrap();
             journal.flushed(first).await.unwrap();
-            if is_flush { rig.disks[0].fail_flush(1) } else { rig.disks[0].fail_write(1) };
+            if is_flush {
+                rig.disks[0].fail_flush(1)
+            } else {
+                rig.disks[0].fail_write(1)
+            };
             let second = journal.append(b"lost").unwrap();
             let waits = futures::future::join(journal.flushed(second), journal.flushed(second)).await;
             assert!(waits.0.is_err() && waits.1.is_err());
@@ -366,7 +390,11 @@ fn i_d6_a_mirrored_journal_goes_on_only_when_its_owner_agrees() {
             rig.may_go_on.set(may_go_on);
             let (journal, ..) = rig.open();
             rig.run(async {
-                if is_flush { rig.disks[1].fail_flush(1) } else { rig.disks[1].fail_write(1) };
+                if is_flush {
+                    rig.disks[1].fail_flush(1)
+                } else {
+                    rig.disks[1].fail_write(1)
+                };
                 let sequence = journal.append(b"one").unwrap();
                 assert_eq!(journal.flushed(sequence).await.is_ok(), may_go_on);
                 if may_go_on {

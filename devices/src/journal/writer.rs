@@ -132,7 +132,8 @@ impl Writer {
             let state = self.state.borrow();
             self.check_fence(&state)?;
             // I-L2, I-D6: the flush is submitted after these writes have completed everywhere, so it covers them.
-            let flushes: Vec<_> = live_of(&state).map(|index| (index, self.config.mirrors[index].gate.flush())).collect();
+            let flushes: Vec<_> =
+                live_of(&state).map(|index| (index, self.config.mirrors[index].gate.flush())).collect();
             (state.written, flushes)
         };
         let results = join_all(flushes.into_iter().map(|(index, flush)| async move { (index, flush.await) })).await;
@@ -218,7 +219,8 @@ impl Writer {
         while let Some(ready) = self.take_frame() {
             let live: Vec<usize> = live_of(&self.state.borrow()).collect();
             let writes = live.into_iter().map(|index| {
-                let write = self.config.mirrors[index].write_ring(ready.frame.page, self.ring_pages, ready.bytes.clone());
+                let write =
+                    self.config.mirrors[index].write_ring(ready.frame.page, self.ring_pages, ready.bytes.clone());
                 async move { (index, write.await) }
             });
             let failed = join_all(writes).await.into_iter().filter_map(|(index, result)| Some((index, result.err()?)));

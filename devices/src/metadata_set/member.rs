@@ -93,7 +93,8 @@ pub(super) enum DirState {
 
 impl DirState {
     pub fn read(dir: &dyn MetaDir, cluster: ClusterId) -> DirState {
-        DirState::try_read(dir, cluster).unwrap_or_else(|error| DirState::Unusable(format!("it can't be read: {error}")))
+        DirState::try_read(dir, cluster)
+            .unwrap_or_else(|error| DirState::Unusable(format!("it can't be read: {error}")))
     }
 
     fn try_read(dir: &dyn MetaDir, cluster: ClusterId) -> io::Result<DirState> {
@@ -112,7 +113,9 @@ impl DirState {
         Ok(match MemberRecord::decode(&bytes) {
             Ok(record) if record.cluster == cluster => DirState::Ours(record),
             Ok(record) => DirState::Unusable(format!("it belongs to cluster {}; it is left alone", record.cluster)),
-            Err(error) => DirState::Unusable(format!("its `member` file is damaged ({error}); empty it to have it filled")),
+            Err(error) => {
+                DirState::Unusable(format!("its `member` file is damaged ({error}); empty it to have it filled"))
+            }
         })
     }
 

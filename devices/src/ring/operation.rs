@@ -191,9 +191,13 @@ mod tests {
         let mut operation = read(8192);
         assert!(matches!(operation.progress(4096), Progress::Continue));
         assert!(matches!(operation.progress(4096), Progress::Done));
-        assert!(matches!(read(8192).progress(0), Progress::Failed(error) if error.kind() == io::ErrorKind::UnexpectedEof));
+        assert!(
+            matches!(read(8192).progress(0), Progress::Failed(error) if error.kind() == io::ErrorKind::UnexpectedEof)
+        );
         assert!(matches!(read(8192).progress(100), Progress::Failed(_)), "I-C7");
-        assert!(matches!(read(8192).progress(-libc::EIO), Progress::Failed(error) if error.raw_os_error() == Some(libc::EIO)));
+        assert!(
+            matches!(read(8192).progress(-libc::EIO), Progress::Failed(error) if error.raw_os_error() == Some(libc::EIO))
+        );
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! Tests of the superblock: crash at every write, damage of every copy, random bytes.
 
 use super::*;
+use crate::metadata_set::{EpochWitness, WitnessedEpoch};
 use kiseki_types::BlockCount;
 use proptest::prelude::*;
-use crate::metadata_set::{EpochWitness, WitnessedEpoch};
 use std::sync::{Arc, Mutex};
 
 const LEN: u64 = 16 << 20;
@@ -165,9 +165,8 @@ fn i_d6_a_failed_update_fences_the_keeper() {
 
 #[test]
 fn the_witness_wants_a_majority_of_all_enrolled_devices() {
-    let keepers: Vec<_> = (0..2)
-        .map(|_| Arc::new(SuperblockKeeper::new("memory", Arc::new(Memory::new(LEN)), sample(1))))
-        .collect();
+    let keepers: Vec<_> =
+        (0..2).map(|_| Arc::new(SuperblockKeeper::new("memory", Arc::new(Memory::new(LEN)), sample(1)))).collect();
     let epoch = MetadataEpoch { epoch: 6, members: vec![MemberId([8; 16])] };
     let minority = SuperblockWitness::new(keepers.clone(), 4);
     minority.record(&epoch).unwrap_err();

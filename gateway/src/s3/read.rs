@@ -76,10 +76,7 @@ pub(super) async fn head_object(
     let mut output = HeadObjectOutput::default();
     describe_object!(output, info, slice, wants_sums(input.checksum_mode.as_ref(), &slice, &info));
     override_headers(&mut output, &mut input);
-    let status = slice.content_range.as_ref().map(|_| http::StatusCode::PARTIAL_CONTENT);
-    let mut response = S3Response::new(output);
-    response.status = status;
-    Ok(response)
+    Ok(S3Response::new(output))
 }
 
 /// `response-*` of a HEAD; those of a GET are applied by `s3s`.

@@ -1,5 +1,8 @@
 //! An S3 server over a store in memory, for tests only: the gateway's own code, a fake engine behind it, real sockets.
 
+// Each test uses the part that it needs.
+#![allow(dead_code)]
+
 pub mod io;
 pub mod ports;
 pub mod store;
@@ -8,6 +11,16 @@ use async_io::Async;
 use kiseki_gateway::{GatewayConfig, HttpProtocol, S3Service};
 use std::net::TcpListener;
 use std::rc::Rc;
+
+/// Settings with limits that a test reaches soon.
+pub fn config() -> GatewayConfig {
+    GatewayConfig {
+        header_timeout: std::time::Duration::from_secs(3),
+        body_idle_timeout: std::time::Duration::from_secs(2),
+        aws_chunk_len_bytes_max: 1024 * 1024,
+        ..GatewayConfig::default()
+    }
+}
 
 /// Serves `listener` on this thread for ever. Two keys of two tenants are known, see [`store::MemoryStore::new`].
 pub fn serve(listener: TcpListener, config: GatewayConfig) {
@@ -20,14 +33,28 @@ pub fn serve(listener: TcpListener, config: GatewayConfig) {
         loop {
             let (socket, _) = listener.accept().await.expect("accept");
             socket.get_ref().set_nodelay(true).expect("nodelay");
-            let connection = service.serve_connection(io::Socket(socket), HttpProtocol::Http1);
+            let service = service.clone();
             executor
                 .spawn(async move {
+                    let protocol = protocol_of(&socket).await;
                     // A broken connection is the client's business; the tests look at what it left behind.
-                    let _ = connection.await;
+                    let _ = service.serve_connection(io::Socket(socket), protocol).await;
                 })
                 .detach();
         }
     };
     async_io::block_on(executor.run(accepting));
+}
+
+/// There is no ALPN without TLS: a client that knows HTTP/2 to be spoken begins with its preface.
+async fn protocol_of(socket: &Async<std::net::TcpStream>) -> HttpProtocol {
+    let peek = async {
+        let mut preface = [0; 4];
+        matches!(socket.peek(&mut preface).await, Ok(4)) && preface == *b"PRI "
+    };
+    let timer = async_io::Timer::after(std::time::Duration::from_millis(200));
+    match futures::future::select(std::pin::pin!(peek), timer).await {
+        futures::future::Either::Left((true, _)) => HttpProtocol::Http2,
+        _ => HttpProtocol::Http1,
+    }
 }

@@ -182,17 +182,13 @@ impl FileDatabase {
     /// first file kept, so that it stands at the first file's position.
     pub fn catch_up(&self, number: u8, first: &FileDatabase, snapshot: &Snapshot) -> Result<(), TableError> {
         let mark = Mark { position: snapshot.position, meta: snapshot.meta.clone() };
-        let mut changes = FileChanges::new();
-        for (table, key, value) in first.redo_of(number)? {
-            changes.entry(table).or_default().insert(key, value);
-        }
-        self.fold(&mark, &changes, None)
+        self.fold(&mark, &first.redo_of(number)?, None)
     }
 
-    fn redo_of(&self, number: u8) -> Result<Vec<(TableId, Vec<u8>, Option<Vec<u8>>)>, TableError> {
-        let read = || -> Result<Vec<(TableId, Vec<u8>, Option<Vec<u8>>)>, redb::Error> {
+    fn redo_of(&self, number: u8) -> Result<FileChanges, TableError> {
+        let read = || -> Result<FileChanges, redb::Error> {
             let redo = self.db.begin_read()?.open_table(REDO)?;
-            let mut changes = Vec::new();
+            let mut changes = FileChanges::new();
             for row in redo.range::<&[u8]>(&[number][..]..)? {
                 let (key, value) = row?;
                 let (key, value) = (key.value(), value.value());
@@ -204,7 +200,7 @@ impl FileDatabase {
                     [REDO_PRESENT, value @ ..] => Some(value.to_vec()),
                     _ => None,
                 };
-                changes.push((*table, key.to_vec(), value));
+                changes.entry(*table).or_default().insert(key.to_vec(), value);
             }
             Ok(changes)
         };

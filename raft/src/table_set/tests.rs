@@ -269,7 +269,7 @@ fn install(life: &mut Life, dice: &mut Dice, history: &mut Vec<Model>) -> Result
 
 #[test]
 fn i_v2_a_set_is_its_model_through_folds_cuts_and_installations() {
-    for seed in 0..150 {
+    for seed in 0..80 {
         one_run(seed);
     }
 }
@@ -310,6 +310,47 @@ fn i_v2_a_cut_between_the_commits_of_two_files_leaves_one_position() {
         behind += u32::from(names == b"2" && dir.changes() > changes);
     }
     panic!("the checkpoint never finished");
+}
+
+#[test]
+fn i_v2_a_cut_at_any_change_of_an_installation_leaves_the_old_files_or_the_new_ones() {
+    let base = CrashDir::new();
+    let runtime = TestRuntime::new(1);
+    let set = open(&runtime, &base).unwrap();
+    set.apply(1, vec![put(0, b"a", b"1"), put(1, b"a", b"1")], Vec::new());
+    runtime.run(set.close()).unwrap();
+    let (mut old, mut new) = (0, 0);
+    for cut in 0..400 {
+        let dir = base.after_power_cut(&mut Dice::new(1));
+        let runtime = TestRuntime::new(2);
+        let set = open(&runtime, &dir).unwrap();
+        dir.fail_after(cut);
+        let outcome = runtime.run(async {
+            let mut import = set.import(9, Vec::new()).await?;
+            let row = |file| SetRow { file, table: 1, key: b"a".to_vec(), value: b"9".to_vec() };
+            import.push(vec![row(0), row(1)]).await?;
+            set.install(import).await
+        });
+        drop(set);
+        runtime.kill();
+        let dir = dir.after_power_cut(&mut Dice::new(cut));
+        let runtime = TestRuntime::new(3);
+        let set = open(&runtime, &dir).unwrap_or_else(|error| panic!("cut at {cut}: {error}"));
+        let names = runtime.run(set.get(0, 1, b"a")).unwrap().unwrap();
+        let counts = runtime.run(set.get(1, 1, b"a")).unwrap().unwrap();
+        assert_eq!(names, counts, "cut at {cut}");
+        assert_eq!(names, set.applied_position().to_string().into_bytes(), "cut at {cut}");
+        if outcome.is_ok() {
+            assert!(old > 0 && new > 0 && names == b"9", "{old} old, {new} new");
+            return;
+        }
+        if names == b"9" {
+            new += 1;
+        } else {
+            old += 1;
+        }
+    }
+    panic!("the installation never finished");
 }
 
 #[test]

@@ -63,7 +63,7 @@ pub struct RealOptions {
     pub cores: u16,
     /// Shape of the stripes.
     pub shape: StripeShape,
-    /// What lies about flushing: the controls that a run must catch.
+    /// What lies about flushing once the node serves: the controls that a run must catch.
     pub lie: Lie,
 }
 
@@ -127,15 +127,19 @@ impl RealNode {
             Member { dir, journals: (0..options.lanes).map(journal).collect() }
         };
         let members: Vec<Member> = (0..options.metadata_dirs).map(member).collect();
-        match options.lie {
-            Lie::Nobody => {}
-            Lie::Devices => disks.iter().for_each(|disk| disk.set_flush_is_a_lie(true)),
-            Lie::RaftJournals => {
-                members.iter().flat_map(|member| &member.journals).for_each(|disk| disk.set_flush_is_a_lie(true));
-            }
-            Lie::MetadataDirs => members.iter().for_each(|member| member.dir.set_sync_is_a_lie(true)),
-        }
         RealNode { options, switch, disks, members, is_formatted: false, running: Vec::new() }
+    }
+
+    /// Begins or ends the lie that the options ask for. Starts are told the truth: a node that does not come up at all
+    /// would show nothing about its flushes at work.
+    fn set_lying(&self, is_lying: bool) {
+        let journals = self.members.iter().flat_map(|member| &member.journals);
+        match self.options.lie {
+            Lie::Nobody => {}
+            Lie::Devices => self.disks.iter().for_each(|disk| disk.set_flush_is_a_lie(is_lying)),
+            Lie::RaftJournals => journals.for_each(|disk| disk.set_flush_is_a_lie(is_lying)),
+            Lie::MetadataDirs => self.members.iter().for_each(|member| member.dir.set_sync_is_a_lie(is_lying)),
+        }
     }
 
     /// The disks that hold fragments, for faults and for looking at what lies on them.
@@ -162,7 +166,7 @@ impl RealNode {
                 pool: PoolId(0),
                 class: DeviceClass::File,
                 layout,
-                generation: index as u64 % 2,
+                generation: 1 + index as u64 % 2,
                 incarnation: 0,
                 metadata: MetadataEpoch::default(),
             };
@@ -197,6 +201,7 @@ impl RealNode {
     }
 
     async fn start(&mut self, sim: &Sim) -> Result<OpenNode, OpenError> {
+        self.set_lying(false);
         let first_ports = sim.ports(NODE);
         if !self.is_formatted {
             self.format(&first_ports).await?;
@@ -241,6 +246,7 @@ impl RealNode {
         };
         self.on_every_core(&ports, start_background).await?;
         let tenant = self.tenant().await?;
+        self.set_lying(true);
         let cores = ports.into_iter().zip(&self.running).map(|(ports, node)| OpenCore { ports, store: node.store() });
         Ok(OpenNode { tenant, cores: cores.collect() })
     }

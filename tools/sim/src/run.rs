@@ -139,7 +139,11 @@ impl<N: NodeUnderTest> Run<'_, N> {
         let mut is_first = true;
         while !self.has_failed() && self.model.borrow().begun < self.options.operations {
             let Some(open) = self.open(!is_first) else { return };
-            if is_first { self.make_buckets(&open) } else { self.verify(&open) }
+            if is_first {
+                self.make_buckets(&open)
+            } else {
+                self.verify(&open)
+            }
             is_first = false;
             if self.has_failed() {
                 return;

@@ -141,12 +141,7 @@ impl SimDisk {
             incarnation: 0,
             next_operation: 0,
         };
-        SimDisk {
-            medium: Arc::new(Mutex::new(medium)),
-            in_flight: Rc::default(),
-            sim,
-            switch: switch.clone(),
-        }
+        SimDisk { medium: Arc::new(Mutex::new(medium)), in_flight: Rc::default(), sim, switch: switch.clone() }
     }
 
     /// A queue of this disk for one core. It ends with the next power cut: open another one then.
@@ -190,7 +185,10 @@ impl SimDisk {
             let mut medium = lock(&self.medium);
             medium.incarnation += 1;
             let lost: Vec<(u64, Vec<IoBytes>)> = self.in_flight.take().into_values().collect();
-            let writes = lost.iter().map(|(start, parts)| (*start, parts.iter().flat_map(|part| part.iter().copied()).collect())).collect();
+            let writes = lost
+                .iter()
+                .map(|(start, parts)| (*start, parts.iter().flat_map(|part| part.iter().copied()).collect()))
+                .collect();
             medium.blocks.power_cut(writes, mode, rng);
             lost
         };

@@ -1,0 +1,76 @@
+//! The crash run over the real node: fixed seeds, and the controls that show that it would notice.
+
+use kiseki_sim::real::{Lie, RealNode, RealOptions};
+use kiseki_sim::{Report, RunOptions, run_seed};
+
+/// Seeds of the gate, over all tests of this file.
+const SEEDS: u64 = 200;
+
+/// Tests that share them, so that the test runner spreads them over the machine's cores.
+const SHARES: u64 = 4;
+
+fn run(seed: u64, options: RunOptions, lie: Lie) -> Report {
+    run_seed(seed, options, |sim| RealNode::new(sim, RealOptions { lie, ..RealOptions::for_seed(seed) }))
+}
+
+/// Runs one share of the seeds and reports all that fail.
+fn share(index: u64) {
+    let options = RunOptions { operations: 500, ..RunOptions::default() };
+    let seeds = (0..SEEDS).filter(|seed| seed % SHARES == index);
+    let failed: Vec<Report> =
+        seeds.map(|seed| run(seed, options, Lie::Nobody)).filter(|report| !report.is_good()).collect();
+    let text: Vec<String> = failed
+        .iter()
+        .map(|report| format!("{report}\n  replay: cargo run --release -p kiseki-sim -- --seed {}", report.seed))
+        .collect();
+    assert!(failed.is_empty(), "I-L2, I-L5: {} seeds failed\n{}", failed.len(), text.join("\n"));
+}
+
+#[test]
+fn i_l2_acknowledged_objects_survive_power_cuts_share_0() {
+    share(0);
+}
+
+#[test]
+fn i_l2_acknowledged_objects_survive_power_cuts_share_1() {
+    share(1);
+}
+
+#[test]
+fn i_l2_acknowledged_objects_survive_power_cuts_share_2() {
+    share(2);
+}
+
+#[test]
+fn i_l2_acknowledged_objects_survive_power_cuts_share_3() {
+    share(3);
+}
+
+#[test]
+fn the_same_seed_gives_the_same_run() {
+    let options = RunOptions { operations: 150, ..RunOptions::default() };
+    let (first, second) = (run(3, options, Lie::Nobody), run(3, options, Lie::Nobody));
+    assert_eq!(first, second);
+}
+
+/// A lie has to be caught by most seeds, not by luck.
+fn assert_caught(lie: Lie) {
+    let options = RunOptions { operations: 150, ..RunOptions::default() };
+    let caught = (0..6).filter(|seed| !run(*seed, options, lie).is_good()).count();
+    assert!(caught >= 3, "{lie:?} is caught by {caught} of 6 seeds only");
+}
+
+#[test]
+fn i_l5_disks_that_lie_about_flushing_are_caught() {
+    assert_caught(Lie::Devices);
+}
+
+#[test]
+fn i_l2_raft_journals_that_lie_about_flushing_are_caught() {
+    assert_caught(Lie::RaftJournals);
+}
+
+#[test]
+fn metadata_directories_that_lie_about_syncing_are_caught() {
+    assert_caught(Lie::MetadataDirs);
+}
