@@ -27,9 +27,9 @@ pub mod probe;
 pub mod recovery;
 pub mod ring;
 pub mod superblock;
-pub mod zones;
 #[cfg(test)]
 mod testing;
+pub mod zones;
 
 pub use checksum::crc32c;
 pub use error::DeviceError;

@@ -59,7 +59,7 @@ impl Calls {
 
     /// Asks a tenant's shard.
     pub async fn shard(&self, shard: ShardId, request: ShardRequest) -> Result<ShardResponse, StoreError> {
-        match self.call(shard, RequestBody::Shard(request)).await? {
+        match self.call(shard, RequestBody::Shard(Box::new(request))).await? {
             ResponseBody::Shard(response) => Ok(response),
             _ => panic!("a tenant's shard answers shard requests"),
         }

@@ -77,7 +77,7 @@ impl Core {
         if let Some(chunker) = chunkers.iter().find(|chunker| chunker.format() == format) {
             return Ok(chunker.clone());
         }
-        let chunker = Chunker::open(format.clone());
+        let chunker = Chunker::open(*format);
         let chunker = Rc::new(chunker.map_err(|error| StoreError::Damaged { reason: error.to_string() })?);
         if chunkers.len() < CHUNKERS_MAX {
             chunkers.push(chunker.clone());

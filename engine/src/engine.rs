@@ -193,7 +193,7 @@ impl Engine {
             }
             RequestBody::Shard(body) => {
                 let service = self.shards.borrow().get(&shard).cloned().ok_or_else(|| not_open(shard))?;
-                service.handle(body).await.map(ResponseBody::Shard)
+                service.handle(*body).await.map(ResponseBody::Shard)
             }
             RequestBody::Open(open) => self.open_shard(shard, open).await.map(|()| ResponseBody::Done),
         }

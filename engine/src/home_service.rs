@@ -196,7 +196,8 @@ impl HomeService {
     async fn settle_round(&self) -> Result<u64, StoreError> {
         self.leader.barrier().await?;
         let mut names = BTreeSet::new();
-        for (key, _) in self.leader.rows(PINS, &[], PINS_PER_ROUND + self.live_pins.borrow().len()).await? {
+        let limit = PINS_PER_ROUND + self.live_pins.borrow().len();
+        for (key, _) in self.leader.rows(PINS, &[], limit).await? {
             let (name, pin) = parse_pin_key(&key)?;
             if !self.live_pins.borrow().contains(&pin) {
                 names.insert(name);

@@ -30,7 +30,7 @@ pub enum RequestBody {
     /// Of a home.
     Home(HomeRequest),
     /// Of a tenant's shard.
-    Shard(ShardRequest),
+    Shard(Box<ShardRequest>),
     /// Of whoever holds the lane: open a tenant's shard.
     Open(OpenShard),
 }

@@ -7,12 +7,16 @@ use crate::chunker::{Chunker, Cutter};
 use crate::composition::{ChunkReference, FileEntry, PAGE_REFERENCES_MAX, Page, PageReference, PartEntry};
 use crate::core::{Core, DataCounters};
 use crate::delta::ChunkName;
+use crate::envelope::envelope_len;
 use crate::keys::DekWrapper;
 use crate::message::{HomeRequest, ObjectPath, PinId, ShardRequest, ShardResponse, WrittenPages};
+use crate::stripe::padded_len;
 use bytes::Bytes;
 use futures::channel::oneshot;
 use kiseki_types::buf::IoBuf;
+use kiseki_types::fragment::StripeShape;
 use kiseki_types::ids::{CompositionId, PageId, ShardId, UploadId};
+use kiseki_types::limits::CHUNK_LEN_BYTES_MAX;
 use kiseki_types::runtime::RuntimeExt;
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
@@ -116,7 +120,7 @@ impl Writer {
             };
             let longest = self.chunker.format().len_bytes_max as usize;
             let start = filling.len();
-            let room = longest.min(usable_capacity(&filling, self.scope.bucket.shape)) - start;
+            let room = longest.min(usable_capacity(&filling, self.scope.bucket.shape)).saturating_sub(start);
             if room == 0 {
                 // More came than was declared: go on in a buffer of full size.
                 let mut larger = chunk_buffer(longest, self.scope.bucket.shape).resized(start);
@@ -260,18 +264,20 @@ impl Writer {
     }
 }
 
-/// Bytes of plaintext that a buffer made by [`chunk_buffer`] can hold and still be sealed in place.
-fn usable_capacity(buffer: &IoBuf, shape: kiseki_types::fragment::StripeShape) -> usize {
-    let mut len = buffer.capacity().min(kiseki_types::limits::CHUNK_LEN_BYTES_MAX);
-    loop {
-        let envelope = crate::envelope::envelope_len(len as u32);
-        let shape = crate::stripe::shape_for(shape, envelope);
-        let padded = crate::stripe::padded_len(envelope, shape);
-        if padded <= buffer.capacity() || len == 0 {
-            return len;
-        }
-        len = len.saturating_sub(padded - buffer.capacity());
+/// Bytes of plaintext that a buffer made by [`chunk_buffer`] can hold and still be sealed in place, in whichever shape.
+fn usable_capacity(buffer: &IoBuf, shape: StripeShape) -> usize {
+    let copies = StripeShape { data: 1, parity: shape.parity };
+    let fits = |len: usize| {
+        let envelope = envelope_len(len as u32);
+        padded_len(envelope, shape).max(padded_len(envelope, copies)) <= buffer.capacity()
+    };
+    // Both lengths grow with the plaintext, so the longest that fits is found by halving.
+    let (mut low, mut high) = (0, buffer.capacity().min(CHUNK_LEN_BYTES_MAX));
+    while low < high {
+        let middle = (low + high).div_ceil(2);
+        if fits(middle) { low = middle } else { high = middle - 1 }
     }
+    low
 }
 
 impl ObjectWriter for Writer {

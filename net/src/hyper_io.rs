@@ -35,11 +35,7 @@ impl<S> HyperIo<S> {
 }
 
 impl<S: AsyncRead + Unpin> Read for HyperIo<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        mut buf: ReadBufCursor<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, mut buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
         SCRATCH.with_borrow_mut(|scratch| {
             let room = buf.remaining().min(scratch.len());
             let len = ready!(Pin::new(&mut self.stream).poll_read(cx, &mut scratch[..room]))?;

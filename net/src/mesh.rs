@@ -227,7 +227,8 @@ impl<Request: Send + 'static, Response: Send + 'static> MeshLink<Request, Respon
         poll_fn(|cx| {
             // Register first, then look: a message pushed in between wakes us.
             waker.register(cx.waker());
-            let waiting = (0..cores).any(|from| !self.shared.queues[from * cores + usize::from(self.core.0)].is_empty());
+            let waiting =
+                (0..cores).any(|from| !self.shared.queues[from * cores + usize::from(self.core.0)].is_empty());
             if waiting || stopped() != stopped_before { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;

@@ -213,9 +213,11 @@ impl ShardGroup {
         supervisor::watch(&group);
         if let Start::Bootstrap(members) = start {
             let members: BTreeMap<VoterId, EmptyNode> = members.into_iter().map(|id| (id, EmptyNode {})).collect();
-            raft.initialize(members)
-                .await
-                .map_err(|error| RaftError::Stopped { shard, reason: error.to_string() })?;
+            let stopped = |reason: String| RaftError::Stopped { shard, reason };
+            // A crash may have come behind the first entry and before anything was acknowledged: go on from there.
+            if !raft.is_initialized().await.map_err(|error| stopped(error.to_string()))? {
+                raft.initialize(members).await.map_err(|error| stopped(error.to_string()))?;
+            }
             group.wait_for_leader().await?;
         }
         group.stand_if_alone();
@@ -474,12 +476,8 @@ pub(crate) async fn build(parts: &GroupParts) -> Result<Instance, RaftError> {
         machine: parts.machine.clone(),
     };
     let machine = ShardMachine::new(machine_parts, log.clone(), alive.clone())?;
-    let network = PeerNetwork {
-        ports: parts.ports.clone(),
-        shard,
-        link: parts.link.clone(),
-        seals: parts.seals.clone(),
-    };
+    let network =
+        PeerNetwork { ports: parts.ports.clone(), shard, link: parts.link.clone(), seals: parts.seals.clone() };
     let stopped = |reason: String| RaftError::Stopped { shard, reason };
     let config = parts.settings.config(shard).validate().map_err(|error| stopped(error.to_string()))?;
     let health = GroupHealth::new();

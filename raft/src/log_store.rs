@@ -282,8 +282,7 @@ impl Lane {
     }
 
     fn try_record_in_order(&self, shard: ShardId, change: &Change) -> Result<Sequence, JournalError> {
-        let unwritten =
-            self.with_group(shard, |group| if group.committed_unwritten { group.committed } else { None });
+        let unwritten = self.with_group(shard, |group| if group.committed_unwritten { group.committed } else { None });
         if let Some(committed) = unwritten {
             self.record(shard, Change::Committed(committed))?;
             self.with_group(shard, |group| group.committed_unwritten = false);

@@ -2,8 +2,8 @@
 //! replicas of one process.
 
 use crate::group::ShardGroup;
-use crate::snapshot::{SnapshotData, SnapshotSeals, SnapshotSender};
 use crate::shard_machine::SmSnapshot;
+use crate::snapshot::{SnapshotData, SnapshotSeals, SnapshotSender};
 use crate::type_config::{TypeConfig, Vote, VoterId};
 use futures::channel::mpsc;
 use futures::future::{Either, select};
@@ -12,9 +12,7 @@ use kiseki_types::ShardId;
 use kiseki_types::runtime::{LocalBoxFuture, Ports, RuntimeExt};
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::RPCOption;
-use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, VoteRequest, VoteResponse,
-};
+use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, VoteRequest, VoteResponse};
 use openraft::{EmptyNode, OptionalSend, RaftNetworkFactory, RaftNetworkV2};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -184,7 +182,11 @@ impl PeerClient {
         }
     }
 
-    async fn send_snapshot(&self, vote: Vote, snapshot: SmSnapshot) -> Result<SnapshotAnswer, StreamingError<TypeConfig>> {
+    async fn send_snapshot(
+        &self,
+        vote: Vote,
+        snapshot: SmSnapshot,
+    ) -> Result<SnapshotAnswer, StreamingError<TypeConfig>> {
         let network = &self.network;
         let broken = |reason: String| StreamingError::from(RPCError::Network(NetworkError::from_string(reason)));
         let SnapshotData::Local(tables) = &snapshot.snapshot else {
@@ -320,7 +322,12 @@ struct ProcessLink {
 
 impl ProcessLink {
     /// Calls the peer; an answer of a node that was cut off meanwhile is lost.
-    fn call<T: 'static, F, A>(&self, to: VoterId, shard: ShardId, ask: F) -> LocalBoxFuture<'static, Result<T, PeerError>>
+    fn call<T: 'static, F, A>(
+        &self,
+        to: VoterId,
+        shard: ShardId,
+        ask: F,
+    ) -> LocalBoxFuture<'static, Result<T, PeerError>>
     where
         F: FnOnce(ShardGroup) -> A + 'static,
         A: Future<Output = Result<T, crate::error::RaftError>> + 'static,

@@ -16,9 +16,9 @@ use std::ops::{Add, AddAssign, Sub, SubAssign};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 /// The runtime type that openraft is given.
 #[derive(Debug)]
@@ -200,11 +200,11 @@ impl AsyncRuntime for PortsRuntime {
     }
 }
 
-/// Whether one Raft group's tasks are sound. Shared by all tasks of the group and its supervisor.
+/// Whether one Raft group's tasks are sound. Shared by all tasks of the group, its supervisor and its callers.
 #[derive(Default)]
 pub struct GroupHealth {
     panicked: Cell<bool>,
-    waker: RefCell<Option<Waker>>,
+    told: Notify,
 }
 
 impl GroupHealth {
@@ -220,22 +220,17 @@ impl GroupHealth {
         self.panicked.get()
     }
 
-    /// Ends when a task of the group panics.
-    pub fn until_panic(&self) -> impl Future<Output = ()> + '_ {
-        std::future::poll_fn(|cx| {
-            if self.panicked.get() {
-                return Poll::Ready(());
-            }
-            self.waker.replace(Some(cx.waker().clone()));
-            Poll::Pending
-        })
+    /// Ends when a task of the group panics. Any number may wait.
+    pub async fn until_panic(&self) {
+        let told = self.told.notified(); // made before the look, so nothing told in between is missed
+        if !self.panicked.get() {
+            told.await;
+        }
     }
 
     fn mark(&self) {
         self.panicked.set(true);
-        if let Some(waker) = self.waker.take() {
-            waker.wake();
-        }
+        self.told.notify_waiters();
     }
 }
 

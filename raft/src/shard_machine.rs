@@ -79,7 +79,8 @@ impl ShardMachine {
         let (applied, membership) = applied_in(&parts.tables)?;
         let position = applied.map_or(0, |id| id.index + 1);
         if position != parts.tables.applied_position() {
-            let reason = format!("the tables stand at {}, their meta row at {position}", parts.tables.applied_position());
+            let reason =
+                format!("the tables stand at {}, their meta row at {position}", parts.tables.applied_position());
             return Err(RaftError::Lost { shard: parts.shard, reason });
         }
         let snapshot = durable_meta(&parts.tables, applied, &membership);

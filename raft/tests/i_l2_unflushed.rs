@@ -4,11 +4,11 @@ mod common;
 
 use common::{Ledger, Node, SHARD, command};
 use futures::future::{Either, select};
+use kiseki_raft::ShardGroup;
 use kiseki_raft::group::{GroupParts, GroupSettings};
 use kiseki_raft::log_store::LaneLog;
 use kiseki_raft::network::NoPeers;
 use kiseki_raft::snapshot::SnapshotSeals;
-use kiseki_raft::ShardGroup;
 use kiseki_raft::table_file::TableFile;
 use kiseki_raft::table_set::TableSettings;
 use kiseki_simulator::Sim;

@@ -5,6 +5,7 @@ mod common;
 use common::{Node, Running, SHARD, all_values, command, count, put};
 use kiseki_raft::group::GroupSettings;
 use kiseki_raft::network::ProcessLinks;
+use kiseki_raft::snapshot::{KeyedRowSeal, SnapshotReceiver, SnapshotSeals, SnapshotSender};
 use kiseki_raft::{GroupStatus, ShardGroup};
 use kiseki_simulator::Sim;
 use kiseki_types::group::{ProposeError, RaftGroup};
@@ -194,5 +195,58 @@ fn i_cs1_a_minority_never_acknowledges() {
         caught_up(old, 2).await;
         let value = common::value(&*old.group.tables(), 1).await;
         assert_eq!(value.as_deref(), Some(&b"after"[..]));
+    });
+}
+
+/// Names stand in file 0, which is sealed: nothing of them is on the way, and no damage on the way gets installed.
+#[test]
+fn i_k1_a_snapshot_shows_no_name_and_damage_is_refused() {
+    let sim = Sim::new(12);
+    let (from, to) = (Node::new(&sim, 1), Node::new(&sim, 2));
+    let seals = || SnapshotSeals::none().with(0, Rc::new(KeyedRowSeal::new(common::key())));
+    sim.block_on(from.id, async {
+        from.format(&sim).await;
+        let mut running = from.start(&sim).await.expect("starts");
+        let parts = from.parts(&mut running, SHARD).await;
+        let tables = parts.tables.clone();
+        let group = ShardGroup::create(parts, 1, &[1]).await.expect("created");
+        for n in 0..2_000 {
+            put(&group, n, b"a name that nobody may see").await;
+        }
+        let started = SnapshotSender::start(&running.ports, SHARD, &tables, seals()).await;
+        let mut sender = started.expect("starts");
+        let meta = sender.meta().expect("has one");
+        let mut frames = Vec::new();
+        while let Some(frame) = sender.next_frame().await.expect("reads") {
+            frames.push(frame);
+        }
+        let text = frames.concat();
+        let shown = |what: &[u8]| text.windows(what.len()).any(|part| part == what);
+        use base64::Engine;
+        let encoded = base64::engine::general_purpose::STANDARD.encode(b"a name that nobody may see");
+        assert!(!shown(b"nobody may see") && !shown(&encoded.as_bytes()[4..24]), "I-K1: a name is in the stream");
+        assert!(shown(b"\"position\":") && shown(b"\"count\":"), "ids and counts are readable");
+
+        let receiving = to.open_tables(&running.ports, SHARD).await;
+        let receive = async |frames: &[Vec<u8>]| {
+            let mut receiver = SnapshotReceiver::new(SHARD, receiving.clone(), seals());
+            for frame in frames {
+                receiver.push(frame).await?;
+            }
+            receiver.finish()
+        };
+        assert!(receive(&frames[..frames.len() - 1]).await.is_err(), "cut off");
+        let mut fewer = frames.clone();
+        fewer.remove(1);
+        assert!(receive(&fewer).await.is_err(), "one record is missing");
+        for (number, frame) in frames.iter().enumerate() {
+            for at in [0, frame.len() / 2, frame.len() - 2] {
+                let mut bad = frames.clone();
+                bad[number][at] ^= 1;
+                assert!(receive(&bad).await.is_err(), "record {number}, byte {at}");
+            }
+        }
+        let (received, _) = receive(&frames).await.expect("whole");
+        assert_eq!(received, meta);
     });
 }

@@ -42,7 +42,9 @@ impl IoBuf {
     #[must_use]
     pub fn in_slab(slab: Vec<u8>, home: Option<(Rc<dyn BufHome>, u16)>) -> IoBuf {
         let start = slab.as_ptr().align_offset(DEVICE_BLOCK_BYTES_MAX).min(slab.len());
-        let capacity = slab.len() - start;
+        // Not what alignment happens to leave: the capacity must not depend on where the memory lies, or a run under a
+        // seed would not repeat.
+        let capacity = (slab.len() - start).min(slab.len().saturating_sub(DEVICE_BLOCK_BYTES_MAX));
         IoBuf { slab, start, len: 0, capacity, home }
     }
 

@@ -4,14 +4,16 @@
 //! state is collected; the journal is flushed up to there, so that the log file is never ahead of it; the rows are
 //! written and made durable; the journal is trimmed.
 
-use super::record::{Change, ENTRIES_PER_RECORD_MAX, GroupRow, Record, encode_entry_row, encode_lane_row, entry_len_bytes};
+use super::record::{
+    Change, ENTRIES_PER_RECORD_MAX, GroupRow, Record, encode_entry_row, encode_lane_row, entry_len_bytes,
+};
 use super::{Lane, TABLE_ENTRIES, TABLE_GROUPS, TABLE_LANE, entry_key, row_write, shard_key};
 use crate::error::RaftError;
 use crate::type_config::Entry;
 use kiseki_types::ShardId;
 use kiseki_types::journal::{JournalError, Sequence};
-use kiseki_types::table::TableWrite;
 use kiseki_types::runtime::RuntimeExt;
+use kiseki_types::table::TableWrite;
 use std::ops::Range;
 use std::rc::{Rc, Weak};
 use std::time::Duration;

@@ -47,6 +47,8 @@ pub struct GroupLog {
     pub installing: Option<LogId>,
     /// Highest entry in the log file (or purged).
     pub folded: Option<LogId>,
+    /// Highest entry that a replay met before the ones in front of it: see [`GroupLog::replay`].
+    ahead: Option<u64>,
     /// Handles opened before the latest one are dead.
     pub opened: u64,
     /// Entries in memory, consecutive, ending at `last`; at least all behind `folded`.
@@ -73,6 +75,7 @@ impl GroupLog {
             last: row.folded.max(row.purged),
             installing: row.installing,
             folded: row.folded.max(row.purged),
+            ahead: None,
             opened: 0,
             entries: VecDeque::new(),
             entries_len_bytes: 0,
@@ -109,6 +112,39 @@ impl GroupLog {
             Change::Opened => {}
         }
         Ok(())
+    }
+
+    /// Applies one change of a replay.
+    ///
+    /// A fold copies stuck entries to the journal's end, and the trim may then fall between their old records: an
+    /// entry's old record can stand in front of the copy of the entry before it. Such an entry is passed over here;
+    /// the copies bring it again, in order. One that is never brought again is lost: see [`GroupLog::missing`].
+    pub fn replay(&mut self, change: Change, sequence: Sequence) -> Result<(), Misfit> {
+        match change {
+            Change::Append(entries) => {
+                for entry in entries {
+                    let index = entry.log_id.index;
+                    if index > self.next_index() && index >= next(self.folded) {
+                        self.ahead = self.ahead.max(Some(index));
+                    } else {
+                        self.append(entry, sequence)?;
+                    }
+                }
+                Ok(())
+            }
+            Change::TruncateAfter(id) => {
+                self.ahead = self.ahead.filter(|ahead| *ahead < next(id));
+                self.apply(Change::TruncateAfter(id), sequence)
+            }
+            other => self.apply(other, sequence),
+        }
+    }
+
+    /// After a replay: an entry that was met, while the ones before it were not (I-L10).
+    #[must_use]
+    pub fn missing(&self) -> Option<String> {
+        let ahead = self.ahead.filter(|ahead| *ahead >= self.next_index())?;
+        Some(format!("entry {ahead} follows entry {:?}", self.last.map(|id| id.index)))
     }
 
     fn append(&mut self, entry: Entry, sequence: Sequence) -> Result<(), Misfit> {
@@ -299,6 +335,26 @@ mod tests {
         group.apply(append(1, 0..3), 2).expect("fits");
         assert_eq!(group.last, Some(log_id(1, 5)));
         assert_eq!(group.uncommitted().map(|held| held.sequence).min(), Some(1));
+    }
+
+    #[test]
+    fn i_l10_a_trim_between_old_records_of_copied_entries_loses_nothing_and_a_real_hole_is_seen() {
+        // Records 1 to 3 hold an entry each, record 4 copies of all; the trim fell behind record 1.
+        let changes = [append(1, 0..1), append(1, 1..2), append(1, 2..3), append(1, 0..3), append(1, 3..4)];
+        for first in 0..=3 {
+            let mut group = group();
+            for (number, change) in changes.iter().enumerate().skip(first) {
+                group.replay(change.clone(), number as u64 + 1).expect("fits");
+            }
+            assert_eq!(group.missing(), None, "from record {}", first + 1);
+            assert_eq!(group.last, Some(log_id(1, 3)));
+        }
+        let mut hole = group();
+        hole.replay(append(1, 0..1), 1).expect("fits");
+        hole.replay(append(1, 2..3), 3).expect("passed over for now");
+        assert!(hole.missing().is_some(), "I-L10: record 2 is lost");
+        hole.replay(Change::TruncateAfter(Some(log_id(1, 0))), 4).expect("fits");
+        assert_eq!(hole.missing(), None, "what was truncated is missed by nobody");
     }
 
     #[test]

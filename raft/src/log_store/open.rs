@@ -3,7 +3,7 @@
 use super::acks::Acks;
 use super::group_log::GroupLog;
 use super::record::{Change, GroupRow, Record, decode_lane_row};
-use super::{FOLD_FILL, GROUPS_PER_LANE_MAX, Lane, PROPOSED_LEN_BYTES_MAX, LaneLog, TABLE_GROUPS, TABLE_LANE, fold};
+use super::{FOLD_FILL, GROUPS_PER_LANE_MAX, Lane, LaneLog, PROPOSED_LEN_BYTES_MAX, TABLE_GROUPS, TABLE_LANE, fold};
 use crate::error::RaftError;
 use kiseki_types::journal::{Journal, ReplayedRecord, Sequence};
 use kiseki_types::runtime::Ports;
@@ -123,7 +123,7 @@ fn replay(
                 misfits.insert(record.shard, reason);
             }
             Some(group) if group.lost.is_none() => {
-                if let Err(misfit) = group.apply(record.change, found.sequence) {
+                if let Err(misfit) = group.replay(record.change, found.sequence) {
                     misfits.entry(record.shard).or_insert(misfit.0);
                 }
             }
@@ -151,6 +151,9 @@ fn why_lost(group: &GroupLog, broken_chain: Option<&str>) -> Option<String> {
     }
     if let Some(reason) = broken_chain {
         return Some(reason.to_owned());
+    }
+    if let Some(missing) = group.missing() {
+        return Some(missing);
     }
     (group.vote.is_none() && group.last.is_none()).then(|| "neither a vote nor an entry is left".to_owned())
 }

@@ -1,14 +1,14 @@
 //! openraft's storage traits on one group's log.
 
+use super::record::{Change, entry_len_bytes};
 use super::{Ends, Flushed, Lane, append_entries, as_io};
 use crate::error::RaftError;
 use crate::table_set::TableSet;
 use crate::type_config::{Entry, LogId, TypeConfig, Vote, VoterId};
-use super::record::{Change, entry_len_bytes};
 use futures::stream::{self, Stream};
 use kiseki_types::ShardId;
-use openraft::storage::{LogState, RaftLogReader, RaftLogStorage};
 use openraft::OptionalSend;
+use openraft::storage::{LogState, RaftLogReader, RaftLogStorage};
 use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};

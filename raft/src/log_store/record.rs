@@ -29,8 +29,9 @@ const MEMBERS_MAX: usize = 64;
 /// Bytes that an append record needs beside its last command.
 const RECORD_OVERHEAD_BYTES: usize = 256;
 
-const _: () =
-    assert!(COMMAND_LEN_BYTES_MAX + APPEND_RECORD_LEN_BYTES / 8 + RECORD_OVERHEAD_BYTES <= JOURNAL_RECORD_LEN_BYTES_MAX);
+const _: () = assert!(
+    COMMAND_LEN_BYTES_MAX + APPEND_RECORD_LEN_BYTES / 8 + RECORD_OVERHEAD_BYTES <= JOURNAL_RECORD_LEN_BYTES_MAX
+);
 
 /// What happened to one group's log.
 #[derive(Clone, Debug, PartialEq)]

@@ -56,9 +56,8 @@ impl Node {
     }
 
     fn config(&self, ports: &Ports) -> JournalConfig {
-        let region = |disk: &SimDisk| {
-            MirrorRegion::new(ports.clone(), disk.open(), BlockIndex(0), BlockCount(JOURNAL_BLOCKS))
-        };
+        let region =
+            |disk: &SimDisk| MirrorRegion::new(ports.clone(), disk.open(), BlockIndex(0), BlockCount(JOURNAL_BLOCKS));
         JournalConfig {
             name: "raft".to_owned(),
             id: JournalId([7; 16]),
@@ -75,8 +74,7 @@ impl Node {
     pub async fn start(&self, sim: &Sim) -> Result<Running, RaftError> {
         let ports = sim.ports(self.id);
         let (journal, replayed, _) = journal::open(self.config(&ports)).await.expect("the journal opens");
-        let table =
-            TableFile::open(ports.clone(), self.dir.open(), "raft-log", None, TableSettings::new(1)).await?;
+        let table = TableFile::open(ports.clone(), self.dir.open(), "raft-log", None, TableSettings::new(1)).await?;
         let journal: Rc<dyn Journal> = journal;
         let log = LaneLog::open(ports.clone(), LANE, journal.clone(), replayed, Rc::new(table)).await?;
         Ok(Running {
@@ -168,10 +166,7 @@ impl StateMachine for Ledger {
                 value: Some(value.to_vec()),
             };
             let response = count.to_le_bytes();
-            Ok(Applied {
-                response: response.to_vec(),
-                writes: vec![put(0, key, value), put(1, COUNT_KEY, &response)],
-            })
+            Ok(Applied { response: response.to_vec(), writes: vec![put(0, key, value), put(1, COUNT_KEY, &response)] })
         })
     }
 }

@@ -405,12 +405,8 @@ mod tests {
         assert_eq!(config.devices, [Path::new("/node/d0"), Path::new("/dev/d1")]);
         assert_eq!(config.endpoint(), "https://0.0.0.0:7000");
         assert!(config.unsafe_settings().is_empty());
-        let overrides = Overrides {
-            s3_port: Some(7001),
-            s3_tls: Some(S3Tls::Off),
-            cores: Some(1),
-            ..Overrides::default()
-        };
+        let overrides =
+            Overrides { s3_port: Some(7001), s3_tls: Some(S3Tls::Off), cores: Some(1), ..Overrides::default() };
         let config = combine(&text, &overrides).unwrap();
         assert_eq!(config.endpoint(), "http://0.0.0.0:7001");
         assert_eq!(config.cores, 1);

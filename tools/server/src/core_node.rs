@@ -37,8 +37,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use thiserror::Error;
 
-/// Bytes of one lane's Raft journal in each metadata directory: some thousand entries, and a replay of a moment.
-pub const RAFT_JOURNAL_LEN_BYTES: u64 = 32 << 20;
+/// Bytes of one lane's Raft journal in each metadata directory: four times the commands that a lane has in flight at
+/// most, so that folding always has room to copy forward what is not committed.
+pub const RAFT_JOURNAL_LEN_BYTES: u64 = 64 << 20;
 
 /// How often the fragment store looks for journals to fold.
 const FOLD_INTERVAL: Duration = Duration::from_millis(500);
@@ -146,7 +147,8 @@ impl CoreNode {
         let lanes: Vec<LaneId> = inputs.lanes.iter().map(|lane| lane.lane).collect();
         for input in inputs.lanes {
             let lane = input.lane;
-            let log_table = open_table(&inputs.ports, &inputs.meta, format!("lane-{}-log.redb", lane.0), lane, 0).await?;
+            let log_table =
+                open_table(&inputs.ports, &inputs.meta, format!("lane-{}-log.redb", lane.0), lane, 0).await?;
             let index = open_table(&inputs.ports, &inputs.meta, format!("lane-{}-index.redb", lane.0), lane, 1).await?;
             let log = open_log(&inputs.ports, &inputs.meta, input, Rc::new(log_table.clone()), inputs.is_new).await?;
             logs.insert(lane, log);
@@ -163,13 +165,8 @@ impl CoreNode {
             fold_interval: FOLD_INTERVAL,
         })
         .await?;
-        let groups = CoreGroups::new(
-            inputs.ports.clone(),
-            inputs.meta.clone(),
-            inputs.lane_count,
-            logs,
-            inputs.group_settings,
-        );
+        let groups =
+            CoreGroups::new(inputs.ports.clone(), inputs.meta.clone(), inputs.lane_count, logs, inputs.group_settings);
         let engine = Engine::new(EngineInputs {
             ports: inputs.ports,
             link: inputs.engine_link,
@@ -313,9 +310,7 @@ async fn open_log(
         );
     }
     let journal: Rc<dyn Journal> = journal;
-    LaneLog::open(ports.clone(), lane, journal, replayed, table)
-        .await
-        .map_err(|source| CoreError::Log { lane, source })
+    LaneLog::open(ports.clone(), lane, journal, replayed, table).await.map_err(|source| CoreError::Log { lane, source })
 }
 
 /// Tells a lane's Raft journal from any other journal.

@@ -37,10 +37,9 @@ pub fn read_env(config: &Config) -> io::Result<Option<Credentials>> {
         let prefix = format!("export {name}=");
         text.lines().find_map(|line| line.strip_prefix(&prefix)).map(|value| value.trim_matches('\'').to_owned())
     };
-    Ok(value("AWS_ACCESS_KEY_ID").zip(value("AWS_SECRET_ACCESS_KEY")).map(|(access_key_id, secret)| Credentials {
-        access_key_id,
-        secret_access_key: Zeroizing::new(secret),
-    }))
+    Ok(value("AWS_ACCESS_KEY_ID")
+        .zip(value("AWS_SECRET_ACCESS_KEY"))
+        .map(|(access_key_id, secret)| Credentials { access_key_id, secret_access_key: Zeroizing::new(secret) }))
 }
 
 fn env_text(config: &Config, credentials: &Credentials) -> Zeroizing<String> {

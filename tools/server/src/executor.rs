@@ -24,8 +24,8 @@ use kiseki_engine::keys::MasterKeys;
 use kiseki_engine::message::{EngineRequest, EngineResponse};
 use kiseki_gateway::{GatewayConfig, HttpProtocol, S3Service};
 use kiseki_net::{
-    Connection, GlommioRuntime, Listener, Mesh, MeshCaller, MeshShape, ServeLimits, SidePool, StopSignal, TlsAcceptor,
-    serve,
+    Connection, GlommioRuntime, Listener, Mesh, MeshCaller, MeshShape, PREEMPT_INTERVAL, Pulse, ServeLimits, SidePool,
+    StopSignal, TlsAcceptor, serve,
 };
 use kiseki_raft::GroupSettings;
 use kiseki_types::BlockIndex;
@@ -36,9 +36,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
-
-/// While a task of a core is always ready (a device is being polled), sockets are looked at this often.
-const PREEMPT_INTERVAL: Duration = Duration::from_micros(250);
 
 /// Registered buffers of one core.
 const BUFFER_POOL_LEN_BYTES: usize = 64 << 20;
@@ -67,6 +64,8 @@ pub struct CoreShared {
     pub meta: NodeMetadata,
     /// Side threads.
     pub side: Arc<SidePool>,
+    /// Keeps executors from sleeping over ready tasks.
+    pub pulse: Arc<Pulse>,
     /// The node's own keys.
     pub keys: KeyStore,
     /// TLS towards clients; `None` serves plain.
@@ -112,6 +111,7 @@ fn machine_cpus() -> Vec<usize> {
 }
 
 async fn run_core(shared: Arc<CoreShared>, core: CoreId, calls: Option<AdminCalls>) -> Result<()> {
+    let _awake = shared.pulse.keep_awake();
     let ports: Ports = Rc::new(GlommioRuntime::new(core, shared.side.clone()));
     set_current(Some(ports.clone()));
     let lane_link = shared.lane_mesh.connect(core, ports.clone());
@@ -194,8 +194,7 @@ async fn serve_until_stopped(
     if core == CoreId(0) {
         shared.board.lock().phase = Phase::Serving;
     }
-    let limits =
-        ServeLimits { connections_max: shared.config.s3.connections_per_core_max, ..ServeLimits::default() };
+    let limits = ServeLimits { connections_max: shared.config.s3.connections_per_core_max, ..ServeLimits::default() };
     let service = gateway.clone();
     let handler = Rc::new(move |connection: Connection| {
         let protocol = if connection.is_http2 { HttpProtocol::Http2 } else { HttpProtocol::Http1 };
@@ -249,7 +248,9 @@ fn open_devices(shared: &CoreShared, ports: &Ports, pool: &Rc<BufferPool>) -> Re
                 device: queue,
             }),
             // It was there a moment ago: more likely our own limits than the device.
-            Err(error) => return Err(error).with_context(|| format!("device {name}; `kiseki-server doctor` may tell why")),
+            Err(error) => {
+                return Err(error).with_context(|| format!("device {name}; `kiseki-server doctor` may tell why"));
+            }
         }
     }
     Ok(devices)

@@ -25,10 +25,7 @@ pub async fn ensure(config: &Config, store: &Store, admin: &dyn AdminStore) -> R
         Some(known) if is_valid(store, &known).await? => known,
         _ => {
             let key = admin.create_key(FIRST_TENANT.to_owned()).await.map_err(wrong)?;
-            Credentials {
-                access_key_id: key.access_key_id,
-                secret_access_key: Zeroizing::new(key.secret_access_key),
-            }
+            Credentials { access_key_id: key.access_key_id, secret_access_key: Zeroizing::new(key.secret_access_key) }
         }
     };
     write_client_files(config, &credentials).with_context(|| format!("can't write {}", config.dir.env_file().display()))

@@ -8,7 +8,7 @@ use kiseki_devices::recovery::format_journals;
 use kiseki_devices::ring::RingOptions;
 use kiseki_devices::superblock::{DeviceClass, MetadataEpoch, Superblock};
 use kiseki_engine::control_service::FIRST_POOL;
-use kiseki_net::{GlommioRuntime, SidePool};
+use kiseki_net::{GlommioRuntime, Pulse, SidePool};
 use kiseki_types::ids::{ClusterId, CoreId, DeviceId};
 use kiseki_types::runtime::{Ports, RuntimeExt};
 use std::future::Future;
@@ -53,9 +53,15 @@ pub enum FormatError {
 pub fn on_executor<T, F: Future<Output = T>>(body: impl FnOnce(Ports) -> F) -> Result<T, FormatError> {
     let failed = |reason: String| FormatError::Executor { reason };
     let side = SidePool::start(1).map_err(|error| failed(error.to_string()))?;
+    let pulse = Pulse::start().map_err(|error| failed(error.to_string()))?;
     let executor = glommio::LocalExecutorBuilder::default().make().map_err(|error| failed(error.to_string()))?;
     let runtime = Rc::new(GlommioRuntime::new(CoreId(0), side.clone()));
-    let result = executor.run(async move { body(runtime).await });
+    let keeper = pulse.clone();
+    let result = executor.run(async move {
+        let _awake = keeper.keep_awake();
+        body(runtime).await
+    });
+    pulse.stop();
     side.stop();
     Ok(result)
 }

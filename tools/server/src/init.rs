@@ -257,9 +257,7 @@ fn unfinished_name(path: &Path) -> PathBuf {
 /// Makes the metadata set in its directories, unless the devices know of one.
 fn make_metadata(options: &InitOptions, config: &FileConfig, cluster: ClusterId, made: &mut Made) -> Result<()> {
     let resolve = |paths: &[PathBuf]| paths.iter().map(|path| options.dir.resolve(path)).collect::<Vec<_>>();
-    let knows_of_set = |path: &PathBuf| {
-        devices::describe(path).is_ok_and(|found| found.superblock.metadata.epoch > 0)
-    };
+    let knows_of_set = |path: &PathBuf| devices::describe(path).is_ok_and(|found| found.superblock.metadata.epoch > 0);
     let paths = resolve(&config.devices);
     if paths.iter().any(knows_of_set) {
         return Ok(());

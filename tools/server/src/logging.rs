@@ -1,19 +1,26 @@
 //! What is logged, and what a panic does.
 
 use crate::config::{ConfigError, LogFormat, LogSection};
+use std::io::IsTerminal;
 use tracing_subscriber::EnvFilter;
+
+/// Libraries that tell every election at INFO; the configured filter may ask for it by name.
+const QUIET: &str = "openraft=warn";
 
 /// Sends log lines to standard error. Called once.
 ///
 /// The gateway's directives come last and win: what they silence would name objects (I-K1).
 pub fn start(log: &LogSection) -> Result<(), ConfigError> {
     let refused = |reason| ConfigError::Value { key: "log.filter", value: log.filter.clone(), reason };
-    let mut filter =
-        EnvFilter::try_new(&log.filter).map_err(|_| refused("give a level, or target=level pairs with commas"))?;
+    let mut filter = EnvFilter::try_new(format!("{QUIET},{}", log.filter))
+        .map_err(|_| refused("give a level, or target=level pairs with commas"))?;
     for directive in kiseki_gateway::LOG_DIRECTIVES {
         filter = filter.add_directive(directive.parse().expect("the gateway's directives parse"));
     }
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
     // A second start in one process (tests) keeps the first subscriber.
     let _already_set = match log.format {
         LogFormat::Text => builder.with_target(true).try_init(),

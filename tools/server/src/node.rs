@@ -11,7 +11,7 @@ use crate::metadata::{self, NodeMetadata};
 use crate::status::{Phase, StatusBoard};
 use crate::steps::Steps;
 use anyhow::{Context, Result, anyhow, bail};
-use kiseki_net::{Listener, Mesh, MeshShape, SidePool, Stopper, TlsAcceptor};
+use kiseki_net::{Listener, Mesh, MeshShape, Pulse, SidePool, Stopper, TlsAcceptor};
 use kiseki_types::fragment::StripeShape;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::fs::File;
@@ -39,12 +39,13 @@ pub fn run(config: Config) -> Result<()> {
 
     let board = Arc::new(StatusBoard::default());
     let stoppers = Stopper::new();
-    let admin_http = http::start(config.admin.listen, board.clone(), executor::boottime_ns)
-        .map_err(|error| anyhow!("{}: {error}; stop whatever listens there, or choose --admin-port", config.admin.listen))?;
+    let admin_http = http::start(config.admin.listen, board.clone(), executor::boottime_ns).map_err(|error| {
+        anyhow!("{}: {error}; stop whatever listens there, or choose --admin-port", config.admin.listen)
+    })?;
     let shared = open(config, keys, tls, board, stoppers.1)?;
     let calls = server::start(&shared.config.dir.admin_socket(), shared.board.clone())
         .with_context(|| format!("can't make {}", shared.config.dir.admin_socket().display()))?;
-    stop_on_signal(stoppers.0)?;
+    stop_on_signal(stoppers.0, shared.board.clone())?;
 
     let shared = Arc::new(shared);
     let mut calls = Some(calls);
@@ -59,6 +60,7 @@ pub fn run(config: Config) -> Result<()> {
         let ended = thread.join().map_err(|_| anyhow!("an executor thread died"))?;
         result = result.and(ended);
     }
+    shared.pulse.stop();
     shared.side.stop();
     let _gone = std::fs::remove_file(shared.config.dir.admin_socket());
     match shared.steps.failure() {
@@ -99,6 +101,7 @@ fn open(
         devices: usable,
         meta,
         side,
+        pulse: Pulse::start().context("can't start a thread")?,
         keys,
         tls,
         board,
@@ -116,7 +119,9 @@ fn lock_dir(config: &Config) -> Result<File> {
         Err(std::fs::TryLockError::WouldBlock) => {
             bail!("a node is running in {} already; stop it, or name another --dir", config.dir.path().display())
         }
-        Err(std::fs::TryLockError::Error(error)) => Err(error).with_context(|| format!("can't lock {}", path.display())),
+        Err(std::fs::TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("can't lock {}", path.display()))
+        }
     }
 }
 
@@ -127,8 +132,9 @@ fn port_error(error: kiseki_net::NetError, flag: &str) -> anyhow::Error {
 
 fn tls_acceptor(config: &Config) -> Result<TlsAcceptor> {
     let read = |path: &Path| {
-        read_bounded(path, PEM_LEN_BYTES_MAX)
-            .with_context(|| format!("{}: `kiseki-server init` makes a certificate, S3_TLS=off serves without", path.display()))
+        read_bounded(path, PEM_LEN_BYTES_MAX).with_context(|| {
+            format!("{}: `kiseki-server init` makes a certificate, S3_TLS=off serves without", path.display())
+        })
     };
     let chain = read(&config.s3.certificate_file)?;
     let key = zeroize::Zeroizing::new(read(&config.s3.private_key_file)?);
@@ -177,7 +183,8 @@ fn describe(
         1 => format!("{} copies", shape.width()),
         data => format!("EC {data}+{}", shape.parity),
     };
-    report.paths_in_use = machine::cpu_paths().into_iter().map(|(what, path)| (what.to_owned(), path.to_owned())).collect();
+    report.paths_in_use =
+        machine::cpu_paths().into_iter().map(|(what, path)| (what.to_owned(), path.to_owned())).collect();
     report.paths_in_use.insert("devices".to_owned(), "io_uring, O_DIRECT".to_owned());
     report.devices = devices.to_vec();
     report.metadata_dirs = meta.reports.clone();
@@ -190,13 +197,14 @@ fn describe(
     }
 }
 
-/// The first SIGINT or SIGTERM stops the node cleanly, a second one ends it at once (what is acknowledged stays).
-fn stop_on_signal(stopper: Stopper) -> Result<()> {
+/// The first SIGINT or SIGTERM stops the node cleanly, a second one ends it at once (what is acknowledged stays). While
+/// the node starts there is nothing to end: every step of a start survives being cut off.
+fn stop_on_signal(stopper: Stopper, board: Arc<StatusBoard>) -> Result<()> {
     let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM])?;
     std::thread::Builder::new().name("kiseki-signals".to_owned()).spawn(move || {
         let mut is_stopping = false;
         for signal in signals.forever() {
-            if is_stopping {
+            if is_stopping || board.lock().phase == Phase::Starting {
                 std::process::exit(128 + signal);
             }
             is_stopping = true;

@@ -84,19 +84,21 @@ fn report(shared: &CoreShared, core: CoreId, node: &CoreNode, gateway: &S3Servic
             fail(&shared.board, &device.id.to_string(), "it failed an operation and is fenced until it is reopened");
         }
     }
-    let report =
-        CoreReport { reported_at: ports.now().0, connections: s3.connections, values, device_free_bytes };
+    let report = CoreReport { reported_at: ports.now().0, connections: s3.connections, values, device_free_bytes };
     let mut board = shared.board.lock();
-    board.core_reports.insert(core.0, report);
+    board.core_reports.insert(core.0.to_string(), report);
     let board = &mut *board;
     for device in &mut board.devices {
-        device.free_bytes =
-            board.core_reports.values().filter_map(|core| core.device_free_bytes.get(&device.id)).sum();
+        device.free_bytes = board.core_reports.values().filter_map(|core| core.device_free_bytes.get(&device.id)).sum();
     }
     if core == CoreId(0) {
         for member in shared.meta.dir.members().into_iter().filter(|member| !member.healthy) {
             let path = shared.meta.paths[member.index].display().to_string();
-            board.metadata_dirs.iter_mut().filter(|dir| dir.path == path).for_each(|dir| dir.state = "stale".to_owned());
+            board
+                .metadata_dirs
+                .iter_mut()
+                .filter(|dir| dir.path == path)
+                .for_each(|dir| dir.state = "stale".to_owned());
         }
     }
 }

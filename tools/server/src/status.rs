@@ -84,8 +84,8 @@ pub struct NodeReport {
     pub unsafe_settings: Vec<String>,
     /// What an operator should know.
     pub warnings: Vec<String>,
-    /// By core.
-    pub core_reports: BTreeMap<u16, CoreReport>,
+    /// By number of the core.
+    pub core_reports: BTreeMap<String, CoreReport>,
 }
 
 /// A core that has not reported for this long hangs.
@@ -100,9 +100,9 @@ impl NodeReport {
 
     /// Cores that have reported once and then fell silent, as of `now` (boottime nanoseconds).
     #[must_use]
-    pub fn silent_cores(&self, now: u64) -> Vec<u16> {
+    pub fn silent_cores(&self, now: u64) -> Vec<String> {
         let silent = |report: &CoreReport| now.saturating_sub(report.reported_at) > CORE_SILENT_NS_MAX;
-        self.core_reports.iter().filter(|(_, report)| silent(report)).map(|(core, _)| *core).collect()
+        self.core_reports.iter().filter(|(_, report)| silent(report)).map(|(core, _)| core.clone()).collect()
     }
 
     /// Whether every device and directory is as it should be and nothing unsafe is set.

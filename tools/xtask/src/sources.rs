@@ -11,14 +11,8 @@ const SKIPPED: [&str; 5] = ["target", ".git", ".kiseki", "fuzz", "perf"];
 
 /// Words that mean nothing to a reader of this project: leftovers, and promises nobody keeps. In parts, so that this
 /// file passes its own check.
-const WORDS: [(&str, &str); 6] = [
-    ("TO", "DO"),
-    ("FIX", "ME"),
-    ("X", "XX"),
-    ("HA", "CK"),
-    ("black", "list"),
-    ("white", "list"),
-];
+const WORDS: [(&str, &str); 6] =
+    [("TO", "DO"), ("FIX", "ME"), ("X", "XX"), ("HA", "CK"), ("black", "list"), ("white", "list")];
 
 /// One text file.
 pub struct Source {

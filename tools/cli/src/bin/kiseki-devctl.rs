@@ -288,9 +288,10 @@ fn print_scan(scan: &DeviceScan, fragments: bool, json: bool) {
                 "start_block": fragment.extent.start.0,
             })
         });
-        let problems = scan.problems.iter().map(|problem| {
-            json!({ "start_block": problem.start.0, "kind": format!("{:?}", problem.kind) })
-        });
+        let problems = scan
+            .problems
+            .iter()
+            .map(|problem| json!({ "start_block": problem.start.0, "kind": format!("{:?}", problem.kind) }));
         let value = json!({
             "fragment_count": scan.fragments.len(),
             "fragments": found.collect::<Vec<_>>(),

@@ -203,10 +203,22 @@ fn print_json(value: &impl Serialize) -> Result<()> {
 
 fn print_status(report: &NodeReport) {
     let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
-    println!("{} at {} ({} cores, {} lanes, {})", phase(report), report.endpoint, report.cores, report.lanes, report.durability);
+    println!(
+        "{} at {} ({} cores, {} lanes, {})",
+        phase(report),
+        report.endpoint,
+        report.cores,
+        report.lanes,
+        report.durability
+    );
     for device in &report.devices {
         let space = format!("{:.1} of {:.1} GiB free", gib(device.free_bytes), gib(device.capacity_bytes));
-        println!("  device    {:<9} {} {}", device.state, device.path, if device.reason.is_empty() { &space } else { &device.reason });
+        println!(
+            "  device    {:<9} {} {}",
+            device.state,
+            device.path,
+            if device.reason.is_empty() { &space } else { &device.reason }
+        );
     }
     for dir in &report.metadata_dirs {
         println!("  metadata  {:<9} {}", dir.state, dir.path);

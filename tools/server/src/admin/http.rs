@@ -102,7 +102,7 @@ fn respond(path: &str, report: &NodeReport, now: u64) -> Answer {
     match path.split('?').next().unwrap_or_default() {
         "/livez" => match report.silent_cores(now).as_slice() {
             [] => Answer::text(200, "alive\n"),
-            silent => Answer::text(503, &format!("cores {silent:?} do not answer\n")),
+            silent => Answer::text(503, &format!("cores {} do not answer\n", silent.join(", "))),
         },
         "/readyz" => match report.phase {
             Phase::Serving => Answer::text(200, "ready\n"),
@@ -188,7 +188,7 @@ mod tests {
             let mut report = board.lock();
             report.phase = Phase::Serving;
             report.unsafe_settings = vec!["unsafe_s3_plaintext".to_owned()];
-            let core = report.core_reports.entry(0).or_default();
+            let core = report.core_reports.entry("0".to_owned()).or_default();
             core.values.insert("requests_total".to_owned(), 7);
         }
         assert!(get(address, "GET /readyz").starts_with("HTTP/1.1 200"));
@@ -204,7 +204,7 @@ mod tests {
     #[test]
     fn a_core_that_fell_silent_is_not_alive() {
         let mut report = NodeReport::default();
-        report.core_reports.insert(1, crate::status::CoreReport { reported_at: 5, ..Default::default() });
+        report.core_reports.insert("1".to_owned(), crate::status::CoreReport { reported_at: 5, ..Default::default() });
         assert_eq!(respond("/livez", &report, 6).status, 200);
         assert_eq!(respond("/livez", &report, 20_000_000_000).status, 503);
     }

@@ -97,7 +97,8 @@ fn converse(stream: UnixStream, mut sender: mpsc::Sender<AdminCall>, board: &Sta
 
 fn ask_core(sender: &mut mpsc::Sender<AdminCall>, request: AdminRequest) -> AdminResponse {
     let (answer, receiver) = std::sync::mpsc::sync_channel(1);
-    let busy = || AdminResponse::Error { message: "the node is starting, stopping or overloaded; try again".to_owned() };
+    let busy =
+        || AdminResponse::Error { message: "the node is starting, stopping or overloaded; try again".to_owned() };
     if sender.try_send(AdminCall { request, answer }).is_err() {
         return busy();
     }
@@ -116,6 +117,7 @@ mod tests {
         let path = dir.path().join("admin.sock");
         let board = Arc::new(StatusBoard::default());
         board.lock().endpoint = "here".to_owned();
+        board.lock().core_reports.insert("0".to_owned(), crate::status::CoreReport::default());
         let mut calls = start(&path, board).unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         let core = std::thread::spawn(move || {
@@ -124,7 +126,9 @@ mod tests {
             call.answer.send(AdminResponse::Tenants { tenants: Vec::new() }).unwrap();
         });
         let mut client = AdminClient::connect(&path).unwrap();
-        assert!(matches!(client.call(&AdminRequest::Status), Ok(AdminResponse::Status(report)) if report.endpoint == "here"));
+        assert!(
+            matches!(client.call(&AdminRequest::Status), Ok(AdminResponse::Status(report)) if report.endpoint == "here")
+        );
         assert!(matches!(client.call(&AdminRequest::TenantList), Ok(AdminResponse::Tenants { .. })));
         core.join().unwrap();
         let stopped = client.call(&AdminRequest::TenantList);

@@ -1,0 +1,138 @@
+//! A thread that keeps executors from sleeping over ready tasks.
+//!
+//! glommio 0.9 looks at sockets and timers only when nothing is ready or when its preempt timer has expired, so the
+//! timer has to be short where a task is always ready (a device is being polled). But when it finds the timer expired
+//! before it ran the first task of a turn (the thread was not scheduled in between), it takes that for "nothing to
+//! run" and parks, whatever is ready; timers that have rung meanwhile are used up, so the sleep has no end. A wake-up
+//! from another thread ends it, and this thread gives one to every executor all the time.
+
+use std::future::poll_fn;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Poll, Waker};
+use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
+
+/// While some task of an executor is always ready, sockets and timers are looked at this often: make every executor
+/// with this preempt timer.
+pub const PREEMPT_INTERVAL: Duration = Duration::from_micros(500);
+
+/// Longest time that an executor sleeps over ready tasks.
+const INTERVAL: Duration = Duration::from_millis(2);
+
+/// Wake-ups that an executor may have unanswered (I-O5). Each counts as a reference to the pulse's task, of which
+/// glommio allows 32,767; an executor that answered none of these is stuck in one of its tasks anyway.
+const UNANSWERED_MAX: u32 = 1000;
+
+struct Beat {
+    waker: Mutex<Option<Waker>>,
+    unanswered: AtomicU32,
+}
+
+impl Beat {
+    fn waker(&self) -> MutexGuard<'_, Option<Waker>> {
+        self.waker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wake(&self) {
+        if self.unanswered.load(Ordering::Relaxed) < UNANSWERED_MAX
+            && let Some(waker) = &*self.waker()
+        {
+            self.unanswered.fetch_add(1, Ordering::Relaxed);
+            waker.wake_by_ref();
+        }
+    }
+}
+
+/// The pulse of a process.
+pub struct Pulse {
+    beats: Mutex<Vec<Arc<Beat>>>,
+    stopped: AtomicBool,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Pulse {
+    /// Starts the thread.
+    pub fn start() -> io::Result<Arc<Pulse>> {
+        let pulse =
+            Arc::new(Pulse { beats: Mutex::default(), stopped: AtomicBool::new(false), thread: Mutex::default() });
+        let beating = pulse.clone();
+        let thread = Builder::new().name("kiseki-pulse".to_owned()).spawn(move || {
+            while !beating.stopped.load(Ordering::Acquire) {
+                std::thread::sleep(INTERVAL);
+                beating.beats().iter().for_each(|beat| beat.wake());
+            }
+        })?;
+        *pulse.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
+        Ok(pulse)
+    }
+
+    fn beats(&self) -> MutexGuard<'_, Vec<Arc<Beat>>> {
+        self.beats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps the calling executor awake for as long as the guard lives, which must be dropped on that executor.
+    #[must_use]
+    pub fn keep_awake(self: &Arc<Self>) -> AwakeGuard {
+        let beat = Arc::new(Beat { waker: Mutex::new(None), unanswered: AtomicU32::new(0) });
+        let answering = beat.clone();
+        let task = glommio::spawn_local(poll_fn(move |cx| {
+            answering.unanswered.store(0, Ordering::Relaxed);
+            answering.waker().get_or_insert_with(|| cx.waker().clone());
+            Poll::<()>::Pending
+        }));
+        self.beats().push(beat.clone());
+        AwakeGuard { pulse: self.clone(), beat, _task: task }
+    }
+
+    /// Ends the thread.
+    pub fn stop(&self) {
+        self.stopped.store(true, Ordering::Release);
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
+            let _ended = thread.join();
+        }
+    }
+}
+
+/// See [`Pulse::keep_awake`].
+pub struct AwakeGuard {
+    pulse: Arc<Pulse>,
+    beat: Arc<Beat>,
+    _task: glommio::Task<()>,
+}
+
+impl Drop for AwakeGuard {
+    fn drop(&mut self) {
+        self.pulse.beats().retain(|beat| !Arc::ptr_eq(beat, &self.beat));
+        // Here, on the executor: no other thread may hold the last reference to one of its tasks.
+        let waker = self.beat.waker().take();
+        drop(waker);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use glommio::LocalExecutorBuilder;
+    use std::time::Instant;
+
+    #[test]
+    fn ready_tasks_run_although_the_preempt_timer_has_always_expired() {
+        let pulse = Pulse::start().unwrap();
+        // With so short a timer nearly every turn is lost: without the pulse this never ends.
+        let executor = LocalExecutorBuilder::default().preempt_timer(Duration::from_nanos(1)).make().unwrap();
+        let (started, keeper) = (Instant::now(), pulse.clone());
+        executor.run(async move {
+            let _awake = keeper.keep_awake();
+            for _ in 0..20 {
+                glommio::executor().yield_now().await;
+                glommio::timer::sleep(Duration::from_micros(100)).await;
+            }
+        });
+        assert!(started.elapsed() < Duration::from_secs(20));
+        pulse.stop();
+        assert!(pulse.beats().is_empty(), "the guard takes its executor out");
+    }
+}
