@@ -145,7 +145,7 @@ mod tests {
             let queue = number as u64 % 3;
             let (done, busy) = (done.clone(), busy.clone());
             let job = move || {
-                assert_eq!(busy.lock().unwrap().insert(queue, true).unwrap_or(false), false, "one at a time");
+                assert!(!busy.lock().unwrap().insert(queue, true).unwrap_or(false), "one at a time");
                 std::thread::yield_now();
                 done.lock().unwrap().push((queue, number));
                 busy.lock().unwrap().insert(queue, false);

@@ -108,9 +108,12 @@ impl RaftGroup for MemoryGroup {
     }
 }
 
+/// A group's tables and the index of its last command.
+type GroupState = (MemoryTables, Rc<Cell<u64>>);
+
 /// Tables of all groups; they survive a restart of the engine.
 #[derive(Clone, Default)]
-pub struct Logs(Rc<RefCell<BTreeMap<ShardId, (MemoryTables, Rc<Cell<u64>>)>>>);
+pub struct Logs(Rc<RefCell<BTreeMap<ShardId, GroupState>>>);
 
 struct MemoryHost {
     logs: Logs,

@@ -1,1 +1,0 @@
-//! kiseki-bench
