@@ -42,7 +42,7 @@ clippy:
 	$(CARGO) clippy $(CARGO_FLAGS) --workspace --all-targets
 
 unit:
-	$(CARGO) test $(CARGO_FLAGS) --workspace
+	$(CARGO) test $(CARGO_FLAGS) --workspace --no-fail-fast
 
 docs:
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc $(CARGO_FLAGS) --workspace --no-deps

@@ -15,12 +15,12 @@ import sys
 import tempfile
 import traceback
 
-from node import ROOT, Node
+from node import PROGRAMS, Node
 
 # Long enough never to come up by chance; looked for in every byte below the node's directory.
 MARKER = b"kiseki-plaintext-marker-6e1f3c52-never-on-a-disk"
 NAME_MARKER = "object-name-marker-93ab77d0"
-CLI = ROOT / "target/release/kiseki"
+CLI = PROGRAMS / "kiseki"
 
 
 def run(*command, env=None, **options):
@@ -41,8 +41,14 @@ def make_tree(directory, files, seed):
     (directory / f"{NAME_MARKER}.txt").write_bytes(MARKER * 3000)
 
 
+def rclone_env(node):
+    """Without AWS_CA_BUNDLE, which old versions of rclone stumble over."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    return {**env, "RCLONE_CONFIG": str(node.dir / "rclone.conf")}
+
+
 def rclone(node, tree):
-    env = {**os.environ, "RCLONE_CONFIG": str(node.dir / "rclone.conf")}
+    env = rclone_env(node)
     ca = ["--ca-cert", str(node.dir / "tls/ca.crt")]
     run("rclone", "mkdir", "kiseki:tree", *ca, env=env)
     run("rclone", "copy", str(tree), "kiseki:tree", *ca, "--transfers", "8", env=env)
@@ -50,7 +56,7 @@ def rclone(node, tree):
 
 
 def rclone_after_restart(node, tree):
-    env = {**os.environ, "RCLONE_CONFIG": str(node.dir / "rclone.conf")}
+    env = rclone_env(node)
     run("rclone", "check", "--download", str(tree), "kiseki:tree", "--ca-cert", str(node.dir / "tls/ca.crt"), env=env)
 
 

@@ -11,7 +11,9 @@ import urllib.error
 import urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-SERVER = ROOT / "target/release/kiseki-server"
+# Where the programs are; another build can be tested too.
+PROGRAMS = pathlib.Path(os.environ.get("KISEKI_PROGRAMS", ROOT / "target/release"))
+SERVER = PROGRAMS / "kiseki-server"
 # A start recovers journals and shards; on a loaded two-core machine this takes seconds.
 START_SECONDS_MAX = 120
 STOP_SECONDS_MAX = 60

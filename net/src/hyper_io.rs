@@ -2,13 +2,20 @@
 
 use futures::io::{AsyncRead, AsyncWrite};
 use hyper::rt::{Read, ReadBufCursor, Write};
+use kiseki_types::runtime::{LocalBoxFuture, Ports, RuntimeExt};
 use std::cell::RefCell;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 /// Most bytes taken from a socket in one read: stays in the second-level cache between the two copies.
 const READ_LEN_BYTES_MAX: usize = 64 * 1024;
+
+/// How much of what a client still sends is thrown away after we have closed our side, and for how long. Closing while
+/// bytes arrive resets the connection, and the client loses the answer that told it why its request was refused.
+const LINGER_LEN_BYTES: usize = 4 << 20;
+const LINGER_TIME: Duration = Duration::from_secs(2);
 
 thread_local! {
     /// One per core. hyper lends memory that is not initialized, which safe code can only fill by copying.
@@ -20,12 +27,20 @@ thread_local! {
 /// It claims vectored writes: otherwise hyper copies head and body into one buffer first.
 pub struct HyperIo<S> {
     stream: S,
+    ports: Ports,
+    lingering: Option<Lingering>,
+}
+
+/// Our side is closed, the client's is not yet.
+struct Lingering {
+    deadline: LocalBoxFuture<'static, ()>,
+    left_len_bytes: usize,
 }
 
 impl<S> HyperIo<S> {
     /// Adapts `stream`.
-    pub fn new(stream: S) -> HyperIo<S> {
-        HyperIo { stream }
+    pub fn new(stream: S, ports: Ports) -> HyperIo<S> {
+        HyperIo { stream, ports, lingering: None }
     }
 
     /// The stream back.
@@ -45,7 +60,27 @@ impl<S: AsyncRead + Unpin> Read for HyperIo<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> Write for HyperIo<S> {
+impl<S: AsyncRead + Unpin> HyperIo<S> {
+    /// Throws away what the client still sends, until it closes too, for a bounded time and length.
+    fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let lingering = self.lingering.get_or_insert_with(|| Lingering {
+            deadline: self.ports.sleep(LINGER_TIME),
+            left_len_bytes: LINGER_LEN_BYTES,
+        });
+        SCRATCH.with_borrow_mut(|scratch| {
+            while lingering.left_len_bytes > 0 && lingering.deadline.as_mut().poll(cx).is_pending() {
+                match ready!(Pin::new(&mut self.stream).poll_read(cx, scratch)) {
+                    Ok(len) if len > 0 => lingering.left_len_bytes = lingering.left_len_bytes.saturating_sub(len),
+                    _ => break,
+                }
+            }
+            lingering.left_len_bytes = 0; // over, whatever ended it
+            Poll::Ready(())
+        })
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Write for HyperIo<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
@@ -55,7 +90,10 @@ impl<S: AsyncWrite + Unpin> Write for HyperIo<S> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_close(cx)
+        if self.lingering.is_none() {
+            ready!(Pin::new(&mut self.stream).poll_close(cx))?;
+        }
+        self.poll_linger(cx).map(Ok)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -109,7 +109,8 @@ pub async fn serve(
                     match open(socket, tls, &task_ports).await {
                         Ok(stream) => {
                             let is_http2 = stream.is_http2();
-                            handler(Connection { io: HyperIo::new(stream), peer, is_http2, stop }).await;
+                            handler(Connection { io: HyperIo::new(stream, task_ports.clone()), peer, is_http2, stop })
+                                .await;
                         }
                         // A client that gives up or speaks no TLS is daily life.
                         Err(error) => tracing::debug!(%peer, %error, "connection dropped before its first request"),
