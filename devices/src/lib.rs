@@ -4,7 +4,7 @@
 //! are, and keep metadata files mirrored. What it does not: it never meets plaintext or keys, and knows nothing of
 //! chunks beyond the fragment port.
 //!
-//! Reading order: [`layout`], [`superblock`], [`probe`], [`format`], then [`pool`], [`ring`], [`file_device`], and
+//! Reading order: [`layout`], [`superblock`], [`probe`], [`mod@format`], then [`pool`], [`ring`], [`file_device`], and
 //! [`meta_dir`], [`metadata_set`]. What lies in a device: [`flush_gate`], [`journal`], [`zones`], [`fragment_header`],
 //! [`lane`], [`index`], [`recovery`], [`fragment_store`], [`fragment_scan`].
 

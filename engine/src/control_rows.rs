@@ -22,7 +22,7 @@ pub const TENANT_BUCKETS: u8 = 5;
 pub const SHARDS: u8 = 6;
 /// Name of a counter -> its next value.
 pub const COUNTERS: u8 = 7;
-/// Pool -> [`PoolRow`].
+/// Pool -> shape of its stripes, see [`encode_pool`].
 pub const POOLS: u8 = 8;
 
 const FORMAT: u8 = 1;

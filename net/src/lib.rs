@@ -2,7 +2,7 @@
 //!
 //! This room implements the ports of time, chance, spawning and side threads on glommio ([`runtime`], [`side`], [`pulse`]), carries
 //! calls between the cores of a node ([`mesh`]), and brings client connections to whoever serves them ([`listener`],
-//! [`socket`], [`tls`], [`hyper_io`], [`serve`]). It knows neither S3 nor storage, and it never looks at a message that
+//! [`socket`], [`tls`], [`hyper_io`], [`mod@serve`]). It knows neither S3 nor storage, and it never looks at a message that
 //! it carries.
 //!
 //! Calls between nodes (Cap'n Proto over mTLS) come behind the same `Link` port when there are clusters.

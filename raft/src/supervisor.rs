@@ -13,7 +13,7 @@ use std::rc::{Rc, Weak};
 use std::time::Duration;
 use tracing::{error, info, warn};
 
-/// Rebuilds within [`REBUILD_WINDOW`] after which a group is fenced.
+/// Rebuilds within `REBUILD_WINDOW` after which a group is fenced.
 pub const REBUILDS_MAX: usize = 5;
 
 /// Rebuilds further apart than this are not counted together.

@@ -1,6 +1,6 @@
 //! Products of byte vectors with matrices over GF(2^8): what erasure coding is made of.
 //!
-//! The field is GF(2)[x] / (x^8 + x^4 + x^3 + x^2 + 1), as in ISA-L. Matrices are made and inverted here (tiny and
+//! The field is GF(2)\[x\] / (x^8 + x^4 + x^3 + x^2 + 1), as in ISA-L. Matrices are made and inverted here (tiny and
 //! rare); multiplying the data is ISA-L's work, with a plain twin that gives the same bytes.
 
 #[cfg(test)]
