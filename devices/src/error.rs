@@ -20,6 +20,9 @@ pub enum DeviceError {
         #[source]
         source: io::Error,
     },
+    /// A lane's journal can't be written.
+    #[error(transparent)]
+    Journal(#[from] Box<crate::journal::JournalOpenError>),
     /// The file system below an image file does not do direct I/O.
     #[error(
         "{device}: its file system refuses O_DIRECT; put the image on ext4 or XFS (not tmpfs or overlay), or name a block device"

@@ -3,10 +3,13 @@
 use crate::error::DeviceError;
 use crate::layout::{DeviceLayout, SUPERBLOCK_LEN_BYTES};
 use crate::probe::{FoundSignature, ends, probe_device};
+use crate::recovery::format_journals;
 use crate::superblock::{DeviceClass, MetadataEpoch, Superblock, write_superblock};
 use futures::stream::{self, StreamExt, TryStreamExt};
 use kiseki_types::device::Device;
+use kiseki_types::runtime::Ports;
 use kiseki_types::{BlockIndex, ClusterId, DeviceId, IoBuf, IoBytes, LaneId, PoolId};
+use std::rc::Rc;
 
 /// Bytes of zeros in one write.
 const ZEROS_LEN_BYTES: usize = 1 << 20;
@@ -36,10 +39,16 @@ pub struct FormatRequest {
 /// Formats a device; everything on it is lost, and it is durable on return.
 ///
 /// A crash at any point leaves either what was there, or a device without a superblock, or a formatted one: the old
-/// superblocks go first, so that none of them ever stands over a cleared journal.
+/// superblocks go first and the new ones come last, so that none ever stands over a journal that is not whole.
 ///
 /// Errors: `Signed` when a signature is not confirmed, before anything is written; `TooSmall`, `Lanes`, `Io`.
-pub async fn format(device: &dyn Device, request: &FormatRequest) -> Result<Superblock, DeviceError> {
+pub async fn format(
+    ports: &Ports,
+    device: &Rc<dyn Device>,
+    request: &FormatRequest,
+) -> Result<Superblock, DeviceError> {
+    let whole = device.clone();
+    let device = &**device;
     refuse_unconfirmed(device.name(), &probe_device(device).await?, &request.wipe_confirmed)?;
     let layout = DeviceLayout::compute(device.geometry(), request.lanes)?;
     let block = u64::from(layout.block_len_bytes());
@@ -52,6 +61,7 @@ pub async fn format(device: &dyn Device, request: &FormatRequest) -> Result<Supe
     // turn an unwritten extent of an image into a written one.
     let journals = (0..layout.lanes()).map(|lane| layout.journal_extent(LaneId(lane)));
     zero(device, journals.map(|(start, len)| (start, len.0 * block))).await?;
+    format_journals(ports, request.device, device.name(), &layout, &whole).await.map_err(Box::new)?;
     let mut superblock = Superblock {
         cluster: request.cluster,
         device: request.device,
@@ -145,7 +155,7 @@ mod tests {
         on_executor(async move {
             let device = open(&path);
             assert_eq!(read_superblock(&*device).await, SuperblockState::NeverWritten);
-            let written = format(&*device, &request(1, &[])).await.unwrap();
+            let written = format(&test_ports(), &device, &request(1, &[])).await.unwrap();
             let expected = SuperblockState::Present { superblock: Box::new(written.clone()), damaged_copies: 0 };
             assert_eq!(read_superblock(&*device).await, expected);
             let raw = Arc::new(RawDevice::open(&path).unwrap());
@@ -168,18 +178,18 @@ mod tests {
             table[4096 - 10..4096].copy_from_slice(b"SWAPSPACE2");
             raw.write_at(0, &table).unwrap();
             for confirmed in [&[][..], &["gpt"], &["swap"], &["all"]] {
-                let error = format(&*device, &request(1, confirmed)).await.unwrap_err();
+                let error = format(&test_ports(), &device, &request(1, confirmed)).await.unwrap_err();
                 assert!(matches!(error, DeviceError::Signed { .. }), "I-D7: {confirmed:?} {error}");
                 let mut found = vec![0; 8192];
                 raw.read_at(0, &mut found).unwrap();
                 assert!(found == table, "I-D7: {confirmed:?} wrote to a refused device");
             }
-            format(&*device, &request(1, &["gpt", "swap"])).await.unwrap();
+            format(&test_ports(), &device, &request(1, &["gpt", "swap"])).await.unwrap();
             // And what we wrote ourselves protects it from the next one, another cluster's the same.
-            let error = format(&*device, &request(3, &["gpt"])).await.unwrap_err();
+            let error = format(&test_ports(), &device, &request(3, &["gpt"])).await.unwrap_err();
             let name = format!("kiseki:{}", ClusterId([1; 16]));
             assert!(error.to_string().contains(&name), "I-D7: {error}");
-            let again = format(&*device, &request(3, &[&name])).await.unwrap();
+            let again = format(&test_ports(), &device, &request(3, &[&name])).await.unwrap();
             assert_eq!(read_superblock(&*device).await.present("d").unwrap(), again);
             assert_eq!(probe_device(&*device).await.unwrap().len(), 1);
         });
@@ -195,9 +205,9 @@ mod tests {
             let mut noise = IoBuf::zeroed(len.0 as usize * 4096);
             noise.fill(0xa5);
             device.write(start, vec![noise.freeze()]).await.unwrap();
-            format(&*device, &request(1, &[])).await.unwrap();
+            format(&test_ports(), &device, &request(1, &[])).await.unwrap();
             let found = device.read(start, IoBuf::zeroed(len.0 as usize * 4096)).await.unwrap();
-            assert!(found.iter().all(|byte| *byte == 0));
+            assert!(found.iter().all(|byte| *byte != 0xa5), "nothing of an earlier format is left for a scan to meet");
         });
     }
 
@@ -209,7 +219,10 @@ mod tests {
         assert!(matches!(create_image(&path, 1 << 20), Err(DeviceError::Io { .. })), "an image is never made over one");
         on_executor(async move {
             let device = open(&path);
-            assert!(matches!(format(&*device, &request(1, &[])).await, Err(DeviceError::TooSmall { .. })));
+            assert!(matches!(
+                format(&test_ports(), &device, &request(1, &[])).await,
+                Err(DeviceError::TooSmall { .. })
+            ));
             assert_eq!(read_superblock(&*device).await, SuperblockState::NeverWritten);
         });
         drop(dir);

@@ -1,6 +1,6 @@
 //! What chunks are called: by content inside sealed payloads, by a keyed name everywhere else (I-K10).
 
-use kiseki_kernels::sha256::{HmacSha256Key, sha256, sha256_many};
+use kiseki_kernels::sha256::{HmacSha256Key, Stream, sha256, sha256_many};
 use kiseki_types::ids::{ChunkId, Locator};
 use kiseki_types::secret::SecretKey;
 
@@ -27,6 +27,24 @@ impl DedupDomain {
         match self {
             DedupDomain::Shared => ChunkId(sha256(plaintext)),
             DedupDomain::Private(key) => ChunkId(key.mac(plaintext)),
+        }
+    }
+
+    /// Begins the id of a chunk that is hashed in slices; [`DedupDomain::finish`] ends it.
+    #[must_use]
+    pub fn begin(&self) -> Stream {
+        match self {
+            DedupDomain::Shared => Stream::sha256(),
+            DedupDomain::Private(key) => key.begin(),
+        }
+    }
+
+    /// The id of the chunk that was hashed in slices.
+    #[must_use]
+    pub fn finish(&self, stream: Stream, plaintext: &[u8]) -> ChunkId {
+        match self {
+            DedupDomain::Shared => ChunkId(stream.finish(plaintext)),
+            DedupDomain::Private(key) => ChunkId(key.finish(stream, plaintext)),
         }
     }
 

@@ -30,8 +30,6 @@ pub struct WriteScope {
     pub bucket: Bucket,
     /// Whose it is.
     pub keys: Rc<TenantKeys>,
-    /// Pin epoch of the bucket's shard when the write began.
-    pub pin_epoch: PinEpoch,
 }
 
 /// A chunk that may be named now: its fragments, or those of an equal chunk, are durable and pinned.
@@ -72,14 +70,15 @@ pub fn chunk_buffer(len_bytes: usize, shape: StripeShape) -> IoBuf {
     IoBuf::zeroed(copies.max(padded_len(envelope, shape))).resized(0)
 }
 
-/// Stores one chunk. `plaintext` is sealed in place.
+/// Stores one chunk. `plaintext` is sealed in place; the delta that names the chunk has to state `pin_epoch` or an older one.
 pub async fn store_chunk(
     core: &Rc<Core>,
     scope: &WriteScope,
-    mut plaintext: IoBuf,
+    pin_epoch: PinEpoch,
+    plaintext: IoBuf,
 ) -> Result<StoredChunk, ChunkFailure> {
     let len_bytes = plaintext.len() as u32;
-    let chunk = scope.keys.domain.chunk_id(&plaintext);
+    let (mut plaintext, chunk) = core.hash_queue.chunk_id(&scope.keys.domain, plaintext).await;
     let locator = crate::chunk_id::locator(&core.keys.locator, &chunk);
     core.ports.yield_now().await;
     let binding = EnvelopeBinding::current(locator, len_bytes);
@@ -90,7 +89,7 @@ pub async fn store_chunk(
     let pin: PinId = core.ports.random();
     let begin = HomeRequest::Begin {
         shard: scope.bucket.shard,
-        pin_epoch: scope.pin_epoch,
+        pin_epoch,
         pool: scope.bucket.pool,
         shape: scope.bucket.shape,
         master_epoch,

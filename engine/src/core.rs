@@ -1,8 +1,10 @@
 //! What every part of the data path on one core shares, and its counters.
 
 use crate::api::StoreError;
+use crate::background::Background;
 use crate::calls::Calls;
 use crate::chunker::{ChunkFormat, Chunker};
+use crate::hash_queue::HashQueue;
 use crate::keyring::{Keyring, NodeKeys};
 use crate::message::{Bucket, ControlRequest, ControlResponse};
 use crate::stripe::StripeCoder;
@@ -11,6 +13,7 @@ use kiseki_types::fragment::FragmentStore;
 use kiseki_types::ids::TenantId;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::time::Duration;
 
 /// Chunk formats whose tables one core keeps.
 const CHUNKERS_MAX: usize = 64;
@@ -55,20 +58,44 @@ pub struct Core {
     pub keys: Rc<NodeKeys>,
     /// Tenants' keys.
     pub keyring: Keyring,
+    /// Hashes chunks.
+    pub hash_queue: Rc<HashQueue>,
     /// Encodes and rebuilds.
     pub coder: StripeCoder,
     /// What was done.
     pub counters: DataCounters,
+    /// Work behind the answers.
+    pub background: Rc<Background>,
+    /// How often a writer asks for the pin epoch.
+    pub pin_epoch_refresh: Duration,
     chunkers: RefCell<Vec<Rc<Chunker>>>,
 }
 
 impl Core {
     /// Puts the data path of a core together.
     #[must_use]
-    pub fn new(ports: Ports, calls: Calls, fragments: Rc<dyn FragmentStore>, keys: Rc<NodeKeys>) -> Rc<Core> {
+    pub fn new(
+        ports: Ports,
+        calls: Calls,
+        fragments: Rc<dyn FragmentStore>,
+        keys: Rc<NodeKeys>,
+        pin_epoch_age: Duration,
+    ) -> Rc<Core> {
         let keyring = Keyring::new(ports.clone(), calls.clone());
         let (coder, counters) = (StripeCoder::new(), DataCounters::default());
-        Rc::new(Core { ports, calls, fragments, keys, keyring, coder, counters, chunkers: RefCell::default() })
+        Rc::new(Core {
+            background: Background::new(ports.clone()),
+            hash_queue: HashQueue::new(ports.clone()),
+            ports,
+            calls,
+            fragments,
+            keys,
+            keyring,
+            coder,
+            counters,
+            pin_epoch_refresh: pin_epoch_age / 10,
+            chunkers: RefCell::default(),
+        })
     }
 
     /// The chunker of a format; its tables are made once.

@@ -120,7 +120,8 @@ pub enum Command {
     Fence(ChunkName),
     /// The generation may be named again.
     Unfence(ChunkName),
-    /// Refuse deltas of pin epochs below this one, and forget the fences set in them.
+    /// Refuse deltas of pin epochs below this one, which is the one that writers were given so far, and forget fences set
+    /// in them; writers get the next one. Again with the same epoch: forget more of them.
     ClosePinEpochs(PinEpoch),
     /// The shard has told the home that it names this generation no more.
     ForgetCandidate(ChunkName),

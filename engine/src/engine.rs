@@ -21,6 +21,7 @@ use kiseki_types::link::Link;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::time::Duration;
 
 /// What an engine is made of.
 pub struct EngineInputs {
@@ -44,7 +45,13 @@ pub struct EngineInputs {
     pub shards_per_tenant: u16,
     /// Shape of the first pool's stripes, when the cluster is new.
     pub first_pool: StripeShape,
+    /// How long a pin epoch stays open at least once writers get the next one, see [`PIN_EPOCH_AGE`].
+    pub pin_epoch_age: Duration,
 }
+
+/// Time between two closings of pin epochs. A writer asks for the epoch ten times as often and commits what it holds
+/// under an older one, so only one that makes no progress for most of this time is refused.
+pub const PIN_EPOCH_AGE: Duration = Duration::from_secs(600);
 
 /// The engine of one core.
 pub struct Engine {
@@ -61,7 +68,13 @@ impl Engine {
     #[must_use]
     pub fn new(inputs: EngineInputs) -> Rc<Engine> {
         let calls = Calls::new(inputs.link.clone(), inputs.lane_count, inputs.home_count);
-        let core = Core::new(inputs.ports.clone(), calls.clone(), inputs.fragments.clone(), inputs.keys.clone());
+        let core = Core::new(
+            inputs.ports.clone(),
+            calls.clone(),
+            inputs.fragments.clone(),
+            inputs.keys.clone(),
+            inputs.pin_epoch_age,
+        );
         Rc::new(Engine {
             inputs,
             calls,
@@ -134,7 +147,12 @@ impl Engine {
                 machine: Rc::new(Machine::of_home()),
             });
             let leader = Leader::new(self.inputs.ports.clone(), group.await?, None);
-            let service = HomeService::new(leader, self.calls.clone(), self.inputs.fragments.clone());
+            let service = HomeService::new(
+                leader,
+                self.calls.clone(),
+                self.inputs.fragments.clone(),
+                self.core.background.clone(),
+            );
             service.start().await?;
             self.homes.borrow_mut().insert(home, service);
         }
@@ -158,6 +176,11 @@ impl Engine {
         orphans::start(&self.core);
     }
 
+    /// Ends what goes on behind the answers, on every core before any core closes its groups.
+    pub async fn stop_background(&self) {
+        self.core.background.stop().await;
+    }
+
     async fn open_shard(&self, shard: ShardId, open: OpenShard) -> Result<(), StoreError> {
         if self.shards.borrow().contains_key(&shard) {
             return Ok(());
@@ -173,7 +196,8 @@ impl Engine {
             machine: Rc::new(Machine::of_tenant_shard(sealer.clone())),
         });
         let leader = Leader::new(self.inputs.ports.clone(), group.await?, Some(sealer));
-        let service = ShardService::new(leader, self.calls.clone());
+        let service =
+            ShardService::new(leader, self.calls.clone(), self.core.background.clone(), self.inputs.pin_epoch_age);
         service.start().await?;
         self.shards.borrow_mut().insert(shard, service);
         Ok(())

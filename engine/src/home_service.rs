@@ -5,6 +5,7 @@
 //! and every shard that may name it has committed a fence and answered that it does not (I-C2).
 
 use crate::api::StoreError;
+use crate::background::Background;
 use crate::calls::Calls;
 use crate::delta::{ChunkName, RowChange};
 use crate::latch::{Hold, LatchGuard};
@@ -137,6 +138,9 @@ pub struct HomeService {
     /// Pins of this incarnation whose writers have not settled them. Pins in the table but not here belong to writers
     /// that went down with the node.
     live_pins: RefCell<BTreeSet<PinId>>,
+    /// Whether there may be such pins.
+    unsettled: Cell<bool>,
+    background: Rc<Background>,
     /// Counters.
     pub counters: HomeCounters,
 }
@@ -144,9 +148,16 @@ pub struct HomeService {
 impl HomeService {
     /// Takes the leader's part of a home.
     #[must_use]
-    pub fn new(leader: Leader, calls: Calls, fragments: Rc<dyn FragmentStore>) -> Rc<HomeService> {
+    pub fn new(
+        leader: Leader,
+        calls: Calls,
+        fragments: Rc<dyn FragmentStore>,
+        background: Rc<Background>,
+    ) -> Rc<HomeService> {
         Rc::new(HomeService {
             leader,
+            background,
+            unsettled: Cell::new(true),
             calls,
             fragments,
             incarnation: Cell::new(0),
@@ -174,26 +185,25 @@ impl HomeService {
         Ok(())
     }
 
-    /// Settles the pins and intents that writers left when the node went down, until none is left. Call it when all
-    /// shards answer.
+    /// Settles the pins and intents that writers left when the node went down, or that could not be settled when a
+    /// writer gave up. Call it when all shards answer.
     pub fn settle_stale_pins(self: &Rc<Self>) {
         let service = self.clone();
         let task = async move {
             loop {
-                match service.settle_round().await {
-                    Ok(0) => return,
-                    Ok(_) => {}
-                    Err(error) => {
-                        warn!(home = %service.leader.shard(), %error, "stale pins could not be settled; tried again");
-                    }
+                if service.unsettled.replace(false)
+                    && let Err(error) = service.settle_round().await
+                {
+                    service.unsettled.set(true);
+                    warn!(home = %service.leader.shard(), %error, "stale pins could not be settled; tried again");
                 }
                 service.leader.ports().sleep(RETRY_INTERVAL).await;
             }
         };
-        self.leader.ports().spawn("settle stale pins", Box::pin(task));
+        self.background.repeat("settle stale pins", Box::pin(task));
     }
 
-    async fn settle_round(&self) -> Result<u64, StoreError> {
+    async fn settle_round(&self) -> Result<(), StoreError> {
         self.leader.barrier().await?;
         let mut names = BTreeSet::new();
         let limit = PINS_PER_ROUND + self.live_pins.borrow().len();
@@ -204,10 +214,13 @@ impl HomeService {
             }
         }
         self.counters.stale_pins.set(names.len() as u64);
+        if !names.is_empty() {
+            self.unsettled.set(true); // there may be more, or some are still busy
+        }
         for name in &names {
             self.collect(*name).await?;
         }
-        Ok(names.len() as u64)
+        Ok(())
     }
 
     /// Answers a request.
@@ -221,7 +234,9 @@ impl HomeService {
                 self.complete(&complete).await?;
                 for (name, pin) in abort {
                     self.live_pins.borrow_mut().remove(&pin);
-                    self.collect(name).await?;
+                    if self.collect(name).await? == Collected::Busy {
+                        self.unsettled.set(true);
+                    }
                 }
                 Ok(HomeResponse::Decisions(Vec::new()))
             }

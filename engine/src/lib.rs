@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 pub mod api;
+pub mod background;
 pub mod calls;
 pub mod chunk_id;
 pub mod chunk_read;
@@ -20,6 +21,7 @@ pub mod core;
 pub mod delta;
 pub mod engine;
 pub mod envelope;
+pub mod hash_queue;
 pub mod home_service;
 pub mod host;
 pub mod keyring;

@@ -20,7 +20,7 @@ pub const COUNTS_FILE: u8 = 1;
 
 /// Table of [`COUNTS_FILE`]: chunk name -> how often this shard names it, never 0.
 pub const COUNTS: u8 = 1;
-/// Table of [`COUNTS_FILE`]: chunk name -> pin epoch that was open when the fence was set.
+/// Table of [`COUNTS_FILE`]: chunk name -> pin epoch that writers were given when the fence was set.
 pub const FENCES: u8 = 2;
 /// Table of [`COUNTS_FILE`]: chunk name -> nothing; the count fell to 0 and the home has to be told.
 pub const CANDIDATES: u8 = 3;
@@ -29,8 +29,11 @@ pub const EPOCHS: u8 = 4;
 /// Key in [`EPOCHS`].
 pub const OPEN_EPOCH_KEY: &[u8] = b"open";
 
-/// Fences that one epoch close forgets at once.
-const FENCES_FORGOTTEN_MAX: usize = 100_000;
+/// Fences that one epoch close forgets; the leader proposes it again for the rest.
+pub const FENCES_FORGOTTEN_MAX: usize = 4096;
+
+/// Fences that one epoch close looks at: those of the two latest epochs stay, so more than it forgets.
+const FENCES_SCANNED_MAX: usize = 65_536;
 
 /// The machine of one shard.
 pub struct Machine {
@@ -73,7 +76,9 @@ impl Machine {
         }
         let mut writes = Vec::new();
         if self.counts {
-            if delta.pin_epoch < open_epoch(tables).await? {
+            // I-C2: the fences of closed epochs are forgotten, so what they would have refused is refused here. A delta
+            // that names nothing meets no fence.
+            if !delta.added.is_empty() && delta.pin_epoch < open_epoch(tables).await? {
                 return Ok(refused(&Outcome::RefusedEpoch));
             }
             if let Some(name) = first_fenced(&delta.added, tables).await? {
@@ -134,6 +139,12 @@ pub async fn open_epoch(tables: &dyn TableReader) -> Result<PinEpoch, TableError
     Ok(PinEpoch(row.as_deref().map_or(0, read_u64)))
 }
 
+/// The pin epoch that a write starting now states: the one above the lowest open one, so that closing an epoch leaves the
+/// writers of the latest one alone.
+pub async fn current_epoch(tables: &dyn TableReader) -> Result<PinEpoch, TableError> {
+    Ok(PinEpoch(open_epoch(tables).await?.0 + 1))
+}
+
 /// How often the shard names a generation.
 pub async fn count_of(name: ChunkName, tables: &dyn TableReader) -> Result<u64, TableError> {
     Ok(tables.get(COUNTS_FILE, COUNTS, &name.to_key()).await?.as_deref().map_or(0, read_u64))
@@ -181,21 +192,25 @@ async fn count_changes(
 }
 
 async fn fence(name: ChunkName, tables: &dyn TableReader) -> Result<Applied, ApplyError> {
-    let epoch = open_epoch(tables).await?;
+    // Whoever pinned the generation did so before the fence, so the epoch that it states is at most this one.
+    let epoch = current_epoch(tables).await?;
     let count = count_of(name, tables).await?;
     Ok(done(count, vec![put(FENCES, name.to_key(), epoch.0.to_le_bytes().to_vec())]))
 }
 
 async fn close_epochs(epoch: PinEpoch, tables: &dyn TableReader) -> Result<Applied, ApplyError> {
-    if epoch <= open_epoch(tables).await? {
+    let open = open_epoch(tables).await?;
+    // Only the epoch that is given out can become the lowest open one, so that a command that comes late closes nothing.
+    if epoch.0 != open.0 && epoch.0 != open.0 + 1 {
         return Ok(done(0, Vec::new()));
     }
-    let mut writes = vec![put(EPOCHS, OPEN_EPOCH_KEY.to_vec(), epoch.0.to_le_bytes().to_vec())];
     // A delta that could meet one of these fences states a closed epoch and is refused for that (DESIGN, collection).
-    for (key, set_in) in tables.scan(Scan::prefix(COUNTS_FILE, FENCES, &[], FENCES_FORGOTTEN_MAX)).await? {
-        if read_u64(&set_in) < epoch.0 {
-            writes.push(remove(FENCES, key));
-        }
+    let fences = tables.scan(Scan::prefix(COUNTS_FILE, FENCES, &[], FENCES_SCANNED_MAX)).await?;
+    let old = fences.into_iter().filter(|(_, set_in)| read_u64(set_in) < epoch.0);
+    let mut writes: Vec<_> = old.take(FENCES_FORGOTTEN_MAX).map(|(key, _)| remove(FENCES, key)).collect();
+    let forgotten = writes.len() as u64;
+    if epoch != open {
+        writes.push(put(EPOCHS, OPEN_EPOCH_KEY.to_vec(), epoch.0.to_le_bytes().to_vec()));
     }
-    Ok(done(0, writes))
+    Ok(done(forgotten, writes))
 }

@@ -39,7 +39,7 @@ pub fn start(core: &Rc<Core>) {
             }
         }
     };
-    core.ports.spawn("orphans", Box::pin(task));
+    core.background.repeat("orphans", Box::pin(task));
 }
 
 async fn pass(core: &Core) -> Result<u64, String> {

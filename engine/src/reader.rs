@@ -159,6 +159,6 @@ impl Drop for Reader {
                 warn!(%error, "a finished read could not be closed; its pages stay until the next start");
             }
         };
-        self.core.ports.spawn("close read", Box::pin(task));
+        self.core.background.finish("close read", task);
     }
 }

@@ -1,12 +1,13 @@
 //! The leader of a tenant's shard: decides every change of names under latches, and proposes it as one delta.
 
 use crate::api::{Condition, ListPage, ObjectInfo, StoreError};
+use crate::background::Background;
 use crate::calls::Calls;
 use crate::composition::{Entry, FileEntry, Page, PageReference, attributes_fit};
 use crate::delta::{ChunkName, Command, Outcome, RowChange};
 use crate::latch::{Hold, LatchGuard};
 use crate::leader::{CommitError, DECISIONS_MAX, Draft, Leader, row_damaged, table_failed};
-use crate::machine::open_epoch;
+use crate::machine::current_epoch;
 use crate::message::{ObjectPath, ShardRequest, ShardResponse, WrittenPages};
 use crate::names::{entry_bound, entry_key, split_key};
 use crate::shard_tables::{CLOSED, DROPPED, ENTRIES, LOOSE, PAGES, page_key};
@@ -16,6 +17,7 @@ use kiseki_types::runtime::RuntimeExt;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::time::Duration;
 
 mod housekeeping;
 mod uploads;
@@ -32,6 +34,9 @@ pub struct ShardService {
     calls: Calls,
     wake: Rc<housekeeping::Wake>,
     backlog: ShardBacklog,
+    /// Closes pin epochs.
+    epochs: housekeeping::EpochClock,
+    background: Rc<Background>,
 }
 
 /// A path whose directories are latched and known, and what stands at its end.
@@ -51,7 +56,8 @@ struct Located {
 impl ShardService {
     /// Takes the leader's part of a shard.
     #[must_use]
-    pub fn new(leader: Leader, calls: Calls) -> Rc<ShardService> {
+    pub fn new(leader: Leader, calls: Calls, background: Rc<Background>, pin_epoch_age: Duration) -> Rc<ShardService> {
+        let epochs = housekeeping::EpochClock::new(pin_epoch_age, leader.ports().now());
         Rc::new(ShardService {
             leader,
             open_pages: RefCell::default(),
@@ -59,6 +65,8 @@ impl ShardService {
             calls,
             wake: Rc::default(),
             backlog: ShardBacklog::default(),
+            epochs,
+            background,
         })
     }
 
@@ -116,7 +124,7 @@ impl ShardService {
 
     async fn pin_epoch(&self) -> Result<PinEpoch, StoreError> {
         self.leader.barrier().await?;
-        open_epoch(&*self.leader.tables()).await.map_err(table_failed)
+        current_epoch(&*self.leader.tables()).await.map_err(table_failed)
     }
 
     /// The file at a path, by a linearizable read.
@@ -254,7 +262,7 @@ impl ShardService {
                 let located = self.locate(path).await?;
                 check_condition(condition, located.current.as_ref())?;
                 let Some(file) = &located.current else { return Ok(None) };
-                let mut draft = Draft { namespace: path.namespace, ..self.empty_draft().await? };
+                let mut draft = Draft { namespace: path.namespace, ..Draft::default() };
                 drop_file(Some(file), &mut draft);
                 draft.rows.push(RowChange::remove(ENTRIES, located.key.clone()));
                 self.leader.commit(term, draft).await?;
@@ -310,7 +318,7 @@ impl ShardService {
             if !self.is_empty(expected).await? {
                 return Ok(None);
             }
-            let mut draft = Draft { namespace: path.namespace, ..self.empty_draft().await? };
+            let mut draft = Draft { namespace: path.namespace, ..Draft::default() };
             draft.rows.push(RowChange::remove(ENTRIES, key));
             self.leader.commit(term, draft).await?;
             Ok(Some(parent))
@@ -328,7 +336,7 @@ impl ShardService {
             if walk::Walk::new(self.leader.tables(), root).next().await?.is_some() {
                 return Err(StoreError::BucketNotEmpty.into());
             }
-            let mut draft = Draft { namespace, ..self.empty_draft().await? };
+            let mut draft = Draft { namespace, ..Draft::default() };
             draft.rows.push(RowChange::put(CLOSED, namespace.0.to_be_bytes().to_vec(), Vec::new()));
             self.leader.commit(term, draft).await
         })
@@ -398,12 +406,6 @@ impl ShardService {
             Outcome::Done { count } => Ok(count),
             other => Err(StoreError::Unavailable { reason: format!("the fence was refused: {other:?}") }),
         }
-    }
-
-    /// A draft that names no chunk still states an epoch that is open.
-    async fn empty_draft(&self) -> Result<Draft, StoreError> {
-        let pin_epoch = open_epoch(&*self.leader.tables()).await.map_err(table_failed)?;
-        Ok(Draft { pin_epoch, ..Draft::default() })
     }
 
     /// Decides and commits, again when the term changed in between.

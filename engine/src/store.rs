@@ -44,11 +44,7 @@ impl EngineStore {
     ) -> Result<Box<dyn ObjectWriter>, StoreError> {
         let (bucket, path) = self.locate(tenant, bucket, key).await?;
         let keys = self.core.keyring.tenant(tenant).await?;
-        let pin_epoch = match self.core.calls.shard(bucket.shard, ShardRequest::PinEpoch).await? {
-            ShardResponse::PinEpoch(epoch) => epoch,
-            _ => panic!("a shard answers PinEpoch with PinEpoch"),
-        };
-        let scope = WriteScope { bucket, keys, pin_epoch };
+        let scope = WriteScope { bucket, keys };
         let writer = Writer::begin(self.core.clone(), scope, path, target, len_hint_bytes).await?;
         Ok(Box::new(writer))
     }

@@ -15,9 +15,9 @@ use bytes::Bytes;
 use futures::channel::oneshot;
 use kiseki_types::buf::IoBuf;
 use kiseki_types::fragment::StripeShape;
-use kiseki_types::ids::{CompositionId, PageId, ShardId, UploadId};
+use kiseki_types::ids::{CompositionId, PageId, PinEpoch, ShardId, UploadId};
 use kiseki_types::limits::CHUNK_LEN_BYTES_MAX;
-use kiseki_types::runtime::RuntimeExt;
+use kiseki_types::runtime::{Instant, RuntimeExt};
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use tracing::warn;
@@ -58,6 +58,10 @@ pub struct Writer {
     in_flight: VecDeque<oneshot::Receiver<Result<StoredChunk, ChunkFailure>>>,
     composition: CompositionId,
     wrapper: DekWrapper,
+    /// Pin epoch of the bucket's shard under which everything is pinned that no delta names yet, and when it was asked
+    /// for.
+    pin_epoch: PinEpoch,
+    pin_epoch_asked: Instant,
     /// References of the page that is being filled, and their pins.
     references: Vec<ChunkReference>,
     pins: Pins,
@@ -76,6 +80,8 @@ impl Writer {
         len_hint_bytes: Option<u64>,
     ) -> Result<Writer, StoreError> {
         let chunker = core.chunker(&scope.bucket.chunks)?;
+        let pin_epoch_asked = core.ports.now();
+        let pin_epoch = pin_epoch(&core, scope.bucket.shard).await?;
         let composition = CompositionId(core.ports.random());
         let (keys, tenant) = (&scope.keys, scope.bucket.tenant);
         let wrapper = DekWrapper::begin(&keys.kek, keys.kek_epoch, tenant, composition, &*core.ports);
@@ -92,6 +98,8 @@ impl Writer {
             in_flight: VecDeque::new(),
             composition,
             wrapper,
+            pin_epoch,
+            pin_epoch_asked,
             references: Vec::new(),
             pins: Vec::new(),
             pages: Vec::new(),
@@ -112,7 +120,28 @@ impl Writer {
         chunk_buffer(longest.min(held.saturating_add(rest)), self.scope.bucket.shape)
     }
 
+    /// Asks for the pin epoch now and then. What was pinned under an older one is committed before that is closed.
+    async fn refresh_pin_epoch(&mut self) -> Result<(), StoreError> {
+        let now = self.core.ports.now();
+        if now.since(self.pin_epoch_asked) < self.core.pin_epoch_refresh {
+            return Ok(());
+        }
+        let epoch = pin_epoch(&self.core, self.shard()).await?;
+        self.pin_epoch_asked = now;
+        if epoch > self.pin_epoch {
+            while !self.in_flight.is_empty() {
+                self.collect_oldest().await?;
+            }
+            if !self.references.is_empty() {
+                self.commit_loose_page().await?;
+            }
+            self.pin_epoch = epoch;
+        }
+        Ok(())
+    }
+
     async fn take(&mut self, mut bytes: &[u8]) -> Result<(), StoreError> {
+        self.refresh_pin_epoch().await?;
         while !bytes.is_empty() {
             let mut filling = match self.filling.take() {
                 Some(filling) => filling,
@@ -154,14 +183,14 @@ impl Writer {
             self.collect_oldest().await?;
         }
         let (sender, receiver) = oneshot::channel();
-        let (core, scope) = (self.core.clone(), self.scope.clone());
+        let (core, scope, pin_epoch) = (self.core.clone(), self.scope.clone(), self.pin_epoch);
         let task = async move {
             // Should the writer be gone, its pin is aborted here: nobody else knows of it.
-            if let Err(Ok(chunk)) = sender.send(store_chunk(&core, &scope, plaintext).await) {
+            if let Err(Ok(chunk)) = sender.send(store_chunk(&core, &scope, pin_epoch, plaintext).await) {
                 abort(&core, vec![(chunk.name, chunk.pin)]).await;
             }
         };
-        self.core.ports.spawn("store chunk", Box::pin(task));
+        self.core.background.finish("store chunk", task);
         self.in_flight.push_back(receiver);
         Ok(())
     }
@@ -178,8 +207,11 @@ impl Writer {
             }
             Err(_) => return Err(StoreError::Unavailable { reason: "the node is stopping".to_owned() }),
         };
-        if self.references.len() == PAGE_REFERENCES_MAX {
-            self.commit_loose_page().await?;
+        if self.references.len() == PAGE_REFERENCES_MAX
+            && let Err(error) = self.commit_loose_page().await
+        {
+            self.pins.push((stored.name, stored.pin)); // to be aborted with the others
+            return Err(error);
         }
         let wrapped_dek = self.wrapper.wrap(&stored.chunk, &stored.dek);
         self.references.push(ChunkReference {
@@ -210,7 +242,7 @@ impl Writer {
     async fn commit_loose_page(&mut self) -> Result<(), StoreError> {
         let (id, page) = self.take_page();
         self.loose.push(id);
-        let (namespace, pin_epoch) = (self.path.namespace, self.scope.pin_epoch);
+        let (namespace, pin_epoch) = (self.path.namespace, self.pin_epoch);
         let request = ShardRequest::PutLoosePage { namespace, pin_epoch, id, page };
         self.core.calls.shard(self.shard(), request).await?;
         settle(&self.core, std::mem::take(&mut self.pins));
@@ -225,12 +257,8 @@ impl Writer {
             self.collect_oldest().await?;
         }
         let last = (!self.references.is_empty()).then(|| self.take_page());
-        let written = WrittenPages {
-            pages: self.pages.clone(),
-            loose: self.loose.clone(),
-            last,
-            pin_epoch: self.scope.pin_epoch,
-        };
+        let written =
+            WrittenPages { pages: self.pages.clone(), loose: self.loose.clone(), last, pin_epoch: self.pin_epoch };
         let etag = finish.etag.unwrap_or_else(|| self.composition.to_string());
         let (len_bytes, modified_unix_ms) = (self.len_bytes, self.core.ports.unix_time_ms());
         let (path, attributes, pages) = (self.path.clone(), finish.attributes, self.pages.clone());
@@ -261,6 +289,13 @@ impl Writer {
         self.ended = true;
         settle(&self.core, std::mem::take(&mut self.pins));
         Ok(info)
+    }
+}
+
+async fn pin_epoch(core: &Core, shard: ShardId) -> Result<PinEpoch, StoreError> {
+    match core.calls.shard(shard, ShardRequest::PinEpoch).await? {
+        ShardResponse::PinEpoch(epoch) => Ok(epoch),
+        _ => panic!("a shard answers PinEpoch with PinEpoch"),
     }
 }
 
@@ -314,7 +349,7 @@ impl Drop for Writer {
             }
             abort(&core, pins).await;
         };
-        self.core.ports.spawn("abandon write", Box::pin(task));
+        self.core.background.finish("abandon write", task);
     }
 }
 
@@ -330,7 +365,7 @@ fn settle(core: &Rc<Core>, pins: Pins) {
             }
         }
     };
-    core.ports.spawn("settle pins", Box::pin(task));
+    core.background.finish("settle pins", task);
 }
 
 /// Tells the homes that no delta will name these generations.

@@ -5,8 +5,11 @@
 
 #[cfg(target_arch = "x86_64")]
 mod sha_ni;
+mod stream;
 #[cfg(test)]
 mod tests;
+
+pub use stream::{Stream, advance_pair};
 
 use zeroize::Zeroize;
 

@@ -1,18 +1,18 @@
-//! What a shard's leader does in the background: lets the counts of dropped pages fall, and tells homes of generations
-//! that the shard names no more.
+//! What a shard's leader does in the background: lets the counts of dropped pages fall, tells homes of generations that
+//! the shard names no more, and closes pin epochs so that fences can be forgotten.
 
 use super::{ShardService, counted};
 use crate::api::StoreError;
 use crate::composition::Page;
-use crate::delta::{ChunkName, Command, REFERENCES_PER_DELTA_MAX, RowChange};
+use crate::delta::{ChunkName, Command, Outcome, REFERENCES_PER_DELTA_MAX, RowChange};
 use crate::leader::{Draft, row_damaged};
-use crate::machine::{CANDIDATES, COUNTS_FILE};
+use crate::machine::{CANDIDATES, COUNTS_FILE, FENCES, FENCES_FORGOTTEN_MAX};
 use crate::message::{Collected, HomeRequest, HomeResponse};
 use crate::shard_tables::{DROPPED, LOOSE, PAGES, page_key};
 use futures::channel::oneshot;
 use futures::future::{Either, select};
 use kiseki_types::ids::PageId;
-use kiseki_types::runtime::RuntimeExt;
+use kiseki_types::runtime::{Instant, RuntimeExt};
 use kiseki_types::table::{Direction, Scan, prefix_end};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -59,6 +59,23 @@ pub struct ShardBacklog {
     pub waiting: Cell<u64>,
     /// Rounds that ended with an error and will be tried again.
     pub failed_rounds: Cell<u64>,
+    /// Pin epochs closed.
+    pub epochs_closed: Cell<u64>,
+    /// Fences forgotten with them.
+    pub fences_forgotten: Cell<u64>,
+}
+
+/// When the next pin epoch is closed. A clock decides only how soon fences are forgotten and how long a writer may sit
+/// on its pins; that no fenced generation is named, the shard decides by epochs alone (I-C2).
+pub(super) struct EpochClock {
+    age: Duration,
+    last_closed: Cell<Instant>,
+}
+
+impl EpochClock {
+    pub(super) fn new(age: Duration, now: Instant) -> EpochClock {
+        EpochClock { age, last_closed: Cell::new(now) }
+    }
 }
 
 impl ShardService {
@@ -108,7 +125,7 @@ impl ShardService {
                 }
             }
         };
-        self.leader.ports().spawn("shard housekeeping", Box::pin(task));
+        self.background.repeat("shard housekeeping", Box::pin(task));
         Ok(())
     }
 
@@ -116,7 +133,7 @@ impl ShardService {
     pub(super) async fn abandon(&self, pages: &[PageId]) -> Result<(), StoreError> {
         for pages in pages.chunks(PAGES_PER_DELTA * 64) {
             self.decide(async |term| {
-                let mut draft = self.empty_draft().await?;
+                let mut draft = Draft::default();
                 for page in pages {
                     if self.leader.row(LOOSE, &page_key(*page)).await?.is_some() {
                         draft.rows.push(RowChange::remove(LOOSE, page_key(*page)));
@@ -135,7 +152,32 @@ impl ShardService {
         let held = self.drop_pages_that_wait().await?;
         let busy = self.settle_candidates().await?;
         self.backlog.waiting.set(held + busy);
-        Ok(())
+        self.close_epochs_when_due().await
+    }
+
+    /// Closes the pin epochs below the current one when they have been open long enough and there is a fence to forget.
+    async fn close_epochs_when_due(&self) -> Result<(), StoreError> {
+        let now = self.leader.ports().now();
+        if now.since(self.epochs.last_closed.get()) < self.epochs.age {
+            return Ok(());
+        }
+        let fence = self.scan_from(COUNTS_FILE, FENCES, Bound::Unbounded, 1).await?;
+        if fence.is_empty() {
+            return Ok(());
+        }
+        let epoch = self.pin_epoch().await?;
+        self.epochs.last_closed.set(now);
+        self.backlog.epochs_closed.set(self.backlog.epochs_closed.get() + 1);
+        loop {
+            // The first closes the epochs below; where it could not forget all their fences, the same goes on with them.
+            let Outcome::Done { count } = self.leader.propose(&Command::ClosePinEpochs(epoch)).await? else {
+                return Ok(());
+            };
+            self.backlog.fences_forgotten.set(self.backlog.fences_forgotten.get() + count);
+            if count < FENCES_FORGOTTEN_MAX as u64 {
+                return Ok(());
+            }
+        }
     }
 
     /// Lets the counts of all dropped pages fall but those that readers hold; how many those are.
@@ -179,7 +221,7 @@ impl ShardService {
         }
         let dropped: Vec<_> = counts.into_iter().collect();
         self.decide(async |term| {
-            let draft = Draft { dropped: dropped.clone(), rows: rows.clone(), ..self.empty_draft().await? };
+            let draft = Draft { dropped: dropped.clone(), rows: rows.clone(), ..Draft::default() };
             self.leader.commit(term, draft).await
         })
         .await?;

@@ -65,7 +65,7 @@ impl ShardService {
         self.decide(async |term| {
             let _guard = self.leader.latches.hold(super::namespace_latch(path.root), Hold::Shared).await;
             self.check_open(path.namespace).await?;
-            let mut draft = Draft { namespace: path.namespace, ..self.empty_draft().await? };
+            let mut draft = Draft { namespace: path.namespace, ..Draft::default() };
             draft.rows.push(RowChange::put(UPLOADS, upload_key(path.namespace, &path.key, upload), entry.encode()));
             self.leader.commit(term, draft).await
         })
@@ -159,7 +159,7 @@ impl ShardService {
                 let upload = self.upload(path, complete.upload).await?;
                 let mut parts: BTreeMap<u16, PartEntry> =
                     self.parts(complete.upload, 0, PARTS_MAX).await?.into_iter().collect();
-                let mut draft = Draft { namespace: path.namespace, ..self.empty_draft().await? };
+                let mut draft = Draft { namespace: path.namespace, ..Draft::default() };
                 draft.rows.push(RowChange::remove(UPLOADS, upload_key(path.namespace, &path.key, complete.upload)));
                 draft.rows.extend(parts.keys().map(|part| RowChange::remove(PARTS, part_key(complete.upload, *part))));
                 let file = assemble(complete, upload, &mut parts, self.leader.ports().unix_time_ms())?;
@@ -200,7 +200,7 @@ impl ShardService {
             if self.leader.row(UPLOADS, &row).await?.is_none() {
                 return Err(StoreError::NoSuchUpload.into());
             }
-            let mut draft = Draft { namespace, ..self.empty_draft().await? };
+            let mut draft = Draft { namespace, ..Draft::default() };
             draft.rows.push(RowChange::remove(UPLOADS, row));
             for (part, entry) in self.parts(upload, 0, PARTS_MAX).await? {
                 draft.rows.push(RowChange::remove(PARTS, part_key(upload, part)));

@@ -1,5 +1,6 @@
 //! Tests of the whole engine, in the simulator.
 
+mod epochs;
 mod objects;
 mod promises;
 mod support;

@@ -9,6 +9,7 @@ use kiseki_engine::engine::{Engine, EngineInputs};
 use kiseki_engine::host::{GroupHost, GroupSpec};
 use kiseki_engine::keyring::NodeKeys;
 use kiseki_engine::keys::MasterKeys;
+use kiseki_engine::machine;
 use kiseki_engine::message::{ControlRequest, ControlResponse, Dedup, EngineRequest, EngineResponse};
 use kiseki_simulator::{NodeId, Sim, SimLink};
 use kiseki_types::LocalBoxFuture;
@@ -20,7 +21,7 @@ use kiseki_types::group::{LogPosition, ProposeError, RaftGroup, StateMachine};
 use kiseki_types::ids::{DeviceId, Generation, LaneId, Locator, MasterEpoch, PoolId, ShardId, TenantId, Term};
 use kiseki_types::runtime::{Ports, RuntimeExt};
 use kiseki_types::secret::SecretKey;
-use kiseki_types::table::{Direction, Row, Scan, TableError, TableId, TableReader};
+use kiseki_types::table::{Direction, Row, Scan, TableError, TableId, TableReader, TableWrite};
 use kiseki_types::units::{BlockCount, BlockIndex, Extent};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -34,7 +35,19 @@ const LANES: u16 = 2;
 type Rows = Rc<RefCell<BTreeMap<(u8, TableId, Vec<u8>), Vec<u8>>>>;
 
 #[derive(Clone, Default)]
-struct MemoryTables(Rows);
+pub struct MemoryTables(Rows);
+
+impl MemoryTables {
+    pub fn write(&self, writes: Vec<TableWrite>) {
+        for write in writes {
+            let key = (write.file, write.table, write.key);
+            match write.value {
+                Some(value) => self.0.borrow_mut().insert(key, value),
+                None => self.0.borrow_mut().remove(&key),
+            };
+        }
+    }
+}
 
 impl TableReader for MemoryTables {
     fn get(
@@ -88,13 +101,7 @@ impl RaftGroup for MemoryGroup {
             index.set(index.get() + 1);
             let at = LogPosition { term: Term(1), index: index.get() };
             let applied = machine.apply(at, &command, &tables).await.expect("commands of this engine apply");
-            for write in applied.writes {
-                let key = (write.file, write.table, write.key);
-                match write.value {
-                    Some(value) => tables.0.borrow_mut().insert(key, value),
-                    None => tables.0.borrow_mut().remove(&key),
-                };
-            }
+            tables.write(applied.writes);
             Ok(applied.response)
         })
     }
@@ -316,6 +323,17 @@ impl World {
         self.store = self.engine.store();
     }
 
+    /// Fences in all shards.
+    pub fn fences(&self) -> usize {
+        let logs = self.logs.0.borrow();
+        let is_fence = |file: u8, table: TableId| (file, table) == (machine::COUNTS_FILE, machine::FENCES);
+        let in_shard = |(shard, (tables, _)): (&ShardId, &GroupState)| {
+            let fences = tables.0.borrow().keys().filter(|(file, table, _)| is_fence(*file, *table)).count();
+            if shard.0 < ShardId::TENANT_FIRST { 0 } else { fences }
+        };
+        logs.iter().map(in_shard).sum()
+    }
+
     pub fn run<T>(&self, future: impl Future<Output = T>) -> T {
         self.sim.block_on(NODE, future)
     }
@@ -381,6 +399,7 @@ fn start(sim: &Sim, logs: &Logs, fragments: &MemoryFragments, shape: StripeShape
         home_count: LANES,
         shards_per_tenant: 2,
         first_pool: shape,
+        pin_epoch_age: kiseki_engine::engine::PIN_EPOCH_AGE,
     });
     for lane in (0..LANES).map(LaneId) {
         let engine = engine.clone();

@@ -123,6 +123,8 @@ pub struct CoreInputs {
     pub first_pool: StripeShape,
     /// Shards that a new tenant gets.
     pub shards_per_tenant: u16,
+    /// Time between two closings of pin epochs.
+    pub pin_epoch_age: Duration,
     /// Timers of the Raft groups.
     pub group_settings: GroupSettings,
     /// Whether the cluster is being made: only then may logs and shards start empty (I-O4, I-L10).
@@ -178,6 +180,7 @@ impl CoreNode {
             home_count: inputs.lane_count,
             shards_per_tenant: inputs.shards_per_tenant,
             first_pool: inputs.first_pool,
+            pin_epoch_age: inputs.pin_epoch_age,
         });
         let core = CoreNode { core: inputs.core, is_new: inputs.is_new, fragments, groups, engine, tables };
         Ok((Rc::new(core), reports))
@@ -211,6 +214,11 @@ impl CoreNode {
     /// Step 5.
     pub fn start_background(&self) {
         self.engine.start_background();
+    }
+
+    /// Ends background work. To be done on every core before any core is closed: they need each other's shards.
+    pub async fn stop_background(&self) {
+        self.engine.stop_background().await;
     }
 
     /// What gateways use.

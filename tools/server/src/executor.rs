@@ -19,6 +19,7 @@ use kiseki_devices::fragment_store::{LaneRequest, LaneResponse, StoreDevice};
 use kiseki_devices::journal::{MirrorContent, MirrorRegion};
 use kiseki_devices::pool::BufferPool;
 use kiseki_devices::ring::RingOptions;
+use kiseki_engine::engine::PIN_EPOCH_AGE;
 use kiseki_engine::keyring::NodeKeys;
 use kiseki_engine::keys::MasterKeys;
 use kiseki_engine::message::{EngineRequest, EngineResponse};
@@ -132,6 +133,7 @@ async fn run_core(shared: Arc<CoreShared>, core: CoreId, calls: Option<AdminCall
         keys: Rc::new(node_keys(&shared.keys)?),
         first_pool: shared.shape,
         shards_per_tenant: shared.shards_per_tenant,
+        pin_epoch_age: PIN_EPOCH_AGE,
         group_settings: GroupSettings::single_voter(),
         is_new: shared.meta.is_new,
     };
@@ -161,10 +163,12 @@ async fn run_core(shared: Arc<CoreShared>, core: CoreId, calls: Option<AdminCall
     serve_until_stopped(&shared, core, &node, &ports, calls).await?;
     shared.steps.done(5, &ports).await?;
     // Nobody serves any more; the cores still answer each other while they make everything durable.
-    let closed = node.close().await;
+    node.stop_background().await;
     shared.steps.done(6, &ports).await?;
-    let closed = closed.and(node.close_files().await);
+    let closed = node.close().await;
     shared.steps.done(7, &ports).await?;
+    let closed = closed.and(node.close_files().await);
+    shared.steps.done(8, &ports).await?;
     lane_link.stop();
     engine_link.stop();
     // Whoever is woken by that gets to run once more before the executor goes.

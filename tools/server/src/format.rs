@@ -3,8 +3,6 @@
 use kiseki_devices::DeviceError;
 use kiseki_devices::file_device::{DeviceLock, open_device};
 use kiseki_devices::format::{FormatRequest, format};
-use kiseki_devices::journal::JournalOpenError;
-use kiseki_devices::recovery::format_journals;
 use kiseki_devices::ring::RingOptions;
 use kiseki_devices::superblock::{DeviceClass, MetadataEpoch, Superblock};
 use kiseki_engine::control_service::FIRST_POOL;
@@ -38,9 +36,6 @@ pub enum FormatError {
     /// The device refuses or fails.
     #[error(transparent)]
     Device(#[from] DeviceError),
-    /// Its journals can't be written.
-    #[error(transparent)]
-    Journal(#[from] JournalOpenError),
     /// This machine lets us make no executor.
     #[error("no executor can be made ({reason}); `kiseki-server doctor` tells what to do")]
     Executor {
@@ -94,9 +89,7 @@ async fn format_one(path: &Path, options: &FormatOptions, ports: &Ports) -> Resu
         metadata: options.metadata.clone(),
         wipe_confirmed: options.wipe.clone(),
     };
-    let superblock = format(&*device, &request).await?;
-    format_journals(ports, superblock.device, device.name(), &superblock.layout, &device).await?;
-    Ok(superblock)
+    Ok(format(ports, &device, &request).await?)
 }
 
 /// A guess that an operator can overrule.

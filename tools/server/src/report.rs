@@ -33,6 +33,13 @@ fn fail(board: &StatusBoard, id: &str, reason: &str) {
     }
 }
 
+/// Why a device that still works should not be used any more: somebody else found it failed.
+fn reason_to_leave(board: &StatusBoard, id: &str) -> Option<String> {
+    let board = board.lock();
+    let found = board.devices.iter().find(|device| device.id == id && device.state != "healthy")?;
+    Some(format!("{}: {}", found.path, found.reason))
+}
+
 /// Reports until the executor ends.
 pub fn start(shared: &Arc<CoreShared>, core: CoreId, node: &Rc<CoreNode>, gateway: &S3Service, ports: &Ports) {
     let (shared, node, gateway, ports_of_task) = (shared.clone(), node.clone(), gateway.clone(), ports.clone());
@@ -45,12 +52,14 @@ pub fn start(shared: &Arc<CoreShared>, core: CoreId, node: &Rc<CoreNode>, gatewa
     ports.spawn("report", Box::pin(task));
 }
 
+fn add(values: &mut BTreeMap<String, u64>, name: &str, value: u64) {
+    *values.entry(name.to_owned()).or_default() += value;
+}
+
 fn report(shared: &CoreShared, core: CoreId, node: &CoreNode, gateway: &S3Service, ports: &Ports) {
     let s3 = gateway.counters();
     let mut values: BTreeMap<String, u64> = BTreeMap::new();
-    let mut set = |name: &str, value: u64| {
-        values.insert(name.to_owned(), value);
-    };
+    let mut set = |name: &str, value: u64| add(&mut values, name, value);
     let requests: u64 = s3.operations.values().map(|operation| operation.answers_by_class.iter().sum::<u64>()).sum();
     let failed: u64 = s3.operations.values().map(|operation| operation.answers_by_class[4]).sum();
     set("s3_requests_total", requests);
@@ -75,13 +84,36 @@ fn report(shared: &CoreShared, core: CoreId, node: &CoreNode, gateway: &S3Servic
     set("chunk_bytes_deduplicated_total", data.chunk_bytes_deduplicated.get());
     set("stripes_degraded_total", data.stripes_degraded.get());
     set("rebuilds_total", data.rebuilds.get());
+    set("data_bytes_read_total", data.bytes_read.get());
+    set("writes_abandoned_total", data.writes_abandoned.get());
+    for home in node.engine().homes() {
+        let home = &home.counters;
+        add(&mut values, "home_hits_total", home.hits.get());
+        add(&mut values, "home_misses_total", home.misses.get());
+        add(&mut values, "home_generations_freed_total", home.freed.get());
+        add(&mut values, "home_generations_pardoned_total", home.pardoned.get());
+        add(&mut values, "home_stale_pins", home.stale_pins.get());
+    }
+    for shard in node.engine().shards() {
+        let backlog = shard.backlog();
+        add(&mut values, "collection_pages_dropped_total", backlog.pages_dropped.get());
+        add(&mut values, "collection_generations_freed_total", backlog.generations_freed.get());
+        add(&mut values, "collection_waiting", backlog.waiting.get());
+        add(&mut values, "collection_failed_rounds_total", backlog.failed_rounds.get());
+        add(&mut values, "pin_epochs_closed_total", backlog.epochs_closed.get());
+        add(&mut values, "fences_forgotten_total", backlog.fences_forgotten.get());
+    }
+    let mut set = |name: &str, value: u64| add(&mut values, name, value);
     set("raft_groups", node.groups().count() as u64);
     set("raft_groups_fenced", node.groups().fenced().len() as u64);
     let mut device_free_bytes = BTreeMap::new();
     for device in node.fragments().devices() {
         device_free_bytes.insert(device.id.to_string(), device.free_bytes);
+        let id = device.id.to_string();
         if device.state == DeviceState::Failed {
-            fail(&shared.board, &device.id.to_string(), "it failed an operation and is fenced until it is reopened");
+            fail(&shared.board, &id, "it failed an operation and is fenced until it is reopened");
+        } else if let Some(reason) = reason_to_leave(&shared.board, &id) {
+            node.fragments().fail_device(device.id, &reason);
         }
     }
     let report = CoreReport { reported_at: ports.now().0, connections: s3.connections, values, device_free_bytes };
@@ -97,8 +129,11 @@ fn report(shared: &CoreShared, core: CoreId, node: &CoreNode, gateway: &S3Servic
             board
                 .metadata_dirs
                 .iter_mut()
-                .filter(|dir| dir.path == path)
-                .for_each(|dir| dir.state = "stale".to_owned());
+                .filter(|dir| dir.path == path && dir.state == "current")
+                .for_each(|dir| {
+                    dir.state = "stale".to_owned();
+                    dir.reason = "it failed; once its disk is sound, restart to have it filled".to_owned();
+                });
         }
     }
 }

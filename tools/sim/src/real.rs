@@ -15,6 +15,7 @@ use kiseki_devices::superblock::{
     DeviceClass, MetadataEpoch, Superblock, SuperblockKeeper, SuperblockWitness, read_superblock_blocking,
     write_superblock,
 };
+use kiseki_engine::engine::PIN_EPOCH_AGE;
 use kiseki_engine::keyring::NodeKeys;
 use kiseki_engine::keys::MasterKeys;
 use kiseki_engine::message::{ControlRequest, ControlResponse, Dedup, EngineRequest, EngineResponse};
@@ -311,6 +312,7 @@ impl RealNode {
             keys: Rc::new(node_keys()),
             first_pool: self.options.shape,
             shards_per_tenant: 2 * self.options.cores,
+            pin_epoch_age: PIN_EPOCH_AGE,
             group_settings: GroupSettings { snapshot_entries: 60, kept_entries: 20, ..GroupSettings::single_voter() },
             is_new: plan.is_new,
             ports,

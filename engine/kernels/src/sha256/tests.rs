@@ -42,6 +42,26 @@ fn pairs_of_different_lengths_match_the_twin() {
 
 proptest! {
     #[test]
+    fn slices_alone_and_beside_each_other_give_the_same_digest(
+        lens in prop::array::uniform2(0usize..5000),
+        steps in prop::collection::vec((0usize..3, 0usize..700), 0..20),
+        key: [u8; 32],
+    ) {
+        let messages = lens.map(bytes);
+        let key = HmacSha256Key::new(&key);
+        let (mut a, mut b) = (Stream::sha256(), key.begin());
+        for (who, len) in steps {
+            match who {
+                0 => a.advance(&messages[0], len),
+                1 => b.advance(&messages[1], len),
+                _ => advance_pair((&mut a, &messages[0]), (&mut b, &messages[1]), len),
+            }
+        }
+        prop_assert_eq!(a.finish(&messages[0]), twin(&messages[0]));
+        prop_assert_eq!(key.finish(b, &messages[1]), key.mac(&messages[1]));
+    }
+
+    #[test]
     fn a_batch_of_any_lengths_keeps_its_order(lens in prop::collection::vec(0usize..1500, 0..12)) {
         let messages: Vec<Vec<u8>> = lens.iter().map(|len| bytes(*len)).collect();
         let slices: Vec<&[u8]> = messages.iter().map(Vec::as_slice).collect();
