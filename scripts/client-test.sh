@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Real clients against real nodes in a temporary directory on free ports: boto3, rclone, s3cmd, and kill -9.
+# Real clients against real nodes in a temporary directory on free ports: boto3, rclone, s3cmd, kill -9, lost disks,
+# a full pool.
 # The Python packages live in a virtual environment below target/, made once.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -22,4 +23,6 @@ status=0
 "$venv/bin/python" scripts/clients_test.py "$work/clients" --conformance gateway/tests/conformance.py || status=1
 rm -rf "$work/clients"
 "$venv/bin/python" scripts/kill_test.py "$work/kill" || status=1
+rm -rf "$work/kill"
+"$venv/bin/python" scripts/fault_test.py "$work/faults" || status=1
 exit $status

@@ -95,8 +95,9 @@ pub async fn store_chunk(
         master_epoch,
         chunks: vec![BeginChunk { locator, envelope_len_bytes, pin }],
     };
-    let decision = core.calls.home(core.calls.home_of(&locator), begin);
-    // The home commits while we seal; for a hit the sealing was for nothing, for a miss it cost no time.
+    let home = core.calls.home_of(&locator);
+    let decision = core.calls.home(home, begin);
+    // The home looks while we seal; for a hit the sealing was for nothing, for a miss it cost no time.
     let sealed = async {
         seal(&dek, &binding, &mut plaintext, padded_len(envelope_len_bytes, shape));
         plaintext
@@ -106,8 +107,14 @@ pub async fn store_chunk(
         HomeResponse::Decisions(decisions) => decisions[0],
         _ => panic!("a home answers Begin with Decisions"),
     };
+    // The home commits the pin or the intent while the fragments are written; both have to be durable before a delta
+    // names the chunk.
+    let confirmed = core.calls.home(home, HomeRequest::Confirm(pin));
     let generation = match decision {
         Decision::Hit(generation) => {
+            if let Err(error) = confirmed.await {
+                return Err(ChunkFailure { error, pinned: Some((ChunkName { locator, generation }, pin)) });
+            }
             DataCounters::add(&core.counters.chunks_deduplicated, 1);
             DataCounters::add(&core.counters.chunk_bytes_deduplicated, u64::from(len_bytes));
             generation
@@ -115,7 +122,8 @@ pub async fn store_chunk(
         Decision::Miss(generation) => {
             let name = ChunkName { locator, generation };
             let stripe = Stripe { name, shape, envelope_len_bytes, pool: scope.bucket.pool };
-            if let Err(error) = write_stripe(core, &stripe, envelope).await {
+            let (written, confirmed) = join(write_stripe(core, &stripe, envelope), confirmed).await;
+            if let Err(error) = written.and(confirmed.map(drop)) {
                 return Err(ChunkFailure { error, pinned: Some((name, pin)) });
             }
             DataCounters::add(&core.counters.chunks_written, 1);

@@ -12,6 +12,9 @@ use crate::latch::{Hold, LatchGuard};
 use crate::leader::{CommitError, DECISIONS_MAX, Draft, Leader, row_damaged};
 use crate::message::{BeginChunk, Collected, Decision, HomeRequest, HomeResponse, PinId, ShardRequest, ShardResponse};
 use crate::stripe::shape_for;
+use futures::FutureExt;
+use futures::channel::oneshot;
+use futures::future::Shared;
 use kiseki_types::codec::{CodecError, Reader, Writer};
 use kiseki_types::fragment::{DeviceState, FragmentStore, StripeShape};
 use kiseki_types::ids::{Generation, Locator, MasterEpoch, PinEpoch, PoolId, ShardId, Term};
@@ -126,6 +129,9 @@ pub struct HomeCounters {
     pub stale_pins: Cell<u64>,
 }
 
+/// How a commit ends, for everyone who waits for it.
+type Committing = Shared<oneshot::Receiver<Result<(), StoreError>>>;
+
 /// One home on the core that leads it.
 pub struct HomeService {
     leader: Leader,
@@ -138,6 +144,8 @@ pub struct HomeService {
     /// Pins of this incarnation whose writers have not settled them. Pins in the table but not here belong to writers
     /// that went down with the node.
     live_pins: RefCell<BTreeSet<PinId>>,
+    /// Pins and intents that are being committed, until their writers have asked.
+    committing: RefCell<BTreeMap<PinId, Committing>>,
     /// Whether there may be such pins.
     unsettled: Cell<bool>,
     background: Rc<Background>,
@@ -163,6 +171,7 @@ impl HomeService {
             incarnation: Cell::new(0),
             sequence: Cell::new(0),
             live_pins: RefCell::default(),
+            committing: RefCell::default(),
             counters: HomeCounters::default(),
         })
     }
@@ -230,10 +239,15 @@ impl HomeService {
                 let begin = Begin { shard, pin_epoch, pool, shape, master_epoch };
                 self.begin(&begin, &chunks).await.map(HomeResponse::Decisions)
             }
+            HomeRequest::Confirm(pin) => {
+                self.confirm(pin).await?;
+                Ok(HomeResponse::Decisions(Vec::new()))
+            }
             HomeRequest::Settle { complete, abort } => {
                 self.complete(&complete).await?;
                 for (name, pin) in abort {
                     self.live_pins.borrow_mut().remove(&pin);
+                    self.committing.borrow_mut().remove(&pin);
                     if self.collect(name).await? == Collected::Busy {
                         self.unsettled.set(true);
                     }
@@ -246,19 +260,28 @@ impl HomeService {
     }
 
     async fn begin(&self, begin: &Begin, chunks: &[BeginChunk]) -> Result<Vec<Decision>, StoreError> {
-        let _guards = self.latch(chunks.iter().map(|chunk| chunk.locator)).await;
-        let decisions = self
-            .decide(async |term| {
-                let mut draft = Draft::default();
-                let mut decisions = Vec::with_capacity(chunks.len());
-                for chunk in chunks {
-                    decisions.push(self.decide_chunk(begin, chunk, &mut draft).await?);
-                }
-                self.leader.commit(term, draft).await?;
-                Ok(decisions)
-            })
-            .await?;
+        let guards = self.latch(chunks.iter().map(|chunk| chunk.locator)).await;
+        let term = self.leader.barrier().await?;
+        let mut draft = Draft::default();
+        let mut decisions = Vec::with_capacity(chunks.len());
+        for chunk in chunks {
+            decisions.push(self.decide_chunk(begin, chunk, &mut draft).await?);
+        }
+        // Fragments of an intent that a crash cuts off here are orphans: the next start finds that no home knows them.
+        let (sender, committed) = oneshot::channel();
+        let committed = committed.shared();
         self.live_pins.borrow_mut().extend(chunks.iter().map(|chunk| chunk.pin));
+        self.committing.borrow_mut().extend(chunks.iter().map(|chunk| (chunk.pin, committed.clone())));
+        let leader = self.leader.clone();
+        self.background.finish("commit pins", async move {
+            let result = match leader.commit(term, draft).await {
+                Ok(()) => Ok(()),
+                Err(CommitError::Store(error)) => Err(error),
+                Err(_) => Err(StoreError::Unavailable { reason: "the home changed its leader; try again".to_owned() }),
+            };
+            drop(guards); // whoever decides about these chunks next sees this decision applied
+            let _nobody_waits = sender.send(result);
+        });
         for decision in &decisions {
             let counter = match decision {
                 Decision::Hit(_) => &self.counters.hits,
@@ -269,12 +292,15 @@ impl HomeService {
         Ok(decisions)
     }
 
-    async fn decide_chunk(
-        &self,
-        begin: &Begin,
-        chunk: &BeginChunk,
-        draft: &mut Draft,
-    ) -> Result<Decision, CommitError> {
+    async fn confirm(&self, pin: PinId) -> Result<(), StoreError> {
+        let committing = self.committing.borrow().get(&pin).cloned();
+        let stopped = || StoreError::Unavailable { reason: "the home has been restarted; try again".to_owned() };
+        let result = committing.ok_or_else(stopped)?.await.unwrap_or_else(|oneshot::Canceled| Err(stopped()));
+        self.committing.borrow_mut().remove(&pin);
+        result
+    }
+
+    async fn decide_chunk(&self, begin: &Begin, chunk: &BeginChunk, draft: &mut Draft) -> Result<Decision, StoreError> {
         let mut pin = Writer::new();
         pin.u8(FORMAT).u64(begin.shard.0).u64(begin.pin_epoch.0);
         let found = self.readable_generation(begin, chunk).await?;

@@ -76,7 +76,8 @@ pub struct BeginChunk {
 
 /// What a home is asked.
 pub enum HomeRequest {
-    /// Looks chunks up and pins what is there; notes an intent for what is not. Answered when that is committed.
+    /// Looks chunks up and pins what is there; notes an intent for what is not. Answered when it is decided, so that the
+    /// writer writes while the home commits; no delta may name the chunks before [`HomeRequest::Confirm`] is answered.
     Begin {
         /// The shard whose delta will name them.
         shard: ShardId,
@@ -91,6 +92,8 @@ pub enum HomeRequest {
         /// The chunks.
         chunks: Vec<BeginChunk>,
     },
+    /// Answered when the pin or intent is committed.
+    Confirm(PinId),
     /// Ends pins and intents.
     Settle {
         /// Their delta is committed: the generation is complete and counts for hits.
@@ -107,9 +110,9 @@ pub enum HomeRequest {
 /// What a home says of a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// It is there, durable and readable; the pin is committed.
+    /// It is there, durable and readable.
     Hit(Generation),
-    /// Write it under this generation; the intent is committed.
+    /// Write it under this generation.
     Miss(Generation),
 }
 

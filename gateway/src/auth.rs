@@ -45,6 +45,7 @@ impl S3Access for SignedOnly {
             return Err(refuse(S3ErrorCode::AccessDenied, "Access Denied: requests must be signed."));
         };
         unsupported::check_headers(context.headers())?;
+        unsupported::check_query(name, context.uri().query().unwrap_or_default())?;
         if let Some(expected) = context.headers().get("x-amz-expected-bucket-owner")
             && expected.as_bytes() != owner_id(tenant).as_bytes()
         {

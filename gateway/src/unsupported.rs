@@ -1,5 +1,6 @@
-//! Headers that ask for something that is not there. They are refused, never ignored: a client that asked for a lock,
-//! a tag or its own encryption key must not believe that it got it.
+//! Headers and query words that ask for something that is not there. They are refused, never ignored: a client that
+//! asked for a lock, a tag or its own encryption key must not believe that it got it, and `DELETE /bucket/key?retention`
+//! must not delete the object.
 
 use crate::errors::refuse;
 use http::HeaderMap;
@@ -36,6 +37,87 @@ const ALLOWED_VALUES: &[(&str, &[&str])] = &[
     ("x-amz-bucket-object-lock-enabled", &["false", "False"]),
     ("x-amz-tagging-directive", &["COPY"]),
 ];
+
+/// What acts on an object or bucket itself. A subresource in the query of one of these was not understood.
+const PLAIN_OPERATIONS: &[&str] = &[
+    "CopyObject",
+    "CreateBucket",
+    "DeleteBucket",
+    "DeleteObject",
+    "GetObject",
+    "HeadBucket",
+    "HeadObject",
+    "ListObjects",
+    "ListObjectsV2",
+    "PutObject",
+];
+
+/// Subresources that exist here, with other methods.
+const SUBRESOURCES: &[&str] =
+    &["acl", "attributes", "delete", "location", "tagging", "uploads", "versioning", "versions"];
+
+/// Subresources that do not exist here.
+const SUBRESOURCES_REFUSED: &[&str] = &[
+    "accelerate",
+    "analytics",
+    "cors",
+    "encryption",
+    "intelligent-tiering",
+    "inventory",
+    "legal-hold",
+    "lifecycle",
+    "logging",
+    "metrics",
+    "notification",
+    "object-lock",
+    "ownershipControls",
+    "policy",
+    "policyStatus",
+    "publicAccessBlock",
+    "replication",
+    "requestPayment",
+    "restore",
+    "retention",
+    "select",
+    "session",
+    "torrent",
+    "website",
+];
+
+/// Words without which a write would be an upload of a part, or of another version.
+const NOT_ON_WRITES: &[&str] = &["partNumber", "uploadId", "versionId"];
+
+/// Refuses a request whose query names what `operation` would ignore.
+pub(crate) fn check_query(operation: &str, query: &str) -> S3Result<()> {
+    if !PLAIN_OPERATIONS.contains(&operation) {
+        return Ok(());
+    }
+    for word in query.split('&').map(|pair| pair.split('=').next().unwrap_or_default()) {
+        if SUBRESOURCES_REFUSED.contains(&word) {
+            return Err(refuse(
+                S3ErrorCode::NotImplemented,
+                format!("The subresource {word} implies functionality that is not implemented."),
+            ));
+        }
+        if SUBRESOURCES.contains(&word) || (word == "uploadId" && !is_write(operation)) {
+            return Err(refuse(
+                S3ErrorCode::MethodNotAllowed,
+                format!("The specified method is not allowed against the subresource {word}."),
+            ));
+        }
+        if is_write(operation) && NOT_ON_WRITES.contains(&word) {
+            return Err(refuse(
+                S3ErrorCode::InvalidArgument,
+                format!("This operation does not accept {word} alone: a part has both uploadId and partNumber."),
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn is_write(operation: &str) -> bool {
+    operation == "PutObject" || operation == "CopyObject"
+}
 
 /// Refuses a request by its headers.
 pub(crate) fn check_headers(headers: &HeaderMap) -> S3Result<()> {
@@ -97,6 +179,32 @@ mod tests {
             headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
             let refused = check_headers(&headers).err().map(|error| error.code().as_str().to_owned());
             assert_eq!(refused.as_deref(), code, "{name}: {value}");
+        }
+    }
+
+    #[test]
+    fn a_query_that_would_be_ignored_is_refused() {
+        let cases = [
+            ("DeleteObject", "retention", Some("NotImplemented")),
+            ("DeleteObject", "acl", Some("MethodNotAllowed")),
+            ("DeleteObject", "uploadId=", Some("MethodNotAllowed")),
+            ("DeleteObject", "versionId=null", None),
+            ("DeleteBucket", "versioning=", Some("MethodNotAllowed")),
+            ("DeleteBucket", "", None),
+            ("GetObject", "torrent", Some("NotImplemented")),
+            ("GetObject", "partNumber=1&versionId=null", None),
+            ("GetObjectAcl", "acl", None),
+            ("PutObject", "uploadId=u", Some("InvalidArgument")),
+            ("PutObject", "partNumber=1", Some("InvalidArgument")),
+            ("PutObject", "x-id=PutObject", None),
+            ("UploadPart", "partNumber=1&uploadId=u", None),
+            ("CopyObject", "restore", Some("NotImplemented")),
+            ("ListObjectsV2", "list-type=2&prefix=acl&delimiter=policy", None),
+            ("PutObject", "X-Amz-Signature=1&unknown=2", None),
+        ];
+        for (operation, query, code) in cases {
+            let refused = check_query(operation, query).err().map(|error| error.code().as_str().to_owned());
+            assert_eq!(refused.as_deref(), code, "{operation} ?{query}");
         }
     }
 }

@@ -1339,6 +1339,26 @@ def an_announced_body_that_was_not_read_ends_the_connection():
 
 
 @case
+def subresources_are_never_taken_for_the_object():
+    name, own = bucket("sub"), bucket("sub-empty")
+    s3.put_object(Bucket=name, Key="k", Body=b"kept")
+    upload = s3.create_multipart_upload(Bucket=name, Key="k")["UploadId"]
+    for word in ["acl", "retention", "legal-hold", "torrent", "restore", "select", "attributes", "uploads", "tagging"]:
+        answer = raw("DELETE", f"/{name}/k", query={word: ""})
+        assert answer.status in (405, 501), (word, answer.status, answer.body)
+    for word in ["torrent", "restore", "select", "attributes", "uploads"]:
+        answer = raw("PUT", f"/{name}/k", b"other", query={word: ""})
+        assert answer.status in (405, 501), (word, answer.status, answer.body)
+    for query in [{"uploadId": upload}, {"partNumber": "1"}, {"versionId": "null"}]:
+        answered(raw("PUT", f"/{name}/k", b"other", query=query), 400, "InvalidArgument")
+    for word in ["acl", "versioning", "versions", "location", "uploads", "notification", "logging", "object-lock", "accelerate"]:
+        answer = raw("DELETE", f"/{own}", query={word: ""})
+        assert answer.status in (405, 501), (word, answer.status, answer.body)
+    expect(read(name, "k"), b"kept")
+    s3.head_bucket(Bucket=own)
+
+
+@case
 def nonsense_on_the_wire():
     answers = []
     for text in [b"nonsense\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"GET /\x00 HTTP/1.1\r\nhost: a\r\n\r\n",

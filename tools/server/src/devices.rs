@@ -149,7 +149,8 @@ fn open_one(path: &Path, cluster: ClusterId) -> Result<NodeDevice, String> {
 }
 
 /// An error and what caused it, in one line.
-fn with_causes(error: &dyn std::error::Error) -> String {
+#[must_use]
+pub fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(next) = cause {

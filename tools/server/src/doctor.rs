@@ -79,11 +79,20 @@ fn examine_node(config: &Config, findings: &mut Vec<Finding>) {
                 "only {}: names, keys and the log of every change lie there alone; if it is lost, all data is lost",
                 one.display()
             ),
-            "add a directory on another disk to metadata_dirs in kiseki.toml and restart; it is filled at start",
+            "make a directory on another disk, add it to metadata_dirs in kiseki.toml and restart: it is filled at start",
         ),
         many => ok("metadata directories", format!("{} with the same content", many.len())),
     });
-    for dir in &config.metadata_dirs {
+    let (there, missing): (Vec<_>, Vec<_>) = config.metadata_dirs.iter().partition(|dir| dir.is_dir());
+    for dir in missing {
+        let name = dir.display();
+        let remedy = format!("mount its disk; if it is lost, mkdir {name} and restart: it is filled from another one");
+        findings.push(match there.is_empty() {
+            true => error("metadata directory", format!("{name} is missing, as are all others"), "mount their disks"),
+            false => warning("metadata directory", format!("{name} is missing; the node runs with the rest"), remedy),
+        });
+    }
+    for dir in there {
         findings.push(direct_io("O_DIRECT in a metadata directory", dir));
     }
     let parents: std::collections::BTreeSet<&Path> =
@@ -113,7 +122,8 @@ fn cpu() -> Finding {
     ok("CPU paths", text.join(", "))
 }
 
-fn memlock(cores: u16) -> Finding {
+/// Whether executors get the locked memory that they need.
+pub(crate) fn memlock(cores: u16) -> Finding {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Memlock);
     let needed = MEMLOCK_BYTES_PER_CORE * u64::from(cores);
     match limit.current {
@@ -139,7 +149,8 @@ fn open_files() -> Finding {
     }
 }
 
-fn io_uring() -> Finding {
+/// Whether the kernel lets us use io_uring.
+pub(crate) fn io_uring() -> Finding {
     match crate::machine::try_executor() {
         Ok(()) => ok("io_uring", "available"),
         Err(reason) => error(
@@ -190,7 +201,9 @@ fn key_store(config: &Config) -> Finding {
         .and_then(|passphrase| crate::key_store::KeyStore::open(&config.keys.key_store_file, &passphrase));
     match opened {
         Ok(keys) => ok("key store", format!("opens; cluster {}", keys.cluster)),
-        Err(problem) => error("key store", problem.to_string(), "see the message"),
+        Err(problem) => {
+            error("key store", problem.to_string(), "restore the key store and its passphrase from their copy")
+        }
     }
 }
 

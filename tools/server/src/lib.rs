@@ -33,3 +33,4 @@ pub mod paths;
 pub mod report;
 pub mod status;
 pub mod steps;
+pub mod watch;

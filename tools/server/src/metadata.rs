@@ -67,7 +67,9 @@ pub fn open(cluster: ClusterId, configured: &[PathBuf], witness: Arc<dyn EpochWi
     let mut reports: Vec<MetadataDirReport> = Vec::new();
     let (mut dirs, mut paths, mut positions) = (Vec::<Arc<dyn MetaDir>>::new(), Vec::new(), Vec::new());
     for (position, path) in configured.iter().enumerate() {
-        let mut report = MetadataDirReport { path: path.display().to_string(), state: "current".to_owned() };
+        let path_text = path.display().to_string();
+        let mut report =
+            MetadataDirReport { path: path_text, state: "current".to_owned(), ..MetadataDirReport::default() };
         match FsDir::open(path) {
             Ok(dir) => {
                 dirs.push(Arc::new(dir));
@@ -81,6 +83,7 @@ pub fn open(cluster: ClusterId, configured: &[PathBuf], witness: Arc<dyn EpochWi
                     "metadata directory not used; mount it or make it anew (mkdir), it is filled at the next start"
                 );
                 report.state = "absent".to_owned();
+                report.reason = format!("{error}; mount it or make it anew (mkdir) and restart: it is filled");
             }
         }
         reports.push(report);
@@ -100,6 +103,10 @@ pub fn open(cluster: ClusterId, configured: &[PathBuf], witness: Arc<dyn EpochWi
             MemberFate::Refilled => {
                 tracing::info!(directory = %paths[index].display(), "metadata directory was stale or new; filled");
                 refilled.push(index);
+            }
+            MemberFate::LeftOut { reason } => {
+                reports[positions[index]].state = "stale".to_owned();
+                reports[positions[index]].reason.clone_from(reason);
             }
             _ => reports[positions[index]].state = "stale".to_owned(),
         }

@@ -3,6 +3,7 @@
 use crate::admin::{http, server};
 use crate::config::Config;
 use crate::devices::{self, NodeDevice};
+use crate::doctor::Severity;
 use crate::executor::{self, CoreShared};
 use crate::files::read_bounded;
 use crate::key_store::{KeyStore, read_passphrase};
@@ -17,9 +18,13 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// Longest certificate or key file.
 const PEM_LEN_BYTES_MAX: u64 = 1 << 20;
+
+/// A port that stays taken this long belongs to somebody else.
+const PORT_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Shards that a new tenant gets for each core.
 const SHARDS_PER_CORE: u16 = 2;
@@ -29,12 +34,12 @@ pub fn run(config: Config) -> Result<()> {
     let _lock = lock_dir(&config)?;
     raise_open_files();
     tracing::info!("configuration:\n{}", config.describe());
-    Listener::probe(config.s3.listen).map_err(|error| port_error(error, "--s3-port"))?;
+    probe_port(&config)?;
     let keys = read_passphrase(&config.keys.passphrase_file)
         .and_then(|passphrase| KeyStore::open(&config.keys.key_store_file, &passphrase))?;
     let tls = if config.s3.unsafe_s3_plaintext { None } else { Some(tls_acceptor(&config)?) };
     if let Err(reason) = machine::try_executor() {
-        bail!("no executor can be made ({reason}); `kiseki-server doctor` tells what to do (locked memory, io_uring)");
+        return Err(no_executor(&reason, config.cores));
     }
 
     let board = Arc::new(StatusBoard::default());
@@ -54,6 +59,7 @@ pub fn run(config: Config) -> Result<()> {
         threads.push(executor::spawn(shared.clone(), core, calls.take())?);
     }
     crate::banner::when_ready(shared.clone(), admin_http);
+    crate::watch::start(shared.clone()).context("can't start a thread")?;
     let mut result = Ok(());
     for thread in threads {
         // A panic has ended the process already.
@@ -125,9 +131,29 @@ fn lock_dir(config: &Config) -> Result<File> {
     }
 }
 
-fn port_error(error: kiseki_net::NetError, flag: &str) -> anyhow::Error {
-    let text = format!("{error} ({flag})");
-    anyhow::Error::from(error).context(text)
+/// Refuses a port that is taken. After a `kill -9` the kernel lets go of a node's sockets (its rings hold them) a moment
+/// after the process is gone, and whoever supervises a node starts it again at once.
+fn probe_port(config: &Config) -> Result<()> {
+    let deadline = Instant::now() + PORT_PATIENCE;
+    loop {
+        match Listener::probe(config.s3.listen) {
+            Ok(()) => return Ok(()),
+            Err(error @ kiseki_net::NetError::AddressInUse { .. }) if Instant::now() >= deadline => {
+                bail!("{error} (--s3-port)")
+            }
+            Err(kiseki_net::NetError::AddressInUse { .. }) => std::thread::sleep(PORT_PATIENCE / 50),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Why no executor can be made, with the command that mends it.
+fn no_executor(reason: &str, cores: u16) -> anyhow::Error {
+    let blamed = [crate::doctor::memlock(cores), crate::doctor::io_uring()];
+    match blamed.iter().find(|finding| finding.severity == Severity::Error) {
+        Some(found) => anyhow!("{}: {}; mend it with: {}", found.check, found.message, found.remedy),
+        None => anyhow!("no executor can be made ({reason}); `kiseki-server doctor` tells what hinders it"),
+    }
 }
 
 fn tls_acceptor(config: &Config) -> Result<TlsAcceptor> {
@@ -138,7 +164,13 @@ fn tls_acceptor(config: &Config) -> Result<TlsAcceptor> {
     };
     let chain = read(&config.s3.certificate_file)?;
     let key = zeroize::Zeroizing::new(read(&config.s3.private_key_file)?);
-    Ok(TlsAcceptor::from_pem(&chain, &key)?)
+    TlsAcceptor::from_pem(&chain, &key).map_err(|error| {
+        anyhow!(
+            "{error} ({}, {}); put the right files there, or remove both and run `kiseki-server init`",
+            config.s3.certificate_file.display(),
+            config.s3.private_key_file.display()
+        )
+    })
 }
 
 /// Connections take four descriptors, devices one a core: use what the hard limit allows.

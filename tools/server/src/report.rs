@@ -126,14 +126,10 @@ fn report(shared: &CoreShared, core: CoreId, node: &CoreNode, gateway: &S3Servic
     if core == CoreId(0) {
         for member in shared.meta.dir.members().into_iter().filter(|member| !member.healthy) {
             let path = shared.meta.paths[member.index].display().to_string();
-            board
-                .metadata_dirs
-                .iter_mut()
-                .filter(|dir| dir.path == path && dir.state == "current")
-                .for_each(|dir| {
-                    dir.state = "stale".to_owned();
-                    dir.reason = "it failed; once its disk is sound, restart to have it filled".to_owned();
-                });
+            board.metadata_dirs.iter_mut().filter(|dir| dir.path == path && dir.state == "current").for_each(|dir| {
+                dir.state = "stale".to_owned();
+                dir.reason = "it failed; once its disk is sound, restart to have it filled".to_owned();
+            });
         }
     }
 }

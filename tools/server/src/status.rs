@@ -29,6 +29,9 @@ pub struct MetadataDirReport {
     pub path: String,
     /// `current`, `stale` or `absent`.
     pub state: String,
+    /// Why it is not current, and what to do.
+    #[serde(default)]
+    pub reason: String,
 }
 
 /// One core's part.

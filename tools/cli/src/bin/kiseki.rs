@@ -221,7 +221,7 @@ fn print_status(report: &NodeReport) {
         );
     }
     for dir in &report.metadata_dirs {
-        println!("  metadata  {:<9} {}", dir.state, dir.path);
+        println!("  metadata  {:<9} {} {}", dir.state, dir.path, dir.reason);
     }
     for setting in &report.unsafe_settings {
         println!("  unsafe    {setting}");

@@ -1,0 +1,139 @@
+#!/usr/bin/env bash
+# Runs every verb of kiseki-bench for about a second and checks what it prints. Ends with "N passed, M failed".
+#
+# s3 runs against the node at AWS_ENDPOINT_URL, or, without one, against a node that this script starts in a temporary
+# directory on free ports. KISEKI_PROGRAMS names the directory of the programs.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+programs=${KISEKI_PROGRAMS:-target/release}
+bench=$programs/kiseki-bench
+passed=0
+failed=0
+
+# Beside the build: a temporary file system in memory has no direct I/O.
+mkdir -p target/tmp
+work=$(mktemp -d target/tmp/bench-smoke.XXXXXX)
+server_pid=
+cleanup() {
+    if [ -n "$server_pid" ]; then
+        kill "$server_pid" 2>/dev/null
+        wait "$server_pid" 2>/dev/null
+    fi
+    rm -rf "$work"
+}
+trap cleanup EXIT
+
+# result NAME STATUS: counts a check and says so when it failed.
+result() {
+    if [ "$2" -eq 0 ]; then
+        passed=$((passed + 1))
+        printf 'ok    %s\n' "$1"
+    else
+        failed=$((failed + 1))
+        printf 'FAIL  %s\n' "$1"
+    fi
+}
+
+# measures NAME DIRECTIONS ARGUMENTS...: runs the program with --json and checks the document. Each of the directions,
+# separated by commas, has to have operations.
+measures() {
+    local name=$1 directions=$2
+    shift 2
+    if "$bench" "$@" --json >"$work/out.json" 2>"$work/err" && python3 - "$work/out.json" "$directions" <<'PYTHON'; then
+import json
+import sys
+
+document = json.load(open(sys.argv[1]))
+missing = [key for key in ("program", "version", "git_commit", "kernel", "cpu_model", "cpu_features", "target", "options",
+                           "load_average_1m") if key not in document["manifest"]]
+assert not missing, f"the manifest lacks {missing}"
+assert document["jobs"], "no jobs"
+for job in document["jobs"]:
+    assert job["error"] == 0, job["errors"]
+    for direction in sys.argv[2].split(","):
+        side = job[direction]
+        for key in ("io_bytes", "bw_bytes", "bw", "iops", "runtime", "total_ios"):
+            assert key in side, f"{direction} lacks {key}"
+        assert side["total_ios"] > 0 and side["bw_bytes"] > 0, f"{direction}: nothing was done in {job['jobname']}"
+        for name in ("slat_ns", "clat_ns", "lat_ns"):
+            latency = side[name]
+            percentiles = [latency["percentile"][key] for key in ("50.000000", "90.000000", "99.000000", "99.900000",
+                                                                  "99.990000")]
+            assert percentiles == sorted(percentiles) and percentiles[-1] <= latency["max"], (name, latency)
+        assert side["clat_ns"]["N"] > 0 and side["clat_ns"]["min"] > 0, side["clat_ns"]
+    if job.get("server_cpu") is not None:
+        assert job["server_cpu"]["total_ns"] > 0, job["server_cpu"]
+PYTHON
+        result "$name" 0
+    else
+        result "$name" 1
+        tail -5 "$work/err"
+    fi
+}
+
+# refuses NAME WORD ARGUMENTS...: exit code 2, and one line that holds the word.
+refuses() {
+    local name=$1 word=$2 status
+    shift 2
+    "$bench" "$@" >"$work/out" 2>"$work/err"
+    status=$?
+    [ "$status" -eq 2 ] && [ "$(wc -l <"$work/err")" -eq 1 ] && grep -q -e "$word" "$work/err"
+    result "$name" $?
+    [ "$status" -eq 2 ] || tail -5 "$work/err"
+}
+
+device=(device "$work/d.img" --size 64m --runtime 1s --warmup 0)
+measures "device randread" read "${device[@]}" --rw randread --bs 4k --iodepth 8
+measures "device randwrite" write "${device[@]}" --rw randwrite --bs 4k --iodepth 8 --fdatasync 4
+measures "device write" write "${device[@]}" --rw write --bs 1m --iodepth 4
+measures "device mixed" read,write "${device[@]}" --rw randrw --bs 16k --iodepth 4 --numjobs 2
+[ ! -e "$work/d.img" ]
+result "device removes the file that it made" $?
+
+truncate -s 16m "$work/fs.img"
+printf 'XFSB' | dd of="$work/fs.img" conv=notrunc status=none
+refuses "device spares a file system" --destroy device "$work/fs.img" --rw write --runtime 1s
+refuses "s3 needs an endpoint" AWS_ENDPOINT_URL s3 --endpoint ''
+
+measures "pipeline" write pipeline --runtime 100ms --size 16m --stage cut --stage id --stage seal --stage encode \
+    --stage kernels --stage whole
+measures "pipeline read path" read pipeline --runtime 100ms --size 16m --stage open --stage rebuild --data mixed
+
+if [ -z "${AWS_ENDPOINT_URL:-}" ]; then
+    export KISEKI_PROGRAMS=$programs
+    python3 - "$work/node" "$work/pid" >"$work/node.out" 2>&1 <<'PYTHON'
+import pathlib
+import sys
+
+sys.path.insert(0, "scripts")
+from node import Node
+
+node = Node(sys.argv[1]).start()
+pathlib.Path(sys.argv[2]).write_text(str(node.process.pid))
+PYTHON
+    if [ $? -eq 0 ]; then
+        server_pid=$(cat "$work/pid")
+        # shellcheck disable=SC1091
+        . "$work/node/env"
+    else
+        result "a node starts" 1
+        tail -5 "$work/node.out"
+    fi
+fi
+if [ -n "${AWS_ENDPOINT_URL:-}" ]; then
+    s3=(s3 --runtime 1s --warmup 200ms --clients 4 --cleanup --bucket bench-smoke)
+    [ -z "$server_pid" ] || s3+=(--server-pid "$server_pid")
+    measures "s3 put" write "${s3[@]}" --op put --size 64k --verify
+    measures "s3 put, signed body, same keys" write "${s3[@]}" --op put --size 64k --objects 8 --payload signed --verify
+    measures "s3 get" read "${s3[@]}" --op get --size 64k --objects 32 --verify
+    measures "s3 mixed at a rate" read,write "${s3[@]}" --op mixed:50/50 --size 4k --objects 16 --rate 50 --verify \
+        --hgrm "$work/out.hgrm"
+    grep -q '#\[Max' "$work/out.read.hgrm" && grep -q '#\[Max' "$work/out.write.hgrm"
+    result "s3 writes distributions" $?
+    measures "s3 put in parts" write "${s3[@]}" --op put --size 12m --part-size 5m --part-concurrency 2 --clients 2 \
+        --runtime 3s --verify
+fi
+
+echo "$passed passed, $failed failed"
+[ "$failed" -eq 0 ]

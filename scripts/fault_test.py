@@ -1,0 +1,408 @@
+#!/usr/bin/env python3
+"""What an operator does to a node and what goes wrong below it: lost devices and metadata directories, a full pool,
+bad input at the start; and how little a shifted copy costs.
+
+    fault_test.py DIRECTORY [--only TEXT]
+
+Ends with a line "N passed, N failed".
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import pathlib
+import random
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import traceback
+import urllib.error
+import urllib.request
+
+from node import PROGRAMS, SERVER, Node, free_port
+
+KIB, MIB = 1 << 10, 1 << 20
+# Longer than any condition takes on a loaded two-core machine.
+PATIENCE_SECONDS = 60
+BUCKET = "faults"
+
+
+def await_that(what, condition):
+    """The first true value of `condition`."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < deadline:
+        if value := condition():
+            return value
+        time.sleep(0.05)
+    raise AssertionError(f"not after {PATIENCE_SECONDS} s: {what}")
+
+
+def metric(node, name):
+    with urllib.request.urlopen(f"http://127.0.0.1:{node.admin_port}/metrics", timeout=10) as answer:
+        for line in answer.read().decode().splitlines():
+            if line.startswith(f"kiseki_{name} "):
+                return int(line.split()[1])
+    raise AssertionError(f"no metric {name}")
+
+
+def health(node):
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{node.admin_port}/healthz", timeout=10) as answer:
+            return json.load(answer)
+    except urllib.error.HTTPError as error:
+        return json.load(error)
+
+
+def problems(node, kind):
+    """Path and reason of all that is not as it should be."""
+    good = {"devices": "healthy", "metadata_dirs": "current"}[kind]
+    return {pathlib.Path(found["path"]): found["reason"] for found in health(node)[kind] if found["state"] != good}
+
+
+def answer_of(call, **keywords):
+    """(code, status) of an S3 call; ("", 200) if it worked."""
+    from botocore.exceptions import ClientError
+
+    try:
+        return "", call(Bucket=BUCKET, **keywords)["ResponseMetadata"]["HTTPStatusCode"]
+    except ClientError as error:
+        return error.response["Error"]["Code"], error.response["ResponseMetadata"]["HTTPStatusCode"]
+
+
+class Objects:
+    """What was acknowledged, by hash."""
+
+    def __init__(self, node):
+        self.node, self.hashes, self.rng = node, {}, random.Random(5)
+        node.client().create_bucket(Bucket=BUCKET)
+
+    def put(self, prefix, count, length):
+        """All of them must be taken."""
+        client = self.node.client()
+        for index in range(count):
+            body = self.rng.randbytes(length)
+            client.put_object(Bucket=BUCKET, Key=f"{prefix}{index}", Body=body)
+            self.hashes[f"{prefix}{index}"] = hashlib.sha256(body).hexdigest()
+
+    def compare(self):
+        """Keys that can't be read now; other bytes than those that were stored are never excused."""
+        client, unreadable = self.node.client(), []
+        for key, wanted in self.hashes.items():
+            try:
+                body = client.get_object(Bucket=BUCKET, Key=key)["Body"].read()
+            except client.exceptions.NoSuchKey:
+                raise AssertionError(f"{key} was acknowledged and is gone") from None
+            except Exception as error:
+                unreadable.append(f"{key}: {error}")
+                continue
+            assert hashlib.sha256(body).hexdigest() == wanted, f"{key} came back with other bytes"
+        return unreadable
+
+    def all_there(self):
+        unreadable = self.compare()
+        assert not unreadable, unreadable[:5]
+
+
+def a_shifted_copy_costs_little(directory):
+    """One byte in front of everything: the chunks after the first are found again."""
+    with Node(directory / "shifted") as node:
+        client = node.start().client()
+        client.create_bucket(Bucket=BUCKET)
+        body = random.Random(1).randbytes(64 * MIB)
+        sent, used = 0, []
+        for data in [body, b"x" + body]:
+            client.put_object(Bucket=BUCKET, Key=str(len(data)), Body=data)
+            sent += len(data)
+            await_that("the metrics count the upload", lambda: metric(node, "s3_bytes_in_total") >= sent)
+            used.append(metric(node, "capacity_bytes") - metric(node, "free_bytes"))
+        empty = 0.02 * metric(node, "capacity_bytes")  # reserved whatever is stored
+        growth = (used[1] - used[0]) / (used[0] - empty)
+        assert growth < 0.05, f"device use grew by {growth:.1%}"
+        assert client.get_object(Bucket=BUCKET, Key=str(len(body) + 1))["Body"].read() == b"x" + body
+        assert node.stop() == 0
+
+
+def overwrite(path, length):
+    with open(path, "r+b") as file:
+        for at in range(0, length, 8 * MIB):
+            file.write(os.urandom(min(8 * MIB, length - at)))
+
+
+def overwrite_ends(path):
+    """Where the superblocks lie."""
+    with open(path, "r+b") as file:
+        for at in [0, path.stat().st_size - 8 * MIB]:
+            file.seek(at)
+            file.write(os.urandom(8 * MIB))
+
+
+def devices_are_lost_while_clients_read(directory):
+    with Node(directory / "lost") as node:
+        small_devices(node, 64)
+        node.start()
+        objects = Objects(node)
+        objects.put("before", 20, 200 * KIB)
+        image = [node.dir / f"devices/d{index}.img" for index in range(8)]
+
+        def lose(*lost):
+            await_that("health names the lost devices", lambda: set(problems(node, "devices")) == set(lost))
+            assert all(problems(node, "devices").values()), "each with a reason"
+            assert metric(node, "devices_healthy") == 8 - len(lost)
+
+        image[1].unlink()
+        overwrite(image[4], 64 * MIB)
+        lose(image[1], image[4])
+        objects.all_there()
+        objects.put("six", 5, 200 * KIB)
+        assert node.log.read_text().count("device fenced") >= 2, "the log says it too"
+
+        image[6].unlink()
+        lose(image[1], image[4], image[6])
+        lost = objects.compare()
+        assert len(lost) < len(objects.hashes), "some stripes still have four fragments"
+        objects.put("five", 5, 200 * KIB)  # k+1 usable devices: with less protection, but acknowledged
+
+        image[7].unlink()
+        lose(image[1], image[4], image[6], image[7])
+        client = node.client()
+        put = lambda: answer_of(client.put_object, Key="four", Body=os.urandom(200 * KIB))
+        await_that("writes are refused", lambda: put() == ("ServiceUnavailable", 503))
+        assert answer_of(client.head_object, Key="before0") == ("", 200)
+        assert answer_of(client.delete_object, Key="before0") == ("", 204)
+        del objects.hashes["before0"]
+        assert len(objects.compare()) < len(objects.hashes)
+        assert node.stop() == 0
+
+
+def small_devices(node, mib, lanes=4):
+    """In place of those that `init` made; before the first start."""
+    images = sorted((node.dir / "devices").glob("*.img"))
+    for image in images:
+        image.unlink()
+        with open(image, "wb") as file:
+            file.truncate(mib * MIB)
+    # The metadata set knows of the first ones.
+    for meta in node.dir.glob("meta*"):
+        shutil.rmtree(meta)
+        meta.mkdir()
+    devctl = [PROGRAMS / "kiseki-devctl", "format", "--dir", node.dir, "--lanes", str(lanes)]
+    subprocess.run([*devctl, *images], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([SERVER, "init", "--dir", node.dir], check=True, stdout=subprocess.DEVNULL)
+
+
+def a_full_pool(directory):
+    with Node(directory / "full") as node:
+        small_devices(node, 16)
+        node.start()
+        objects = Objects(node)
+        objects.put("first", 1, 100 * KIB)
+        free_at_first = await_that("free space is known", lambda: metric(node, "free_bytes"))
+
+        def fill(prefix):
+            """Through many connections, since each core fills its own part; True when all are refused."""
+            refusals = 0
+            clients = [node.client() for _ in range(8)]
+            for index in range(1000):
+                body = objects.rng.randbytes(1 * MIB)
+                answer = answer_of(clients[index % 8].put_object, Key=f"{prefix}{index}", Body=body)
+                if answer == ("", 200):
+                    objects.hashes[f"{prefix}{index}"] = hashlib.sha256(body).hexdigest()
+                    refusals = 0
+                    continue
+                assert answer == ("InsufficientStorage", 507), answer
+                refusals += 1
+                if refusals == 16:
+                    return
+            raise AssertionError("the pool does not get full")
+
+        def delete(keys):
+            client = node.client()
+            for key in keys:
+                assert answer_of(client.delete_object, Key=key) == ("", 204), "deletes go on"
+                del objects.hashes[key]
+
+        fill("a")
+        objects.all_there()
+        assert node.stop() == 0
+        node.start()
+        objects.all_there()
+        full = metric(node, "free_bytes")
+        delete([key for key in objects.hashes if key.startswith("a")][::2])
+        wanted = full + (free_at_first - full) // 3
+        await_that("space comes back", lambda: metric(node, "free_bytes") > wanted)
+        objects.put("again", 5, 1 * MIB)
+        objects.all_there()
+        delete([key for key in objects.hashes if key != "first0"])
+        await_that("all space comes back", lambda: metric(node, "free_bytes") > 0.98 * free_at_first)
+        assert node.stop() == 0
+
+
+def start_refused(node, *words):
+    """The node does not start, and says so in one message with these words."""
+    port, admin = free_port(), free_port()
+    done = subprocess.run(
+        [SERVER, "run", "--dir", node.dir, "--s3-port", str(port), "--admin-port", str(admin)],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+    )
+    check_refusal(done, *words)
+
+
+def check_refusal(done, *words):
+    text = done.stdout + done.stderr
+    assert done.returncode not in (0, None) and done.returncode > 0, (done.returncode, text[-500:])
+    assert "panicked" not in text, text[-500:]
+    last = text[text.rindex("kiseki-server: ") :] if "kiseki-server: " in text else text
+    for word in words:
+        assert word in last, f"{word!r} is not in: {last}"
+
+
+def a_metadata_directory_is_lost(directory):
+    with Node(directory / "meta") as node:
+        small_devices(node, 64)
+        node.start()
+        objects = Objects(node)
+        meta, kept = [node.dir / "meta0", node.dir / "meta1"], [node.dir / "kept0", node.dir / "kept1"]
+        objects.put("a", 5, 30 * KIB)
+        # Taken away while the node runs; it goes on, and never comes back on what was taken away.
+        meta[1].rename(kept[1])
+        await_that("health names the directory", lambda: list(problems(node, "metadata_dirs")) == [meta[1]])
+        objects.put("b", 5, 30 * KIB)
+        assert node.stop() == 0
+        meta[0].rename(kept[0])
+        kept[1].rename(meta[1])
+        start_refused(node, "stale", "bring back")
+        kept[0].rename(meta[0])
+        node.start()
+        assert not problems(node, "metadata_dirs"), "it is filled from the other one"
+        objects.all_there()
+        # Now it holds everything: the other one may go, this time before the start.
+        objects.put("c", 5, 30 * KIB)
+        assert node.stop() == 0
+        shutil.rmtree(meta[0])
+        node.start()
+        assert list(problems(node, "metadata_dirs")) == [meta[0]]
+        objects.all_there()
+        assert node.stop() == 0
+        doctor = subprocess.run([SERVER, "doctor", "--dir", node.dir], capture_output=True, text=True).stdout
+        assert f"{meta[0]} is missing" in doctor, doctor
+        shutil.rmtree(meta[1])
+        start_refused(node, "none of the metadata directories")
+
+
+def an_old_copy_of_a_metadata_directory_is_not_served(directory):
+    """Somebody restores one of two directories from a copy: the other one, which holds everything, must win."""
+    with Node(directory / "old") as node:
+        small_devices(node, 64)
+        node.start()
+        objects = Objects(node)
+        objects.put("a", 5, 30 * KIB)
+        assert node.stop() == 0
+        shutil.copytree(node.dir / "meta0", node.dir / "copy")
+        node.start()
+        objects.put("b", 20, 30 * KIB)
+        assert node.stop() == 0
+        shutil.rmtree(node.dir / "meta0")
+        (node.dir / "copy").rename(node.dir / "meta0")
+        node.start()
+        objects.all_there()
+        assert not problems(node, "devices"), problems(node, "devices")
+        assert node.stop() == 0
+
+
+def a_start_that_can_not_work(directory):
+    """One message that names the thing and the remedy, and an exit code that is not 0."""
+    node = Node(directory / "start", devices=3)
+    config, passphrase = node.dir / "kiseki.toml", node.dir / "keys/passphrase"
+    good_config, good_passphrase = config.read_text(), passphrase.read_text()
+    for text, words in [
+        ("flush_everything = true\n" + good_config, ["kiseki.toml", "unknown field `flush_everything`", "remove"]),
+        (good_config.replace("[s3]", "[s3]\nregoin = 'x'"), ["unknown field `regoin`"]),
+        (good_config.replace("cores = 0", "cores = 'two'"), ["kiseki.toml", "line"]),
+    ]:
+        config.write_text(text)
+        start_refused(node, *words)
+    config.write_text(good_config)
+    passphrase.write_text("not this one\n")
+    start_refused(node, "passphrase does not open", "KISEKI_PASSPHRASE_FILE")
+    passphrase.write_text(good_passphrase)
+    run = [SERVER, "run", "--dir", node.dir]
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        number = str(taken.getsockname()[1])
+        for s3, admin, flag in [(number, str(free_port()), "--s3-port"), (str(free_port()), number, "--admin-port")]:
+            command = [*run, "--s3-port", s3, "--admin-port", admin]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
+            check_refusal(done, number, flag)
+    little = lambda: resource.setrlimit(resource.RLIMIT_MEMLOCK, (0, 0))
+    command = [*run, "--s3-port", str(free_port()), "--admin-port", str(free_port())]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, preexec_fn=little)
+    check_refusal(done, "locked memory", "ulimit -l")
+
+    # Damaged, foreign, absent: two of three are used no more, each with a reason; with all three there is no start.
+    stranger = Node(directory / "stranger", devices=1)
+    image = [node.dir / f"devices/d{index}.img" for index in range(3)]
+    overwrite_ends(image[0])
+    os.replace(stranger.dir / "devices/d0.img", image[1])
+    with node:
+        node.start()
+        reasons = problems(node, "devices")
+        assert "no Kiseki superblock" in reasons[image[0]] and "cluster" in reasons[image[1]], reasons
+        assert node.stop() == 0
+    image[2].unlink()
+    start_refused(node, "no usable device", "d0.img", "d1.img", "d2.img", "kiseki-devctl")
+
+
+def a_killed_node_starts_again_at_once(directory):
+    """The kernel still holds the port for a moment."""
+    with Node(directory / "again") as node:
+        small_devices(node, 32)
+        for _ in range(3):
+            node.start().client().list_buckets()
+            node.kill()
+
+
+STEPS = [
+    a_shifted_copy_costs_little,
+    devices_are_lost_while_clients_read,
+    a_full_pool,
+    a_metadata_directory_is_lost,
+    an_old_copy_of_a_metadata_directory_is_not_served,
+    a_start_that_can_not_work,
+    a_killed_node_starts_again_at_once,
+]
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("directory", type=pathlib.Path)
+    parser.add_argument("--only", default="")
+    arguments = parser.parse_args()
+    arguments.directory.mkdir(parents=True, exist_ok=True)
+    passed = failed = 0
+    for step in STEPS:
+        if arguments.only not in step.__name__:
+            continue
+        began = time.monotonic()
+        try:
+            step(arguments.directory)
+            print(f"{step.__name__} [ok] {time.monotonic() - began:.1f} s", flush=True)
+            passed += 1
+        except Exception:
+            print(f"{step.__name__} [FAILED]", flush=True)
+            traceback.print_exc()
+            failed += 1
+        shutil.rmtree(arguments.directory)
+        arguments.directory.mkdir()
+    print(f"{passed} passed, {failed} failed")
+    return failed != 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
