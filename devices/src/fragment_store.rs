@@ -11,7 +11,7 @@
 
 mod fold;
 mod messages;
-mod put;
+pub(crate) mod put;
 mod read;
 mod release;
 #[cfg(test)]
@@ -35,6 +35,7 @@ use kiseki_types::runtime::{LocalBoxFuture, Ports};
 use kiseki_types::table::{TableError, TableStore};
 use kiseki_types::units::Extent;
 use kiseki_types::{DeviceId, Generation, LaneId, Locator, PoolId};
+use put::PutScope;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -103,6 +104,8 @@ pub struct FragmentCounters {
     pub put_bytes: Cell<u64>,
     /// Puts that were refused or failed.
     pub puts_failed: Cell<u64>,
+    /// Puts that another core carried out because this core's lanes were full on the device.
+    pub puts_forwarded: Cell<u64>,
     /// Payload parts that were copied because they were not aligned.
     pub parts_copied: Cell<u64>,
     /// Reads answered.
@@ -381,6 +384,10 @@ impl Core {
                 index.table().checkpoint().await.map_err(unknown)?;
                 Ok(LaneResponse::Done)
             }
+            LaneRequest::Put { device, meta, payload } => {
+                let payload = vec![IoBuf::copy_of(&payload).freeze()];
+                self.clone().start_put(device, meta, payload, PutScope::OwnLanes).await.map(LaneResponse::Stored)
+            }
             LaneRequest::ReleaseExtent { fragment } => {
                 self.clone().release_own(fragment).await?;
                 Ok(LaneResponse::Done)
@@ -447,7 +454,7 @@ impl FragmentStore for CoreFragmentStore {
         meta: FragmentMeta,
         payload: Vec<IoBytes>,
     ) -> LocalBoxFuture<'static, Result<Extent, FragmentError>> {
-        self.core.clone().start_put(device, meta, payload)
+        self.core.clone().start_put(device, meta, payload, PutScope::AllLanes)
     }
 
     fn locate(

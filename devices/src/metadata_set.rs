@@ -172,8 +172,9 @@ impl MetadataSet<'_> {
         let mirrored = MirroredDir::assemble(identity, found.epoch.clone(), current, self.witness);
         if found.missing > 0 {
             tracing::warn!(missing = found.missing, "metadata directories are missing; going on without them");
-            mirrored.raise(Vec::new())?;
         }
+        // At every open: a copy of a directory that somebody puts back later is stale by its number alone (I-L10).
+        mirrored.raise(Vec::new())?;
         mirrored.bring_in_line()?;
         let mut fates: Vec<MemberFate> = states.iter().map(|state| state.unused_reason()).collect();
         let mut filled = Vec::new();

@@ -12,10 +12,14 @@ use std::time::Duration;
 /// Most bytes taken from a socket in one read: stays in the second-level cache between the two copies.
 const READ_LEN_BYTES_MAX: usize = 64 * 1024;
 
-/// How much of what a client still sends is thrown away after we have closed our side, and for how long. Closing while
-/// bytes arrive resets the connection, and the client loses the answer that told it why its request was refused.
-const LINGER_LEN_BYTES: usize = 4 << 20;
-const LINGER_TIME: Duration = Duration::from_secs(2);
+/// How long we throw away what a client still sends after we have closed our side: while bytes come, and in all. Closing
+/// while bytes arrive resets the connection, and the client loses the answer that told it why its request was refused;
+/// most clients send their whole body before they look at the answer.
+const LINGER_IDLE: Duration = Duration::from_secs(2);
+const LINGER_MAX: Duration = Duration::from_secs(30);
+
+/// Reads of a lingering connection between two turns of other tasks.
+const LINGER_READS_PER_TURN: u32 = 16;
 
 thread_local! {
     /// One per core. hyper lends memory that is not initialized, which safe code can only fill by copying.
@@ -33,8 +37,10 @@ pub struct HyperIo<S> {
 
 /// Our side is closed, the client's is not yet.
 struct Lingering {
+    idle: LocalBoxFuture<'static, ()>,
     deadline: LocalBoxFuture<'static, ()>,
-    left_len_bytes: usize,
+    heard: bool,
+    is_over: bool,
 }
 
 impl<S> HyperIo<S> {
@@ -61,20 +67,37 @@ impl<S: AsyncRead + Unpin> Read for HyperIo<S> {
 }
 
 impl<S: AsyncRead + Unpin> HyperIo<S> {
-    /// Throws away what the client still sends, until it closes too, for a bounded time and length.
+    /// Throws away what the client still sends, until it closes too, for a bounded time.
     fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let lingering = self.lingering.get_or_insert_with(|| Lingering {
-            deadline: self.ports.sleep(LINGER_TIME),
-            left_len_bytes: LINGER_LEN_BYTES,
+            idle: self.ports.sleep(LINGER_IDLE),
+            deadline: self.ports.sleep(LINGER_MAX),
+            heard: false,
+            is_over: false,
         });
+        let ports = &self.ports;
         SCRATCH.with_borrow_mut(|scratch| {
-            while lingering.left_len_bytes > 0 && lingering.deadline.as_mut().poll(cx).is_pending() {
-                match ready!(Pin::new(&mut self.stream).poll_read(cx, scratch)) {
-                    Ok(len) if len > 0 => lingering.left_len_bytes = lingering.left_len_bytes.saturating_sub(len),
-                    _ => break,
+            let mut reads = 0;
+            while !lingering.is_over && lingering.deadline.as_mut().poll(cx).is_pending() {
+                match Pin::new(&mut self.stream).poll_read(cx, scratch) {
+                    Poll::Ready(Ok(len)) if len > 0 => lingering.heard = true,
+                    Poll::Ready(_) => break,
+                    Poll::Pending => {
+                        // Only bytes after a pause start the time anew, so that a fast client costs no timer a read.
+                        if std::mem::take(&mut lingering.heard) {
+                            lingering.idle = ports.sleep(LINGER_IDLE);
+                        }
+                        ready!(lingering.idle.as_mut().poll(cx));
+                        break;
+                    }
+                }
+                reads += 1;
+                if reads == LINGER_READS_PER_TURN {
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
                 }
             }
-            lingering.left_len_bytes = 0; // over, whatever ended it
+            lingering.is_over = true; // whatever ended it
             Poll::Ready(())
         })
     }

@@ -1,7 +1,8 @@
 //! What cores of a node ask each other about fragments.
 
 use crate::index::InsertMode;
-use kiseki_types::fragment::{FragmentError, FragmentKey, StoredFragment};
+use bytes::Bytes;
+use kiseki_types::fragment::{FragmentError, FragmentKey, FragmentMeta, StoredFragment};
 use kiseki_types::units::Extent;
 use kiseki_types::{DeviceId, Generation, Locator};
 
@@ -32,6 +33,15 @@ pub enum LaneRequest {
     },
     /// The index lane makes durable what it was told so far.
     IndexCheckpoint,
+    /// The core of the lane writes a fragment for one whose own lanes are full on the device.
+    Put {
+        /// The device.
+        device: DeviceId,
+        /// What it is.
+        meta: FragmentMeta,
+        /// Its payload, copied: it happens only when space is short.
+        payload: Bytes,
+    },
     /// The lane frees a fragment that it allocated.
     ReleaseExtent {
         /// The fragment.
@@ -66,6 +76,8 @@ pub enum LaneResponse {
     Done,
     /// Fragments found.
     Found(Vec<StoredFragment>),
+    /// The fragment is durable there.
+    Stored(Extent),
     /// Pairs found.
     Pairs(Vec<(Locator, Generation)>),
     /// Refused, or not possible.

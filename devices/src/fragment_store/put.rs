@@ -1,9 +1,10 @@
 //! Writing a fragment: data and journal record side by side, one shared flush, then the index.
 
-use super::{Core, DeviceOnCore, LaneRequest, add};
+use super::{Core, DeviceOnCore, LaneRequest, LaneResponse, add};
 use crate::fragment_header::{FragmentHeader, check_meta};
 use crate::index::{InsertMode, TABLE_EXTENTS, encode_row, extent_row_key, write};
 use crate::lane::{LaneOnDevice, LaneRecord};
+use bytes::Bytes;
 use futures::channel::oneshot;
 use futures::future::join;
 use kiseki_types::buf::{IoBuf, IoBytes};
@@ -12,7 +13,7 @@ use kiseki_types::journal::{Journal, JournalError, Sequence};
 use kiseki_types::limits::{DEVICE_BLOCK_BYTES_MAX, FRAGMENT_HEADER_BYTES};
 use kiseki_types::runtime::LocalBoxFuture;
 use kiseki_types::units::Extent;
-use kiseki_types::{BlockCount, DeviceId};
+use kiseki_types::{BlockCount, DeviceId, LaneId};
 use std::rc::Rc;
 
 /// A put waits while a journal is fuller than this; the rest is kept for releases (I-C5).
@@ -21,6 +22,15 @@ const JOURNAL_FILL_MAX_PUT: f64 = 0.75;
 /// From this fill on a journal is folded at once.
 const JOURNAL_FILL_FOLD: f64 = 0.5;
 
+/// Where a put may find room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PutScope {
+    /// In any lane of the node.
+    AllLanes,
+    /// In the lanes of this core: another core asks.
+    OwnLanes,
+}
+
 impl Core {
     /// Runs the put in a task of its own: dropping the future must not leave an extent half accounted for.
     pub fn start_put(
@@ -28,6 +38,7 @@ impl Core {
         device: DeviceId,
         meta: FragmentMeta,
         payload: Vec<IoBytes>,
+        scope: PutScope,
     ) -> LocalBoxFuture<'static, Result<Extent, FragmentError>> {
         check_meta(&meta).expect("the engine makes possible fragments");
         let len: usize = payload.iter().map(|part| part.len()).sum();
@@ -35,7 +46,10 @@ impl Core {
         let (sender, receiver) = oneshot::channel();
         let core = self.clone();
         let task = async move {
-            let result = core.put(device, meta, payload).await;
+            let mut result = core.put(device, meta.clone(), payload.clone()).await;
+            if matches!((&result, scope), (Err(FragmentError::Full { .. }), PutScope::AllLanes)) {
+                result = core.put_elsewhere(device, meta, payload, result).await;
+            }
             match &result {
                 Ok(_) => {
                     add(&core.counters.puts, 1);
@@ -82,6 +96,33 @@ impl Core {
         self.keep_row(lane, &fragment);
         self.publish(device, lane, fragment, sequence).await?;
         Ok(extent)
+    }
+
+    /// Asks the cores of the other lanes: the pool is full only when all lanes are (I-C5), and a client that talks to
+    /// one core uses the lanes of that core alone.
+    async fn put_elsewhere(
+        self: &Rc<Core>,
+        device: DeviceId,
+        meta: FragmentMeta,
+        payload: Vec<IoBytes>,
+        mut full: Result<Extent, FragmentError>,
+    ) -> Result<Extent, FragmentError> {
+        let payload = Bytes::from(payload.iter().flat_map(|part| part.iter().copied()).collect::<Vec<u8>>());
+        for lane in (0..self.lane_count).map(LaneId).filter(|lane| !self.indexes.contains_key(lane)) {
+            let request = LaneRequest::Put { device, meta: meta.clone(), payload: payload.clone() };
+            match self.call(lane, request).await {
+                Ok(LaneResponse::Stored(extent)) => {
+                    add(&self.counters.puts_forwarded, 1);
+                    return Ok(extent);
+                }
+                Ok(other) => {
+                    return Err(FragmentError::Unknown { reason: format!("lane {lane} answered {other:?}") });
+                }
+                Err(error @ FragmentError::Full { .. }) => full = Err(error),
+                Err(error) => return Err(error),
+            }
+        }
+        full
     }
 
     /// Tells the index lane; takes the fragment back when the device holds another one of its generation (I-D4).

@@ -9,6 +9,7 @@ use kiseki_simulator::{CutSwitch, DiskOptions, NodeId, SeededRng, Sim, SimDisk, 
 use kiseki_types::fragment::{FragmentKey, StripeShape};
 use kiseki_types::journal::Journal;
 use kiseki_types::limits::FRAGMENT_HEADER_BYTES;
+use kiseki_types::runtime::RuntimeExt;
 use kiseki_types::table::{Direction, Row, Scan, TableReader, TableWrite};
 use kiseki_types::{BlockIndex, CoreId, MapEpoch};
 use std::collections::BTreeSet;
@@ -455,6 +456,37 @@ fn i_c5_a_full_device_says_so_and_takes_more_after_releases() {
         for chunk in again {
             put(store, device, chunk, &payload(chunk, 15)).await.unwrap();
         }
+    });
+}
+
+#[test]
+fn i_c5_one_core_fills_the_lanes_of_all() {
+    let rig = Rig::new(5, 1, 2);
+    rig.run(async {
+        let (stores, _) = rig.start().await;
+        let device = rig.disks[0].0;
+        let status = || stores.iter().map(|store| store.devices()[0].free_bytes).collect::<Vec<_>>();
+        let (before, mut chunks) = (status(), 0);
+        let error = loop {
+            match put(&stores[0], device, chunks, &payload(chunks, 15)).await {
+                Ok(_) => chunks += 1,
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(error, FragmentError::Full { .. }), "{error}");
+        let after = status();
+        for (core, (before, after)) in before.iter().zip(&after).enumerate() {
+            assert!(*after < before / 10, "I-C5: core {core} has {after} of {before} bytes left when the pool is full");
+        }
+        assert!(stores[0].counters().puts_forwarded.get() > 10);
+        for chunk in 0..chunks {
+            let found = find(&stores[1], chunk).await;
+            assert_eq!(stores[0].read(&found[0], 0..100).await.unwrap()[..], payload(chunk, 15)[..100]);
+            stores[0].release(&found[0]).await.unwrap();
+        }
+        // An extent is given out again once the reads of all cores have ended, behind the answer.
+        rig.sim.ports(NODE).sleep(Duration::from_secs(1)).await;
+        assert_eq!(status(), before, "space of forwarded fragments comes back to the lanes that gave it");
     });
 }
 

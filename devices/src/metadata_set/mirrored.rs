@@ -100,6 +100,12 @@ impl MirroredDir {
         self.set.all().iter().map(status).collect()
     }
 
+    /// Ends a clean stop: raises the epoch once more, so that a copy that was made of a directory while the node ran is
+    /// told from what the node left behind. Blocks.
+    pub fn close(&self) -> io::Result<()> {
+        self.raise(Vec::new())
+    }
+
     /// Goes on without a member, because its journal (or anything else in its directory) failed.
     ///
     /// On Ok a higher epoch without it is durable: what follows may be acknowledged without it. On Err nothing may be

@@ -206,7 +206,7 @@ fn a_set_is_made_written_and_opened_again() {
     assert_eq!(dir.open(MEMBER_FILE).unwrap_err().kind(), io::ErrorKind::InvalidInput);
     assert_eq!(dir.epoch().epoch, 1, "answers about names fence nobody");
     let (dir, report) = open(&[&b.restarted(), &a.restarted()], &witness).unwrap();
-    assert_eq!(report, MetadataSetReport { epoch: 1, fates: vec![MemberFate::Current; 2], missing: 0 });
+    assert_eq!(report, MetadataSetReport { epoch: 2, fates: vec![MemberFate::Current; 2], missing: 0 });
     let mut out = [0; 5];
     dir.open("file-3").unwrap().read_at(0, &mut out).unwrap();
     assert_eq!(&out, b"later");
@@ -247,17 +247,46 @@ fn i_l10_one_directory_may_fail_at_any_change_and_never_comes_back_stale() {
             let (stale, current) = (bad.restarted(), good.restarted());
             let (again, report) = open(&[&stale, &current], &witness).unwrap();
             assert_eq!(report.fates, [MemberFate::Refilled, MemberFate::Current], "change {changes}");
-            assert_eq!((report.epoch, again.epoch().members.len()), (3, 2));
+            assert_eq!((report.epoch, again.epoch().members.len()), (4, 2), "raised by the open and by the joining");
             assert_eq!(stale.contents(), good.contents(), "change {changes}");
             // From then on it is as good as the other.
-            let (_, report) = open(&[&stale.restarted(), &current.restarted()], &witness).unwrap();
+            let (stale, current) = (stale.restarted(), current.restarted());
+            let (_, report) = open(&[&stale, &current], &witness).unwrap();
             assert_eq!(report.fates, vec![MemberFate::Current; 2]);
             // The refilled one alone is enough, and the node says that one is missing.
             let (_, report) = open(&[&stale.restarted()], &witness).unwrap();
-            assert_eq!((report.epoch, report.missing), (4, 1));
+            assert_eq!((report.epoch, report.missing), (6, 1));
             changes += 1;
         }
         assert!(changes > 20, "the work makes changes");
+    }
+}
+
+#[test]
+fn i_l10_a_copy_from_an_earlier_run_is_stale_whatever_it_is_called() {
+    let (a, b, witness) = (MemoryDir::new(), MemoryDir::new(), Arc::<MemoryWitness>::default());
+    create(&[&a, &b], &witness).close().unwrap();
+    // Copied between two runs, and in the middle of the second.
+    let between = [&a, &b].map(|dir| dir.restarted());
+    let dir = open(&[&a, &b], &witness).unwrap().0;
+    work(&dir, 0).unwrap();
+    let running = [&a, &b].map(|dir| dir.restarted());
+    work(&dir, 1).unwrap();
+    dir.close().unwrap();
+    let expected = a.contents();
+    for copies in [&between, &running] {
+        for (position, copy) in copies.iter().enumerate() {
+            let mut dirs = [a.restarted(), b.restarted()];
+            dirs[position] = copy.restarted();
+            let witness = Arc::new(MemoryWitness { newest: Mutex::new(dir.epoch()), ..MemoryWitness::default() });
+            let (_, report) = open(&dirs.each_ref(), &witness).unwrap();
+            assert_eq!(report.fates[position], MemberFate::Refilled, "I-L10: an old copy passed for current");
+            assert_eq!(dirs.each_ref().map(|dir| dir.contents()), [expected.clone(), expected.clone()]);
+        }
+        let witness = Arc::new(MemoryWitness { newest: Mutex::new(dir.epoch()), ..MemoryWitness::default() });
+        let alone = [&copies[0], &copies[1]].map(|copy| copy.restarted());
+        let error = open(&alone.each_ref(), &witness).map(|_| ()).unwrap_err();
+        assert!(matches!(error, MetadataSetError::Stale { .. }), "I-L10: only old copies are there: {error}");
     }
 }
 

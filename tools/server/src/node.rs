@@ -68,6 +68,9 @@ pub fn run(config: Config) -> Result<()> {
     }
     shared.pulse.stop();
     shared.side.stop();
+    if result.is_ok() && shared.steps.failure().is_none() {
+        result = shared.meta.dir.close().context("the metadata directories can't be closed");
+    }
     let _gone = std::fs::remove_file(shared.config.dir.admin_socket());
     match shared.steps.failure() {
         Some(reason) => bail!("{reason}"),

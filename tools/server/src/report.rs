@@ -69,6 +69,7 @@ fn report(shared: &CoreShared, core: CoreId, node: &CoreNode, gateway: &S3Servic
     let fragments = node.fragments().counters();
     set("fragment_puts_total", fragments.puts.get());
     set("fragment_put_bytes_total", fragments.put_bytes.get());
+    set("fragment_puts_forwarded_total", fragments.puts_forwarded.get());
     set("fragment_reads_total", fragments.reads.get());
     set("fragment_read_bytes_total", fragments.read_bytes.get());
     set("fragments_corrupt_total", fragments.corrupt.get());
