@@ -164,7 +164,8 @@ impl MetadataSet<'_> {
     pub fn open(self) -> Result<(Arc<MirroredDir>, MetadataSetReport), MetadataSetError> {
         self.check_count()?;
         let states: Vec<DirState> = self.dirs.iter().map(|dir| DirState::read(&**dir, self.cluster)).collect();
-        let found = survey(&states, &self.witness.highest())?;
+        let witnessed = self.witness.highest();
+        let found = survey(&states, &witnessed)?;
         let identity = Identity { cluster: self.cluster, set: found.set };
         let current: Vec<Joined> = (found.current.iter())
             .map(|(index, id)| Joined { index: *index, id: *id, dir: self.dirs[*index].clone() })
@@ -174,7 +175,13 @@ impl MetadataSet<'_> {
             tracing::warn!(missing = found.missing, "metadata directories are missing; going on without them");
         }
         // At every open: a copy of a directory that somebody puts back later is stale by its number alone (I-L10).
-        mirrored.raise(Vec::new())?;
+        match witnessed.majority {
+            true => mirrored.raise(Vec::new())?,
+            // All members are there, so there is no higher epoch; without most devices none can be recorded (I-O3).
+            false => {
+                tracing::warn!("too few devices answer to record a new metadata-set epoch; going on with the old one")
+            }
+        }
         mirrored.bring_in_line()?;
         let mut fates: Vec<MemberFate> = states.iter().map(|state| state.unused_reason()).collect();
         let mut filled = Vec::new();

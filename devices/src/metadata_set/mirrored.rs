@@ -101,9 +101,12 @@ impl MirroredDir {
     }
 
     /// Ends a clean stop: raises the epoch once more, so that a copy that was made of a directory while the node ran is
-    /// told from what the node left behind. Blocks.
+    /// told from what the node left behind. Where too few devices answer to record it, the old one stays. Blocks.
     pub fn close(&self) -> io::Result<()> {
-        self.raise(Vec::new())
+        match self.set.witness.highest().majority {
+            true => self.raise(Vec::new()),
+            false => Ok(()),
+        }
     }
 
     /// Goes on without a member, because its journal (or anything else in its directory) failed.
