@@ -12,13 +12,14 @@ CARGO_FLAGS := --release --ignore-rust-version
 CARGO := cargo
 SERVER := target/release/kiseki-server
 
-.PHONY: help run build init test check clippy fmt docs tidy unit client-test deps test-deps
+.PHONY: help run build init test check clippy fmt docs tidy unit client-test bench-smoke deps test-deps
 
 help:
 	@echo 'make run        build, make $(KISEKI_DIR) ready, serve S3 on port $(S3_PORT) in the foreground'
 	@echo 'make test       the whole gate: fmt, clippy, tests, docs, tidy, real clients'
 	@echo 'make build      server and command line tools'
 	@echo 'make check      the gate without real clients'
+	@echo 'make bench-smoke  every verb of kiseki-bench for a second'
 
 deps:
 	@scripts/deps.sh build
@@ -27,7 +28,7 @@ test-deps:
 	@scripts/deps.sh build test
 
 build: deps
-	$(CARGO) build $(CARGO_FLAGS) -p kiseki-server -p kiseki-cli
+	$(CARGO) build $(CARGO_FLAGS) -p kiseki-server -p kiseki-cli -p kiseki-bench
 
 init: build
 	@$(SERVER) init --dir "$(KISEKI_DIR)"
@@ -54,6 +55,9 @@ check: deps fmt clippy unit docs tidy
 
 client-test: build
 	scripts/client-test.sh
+
+bench-smoke: build
+	scripts/bench-smoke.sh
 
 test: test-deps
 	@scripts/gate.sh

@@ -15,10 +15,12 @@ failed=0
 mkdir -p target/tmp
 work=$(mktemp -d target/tmp/bench-smoke.XXXXXX)
 server_pid=
+liar_pid=
 cleanup() {
+    [ -z "$liar_pid" ] || kill "$liar_pid" 2>/dev/null
     if [ -n "$server_pid" ]; then
         kill "$server_pid" 2>/dev/null
-        wait "$server_pid" 2>/dev/null
+        while kill -0 "$server_pid" 2>/dev/null; do sleep 0.1; done
     fi
     rm -rf "$work"
 }
@@ -99,6 +101,46 @@ refuses "s3 needs an endpoint" AWS_ENDPOINT_URL s3 --endpoint ''
 measures "pipeline" write pipeline --runtime 100ms --size 16m --stage cut --stage id --stage seal --stage encode \
     --stage kernels --stage whole
 measures "pipeline read path" read pipeline --runtime 100ms --size 16m --stage open --stage rebuild --data mixed
+
+# A server that loses bytes: takes every PUT, answers every GET with as many zeros.
+python3 - "$work/liar.port" <<'PYTHON' &
+import http.server
+import pathlib
+import sys
+
+
+class Liar(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def answer(self, body=b""):
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    do_HEAD = do_PUT = do_DELETE = answer
+
+    def do_GET(self):
+        self.answer(bytes(4096))
+
+    def log_message(self, *_):
+        pass
+
+
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Liar)
+pathlib.Path(sys.argv[1]).write_text(str(server.server_port))
+server.serve_forever()
+PYTHON
+liar_pid=$!
+for _ in $(seq 100); do [ -s "$work/liar.port" ] && break; sleep 0.1; done
+for op in get put; do
+    AWS_ACCESS_KEY_ID=x AWS_SECRET_ACCESS_KEY=x "$bench" s3 --endpoint "http://127.0.0.1:$(cat "$work/liar.port")" \
+        --op "$op" --size 4k --clients 2 --objects 4 --runtime 300ms --warmup 0 --verify >"$work/out" 2>&1
+    [ $? -eq 1 ] && grep -q 'the bytes are not those that were stored' "$work/out"
+    result "s3 $op --verify finds lost bytes" $?
+done
 
 if [ -z "${AWS_ENDPOINT_URL:-}" ]; then
     export KISEKI_PROGRAMS=$programs

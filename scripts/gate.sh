@@ -48,6 +48,7 @@ step unit make -s unit
 step docs make -s docs
 step tidy make -s tidy
 step clients make -s client-test
+step bench make -s bench-smoke
 
 [ ${#failures[@]} -eq 0 ] || echo "failed: ${failures[*]}"
 echo "$passed passed, $failed failed"

@@ -63,11 +63,16 @@ impl From<StoreError> for ChunkFailure {
 /// A buffer that holds a chunk of `len_bytes` and, sealed in place, its envelope with padding.
 #[must_use]
 pub fn chunk_buffer(len_bytes: usize, shape: StripeShape) -> IoBuf {
+    IoBuf::zeroed(chunk_buffer_len(len_bytes, shape)).resized(0)
+}
+
+/// Bytes that [`chunk_buffer`] needs.
+pub(crate) fn chunk_buffer_len(len_bytes: usize, shape: StripeShape) -> usize {
     let len = len_bytes.clamp(1, CHUNK_LEN_BYTES_MAX);
     let envelope = envelope_len(len as u32);
     // The padded length of a slightly shorter chunk in another shape may be longer: take the larger of both shapes.
     let copies = padded_len(envelope, StripeShape { data: 1, parity: shape.parity });
-    IoBuf::zeroed(copies.max(padded_len(envelope, shape))).resized(0)
+    copies.max(padded_len(envelope, shape))
 }
 
 /// Stores one chunk. `plaintext` is sealed in place; the delta that names the chunk has to state `pin_epoch` or an older one.

@@ -3,6 +3,7 @@
 use crate::api::StoreError;
 use crate::background::Background;
 use crate::calls::Calls;
+use crate::chunk_buffers::ChunkBuffers;
 use crate::chunker::{ChunkFormat, Chunker};
 use crate::hash_queue::HashQueue;
 use crate::keyring::{Keyring, NodeKeys};
@@ -58,6 +59,8 @@ pub struct Core {
     pub keys: Rc<NodeKeys>,
     /// Tenants' keys.
     pub keyring: Keyring,
+    /// Where chunks gather.
+    pub chunk_buffers: Rc<ChunkBuffers>,
     /// Hashes chunks.
     pub hash_queue: Rc<HashQueue>,
     /// Encodes and rebuilds.
@@ -85,6 +88,7 @@ impl Core {
         let (coder, counters) = (StripeCoder::new(), DataCounters::default());
         Rc::new(Core {
             background: Background::new(ports.clone()),
+            chunk_buffers: ChunkBuffers::new(),
             hash_queue: HashQueue::new(ports.clone()),
             ports,
             calls,

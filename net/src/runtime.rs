@@ -1,5 +1,6 @@
 //! The ports of time, chance, spawning and side threads on a glommio executor: one [`GlommioRuntime`] per core.
 
+use crate::pulse::note_work;
 use crate::side::SidePool;
 use glommio::TaskQueueHandle;
 use kiseki_types::ids::CoreId;
@@ -88,6 +89,7 @@ impl Drop for Counted {
 
 impl Spawn for GlommioRuntime {
     fn spawn(&self, name: &'static str, task: LocalBoxFuture<'static, ()>) {
+        note_work();
         *self.tasks.borrow_mut().entry(name).or_default() += 1;
         let counted = Counted { name, tasks: self.tasks.clone() };
         let task = async move {
@@ -102,6 +104,7 @@ impl Spawn for GlommioRuntime {
     }
 
     fn yield_now(&self) -> LocalBoxFuture<'static, ()> {
+        note_work();
         Box::pin(async { glommio::executor().yield_now().await })
     }
 }

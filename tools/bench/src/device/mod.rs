@@ -1,0 +1,178 @@
+//! Raw figures of devices: the product's rings, nothing above them.
+//!
+//! A job is one device; `--numjobs` executors, each on a processor of its own, drive a ring on every device, as the
+//! cores of a node do.
+
+mod load;
+mod target;
+mod worker;
+
+use crate::manifest::Manifest;
+use crate::measure::Window;
+use crate::output::{OutputArgs, Report};
+use crate::stop::Stop;
+use crate::units::{binary, ns, parse_bytes, parse_duration};
+use crate::usage::usage;
+use anyhow::Result;
+use clap::{Args, ValueEnum};
+use kiseki_types::limits::DEVICE_BLOCK_BYTES_MAX;
+use serde::Serialize;
+use serde_json::json;
+use std::path::PathBuf;
+use std::time::Duration;
+use target::Target;
+
+/// Most operations that one ring takes at once.
+const IODEPTH_MAX: u16 = 4096;
+
+const EXAMPLES: &str = "\
+Examples:
+  # 4 KiB random reads at depth 32 from a file that is made, filled and removed again
+  kiseki-bench device /data/test.img --rw randread --bs 4k --iodepth 32 --size 4g
+  # two drives at once, two cores, large writes; everything on the drives is lost
+  kiseki-bench device /dev/nvme0n1 /dev/nvme1n1 --rw write --bs 1m --iodepth 8 --numjobs 2 \\
+      --destroy /dev/nvme0n1 --destroy /dev/nvme1n1
+  # durable small writes, as fio's --fdatasync=1
+  kiseki-bench device /data/test.img --rw randwrite --bs 4k --iodepth 1 --fdatasync 1 --size 1g --json";
+
+/// What is done to the device, in fio's words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Pattern {
+    /// Sequential reads
+    Read,
+    /// Sequential writes
+    Write,
+    /// Random reads
+    Randread,
+    /// Random writes
+    Randwrite,
+    /// Sequential, reads and writes mixed
+    #[value(alias = "rw")]
+    Readwrite,
+    /// Random, reads and writes mixed
+    Randrw,
+}
+
+impl Pattern {
+    fn is_random(self) -> bool {
+        matches!(self, Pattern::Randread | Pattern::Randwrite | Pattern::Randrw)
+    }
+
+    /// Share of reads, out of 100.
+    fn read_percent(self, mixed: u8) -> u8 {
+        match self {
+            Pattern::Read | Pattern::Randread => 100,
+            Pattern::Write | Pattern::Randwrite => 0,
+            Pattern::Readwrite | Pattern::Randrw => mixed,
+        }
+    }
+
+    fn word(self) -> String {
+        format!("{self:?}").to_lowercase()
+    }
+}
+
+/// Arguments of `device`.
+#[derive(Args, Clone, Debug, Serialize)]
+#[command(after_help = EXAMPLES)]
+pub struct DeviceArgs {
+    /// Files and block devices; a plain file that is missing is made, filled and removed afterwards
+    #[arg(required = true, value_name = "PATH")]
+    pub paths: Vec<PathBuf>,
+    /// What to do
+    #[arg(long, value_enum, default_value = "randread")]
+    pub rw: Pattern,
+    /// Reads among mixed operations, in percent
+    #[arg(long, value_name = "PERCENT", default_value_t = 50, value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub rwmixread: u8,
+    /// Bytes of an operation, a multiple of 4k
+    #[arg(long, value_parser = parse_bytes, default_value = "4k")]
+    pub bs: u64,
+    /// Operations in flight in each ring, 1 to 4096
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=i64::from(IODEPTH_MAX)))]
+    pub iodepth: u16,
+    /// Executors, each with a ring of its own on every device
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub numjobs: u16,
+    /// How long to measure
+    #[arg(long, value_parser = parse_duration, default_value = "10s")]
+    #[serde(serialize_with = "seconds")]
+    pub runtime: Duration,
+    /// How long to run before measuring
+    #[arg(long, alias = "ramp_time", value_parser = parse_duration, default_value = "1s")]
+    #[serde(serialize_with = "seconds")]
+    pub warmup: Duration,
+    /// Bytes of the device to use; a file that is made gets this length (default: all of it, 1g for a new file)
+    #[arg(long, value_parser = parse_bytes)]
+    pub size: Option<u64>,
+    /// Flush after so many writes of each operation slot; 0 never flushes
+    #[arg(long, value_name = "WRITES", default_value_t = 0)]
+    pub fdatasync: u32,
+    /// A PATH that may be overwritten although it is a block device, carries a signature or holds data; repeatable
+    #[arg(long, value_name = "PATH")]
+    pub destroy: Vec<PathBuf>,
+    /// Direct I/O; there is no other here, so this changes nothing
+    #[arg(long, value_name = "0|1", default_value_t = 1, hide = true, value_parser = clap::value_parser!(u8).range(1..=1))]
+    pub direct: u8,
+    /// How results are written.
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// Durations stand in the manifest as seconds.
+pub fn seconds<S: serde::Serializer>(span: &Duration, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+    serializer.serialize_f64(span.as_secs_f64())
+}
+
+impl DeviceArgs {
+    fn writes(&self) -> bool {
+        self.rw.read_percent(self.rwmixread) < 100
+    }
+
+    /// Where the measured part begins and ends.
+    fn window(&self) -> Window {
+        let start_ns = ns(self.warmup);
+        Window { start_ns, end_ns: start_ns + ns(self.runtime) }
+    }
+
+    fn check(&self) -> Result<()> {
+        if !self.bs.is_multiple_of(DEVICE_BLOCK_BYTES_MAX as u64) || self.bs > 1 << 30 {
+            return Err(usage(format!("--bs {}: give a multiple of 4k up to 1g", self.bs)));
+        }
+        if self.runtime.is_zero() {
+            return Err(usage("--runtime 0: measure for some time, such as 10s"));
+        }
+        for named in &self.destroy {
+            if !self.paths.contains(named) {
+                let named = named.display();
+                return Err(usage(format!("--destroy {named} is none of the paths given; name the same path twice")));
+            }
+        }
+        Ok(())
+    }
+
+    fn about(&self) -> String {
+        format!(
+            "rw={}, bs={}, ioengine=kiseki-ring, iodepth={}, numjobs={}, direct=1",
+            self.rw.word(),
+            binary(self.bs as f64),
+            self.iodepth,
+            self.numjobs
+        )
+    }
+}
+
+/// Measures.
+pub fn run(args: &DeviceArgs, stop: Stop) -> Result<Report> {
+    args.check()?;
+    let targets = args.paths.iter().map(|path| Target::open(path, args)).collect::<Result<Vec<_>>>()?;
+    for target in &targets {
+        target.check_room(args)?;
+    }
+    let described: Vec<_> = targets.iter().map(Target::json).collect();
+    let manifest = Manifest::new("device", json!(described), serde_json::to_value(args)?);
+    let mut warnings: Vec<String> = targets.iter().filter_map(|target| target.holes_warning(args)).collect();
+    let jobs = load::run(args, &targets, &stop, &mut warnings)?;
+    Ok(Report { manifest, jobs, warnings })
+}

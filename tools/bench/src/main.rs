@@ -1,0 +1,96 @@
+//! `kiseki-bench`: measures devices, the data path of one core, and S3 endpoints, ours or others'.
+//!
+//! It drives the product's own code (rings, kernels) from outside, and S3 as any client does. What the figures mean is
+//! told in `docs/bench.md`. Reading order: [`measure`], [`output`], then a verb: [`device`], [`pipeline`], [`s3`].
+#![forbid(unsafe_code)]
+
+mod cpus;
+mod device;
+mod manifest;
+mod measure;
+mod noise;
+mod output;
+mod pipeline;
+mod progress;
+mod s3;
+mod stop;
+mod units;
+mod usage;
+
+use anyhow::Result;
+use clap::{CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+use output::{OutputArgs, Report};
+use std::process::ExitCode;
+use stop::Stop;
+use usage::Usage;
+
+/// Measures devices, the data path of one core, and S3 endpoints.
+///
+/// Words and JSON keys are fio's. Exit code: 0 when all went well, 1 when an operation failed, 2 for bad arguments.
+/// Ctrl-C ends a measurement early and reports what there is; a second one ends the program.
+#[derive(Parser)]
+#[command(name = "kiseki-bench", version, about, args_override_self = true)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Raw figures of files and block devices through the product's rings, with direct I/O
+    Device(device::DeviceArgs),
+    /// Each stage of the data path alone and all of them together, on pinned cores, in bytes a second
+    Pipeline(pipeline::PipelineArgs),
+    /// PUT and GET against an S3 endpoint, closed loop or at a rate
+    S3(s3::S3Args),
+    /// Prints completions for a shell
+    #[command(after_help = "Example:\n  kiseki-bench completion bash > /etc/bash_completion.d/kiseki-bench")]
+    Completion {
+        /// The shell
+        shell: Shell,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().verb) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("kiseki-bench: {error:#}");
+            ExitCode::from(if error.is::<Usage>() { 2 } else { 1 })
+        }
+    }
+}
+
+fn run(verb: Verb) -> Result<ExitCode> {
+    match verb {
+        Verb::Device(args) => finish(&args.output, |stop| device::run(&args, stop)),
+        Verb::Pipeline(args) => finish(&args.output, |stop| pipeline::run(&args, stop)),
+        Verb::S3(args) => finish(&args.output, |stop| s3::run(&args, stop)),
+        Verb::Completion { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "kiseki-bench", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn finish(output: &OutputArgs, measure: impl FnOnce(Stop) -> Result<Report>) -> Result<ExitCode> {
+    output.check()?;
+    let report = measure(Stop::on_signals()?)?;
+    report.print(output)?;
+    Ok(if report.error_count() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_arguments_make_sense() {
+        Cli::command().debug_assert();
+        // As with fio, an option given again counts; one that gathers values gathers.
+        let line = ["kiseki-bench", "s3", "--size", "1k", "--server-pid", "1", "--size", "2k", "--server-pid", "2"];
+        let Verb::S3(args) = Cli::parse_from(line).verb else { panic!("the verb is s3") };
+        assert_eq!((args.size, args.server_pid), (2048, vec![1, 2]));
+    }
+}

@@ -1,0 +1,15 @@
+//! What is counted and how: latencies, rates over a window of time, errors, processor time.
+//!
+//! Times are nanoseconds since the run began and come in as arguments, so that tests need no clock.
+
+mod cpu;
+mod error_log;
+mod latency;
+mod meter;
+mod schedule;
+
+pub use cpu::{CpuTime, ProcessCpu, thread_cpu_ns};
+pub use error_log::ErrorLog;
+pub use latency::{Latency, PERCENTILES};
+pub use meter::{Meter, Spread, Timing, Window};
+pub use schedule::Schedule;
