@@ -158,7 +158,7 @@ def devices_are_lost_while_clients_read(directory):
         lose(image[1], image[4])
         objects.all_there()
         objects.put("six", 5, 200 * KIB)
-        assert node.log.read_text().count("device fenced") >= 2, "the log says it too"
+        await_that("the log says it too", lambda: node.log.read_text().count("device fenced") >= 2)
 
         image[6].unlink()
         lose(image[1], image[4], image[6])
