@@ -4,11 +4,13 @@
 //! nonce is the segment number, and nothing that differs between writers goes into the AAD. It is safe because a DEK
 //! belongs to one plaintext (it derives from the chunk id), so one key and nonce never seal two texts (I-K7).
 
+mod cipher;
 #[cfg(test)]
 mod tests;
 
-use crate::keys::{SealKind, aead_key, counter_nonce};
-use aws_lc_rs::aead::Aad;
+use crate::keys::SealKind;
+use cipher::ChunkCipher;
+pub use cipher::CipherLibrary;
 use kiseki_types::buf::IoBuf;
 use kiseki_types::ids::Locator;
 use kiseki_types::limits::{CHUNK_LEN_BYTES_MAX, ENVELOPE_LEN_BYTES_MAX, SEGMENT_LEN_BYTES, TAG_LEN_BYTES};
@@ -136,7 +138,7 @@ impl EnvelopeBinding {
         }
     }
 
-    fn aad(&self, segment: u32) -> Aad<[u8; AAD_LEN_BYTES]> {
+    fn aad(&self, segment: u32) -> [u8; AAD_LEN_BYTES] {
         let mut aad = [0; AAD_LEN_BYTES];
         aad[0..2].copy_from_slice(&self.format.to_le_bytes());
         aad[2..4].copy_from_slice(&self.algorithm.to_le_bytes());
@@ -144,8 +146,15 @@ impl EnvelopeBinding {
         aad[36..40].copy_from_slice(&self.plaintext_len.to_le_bytes());
         aad[40..44].copy_from_slice(&segment.to_le_bytes());
         aad[44] = u8::from(segment + 1 == segment_count(self.plaintext_len));
-        Aad::from(aad)
+        aad
     }
+}
+
+/// The nonce of a segment: its number, little-endian, then zeros.
+fn segment_nonce(segment: u32) -> [u8; 12] {
+    let mut nonce = [0; 12];
+    nonce[..4].copy_from_slice(&segment.to_le_bytes());
+    nonce
 }
 
 /// Seals a chunk in place and makes it `padded_len` bytes long: ciphertext, tags, zeros.
@@ -156,6 +165,17 @@ impl EnvelopeBinding {
 ///
 /// Panics when lengths, format or capacity do not fit: that is our own bug. Cost: one pass, no copy.
 pub fn seal(dek: &SecretKey, binding: &EnvelopeBinding, buf: &mut IoBuf, padded_len: usize) {
+    seal_with(CipherLibrary::fastest(), dek, binding, buf, padded_len);
+}
+
+/// [`seal`] with a library of the caller's choice (tests and benches).
+pub fn seal_with(
+    library: CipherLibrary,
+    dek: &SecretKey,
+    binding: &EnvelopeBinding,
+    buf: &mut IoBuf,
+    padded_len: usize,
+) {
     binding.check().expect("only a known format and a length in limits is sealed");
     let plaintext_len = binding.plaintext_len as usize;
     assert_eq!(buf.len(), plaintext_len, "the buffer holds the plaintext and nothing else");
@@ -163,14 +183,12 @@ pub fn seal(dek: &SecretKey, binding: &EnvelopeBinding, buf: &mut IoBuf, padded_
     assert!(padded_len >= sealed_len, "an envelope of {sealed_len} bytes does not fit in {padded_len}");
     // I-K1: what the memory held before must not reach a device behind the envelope.
     buf.zero_tail(plaintext_len, padded_len);
-    let key = aead_key(dek);
+    let key = ChunkCipher::new(library, dek);
     let (text, tail) = buf.split_at_mut(plaintext_len);
     let tags = tail.as_chunks_mut::<TAG_LEN_BYTES>().0;
     for (segment, (text, tag)) in text.chunks_mut(SEGMENT_LEN_BYTES).zip(tags).enumerate() {
-        let made = key
-            .seal_in_place_separate_tag(counter_nonce(segment as u64), binding.aad(segment as u32), text)
-            .expect("a segment is within the cipher's limit");
-        tag.copy_from_slice(made.as_ref());
+        let segment = segment as u32;
+        *tag = key.seal(segment_nonce(segment), &binding.aad(segment), text);
     }
 }
 
@@ -190,6 +208,19 @@ pub fn open_segments(
     tags: &[u8],
     out: &mut [u8],
 ) -> Result<(), EnvelopeError> {
+    open_segments_with(CipherLibrary::fastest(), dek, binding, segments, ciphertext, tags, out)
+}
+
+/// [`open_segments`] with a library of the caller's choice (tests and benches).
+pub fn open_segments_with(
+    library: CipherLibrary,
+    dek: &SecretKey,
+    binding: &EnvelopeBinding,
+    segments: Range<u32>,
+    ciphertext: &[u8],
+    tags: &[u8],
+    out: &mut [u8],
+) -> Result<(), EnvelopeError> {
     binding.check()?;
     let ends = segments.start < segments.end && segments.end <= segment_count(binding.plaintext_len);
     assert!(ends, "segments {segments:?} of a plaintext of {} bytes", binding.plaintext_len);
@@ -198,11 +229,10 @@ pub fn open_segments(
     assert_eq!(ciphertext.len(), needed_len, "ciphertext of segments {segments:?}");
     assert_eq!(tags.len(), segments.len() * TAG_LEN_BYTES, "tags of segments {segments:?}");
     assert_eq!(out.len(), needed_len, "room for segments {segments:?}");
-    let key = aead_key(dek);
-    let parts = ciphertext.chunks(SEGMENT_LEN_BYTES).zip(tags.chunks(TAG_LEN_BYTES));
+    let key = ChunkCipher::new(library, dek);
+    let parts = ciphertext.chunks(SEGMENT_LEN_BYTES).zip(tags.as_chunks().0);
     for ((segment, (text, tag)), out_segment) in segments.zip(parts).zip(out.chunks_mut(SEGMENT_LEN_BYTES)) {
-        let nonce = counter_nonce(u64::from(segment));
-        if key.open_separate_gather(nonce, binding.aad(segment), text, tag, out_segment).is_err() {
+        if key.open(segment_nonce(segment), &binding.aad(segment), text, tag, out_segment).is_err() {
             out.zeroize();
             return Err(EnvelopeError::Corrupt { locator: binding.locator, segment });
         }
@@ -214,8 +244,20 @@ pub fn open_segments(
 ///
 /// `out` is `binding.plaintext_len` bytes long; `envelope` at least [`envelope_len`]. Otherwise as [`open_segments`].
 pub fn open(dek: &SecretKey, binding: &EnvelopeBinding, envelope: &[u8], out: &mut [u8]) -> Result<(), EnvelopeError> {
+    open_with(CipherLibrary::fastest(), dek, binding, envelope, out)
+}
+
+/// [`open`] with a library of the caller's choice (tests and benches).
+pub fn open_with(
+    library: CipherLibrary,
+    dek: &SecretKey,
+    binding: &EnvelopeBinding,
+    envelope: &[u8],
+    out: &mut [u8],
+) -> Result<(), EnvelopeError> {
     binding.check()?;
     let ranges = EnvelopeRanges::covering(binding.plaintext_len, 0..binding.plaintext_len);
     let part = |range: &Range<u32>| &envelope[range.start as usize..range.end as usize];
-    open_segments(dek, binding, ranges.segments.clone(), part(&ranges.ciphertext), part(&ranges.tags), out)
+    let (ciphertext, tags) = (part(&ranges.ciphertext), part(&ranges.tags));
+    open_segments_with(library, dek, binding, ranges.segments.clone(), ciphertext, tags, out)
 }

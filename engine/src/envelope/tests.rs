@@ -14,23 +14,32 @@ fn bytes(len: usize) -> Vec<u8> {
     (0..len as u32).map(|i| (i.wrapping_mul(0x9e37_79b9) >> 22) as u8).collect()
 }
 
+/// Sealed by each library, which must not differ: what one machine stores, another one reads.
 fn sealed(plaintext: &[u8], padded_len: usize) -> (EnvelopeBinding, IoBuf) {
     let binding = EnvelopeBinding::current(LOCATOR, plaintext.len() as u32);
-    // Memory that somebody used before.
-    let mut buf = IoBuf::in_slab(vec![0xee; IoBuf::slab_len_bytes(padded_len)], None).resized(plaintext.len());
-    buf.copy_from_slice(plaintext);
-    seal(&dek(1), &binding, &mut buf, padded_len);
-    (binding, buf)
+    let [one, other] = CipherLibrary::ALL.map(|library| {
+        // Memory that somebody used before.
+        let mut buf = IoBuf::in_slab(vec![0xee; IoBuf::slab_len_bytes(padded_len)], None).resized(plaintext.len());
+        buf.copy_from_slice(plaintext);
+        seal_with(library, &dek(1), &binding, &mut buf, padded_len);
+        buf
+    });
+    assert!(*one == *other, "I-K7: two libraries seal {} bytes differently", plaintext.len());
+    (binding, one)
 }
 
 /// Opens all of an envelope into memory that was not clean, which must be zeros after an error.
 fn opened(key: &SecretKey, binding: &EnvelopeBinding, envelope: &[u8]) -> Result<Vec<u8>, EnvelopeError> {
-    let mut out = vec![0xdd; binding.plaintext_len as usize];
-    let result = open(key, binding, envelope, &mut out);
-    let clean = matches!(result, Err(EnvelopeError::Unknown { .. } | EnvelopeError::Length { .. }))
-        || out.iter().all(|byte| *byte == 0);
-    assert!(result.is_ok() || clean, "I-C9: unchecked bytes were returned");
-    result.map(|()| out)
+    let [one, other] = CipherLibrary::ALL.map(|library| {
+        let mut out = vec![0xdd; binding.plaintext_len as usize];
+        let result = open_with(library, key, binding, envelope, &mut out);
+        let clean = matches!(result, Err(EnvelopeError::Unknown { .. } | EnvelopeError::Length { .. }))
+            || out.iter().all(|byte| *byte == 0);
+        assert!(result.is_ok() || clean, "I-C9: unchecked bytes were returned");
+        result.map(|()| out)
+    });
+    assert_eq!(one, other, "two libraries disagree");
+    one
 }
 
 #[test]

@@ -121,5 +121,6 @@ fn kernels() -> Map<String, Value> {
     let fastest = |name: Option<String>| Value::from(name.unwrap_or_default());
     let cut = kiseki_kernels::rabin::Kernel::runnable().last().map(|kernel| format!("{kernel:?}"));
     let id = kiseki_kernels::sha256::Kernel::runnable().last().map(|kernel| format!("{kernel:?}"));
-    Map::from_iter([("cut".to_owned(), fastest(cut)), ("id".to_owned(), fastest(id))])
+    let seal = Some(format!("{:?}", kiseki_engine::envelope::CipherLibrary::fastest()));
+    Map::from_iter([("cut".to_owned(), fastest(cut)), ("id".to_owned(), fastest(id)), ("seal".to_owned(), fastest(seal))])
 }
