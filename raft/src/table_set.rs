@@ -7,11 +7,13 @@
 //! keeps of the later files' changes lets the next open bring them to the same position after a crash between two
 //! commits; so a replay never meets rows of its own future.
 
+mod cached_file;
 mod files;
 mod transfer;
 
 use crate::overlay::{Layer, Overlay, is_empty_range};
 use crate::table_file::database::{FileDatabase, OpenRandom, Redo, Snapshot};
+use cached_file::{CachedFile, SideReader};
 use files::{OpenedFiles, SetFiles};
 use futures::channel::oneshot;
 use kiseki_types::meta::MetaDir;
@@ -84,7 +86,7 @@ enum Health {
 struct State {
     overlay: Overlay,
     databases: Vec<Arc<FileDatabase>>,
-    snapshots: Vec<Arc<Snapshot>>,
+    snapshots: Vec<Rc<CachedFile>>,
     meta: BTreeMap<Vec<u8>, Vec<u8>>,
     applied: u64,
     durable: u64,
@@ -236,7 +238,7 @@ impl TableSet {
             let (databases, snapshots) = {
                 let mut state = set.inner.state.borrow_mut();
                 state.health = Health::Closed;
-                (std::mem::take(&mut state.databases), std::mem::take(&mut state.snapshots))
+                (std::mem::take(&mut state.databases), state.take_snapshots())
             };
             // The last holder of a redb file writes its closing commit: never on the executor.
             let closing = set.inner.ports.offload(set.write_queue(), move || drop((snapshots, databases)));
@@ -290,7 +292,7 @@ impl TableSet {
             let mut state = self.inner.state.borrow_mut();
             match result {
                 Ok(snapshots) => {
-                    state.snapshots = snapshots.into_iter().map(Arc::new).collect();
+                    state.snapshots = snapshots.into_iter().map(CachedFile::new).collect();
                     state.overlay.drop_frozen();
                     state.durable = position;
                     state.folded += 1;
@@ -318,11 +320,12 @@ impl TableSet {
     }
 
     /// The current snapshot of a file.
-    fn snapshot(&self, file: u8) -> Arc<Snapshot> {
-        Arc::clone(self.inner.state.borrow().snapshots.get(usize::from(file)).expect("a read names a file of its set"))
+    fn snapshot(&self, file: u8) -> Rc<CachedFile> {
+        Rc::clone(self.inner.state.borrow().snapshots.get(usize::from(file)).expect("a read names a file of its set"))
     }
+}
 
-    /// Runs a read on a side thread.
+impl SideReader for TableSet {
     fn read<T: Send + 'static>(
         &self,
         job: impl FnOnce() -> Result<T, TableError> + Send + 'static,
@@ -352,7 +355,7 @@ impl State {
             applied: position,
             durable: position,
             databases,
-            snapshots: snapshots.into_iter().map(Arc::new).collect(),
+            snapshots: snapshots.into_iter().map(CachedFile::new).collect(),
             health: Health::Open,
             busy: false,
             installing: false,
@@ -366,6 +369,11 @@ impl State {
 
     fn over_limit(&self, settings: &TableSettings) -> bool {
         self.overlay.active_rows() >= settings.fold_rows || self.overlay.active_bytes() >= settings.fold_bytes
+    }
+
+    /// The rows without what is kept of them, to be dropped elsewhere.
+    fn take_snapshots(&mut self) -> Vec<Arc<Snapshot>> {
+        std::mem::take(&mut self.snapshots).iter().map(|file| Arc::clone(&file.snapshot)).collect()
     }
 
     fn become_idle(&mut self) {
@@ -404,12 +412,7 @@ impl TableReader for TableSet {
         if let Some(value) = changed {
             return Box::pin(std::future::ready(Ok(value)));
         }
-        let snapshot = self.snapshot(file);
-        if !snapshot.has_table(table) {
-            return Box::pin(std::future::ready(Ok(None)));
-        }
-        let key = key.to_vec();
-        self.read(move || snapshot.get(table, &key))
+        self.snapshot(file).get(self, table, key)
     }
 
     fn scan(&self, scan: Scan) -> LocalBoxFuture<'static, Result<Vec<Row>, TableError>> {
@@ -420,18 +423,14 @@ impl TableReader for TableSet {
             return Box::pin(std::future::ready(Ok(Vec::new())));
         }
         let part = self.inner.state.borrow().overlay.part(&scan);
-        let snapshot = self.snapshot(scan.file);
-        if !snapshot.has_table(scan.table) {
-            return Box::pin(std::future::ready(snapshot.scan(scan.table, part, scan.direction, scan.limit)));
-        }
-        self.read(move || snapshot.scan(scan.table, part, scan.direction, scan.limit))
+        self.snapshot(scan.file).scan(self, scan, part)
     }
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
         let state = self.state.get_mut();
-        let (databases, snapshots) = (std::mem::take(&mut state.databases), std::mem::take(&mut state.snapshots));
+        let (databases, snapshots) = (std::mem::take(&mut state.databases), state.take_snapshots());
         if !databases.is_empty() {
             // The last holder of a redb file writes its closing commit: never on the executor.
             let queue = self.settings.queue * QUEUES_PER_SET;

@@ -296,6 +296,11 @@ impl TestRuntime {
         self.clone()
     }
 
+    /// Jobs that no side thread has begun.
+    pub fn jobs_waiting(&self) -> usize {
+        self.queues.borrow().values().map(VecDeque::len).sum()
+    }
+
     /// Polls every task once and runs at most one job; says whether there was anything to do.
     pub fn step(&self) -> bool {
         let mut context = Context::from_waker(std::task::Waker::noop());

@@ -446,3 +446,74 @@ fn reads_do_not_wait_for_a_fold() {
     assert_eq!((set.overlay_rows(), set.durable_position()), (0, 1));
     assert_eq!(runtime.run(set.get(0, 1, b"a")).unwrap(), Some(b"1".to_vec()));
 }
+
+#[test]
+fn what_was_read_once_is_answered_from_memory_until_the_next_fold() {
+    use futures::FutureExt;
+    let dir = CrashDir::new();
+    let runtime = TestRuntime::new(1);
+    let set = open(&runtime, &dir).unwrap();
+    let fold = |position, rows: &[(&[u8], &[u8])]| {
+        set.apply(position, rows.iter().map(|(key, value)| put(0, key, value)).collect(), Vec::new());
+        runtime.run(set.checkpoint()).unwrap();
+    };
+    let prefix = || set.scan(Scan::prefix(0, 1, b"p", 10));
+    let rows = |rows: &[(&[u8], &[u8])]| -> Vec<Row> { rows.iter().map(|r| (r.0.to_vec(), r.1.to_vec())).collect() };
+    fold(1, &[(b"a", b"1"), (b"p1", b"x"), (b"p2", b"y")]);
+    for key in [&b"a"[..], b"absent"] {
+        assert!(set.get(0, 1, key).now_or_never().is_none(), "the first read goes to the file");
+        let first = runtime.run(set.get(0, 1, key)).unwrap();
+        assert_eq!(set.get(0, 1, key).now_or_never().expect("no side thread").unwrap(), first);
+    }
+    assert_eq!(runtime.run(prefix()).unwrap(), rows(&[(b"p1", b"x"), (b"p2", b"y")]));
+    // Changes lie over what is kept.
+    let change = |key: &[u8], value: Option<&[u8]>| TableWrite {
+        file: 0,
+        table: 1,
+        key: key.to_vec(),
+        value: value.map(<[u8]>::to_vec),
+    };
+    let changes = vec![change(b"a", None), change(b"p1", None), change(b"p15", Some(b"z")), change(b"p2", Some(b"w"))];
+    set.apply(2, changes, Vec::new());
+    assert_eq!(set.get(0, 1, b"a").now_or_never().unwrap().unwrap(), None);
+    let changed = rows(&[(b"p15", b"z"), (b"p2", b"w")]);
+    assert_eq!(prefix().now_or_never().expect("no side thread").unwrap(), changed);
+    // A fold makes them the file's rows; nothing older is answered.
+    runtime.run(set.checkpoint()).unwrap();
+    assert_eq!(runtime.run(set.get(0, 1, b"a")).unwrap(), None);
+    assert_eq!(runtime.run(prefix()).unwrap(), changed);
+}
+
+#[test]
+fn readers_of_one_row_share_a_fetch_and_a_long_prefix_is_scanned() {
+    let dir = CrashDir::new();
+    let runtime = TestRuntime::new(1);
+    let set = open(&runtime, &dir).unwrap();
+    let key = |number: u32| [b"p".as_slice(), &number.to_be_bytes()].concat();
+    set.apply(1, (0..300).map(|number| put(0, &key(number), b"v")).collect(), Vec::new());
+    runtime.run(set.checkpoint()).unwrap();
+    let (one, other) = (set.get(0, 1, &key(7)), set.get(0, 1, &key(7)));
+    assert_eq!(runtime.jobs_waiting(), 1, "one fetch for both");
+    let (one, other) = runtime.run(async { futures::join!(one, other) });
+    assert_eq!((one.unwrap(), other.unwrap()), (Some(b"v".to_vec()), Some(b"v".to_vec())));
+    set.apply(2, vec![put(0, &key(1), b"w")], Vec::new());
+    for _ in 0..2 {
+        let found = runtime.run(set.scan(Scan::prefix(0, 1, b"p", 3))).unwrap();
+        let expected = [(key(0), b"v".to_vec()), (key(1), b"w".to_vec()), (key(2), b"v".to_vec())];
+        assert_eq!(found, expected);
+    }
+}
+
+#[test]
+fn i_sf5_what_is_kept_in_memory_is_bounded() {
+    let dir = CrashDir::new();
+    let runtime = TestRuntime::new(1);
+    let set = open(&runtime, &dir).unwrap();
+    set.apply(1, (0..40u8).map(|number| put(0, &[number], &[number; 200_000])).collect(), Vec::new());
+    runtime.run(set.checkpoint()).unwrap();
+    for number in 0..40 {
+        assert_eq!(runtime.run(set.get(0, 1, &[number])).unwrap().unwrap(), vec![number; 200_000]);
+    }
+    let kept = (0..40u8).filter(|number| futures::FutureExt::now_or_never(set.get(0, 1, &[*number])).is_some()).count();
+    assert!((1..=12).contains(&kept), "{kept} rows of 200 kB are kept");
+}

@@ -1,5 +1,6 @@
 //! All rows of a set out, and all rows of a set in: what a snapshot for another voter is made of.
 
+use super::cached_file::SideReader;
 use super::{OpenedFiles, QUEUES_PER_SET, SetRow, State, TableSet};
 use crate::overlay::{FileChanges, Mark};
 use crate::table_file::database::{FileDatabase, Snapshot};
@@ -97,7 +98,8 @@ impl TableSet {
         Box::pin(async move {
             checkpoint.await?;
             set.check()?;
-            let snapshots = set.inner.state.borrow().snapshots.clone();
+            let files = set.inner.state.borrow().snapshots.clone();
+            let snapshots = files.iter().map(|file| Arc::clone(&file.snapshot)).collect();
             Ok(SetExport { set, snapshots, file: 0, after: None })
         })
     }
@@ -158,12 +160,12 @@ impl TableSet {
             Ok(opened) => {
                 let waiters = std::mem::take(&mut state.waiters);
                 let idle_waiters = std::mem::take(&mut state.idle_waiters);
-                let old = std::mem::replace(&mut *state, State::new(opened));
+                let mut old = std::mem::replace(&mut *state, State::new(opened));
                 state.idle_waiters = idle_waiters;
                 for (_, waiter) in waiters {
                     let _ = waiter.send(Ok(()));
                 }
-                let (databases, snapshots) = (old.databases, old.snapshots);
+                let (snapshots, databases) = (old.take_snapshots(), old.databases);
                 self.inner.ports.offload_job(self.write_queue(), Box::new(move || drop((snapshots, databases))));
                 Ok(())
             }
