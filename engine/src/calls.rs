@@ -5,7 +5,8 @@ use crate::message::{
     ControlRequest, ControlResponse, EngineRequest, EngineResponse, HomeRequest, HomeResponse, OpenShard, RequestBody,
     ResponseBody, ShardRequest, ShardResponse,
 };
-use kiseki_types::ids::{Locator, ShardId};
+use futures::future::join_all;
+use kiseki_types::ids::{LaneId, Locator, ShardId};
 use kiseki_types::link::Link;
 use std::rc::Rc;
 
@@ -63,6 +64,16 @@ impl Calls {
             ResponseBody::Shard(response) => Ok(response),
             _ => panic!("a tenant's shard answers shard requests"),
         }
+    }
+
+    /// Has every core of the node forget what it remembers of the control shard. A core that does not answer is stopping
+    /// and serves nobody.
+    pub async fn forget_everywhere(&self) {
+        let calls = (0..self.lane_count).map(|lane| {
+            let request = EngineRequest { shard: ShardId::CONTROL, body: RequestBody::Forget };
+            self.link.call(LaneId(lane), request)
+        });
+        join_all(calls).await;
     }
 
     /// Has a tenant's shard opened where its lane is.

@@ -110,15 +110,21 @@ impl ControlService {
                 Ok(ControlResponse::Bucket(Box::new(self.with_pool(row).await?)))
             }
             ControlRequest::DeleteBucket { tenant, name } => {
-                let bucket = self.delete_bucket(tenant, &name).await?;
-                Ok(ControlResponse::Bucket(Box::new(bucket)))
+                let deleted = self.delete_bucket(tenant, &name).await;
+                self.forgotten(deleted).await
+            }
+            ControlRequest::SetBucketEtag { tenant, name, mode } => {
+                let changed = self.set_bucket_etag(&tenant, &name, mode).await;
+                self.forgotten(changed).await
             }
             ControlRequest::Buckets(tenant) => self.buckets(tenant).await.map(ControlResponse::Buckets),
-            ControlRequest::SetBucketEtag { tenant, name, mode } => {
-                let bucket = self.set_bucket_etag(&tenant, &name, mode).await?;
-                Ok(ControlResponse::Bucket(Box::new(bucket)))
-            }
         }
+    }
+
+    /// Answers a change of a bucket once no core believes in what was before it; after an error it may have happened.
+    async fn forgotten(&self, changed: Result<Bucket, StoreError>) -> Result<ControlResponse, StoreError> {
+        self.calls.forget_everywhere().await;
+        changed.map(|bucket| ControlResponse::Bucket(Box::new(bucket)))
     }
 
     async fn tenant(&self, tenant: TenantId) -> Result<TenantRow, StoreError> {

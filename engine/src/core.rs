@@ -4,6 +4,7 @@ use crate::api::StoreError;
 use crate::background::Background;
 use crate::calls::Calls;
 use crate::chunk_buffers::ChunkBuffers;
+use crate::control_cache::ControlCache;
 use crate::chunker::{ChunkFormat, Chunker};
 use crate::hash_queue::HashQueue;
 use crate::keyring::{Keyring, NodeKeys};
@@ -15,6 +16,7 @@ use kiseki_types::ids::TenantId;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
+use zeroize::Zeroizing;
 
 /// Chunk formats whose tables one core keeps.
 const CHUNKERS_MAX: usize = 64;
@@ -59,6 +61,8 @@ pub struct Core {
     pub keys: Rc<NodeKeys>,
     /// Tenants' keys.
     pub keyring: Keyring,
+    /// Buckets and access keys that this core knows.
+    pub control_cache: ControlCache,
     /// Where chunks gather.
     pub chunk_buffers: Rc<ChunkBuffers>,
     /// Hashes chunks.
@@ -88,6 +92,7 @@ impl Core {
         let (coder, counters) = (StripeCoder::new(), DataCounters::default());
         Rc::new(Core {
             background: Background::new(ports.clone()),
+            control_cache: ControlCache::default(),
             chunk_buffers: ChunkBuffers::new(),
             hash_queue: HashQueue::new(ports.clone()),
             ports,
@@ -118,9 +123,33 @@ impl Core {
 
     /// A tenant's bucket.
     pub async fn bucket(&self, tenant: TenantId, name: &str) -> Result<Bucket, StoreError> {
+        let asked = match self.control_cache.bucket(tenant, name) {
+            Ok(bucket) => return Ok(bucket),
+            Err(asked) => asked,
+        };
         match self.calls.control(ControlRequest::Bucket { tenant, name: name.to_owned() }).await? {
-            ControlResponse::Bucket(bucket) => Ok(*bucket),
+            ControlResponse::Bucket(bucket) => {
+                self.control_cache.keep_bucket(asked, tenant, name, &bucket);
+                Ok(*bucket)
+            }
             _ => panic!("the control shard answers Bucket with Bucket"),
+        }
+    }
+
+    /// Whose an access key is, and its secret.
+    pub async fn access_key(&self, id: &str) -> Result<Option<(TenantId, Zeroizing<String>)>, StoreError> {
+        let asked = match self.control_cache.access_key(id) {
+            Ok(entry) => return Ok(Some(entry)),
+            Err(asked) => asked,
+        };
+        match self.calls.control(ControlRequest::AccessKey(id.to_owned())).await? {
+            ControlResponse::AccessKey(found) => {
+                if let Some(entry) = &found {
+                    self.control_cache.keep_access_key(asked, id, entry);
+                }
+                Ok(found)
+            }
+            _ => panic!("the control shard answers AccessKey with AccessKey"),
         }
     }
 }

@@ -220,6 +220,10 @@ impl Engine {
                 service.handle(*body).await.map(ResponseBody::Shard)
             }
             RequestBody::Open(open) => self.open_shard(shard, open).await.map(|()| ResponseBody::Done),
+            RequestBody::Forget => {
+                self.core.control_cache.forget();
+                Ok(ResponseBody::Done)
+            }
         }
     }
 }

@@ -16,6 +16,7 @@ pub mod chunk_read;
 pub mod chunk_write;
 pub mod chunker;
 pub mod composition;
+pub mod control_cache;
 pub mod control_rows;
 pub mod control_service;
 pub mod core;

@@ -33,6 +33,8 @@ pub enum RequestBody {
     Shard(Box<ShardRequest>),
     /// Of whoever holds the lane: open a tenant's shard.
     Open(OpenShard),
+    /// Of the core of the lane: forget what it remembers of the control shard.
+    Forget,
 }
 
 /// What a shard answers.

@@ -64,10 +64,8 @@ impl EngineStore {
 impl ObjectStore for EngineStore {
     fn access_key<'a>(&'a self, access_key_id: &'a str) -> StoreFuture<'a, Option<AccessKey>> {
         Box::pin(async move {
-            match self.core.calls.control(ControlRequest::AccessKey(access_key_id.to_owned())).await? {
-                ControlResponse::AccessKey(found) => Ok(found.map(|(tenant, secret)| AccessKey { tenant, secret })),
-                _ => panic!("the control shard answers AccessKey with AccessKey"),
-            }
+            let found = self.core.access_key(access_key_id).await?;
+            Ok(found.map(|(tenant, secret)| AccessKey { tenant, secret }))
         })
     }
 

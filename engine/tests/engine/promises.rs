@@ -2,8 +2,8 @@
 
 use crate::support::{World, noise};
 use bytes::Bytes;
-use kiseki_engine::api::{Condition, StoreError};
-use kiseki_engine::message::Dedup;
+use kiseki_engine::api::{Condition, EtagMode, StoreError};
+use kiseki_engine::message::{ControlRequest, ControlResponse, Dedup};
 use kiseki_types::fragment::StripeShape;
 use kiseki_types::ids::TenantId;
 use std::collections::BTreeSet;
@@ -199,4 +199,30 @@ fn copies_serve_where_there_are_too_few_devices_for_a_code() {
     world.put(tenant, "bucket", "k", &content).unwrap();
     world.fragments.rot(&[0, 1]);
     assert!(world.get(tenant, "bucket", "k").unwrap() == content);
+}
+
+#[test]
+fn a_core_remembers_buckets_and_keys_and_never_beyond_a_change() {
+    let (world, tenant) = world_with_bucket(31);
+    let calls = world.engine.calls();
+    let create = ControlRequest::CreateAccessKey { tenant: "a".to_owned() };
+    let Ok(ControlResponse::NewAccessKey(id, secret)) = world.run(calls.control(create)) else { panic!("a key") };
+    let cache = &world.engine.core().control_cache;
+    for _ in 0..3 {
+        world.run(world.store.bucket(tenant, "bucket")).unwrap();
+        let key = world.run(world.store.access_key(&id)).unwrap().unwrap();
+        assert_eq!((key.tenant, &*key.secret), (tenant, &*secret));
+    }
+    assert_eq!((cache.misses.get(), cache.hits.get()), (2, 4), "asked once each");
+    // Another tenant is not let in by what was remembered (I-T1).
+    let other = world.tenant("b", Dedup::Shared);
+    assert_eq!(world.run(world.store.bucket(other, "bucket")).unwrap_err(), StoreError::NoSuchBucket);
+    let set = ControlRequest::SetBucketEtag { tenant: "a".into(), name: "bucket".into(), mode: EtagMode::Opaque };
+    world.run(calls.control(set)).map(drop).unwrap();
+    let before = world.run(world.store.bucket(tenant, "bucket")).unwrap();
+    assert_eq!(before.etag_mode, EtagMode::Opaque, "the change was answered, so it holds");
+    world.run(world.store.delete_bucket(tenant, "bucket")).unwrap();
+    assert_eq!(world.run(world.store.bucket(tenant, "bucket")).unwrap_err(), StoreError::NoSuchBucket);
+    world.run(world.store.create_bucket(other, "bucket")).unwrap();
+    assert_eq!(world.run(world.store.bucket(tenant, "bucket")).unwrap_err(), StoreError::NoSuchBucket, "I-T1");
 }

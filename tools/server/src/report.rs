@@ -87,6 +87,9 @@ fn report(shared: &CoreShared, core: CoreId, node: &CoreNode, gateway: &S3Servic
     set("rebuilds_total", data.rebuilds.get());
     set("data_bytes_read_total", data.bytes_read.get());
     set("writes_abandoned_total", data.writes_abandoned.get());
+    let control = &node.engine().core().control_cache;
+    set("control_cache_hits_total", control.hits.get());
+    set("control_cache_misses_total", control.misses.get());
     for home in node.engine().homes() {
         let home = &home.counters;
         add(&mut values, "home_hits_total", home.hits.get());
