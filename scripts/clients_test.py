@@ -71,6 +71,41 @@ def s3cmd(node, tree):
     assert "large.bin" in run("s3cmd", *config, "ls", "s3://s3cmd-bucket/")
 
 
+def changes_of_buckets_hold_on_every_core(node, _tree):
+    """Cores remember buckets: after a change is answered, no connection, whichever core it meets, sees what was before."""
+    from botocore.exceptions import ClientError
+
+    # A new client opens a new connection, which the kernel gives to any core.
+    def each(action):
+        for _ in range(16):
+            client = node.client()
+            action(client)
+            client.close()
+
+    def absent(client):
+        try:
+            client.put_object(Bucket="remembered", Key="late", Body=b"x")
+        except ClientError as error:
+            assert error.response["Error"]["Code"] == "NoSuchBucket", error
+        else:
+            raise AssertionError("a core wrote into a bucket that is deleted")
+
+    def opaque(client):
+        etag = client.put_object(Bucket="remembered", Key="k", Body=b"body")["ETag"].strip('"')
+        assert etag != "841a2d689ad86bd1611447453c22c6fc", "a core goes on with MD5 ETags"
+
+    each(absent)
+    for _ in range(3):
+        node.client().create_bucket(Bucket="remembered")
+        each(lambda client: client.head_bucket(Bucket="remembered"))
+        node.client().delete_bucket(Bucket="remembered")
+        each(absent)
+    node.client().create_bucket(Bucket="remembered")
+    each(lambda client: client.put_object(Bucket="remembered", Key="k", Body=b"body"))
+    run(str(CLI), "--dir", str(node.dir), "bucket", "set", "remembered", "--etag", "opaque")
+    each(opaque)
+
+
 def tenants_never_meet(node, _tree):
     import json
 
@@ -182,7 +217,7 @@ def main():
         tree.mkdir()
         make_tree(tree, 1000, seed=3)
         node.start()
-        steps = [health, rclone, s3cmd, tenants_never_meet, opaque_etags, no_plaintext, clean_stop_and_restart]
+        steps = [health, rclone, s3cmd, tenants_never_meet, changes_of_buckets_hold_on_every_core, opaque_etags, no_plaintext, clean_stop_and_restart]
         for step in [*steps, two_devices_lost]:
             try:
                 step(node, tree)

@@ -7,7 +7,7 @@ use crate::envelope::{EnvelopeBinding, EnvelopeRanges, envelope_len, open_segmen
 use crate::stripe::fragment_payload_len;
 use futures::future::{join_all, try_join, try_join_all};
 use kiseki_types::buf::IoBytes;
-use kiseki_types::fragment::{DeviceState, StoredFragment, StripeShape};
+use kiseki_types::fragment::{DeviceState, FragmentError, StoredFragment, StripeShape};
 use kiseki_types::ids::DeviceId;
 use kiseki_types::secret::SecretKey;
 use std::collections::{BTreeMap, BTreeSet};
@@ -99,6 +99,13 @@ async fn read_envelope(core: &Core, fragments: &Fragments, range: Range<u32>) ->
     Ok(out)
 }
 
+fn warn_unreadable(core: &Core, fragment: &StoredFragment, error: &FragmentError) {
+    if let Some(more) = core.unreadable.pass(core.ports.now()) {
+        let device = fragment.extent.device;
+        warn!(%device, %error, more, "a fragment could not be read; its bytes are rebuilt from others");
+    }
+}
+
 /// A range of one data fragment's payload, rebuilt from the same range of others when it can't be read.
 async fn read_piece(core: &Core, fragments: &Fragments, index: u8, range: Range<u32>) -> Result<IoBytes, StoreError> {
     let mut tried = BTreeSet::new();
@@ -106,7 +113,7 @@ async fn read_piece(core: &Core, fragments: &Fragments, index: u8, range: Range<
         tried.insert(index);
         match core.fragments.read(fragment, range.clone()).await {
             Ok(bytes) => return Ok(bytes),
-            Err(error) => warn!(%error, "a fragment could not be read; its bytes are rebuilt from others"),
+            Err(error) => warn_unreadable(core, fragment, &error),
         }
     }
     DataCounters::add(&core.counters.rebuilds, 1);
@@ -128,7 +135,7 @@ async fn read_piece(core: &Core, fragments: &Fragments, index: u8, range: Range<
         for (fragment, result) in next.iter().zip(join_all(read).await) {
             match result {
                 Ok(bytes) => good.push((fragment.meta.key.index, bytes)),
-                Err(error) => warn!(%error, "a fragment could not be read for a rebuild"),
+                Err(error) => warn_unreadable(core, fragment, &error),
             }
         }
     }

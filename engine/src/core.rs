@@ -10,6 +10,7 @@ use crate::hash_queue::HashQueue;
 use crate::keyring::{Keyring, NodeKeys};
 use crate::message::{Bucket, ControlRequest, ControlResponse};
 use crate::stripe::StripeCoder;
+use crate::throttle::Throttle;
 use kiseki_types::Ports;
 use kiseki_types::fragment::FragmentStore;
 use kiseki_types::ids::TenantId;
@@ -71,6 +72,8 @@ pub struct Core {
     pub coder: StripeCoder,
     /// What was done.
     pub counters: DataCounters,
+    /// Holds back warnings of fragments that can't be read.
+    pub unreadable: Throttle,
     /// Work behind the answers.
     pub background: Rc<Background>,
     /// How often a writer asks for the pin epoch.
@@ -93,6 +96,7 @@ impl Core {
         Rc::new(Core {
             background: Background::new(ports.clone()),
             control_cache: ControlCache::default(),
+            unreadable: Throttle::default(),
             chunk_buffers: ChunkBuffers::new(),
             hash_queue: HashQueue::new(ports.clone()),
             ports,

@@ -40,5 +40,6 @@ pub mod shard_service;
 pub mod shard_tables;
 pub mod store;
 pub mod stripe;
+pub mod throttle;
 pub mod walk;
 pub mod writer;

@@ -5,6 +5,7 @@
 
 mod body;
 mod bucket;
+mod completion;
 mod copy;
 mod list;
 mod multipart;

@@ -1,5 +1,6 @@
 //! Multipart uploads.
 
+use super::completion::completed_before;
 use super::list::Names;
 use super::write::etag;
 use super::{Call, echo, page_limit, sealed};
@@ -144,7 +145,15 @@ pub(super) async fn complete_multipart_upload(
     check_named_parts(&named)?;
     let (store, tenant) = (&call.shared.store, call.tenant());
     let bucket = store.bucket(tenant, &input.bucket).await.map_err(from_store)?;
-    let (terms, known) = all_parts(call, &input.bucket, &input.key, upload).await?;
+    let (terms, known) = match all_parts(call, &input.bucket, &input.key, upload).await {
+        Ok(found) => found,
+        Err(error) if *error.code() == S3ErrorCode::NoSuchUpload => {
+            let before = completed_before(call, &input.bucket, &input.key, &named, &condition).await;
+            let (info, sums) = before.ok_or(error)?;
+            return Ok(completed(input.bucket, &input.key, info.etag, sums));
+        }
+        Err(error) => return Err(error),
+    };
     let parts = choose_parts(named, &known, call.shared.config.part_len_bytes_min)?;
     check_object_len(input.mpu_object_size, &parts)?;
     let promised = promised_sums(&mut input);
@@ -158,11 +167,20 @@ pub(super) async fn complete_multipart_upload(
     let chosen = parts.iter().map(|part| CompletePart { part: part.part, etag: part.etag.clone() }).collect();
     let info =
         store.complete_upload(tenant, &input.bucket, &input.key, upload, chosen, finish).await.map_err(from_store)?;
+    Ok(completed(input.bucket, &input.key, info.etag, sums))
+}
+
+fn completed(
+    bucket: String,
+    key: &str,
+    etag: String,
+    sums: Option<Sums>,
+) -> S3Response<CompleteMultipartUploadOutput> {
     let mut output = CompleteMultipartUploadOutput {
-        e_tag: Some(ETag::Strong(info.etag)),
-        location: echo(&input.key).map(|_| format!("/{}/{}", input.bucket, crate::token::url_encode(&input.key))),
-        key: echo(&input.key),
-        bucket: Some(input.bucket),
+        e_tag: Some(ETag::Strong(etag)),
+        location: echo(key).map(|_| format!("/{bucket}/{}", crate::token::url_encode(key))),
+        key: echo(key),
+        bucket: Some(bucket),
         server_side_encryption: sealed(),
         ..CompleteMultipartUploadOutput::default()
     };
@@ -171,7 +189,7 @@ pub(super) async fn complete_multipart_upload(
         output.checksum_type = sums.checksum_type.clone();
         copy_sums!(sums => output);
     }
-    Ok(S3Response::new(output))
+    S3Response::new(output)
 }
 
 pub(super) async fn abort_multipart_upload(
@@ -562,13 +580,18 @@ fn sum_of_parts(algorithm: Algorithm, kind: Kind, parts: &[PartInfo]) -> Option<
 /// S3's ETag of a multipart object: the MD5 of the parts' MD5s and their number. `None` when a part has an opaque one
 /// (the bucket was switched over in between); then the engine makes an opaque one.
 fn etag_of_parts(parts: &[PartInfo]) -> Option<String> {
-    let mut md5 = Md5::new();
-    for part in parts {
+    etag_of(parts.iter().map(|part| part.etag.as_str()))
+}
+
+/// [`etag_of_parts`] of their ETags.
+pub(super) fn etag_of<'a>(etags: impl ExactSizeIterator<Item = &'a str>) -> Option<String> {
+    let (mut md5, count) = (Md5::new(), etags.len());
+    for etag in etags {
         let mut digest = [0; 16];
-        hex::decode_to_slice(&part.etag, &mut digest).ok()?;
+        hex::decode_to_slice(etag, &mut digest).ok()?;
         md5.update(&digest);
     }
-    Some(format!("{}-{}", hex::encode(md5.finalize()), parts.len()))
+    Some(format!("{}-{count}", hex::encode(md5.finalize())))
 }
 
 #[cfg(test)]
