@@ -119,7 +119,7 @@ fn without_aws_chunked(encoding: &str) -> String {
         .map(str::trim)
         .filter(|coding| !coding.is_empty() && !coding.eq_ignore_ascii_case("aws-chunked"))
         .collect();
-    kept.join(",")
+    kept.join(", ")
 }
 
 #[cfg(test)]

@@ -146,7 +146,9 @@ pub(super) async fn get_object_tagging(
 
 /// What a token of a listing goes on behind.
 pub(super) fn continued(continuation_token: Option<&str>) -> S3Result<Option<String>> {
+    // An empty one, which some clients send with the first request, asks for the first page.
     continuation_token
+        .filter(|text| !text.is_empty())
         .map(|text| {
             token::decode(text)
                 .ok_or_else(|| refuse(S3ErrorCode::InvalidArgument, "The continuation token provided is incorrect"))

@@ -1,6 +1,6 @@
 //! GET and HEAD of objects.
 
-use super::{Call, body, check_version, sealed};
+use super::{Call, body, check_version, page_limit, sealed};
 use crate::attributes::{self, Described, timestamp};
 use crate::checksum::copy_sums;
 use crate::conditions::ReadConditions;
@@ -135,10 +135,31 @@ pub(super) async fn get_object_attributes(
         output.storage_class = Some(StorageClass::from_static(StorageClass::STANDARD));
     }
     if asked(ObjectAttributes::OBJECT_PARTS) && !info.part_lens_bytes.is_empty() {
-        output.object_parts = Some(GetObjectAttributesParts {
-            total_parts_count: i32::try_from(info.part_lens_bytes.len()).ok(),
-            ..GetObjectAttributesParts::default()
-        });
+        let limit = page_limit(input.max_parts, "max-parts")?;
+        let marker = usize::try_from(input.part_number_marker.unwrap_or(0)).unwrap_or(0);
+        output.object_parts = Some(parts_page(&info.part_lens_bytes, marker, limit));
     }
     Ok(S3Response::new(output))
+}
+
+/// The parts behind number `marker`, at most `limit`.
+fn parts_page(lens_bytes: &[u64], marker: usize, limit: usize) -> GetObjectAttributesParts {
+    let number = |count: usize| i32::try_from(count).ok();
+    let behind = lens_bytes.iter().enumerate().skip(marker).take(limit);
+    let parts: Vec<ObjectPart> = behind
+        .map(|(index, len)| ObjectPart {
+            part_number: number(index + 1),
+            size: i64::try_from(*len).ok(),
+            ..ObjectPart::default()
+        })
+        .collect();
+    let end = marker.saturating_add(parts.len());
+    GetObjectAttributesParts {
+        total_parts_count: number(lens_bytes.len()),
+        is_truncated: Some(end < lens_bytes.len()),
+        max_parts: number(limit),
+        part_number_marker: number(marker),
+        next_part_number_marker: number(end),
+        parts: Some(parts),
+    }
 }
