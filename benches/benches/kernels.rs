@@ -7,7 +7,7 @@ use kiseki_engine::envelope::{self, EnvelopeBinding};
 use kiseki_engine::placement::{PlacementCandidate, order};
 use kiseki_engine::stripe::{StripeCoder, padded_len, parity_buffer_count};
 use kiseki_kernels::erasure::{Coder, Matrix};
-use kiseki_kernels::{rabin, sha256};
+use kiseki_kernels::{md5, rabin, sha256};
 use kiseki_types::buf::IoBuf;
 use kiseki_types::fragment::StripeShape;
 use kiseki_types::ids::{DeviceId, Locator};
@@ -74,6 +74,29 @@ fn id(c: &mut Criterion) {
     group.finish();
 }
 
+/// One to eight streams of a megabyte, side by side or, with the plain kernel, one after the other.
+fn etag(c: &mut Criterion) {
+    let mut group = c.benchmark_group("etag");
+    let input = random(md5::LANES_MAX * CHUNK_LEN_BYTES);
+    for kernel in md5::Kernel::runnable() {
+        for busy in [1, 2, 4, md5::LANES_MAX] {
+            group.throughput(Throughput::Bytes((busy * CHUNK_LEN_BYTES) as u64));
+            group.bench_function(format!("{kernel:?}/{busy}"), |b| {
+                b.iter(|| {
+                    let mut streams = vec![md5::Stream::begin(); busy];
+                    let chunks = input.chunks(CHUNK_LEN_BYTES);
+                    let mut lanes: Vec<md5::Lane<'_>> =
+                        streams.iter_mut().zip(chunks).map(|(stream, data)| md5::Lane { stream, data }).collect();
+                    md5::advance_many_with(kernel, &mut lanes, CHUNK_LEN_BYTES);
+                    drop(lanes);
+                    streams.into_iter().map(md5::Stream::finish).collect::<Vec<_>>()
+                });
+            });
+        }
+    }
+    group.finish();
+}
+
 fn seal(c: &mut Criterion) {
     let mut group = c.benchmark_group("seal");
     group.throughput(Throughput::Bytes(CHUNK_LEN_BYTES as u64));
@@ -136,6 +159,6 @@ criterion_group! {
         .sample_size(10)
         .warm_up_time(Duration::from_millis(200))
         .measurement_time(Duration::from_millis(600));
-    targets = cut, id, seal, encode, place
+    targets = cut, id, etag, seal, encode, place
 }
 criterion_main!(kernels);

@@ -3,6 +3,7 @@
 //! `s3s` hands its authentication hook nothing but the key id, so the request can't be told through arguments. Every
 //! poll of a request's future sets it for the time of the poll; on a single-threaded executor that is exact.
 
+use crate::md5_queue::Md5Queue;
 use kiseki_engine::api::Store;
 use kiseki_types::{Instant, Ports, TenantId};
 use s3s::S3Error;
@@ -75,4 +76,5 @@ pub(crate) struct Shared {
     pub(crate) ports: Ports,
     pub(crate) store: Store,
     pub(crate) config: crate::GatewayConfig,
+    pub(crate) md5_queue: Rc<Md5Queue>,
 }

@@ -12,7 +12,7 @@
 //! logs paths and error details, so a process that embeds this crate must apply [`LOG_DIRECTIVES`].
 //!
 //! Reading order: [`config`], [`service`], `context`, `auth`, `s3/mod.rs` (one file per family of operations),
-//! `upload` and `checksum` (what happens to a body), `errors`, [`counters`].
+//! `upload`, `md5_queue` and `checksum` (what happens to a body), `errors`, [`counters`].
 #![forbid(unsafe_code)]
 
 mod attributes;
@@ -23,6 +23,7 @@ pub mod config;
 mod context;
 pub mod counters;
 mod errors;
+mod md5_queue;
 mod meter;
 mod range;
 mod rt;

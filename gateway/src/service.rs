@@ -5,6 +5,7 @@ use crate::config::{BODY_LEN_BYTES_MAX, GatewayConfig, HEADER_LEN_BYTES_MAX, HTT
 use crate::context::{RequestContext, Shared, in_request};
 use crate::counters::GatewayCounters;
 use crate::errors::complete_error_body;
+use crate::md5_queue::Md5Queue;
 use crate::meter::MeteredBody;
 use crate::rt::{LocalExecutor, PortsTimer, WatchedIo, WriteStall};
 use crate::s3::Handler;
@@ -77,7 +78,8 @@ impl S3Service {
     #[must_use]
     pub fn new(ports: Ports, store: Store, config: GatewayConfig) -> S3Service {
         let request_id = Cell::new(u64::from_le_bytes(ports.random()));
-        let shared = Rc::new(Shared { ports, store, config });
+        let md5_queue = Md5Queue::new(ports.clone());
+        let shared = Rc::new(Shared { ports, store, config, md5_queue });
         let mut builder = S3ServiceBuilder::new(Handler(SendWrapper::new(shared.clone())));
         builder.set_auth(StoreAuth(SendWrapper::new(shared.clone())));
         builder.set_access(SignedOnly);

@@ -6,6 +6,7 @@
 use crate::checksum::{self, Algorithm, Hasher, Plan, Sums};
 use crate::context::{RequestContext, Shared};
 use crate::errors::{body_timeout, from_body, from_store, incomplete_body, refuse};
+use crate::md5_queue::BodyMd5;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
@@ -14,7 +15,6 @@ use http::HeaderMap;
 use kiseki_engine::api::{ObjectReader, ObjectWriter};
 use kiseki_types::runtime::RuntimeExt;
 use kiseki_types::{LocalBoxFuture, Ports};
-use s3s::crypto::{Checksum as _, Md5};
 use s3s::dto::StreamingBlob;
 use s3s::{S3ErrorCode, S3Result, StdError, TrailingHeaders};
 use std::collections::BTreeMap;
@@ -23,7 +23,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-/// Hashing goes on for this long before other tasks of the core get a turn (about half a millisecond of MD5).
+/// Hashing goes on for this long before other tasks of the core get a turn (half a millisecond of a body's MD5 alone).
 const YIELD_LEN_BYTES: u64 = 256 * 1024;
 
 /// What a request says about its body.
@@ -85,7 +85,7 @@ impl Incoming {
     ) -> S3Result<Received> {
         let Incoming { mut body, len_bytes, content_md5, plan, trailers } = self;
         let algorithms = plan.iter().map(|plan| plan.algorithm).chain(sums.iter().copied());
-        let mut digests = Digests::new(etag_md5 || content_md5.is_some(), algorithms);
+        let mut digests = Digests::new(shared, len_bytes, etag_md5 || content_md5.is_some(), algorithms);
         let mut watch = IdleWatch::new(shared.ports.clone(), shared.config.body_idle_timeout);
         let mut received = 0u64;
         let mut turn = 0u64;
@@ -96,7 +96,7 @@ impl Incoming {
                 return Err(incomplete_body());
             }
             request.bytes_in.set(request.bytes_in.get() + bytes.len() as u64);
-            digests.update(&bytes);
+            digests.update(&bytes).await;
             turn += bytes.len() as u64;
             writer.write(bytes).await.map_err(from_store)?;
             if turn >= YIELD_LEN_BYTES {
@@ -107,7 +107,7 @@ impl Incoming {
         if received != len_bytes {
             return Err(incomplete_body());
         }
-        let (md5, computed) = digests.finish();
+        let (md5, computed) = digests.finish().await;
         if content_md5.is_some() && content_md5 != md5 {
             return Err(refuse(
                 S3ErrorCode::BadDigest,
@@ -123,52 +123,76 @@ impl Incoming {
     }
 }
 
-/// Copies what `reader` still hands out into `writer`; the length is the caller's to compare.
+/// Copies what `reader` still hands out into `writer`, about `len_bytes`; the exact length is the caller's to compare.
 pub(crate) async fn copy(
     shared: &Shared,
     reader: &mut dyn ObjectReader,
     writer: &mut dyn ObjectWriter,
+    len_bytes: u64,
     etag_md5: bool,
     sums: &[Algorithm],
 ) -> S3Result<Received> {
-    let mut digests = Digests::new(etag_md5, sums.iter().copied());
+    let mut digests = Digests::new(shared, len_bytes, etag_md5, sums.iter().copied());
     let mut len_bytes = 0;
     while let Some(bytes) = reader.next().await.map_err(from_store)? {
         len_bytes += bytes.len() as u64;
-        for piece in bytes.chunks(YIELD_LEN_BYTES as usize) {
-            digests.update(piece);
-            shared.ports.yield_now().await;
-        }
+        digests.update(&bytes).await;
+        shared.ports.yield_now().await;
         writer.write(bytes).await.map_err(from_store)?;
     }
-    let (md5, computed) = digests.finish();
+    let (md5, computed) = digests.finish().await;
     Ok(Received { len_bytes, md5, sums: Sums::of_digests(computed), sent: None })
 }
 
+/// The digests of a body that is stored on its way.
 struct Digests {
-    md5: Option<Md5>,
+    ports: Ports,
+    md5: Option<BodyMd5>,
+    /// Whether the MD5 is one of the checksums too.
+    is_md5_sum: bool,
     sums: BTreeMap<Algorithm, Hasher>,
 }
 
 impl Digests {
-    fn new(md5: bool, algorithms: impl Iterator<Item = Algorithm>) -> Digests {
-        Digests {
-            md5: md5.then(Md5::new),
-            sums: algorithms.map(|algorithm| (algorithm, Hasher::new(algorithm))).collect(),
-        }
+    fn new(shared: &Shared, len_bytes: u64, md5: bool, algorithms: impl Iterator<Item = Algorithm>) -> Digests {
+        let mut sums = hashers(algorithms);
+        let is_md5_sum = sums.remove(&Algorithm::Md5).is_some();
+        let md5 = (md5 || is_md5_sum).then(|| shared.md5_queue.begin(len_bytes));
+        Digests { ports: shared.ports.clone(), md5, is_md5_sum, sums }
     }
 
-    fn update(&mut self, bytes: &[u8]) {
+    async fn update(&mut self, bytes: &Bytes) {
         if let Some(md5) = &mut self.md5 {
-            md5.update(bytes);
+            md5.update(bytes).await;
         }
-        self.sums.values_mut().for_each(|hasher| hasher.update(bytes));
+        if self.sums.is_empty() {
+            return;
+        }
+        for (index, piece) in bytes.chunks(YIELD_LEN_BYTES as usize).enumerate() {
+            if index > 0 {
+                self.ports.yield_now().await;
+            }
+            self.sums.values_mut().for_each(|hasher| hasher.update(piece));
+        }
     }
 
-    fn finish(self) -> (Option<[u8; 16]>, BTreeMap<Algorithm, Vec<u8>>) {
-        let sums = self.sums.into_iter().map(|(algorithm, hasher)| (algorithm, hasher.finish())).collect();
-        (self.md5.map(Md5::finalize), sums)
+    async fn finish(self) -> (Option<[u8; 16]>, BTreeMap<Algorithm, Vec<u8>>) {
+        let mut sums = digests_of(self.sums);
+        let md5 = match self.md5 {
+            Some(md5) => Some(md5.finish().await),
+            None => None,
+        };
+        sums.extend(md5.filter(|_| self.is_md5_sum).map(|md5| (Algorithm::Md5, md5.to_vec())));
+        (md5, sums)
     }
+}
+
+fn hashers(algorithms: impl Iterator<Item = Algorithm>) -> BTreeMap<Algorithm, Hasher> {
+    algorithms.map(|algorithm| (algorithm, Hasher::new(algorithm))).collect()
+}
+
+fn digests_of(hashers: BTreeMap<Algorithm, Hasher>) -> BTreeMap<Algorithm, Vec<u8>> {
+    hashers.into_iter().map(|(algorithm, hasher)| (algorithm, hasher.finish())).collect()
 }
 
 /// `Content-MD5`, which must be the base64 of 16 bytes.
@@ -269,7 +293,8 @@ impl http_body::Body for Announced {
 /// The body of a request whose XML is read by `s3s` before any handler sees it: its digests are checked on the way.
 pub(crate) struct VerifiedXml {
     body: s3s::Body,
-    digests: Option<Digests>,
+    /// `None` once they were compared.
+    digests: Option<BTreeMap<Algorithm, Hasher>>,
     content_md5: Option<[u8; 16]>,
     plan: Option<Plan>,
     request: send_wrapper::SendWrapper<std::rc::Rc<RequestContext>>,
@@ -283,15 +308,16 @@ impl VerifiedXml {
     ) -> S3Result<VerifiedXml> {
         let content_md5 = content_md5(headers)?;
         let plan = Plan::from_headers(headers)?.filter(|plan| plan.expected != checksum::Expected::Trailer);
-        let digests = Digests::new(content_md5.is_some(), plan.iter().map(|plan| plan.algorithm));
+        let content_algorithm = content_md5.map(|_| Algorithm::Md5);
+        let digests = hashers(plan.iter().map(|plan| plan.algorithm).chain(content_algorithm));
         let request = send_wrapper::SendWrapper::new(request);
         Ok(VerifiedXml { body, digests: Some(digests), content_md5, plan, request })
     }
 
     fn verify(&mut self) -> S3Result<()> {
         let Some(digests) = self.digests.take() else { return Ok(()) };
-        let (md5, computed) = digests.finish();
-        if self.content_md5.is_some() && self.content_md5 != md5 {
+        let computed = digests_of(digests);
+        if self.content_md5.is_some_and(|content_md5| computed[&Algorithm::Md5] != content_md5) {
             return Err(refuse(
                 S3ErrorCode::BadDigest,
                 "The Content-MD5 you specified did not match what we received.",
@@ -313,7 +339,7 @@ impl http_body::Body for VerifiedXml {
         match &frame {
             Some(Ok(frame)) => {
                 if let (Some(bytes), Some(digests)) = (frame.data_ref(), &mut self.digests) {
-                    digests.update(bytes);
+                    digests.values_mut().for_each(|hasher| hasher.update(bytes));
                 }
             }
             Some(Err(_)) => {}

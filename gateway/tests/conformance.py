@@ -732,6 +732,43 @@ def bodies_cut_off():
 
 
 @case
+def bodies_side_by_side_are_digested_each_for_itself():
+    """Bodies of one core share the lanes of its MD5: of every length, in other slices each, some of them cut off."""
+    name = bucket("main")
+    lengths = [1, 40_000, 131_072, 262_145, 1_000_003, 3 * MIB, 200_000, 5 * MIB + 1]
+
+    def put(index):
+        key, data = f"side-{index}", content(lengths[index % len(lengths)], index)
+        signed = Signed("PUT", f"/{name}/{key}", {}, {}, "UNSIGNED-PAYLOAD")
+        is_cut_off = index % 5 == 4
+        connection = connect()
+        try:
+            connection.putrequest("PUT", f"/{name}/{key}", skip_host=True, skip_accept_encoding=True)
+            for header, value in signed.headers.items():
+                connection.putheader(header, value)
+            connection.putheader("content-length", str(len(data)))
+            if index % 3 == 0:
+                connection.putheader("content-md5", b64(hashlib.md5(data).digest()))
+            connection.endheaders()
+            step = [3 * KIB, 70_000, MIB][index % 3]
+            for at in range(0, len(data) // 2 if is_cut_off else len(data), step):
+                connection.send(data[at : min(at + step, len(data))])
+            if not is_cut_off:
+                response = connection.getresponse()
+                response.read()
+                expect((response.status, response.getheader("etag")), (200, '"%s"' % hashlib.md5(data).hexdigest()), key)
+        finally:
+            connection.close()
+        return None if is_cut_off else key
+
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        keys = [key for key in pool.map(put, range(64)) if key]
+    expect(len(keys), 52, "bodies that were sent whole")
+    for key in keys:
+        s3.delete_object(Bucket=name, Key=key)
+
+
+@case
 def a_chunk_larger_than_its_cap():
     name = bucket("main")
     if not MEMORY:

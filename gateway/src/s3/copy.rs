@@ -155,7 +155,7 @@ async fn transfer(
 ) -> S3Result<Received> {
     let len_bytes = bytes.end - bytes.start;
     reader.seek(bytes);
-    let copied = upload::copy(call.shared, reader, writer, etag_md5, sums).await?;
+    let copied = upload::copy(call.shared, reader, writer, len_bytes, etag_md5, sums).await?;
     if copied.len_bytes != len_bytes {
         tracing::error!(len_bytes, copied = copied.len_bytes, "the store handed out more or fewer bytes than asked");
         return Err(refuse(S3ErrorCode::InternalError, "The source could not be read whole."));

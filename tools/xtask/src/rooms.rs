@@ -18,7 +18,11 @@ const ROOMS: [Room; 7] = [
     Room { path: "devices", may: &["kiseki-types"], never: &["openraft"] },
     Room { path: "raft", may: &["kiseki-types"], never: &[] },
     Room { path: "net", may: &["kiseki-types"], never: &["openraft", "redb"] },
-    Room { path: "gateway", may: &["kiseki-types", "kiseki-engine"], never: &["glommio", "openraft", "redb"] },
+    Room {
+        path: "gateway",
+        may: &["kiseki-types", "kiseki-engine", "kiseki-kernels"],
+        never: &["glommio", "openraft", "redb"],
+    },
 ];
 
 /// Crates of ours that only tools may import.
