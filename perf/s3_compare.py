@@ -10,7 +10,7 @@ is run by a shell with PORT, DIR, KEY and SECRET in its environment, and has to 
 The load is kiseki-bench s3: path style, signature version 4, unsigned payload, one connection for each client; content
 that does not repeat. With --pin the servers run on the first processor and the client on the second.
 
-Prints a Markdown table of medians and writes every run with its manifest to --out (JSON).
+Prints a Markdown table of medians; --out writes the figures of every run, with the machine they are from, as JSON.
 """
 
 import argparse
@@ -137,6 +137,16 @@ def figures(document):
     }
 
 
+def record(runs):
+    """What is worth keeping: the machine and the build once, of every run its figures."""
+    told = ("version", "git_commit", "kernel", "cpu_model", "cpu_count", "cpu_features", "kernels", "memory_bytes")
+    manifest = runs[0]["result"]["manifest"]
+    rounded = lambda value: round(value, 2) if isinstance(value, float) else value
+    line = lambda run: {key: rounded(value) for key, value in figures(run["result"]).items()}
+    named = [{"round": run["round"], "case": run["case"], "server": run["server"], **line(run)} for run in runs]
+    return {"command": sys.argv[1:], "manifest": {key: manifest[key] for key in told}, "runs": named}
+
+
 def table(cases, servers, runs):
     print("| case | server | op/s | MiB/s | p50 ms | p99 ms | server us/op | server s/GiB |")
     print("|---|---|---|---|---|---|---|---|")
@@ -186,7 +196,7 @@ def main():
                 print(f"round {number} {case} {server.name}: {line['mib_per_second']:.1f} MiB/s", file=sys.stderr)
     table(cases, servers, runs)
     if options.out:
-        options.out.write_text(json.dumps({"argv": sys.argv[1:], "runs": runs}, indent=1) + "\n")
+        options.out.write_text(json.dumps(record(runs), indent=1) + "\n")
     shutil.rmtree(work, ignore_errors=True)
 
 
