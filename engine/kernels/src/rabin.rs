@@ -6,6 +6,12 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod blocks;
+#[cfg(target_arch = "x86_64")]
+mod gfni;
+#[cfg(any(test, target_arch = "x86_64"))]
+mod self_check;
 #[cfg(test)]
 mod tests;
 
@@ -18,22 +24,58 @@ pub const WINDOW_LEN_BYTES: usize = 64;
 pub enum Kernel {
     /// Two table look-ups a byte; runs everywhere, and is what the others are compared with.
     Plain,
+    /// The AVX-512 kernel over the definitions of its instructions: slow, and runs everywhere.
+    #[cfg(all(test, target_arch = "x86_64"))]
+    Emulated,
     /// 32 far-apart segments roll side by side in byte planes; the look-ups are nibble shuffles.
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    /// 64 segments; the look-ups are products with bit matrices.
+    #[cfg(target_arch = "x86_64")]
+    Avx512Gfni,
 }
 
 impl Kernel {
-    /// Every kernel that this processor can run, slowest first.
+    /// Every kernel that this processor can run, slowest first. The AVX-512 kernel is among them only after it agreed
+    /// with the plain one here, once for each process.
     #[must_use]
     pub fn runnable() -> Vec<Kernel> {
         #[allow(unused_mut)] // other architectures have the plain kernel only
         let mut kernels = vec![Kernel::Plain];
+        #[cfg(all(test, target_arch = "x86_64"))]
+        kernels.push(Kernel::Emulated);
         #[cfg(target_arch = "x86_64")]
         if std::is_x86_feature_detected!("avx2") {
             kernels.push(Kernel::Avx2);
         }
+        #[cfg(target_arch = "x86_64")]
+        if gfni::checked() == Some(true) {
+            kernels.push(Kernel::Avx512Gfni);
+        }
         kernels
+    }
+
+    /// Kernels whose instructions this processor has, but which disagreed with the plain kernel here: they are never
+    /// chosen, and somebody should hear of it.
+    #[must_use]
+    pub fn rejected() -> Vec<Kernel> {
+        #[cfg(target_arch = "x86_64")]
+        if gfni::checked() == Some(false) {
+            return vec![Kernel::Avx512Gfni];
+        }
+        Vec::new()
+    }
+
+    /// How the kernel rolls blocks; `None` for the plain one, which needs none.
+    #[cfg(target_arch = "x86_64")]
+    fn rolling(self) -> Option<blocks::Rolling> {
+        match self {
+            Kernel::Plain => None,
+            #[cfg(test)]
+            Kernel::Emulated => Some(gfni::EMULATED),
+            Kernel::Avx2 => Some(avx2::ROLLING),
+            Kernel::Avx512Gfni => Some(gfni::NATIVE),
+        }
     }
 }
 
@@ -46,6 +88,8 @@ pub struct Rabin {
     kernel: Kernel,
     #[cfg(target_arch = "x86_64")]
     avx2: avx2::Tables,
+    #[cfg(target_arch = "x86_64")]
+    gfni: gfni::Tables,
 }
 
 /// `value * x^8 mod P`, bit by bit; `low` is P without its x^32.
@@ -67,9 +111,18 @@ impl Rabin {
     #[must_use]
     pub fn with_kernel(polynomial_low: u32, key: u32, threshold: u32, kernel: Kernel) -> Rabin {
         assert!(Kernel::runnable().contains(&kernel), "this processor can't run the {kernel:?} kernel");
+        Rabin::build(polynomial_low, key, threshold, kernel)
+    }
+
+    /// As [`Rabin::with_kernel`], unchecked.
+    fn build(polynomial_low: u32, key: u32, threshold: u32, kernel: Kernel) -> Rabin {
         let power = |byte: u32, bytes: usize| (0..bytes).fold(byte, |value, _| times_x8(value, polynomial_low));
         let append = std::array::from_fn(|byte| power(byte as u32, 4));
         let expire = std::array::from_fn(|byte| power(byte as u32, WINDOW_LEN_BYTES));
+        Rabin::assemble(append, expire, key, threshold, kernel)
+    }
+
+    fn assemble(append: [u32; 256], expire: [u32; 256], key: u32, threshold: u32, kernel: Kernel) -> Rabin {
         Rabin {
             key,
             threshold,
@@ -78,7 +131,15 @@ impl Rabin {
             kernel,
             #[cfg(target_arch = "x86_64")]
             avx2: avx2::Tables::new(&append, &expire, key, threshold),
+            #[cfg(target_arch = "x86_64")]
+            gfni: gfni::Tables::new(&append, &expire, key, threshold),
         }
+    }
+
+    /// The same polynomial and kernel with another condition.
+    #[cfg(any(test, target_arch = "x86_64"))]
+    fn with_condition(&self, key: u32, threshold: u32) -> Rabin {
+        Rabin::assemble(self.append, self.expire, key, threshold, self.kernel)
     }
 
     /// Whether the fingerprint asks for a cut.
@@ -101,11 +162,11 @@ impl Rabin {
     #[must_use]
     pub fn find_hit(&self, data: &[u8], from: usize) -> Option<usize> {
         assert!(from + 1 >= WINDOW_LEN_BYTES, "a window of {WINDOW_LEN_BYTES} bytes can't end at {from}");
-        match self.kernel {
-            Kernel::Plain => self.find_hit_plain(data, from),
-            #[cfg(target_arch = "x86_64")]
-            Kernel::Avx2 => self.find_hit_avx2(data, from),
+        #[cfg(target_arch = "x86_64")]
+        if let Some(rolling) = self.kernel.rolling() {
+            return self.find_hit_rolling(rolling, data, from);
         }
+        self.find_hit_plain(data, from)
     }
 
     /// [`Rabin::find_hit`] with the plain kernel.

@@ -1,34 +1,20 @@
 //! The AVX2 kernel: 32 far-apart segments of a block roll side by side, one byte of each in a step.
 //!
-//! A fingerprint depends on 64 bytes only, so segments can start anywhere after a warm-up of 64 bytes. The 32
-//! fingerprints lie in four byte planes; the two table look-ups of a step are linear in their byte, so each is, for
-//! each plane, the XOR of two 16-entry shuffles, one for each nibble. Bytes come in by transposing 32 rows (segments) of
-//! 16 columns; the window is as wide as a tile of 64 columns, so the byte that leaves is the same column of the tile
-//! before.
-//!
-//! Two variants look for hits, both without a branch in the loop. `Suspects` looks at the high 16 bits only (T <= 2^16)
-//! and is the faster one; each suspect is then tested by the plain kernel. Data made to match those 16 bits everywhere
-//! would drown it, so `Exact`, which compares all 32, takes over where suspects crowd, and where T is larger.
+//! The 32 fingerprints lie in four byte planes; the two table look-ups of a step are linear in their byte, so each is,
+//! for each plane, the XOR of two 16-entry shuffles, one for each nibble. Bytes come in by transposing 32 rows
+//! (segments) of 16 columns; the window is as wide as a tile of 64 columns, so the byte that leaves is the same column
+//! of the tile before. Blocks, and the two variants, are those of `blocks.rs`.
 #![allow(unsafe_code)]
 
-use super::{Rabin, WINDOW_LEN_BYTES};
+use super::Rabin;
+use super::blocks::{Block, Masks, Rolling, TILE};
 use std::arch::x86_64::*;
 
 /// Segments that roll side by side: bytes of a vector.
 const LANES: usize = 32;
 
-/// Columns of a tile: the window, so that the byte that leaves is one tile back.
-const TILE: usize = WINDOW_LEN_BYTES;
-
-/// Most tiles of a segment. Odd, like every number of tiles here: with segments an even number of cache lines apart
-/// the 32 rows fall into the same few cache sets.
-const TILES_MAX: usize = 17;
-
-/// Shorter searches take the plain kernel: a block of one tile a segment costs as much.
-const BLOCK_WORTH_LEN_BYTES: usize = 1024;
-
-/// Suspects are tested one by one while a block has at most one for so many bytes.
-const BYTES_PER_SUSPECT: usize = 4096;
+/// This kernel.
+pub(super) const ROLLING: Rolling = Rolling { lanes: LANES, mark: Rabin::mark_avx2 };
 
 /// Constants of one variant, each a 16-entry table twice (both halves of a vector look up alike).
 #[repr(C, align(32))]
@@ -52,8 +38,6 @@ pub(super) struct Tables {
     exact: Variant,
     /// T with the sign bit of each byte flipped: bytes compare as signed ones.
     threshold: u32,
-    tiles_max: usize,
-    suspects_usable: bool,
 }
 
 /// Turns unsigned byte order into signed byte order.
@@ -81,118 +65,27 @@ impl Variant {
 
 impl Tables {
     pub(super) fn new(append: &[u32; 256], expire: &[u32; 256], key: u32, threshold: u32) -> Tables {
-        // Blocks of about an eighth of the mean distance between hits: less of the last one is wasted.
-        let mean_distance = (1u64 << 32) / u64::from(threshold.max(1));
-        let tiles = (mean_distance as usize / 8 / (LANES * TILE)).clamp(3, TILES_MAX);
         Tables {
             suspects: Variant::new(append, expire, key),
             exact: Variant::new(append, expire, key ^ SIGNS),
             threshold: threshold ^ SIGNS,
-            tiles_max: (tiles - 1) | 1,
-            suspects_usable: threshold <= 1 << 16,
         }
     }
 }
-
-/// One block: 32 segments, one after the other, starting at `start`, which has 64 bytes in front of it.
-#[derive(Clone, Copy)]
-struct Block {
-    start: usize,
-    tiles: usize,
-}
-
-impl Block {
-    fn end(self) -> usize {
-        self.start + LANES * TILE * self.tiles
-    }
-
-    /// The block that searches on from `at`: it begins there, or, near the end of the data, ends with the data and
-    /// covers some positions again. `None` when the rest is not worth one, or too little lies before it.
-    fn next(at: usize, data_len: usize, tiles_max: usize) -> Option<Block> {
-        let left = data_len - at;
-        if left < BLOCK_WORTH_LEN_BYTES || at < WINDOW_LEN_BYTES {
-            return None;
-        }
-        if left >= LANES * TILE * tiles_max {
-            return Some(Block { start: at, tiles: tiles_max });
-        }
-        let tiles = left.div_ceil(LANES * TILE) | 1;
-        let back = data_len.checked_sub(LANES * TILE * tiles).filter(|start| *start >= WINDOW_LEN_BYTES);
-        match back {
-            Some(start) => Some(Block { start, tiles }),
-            // Too near to the start of the data to reach back: a shorter block from `at` on, if one fits.
-            None => {
-                let whole = left / (LANES * TILE);
-                (whole > 0).then(|| Block { start: at, tiles: (whole - 1) | 1 })
-            }
-        }
-    }
-
-    /// Positions of tile `tile` of segment `lane`.
-    fn tile_start(self, lane: usize, tile: usize) -> usize {
-        self.start + (lane * self.tiles + tile) * TILE
-    }
-}
-
-/// For each tile of a block, which lanes have a hit or a suspect in it.
-type Masks = [u32; TILES_MAX];
 
 impl Rabin {
-    /// [`Rabin::find_hit`] with this kernel.
-    pub(super) fn find_hit_avx2(&self, data: &[u8], from: usize) -> Option<usize> {
-        let mut at = from;
-        if at + 1 == WINDOW_LEN_BYTES && at < data.len() {
-            // The very first window has nothing in front of it to reach back to.
-            if self.is_hit(self.fingerprint_at(data, at)) {
-                return Some(at);
-            }
-            at += 1;
-        }
-        let mut exact = !self.avx2.suspects_usable;
-        while at < data.len() {
-            let Some(block) = Block::next(at, data.len(), self.avx2.tiles_max) else {
-                return self.find_hit_plain(data, at);
-            };
-            if let Some(position) = self.first_hit_of_block(data, block, at, &mut exact) {
-                return Some(position);
-            }
-            at = block.end();
-        }
-        None
-    }
-
-    /// The first hit of a block that is not before `from`; turns to the exact variant for good when suspects crowd.
-    fn first_hit_of_block(&self, data: &[u8], block: Block, from: usize, exact: &mut bool) -> Option<usize> {
-        let mut masks = [0; TILES_MAX];
-        if !*exact {
-            self.mark::<false>(data, block, &mut masks);
-            let suspects: u32 = masks.iter().map(|mask| mask.count_ones()).sum();
-            if suspects == 0 {
-                return None;
-            }
-            *exact = suspects as usize > 2 + (block.end() - block.start) / BYTES_PER_SUSPECT;
-        }
-        if *exact {
-            self.mark::<true>(data, block, &mut masks);
-        }
-        let any = masks.iter().fold(0, |any, mask| any | mask);
-        let lanes = (0..LANES).filter(|lane| any >> lane & 1 == 1);
-        let marked = lanes.flat_map(|lane| (0..block.tiles).map(move |tile| (lane, tile)));
-        marked.filter(|(lane, tile)| masks[*tile] >> lane & 1 == 1).find_map(|(lane, tile)| {
-            let start = block.tile_start(lane, tile);
-            let first = start.max(from);
-            if first >= start + TILE { None } else { self.find_hit_plain(&data[..start + TILE], first) }
-        })
-    }
-
-    /// Rolls a block and marks its tiles.
-    fn mark<const EXACT: bool>(&self, data: &[u8], block: Block, masks: &mut Masks) {
-        let inside = block.start >= WINDOW_LEN_BYTES && block.end() <= data.len() && block.tiles <= TILES_MAX;
-        assert!(inside, "a block of {} tiles at {} of {} bytes", block.tiles, block.start, data.len());
-        let variant = if EXACT { &self.avx2.exact } else { &self.avx2.suspects };
+    /// Rolls a block with this kernel and marks its tiles.
+    fn mark_avx2(&self, data: &[u8], exact: bool, block: Block, masks: &mut Masks) {
+        block.assert_rollable(LANES, data);
+        let threshold = self.avx2.threshold;
         // SAFETY: this kernel is chosen only after AVX2 was detected; `roll` asks for a block that lies in `data` with
         // 64 bytes in front, which was asserted.
-        unsafe { roll::<EXACT>(variant, self.avx2.threshold, data, block, masks) }
+        unsafe {
+            match exact {
+                false => roll::<false>(&self.avx2.suspects, threshold, data, block, masks),
+                true => roll::<true>(&self.avx2.exact, threshold, data, block, masks),
+            }
+        }
     }
 }
 
@@ -273,7 +166,7 @@ unsafe fn roll<const EXACT: bool>(variant: &Variant, threshold: u32, data: &[u8]
     }
     for (tile, mask) in masks.iter_mut().enumerate().take(block.tiles) {
         let mut found = if EXACT { _mm256_setzero_si256() } else { _mm256_set1_epi8(-1) };
-        prefetch(data, block, tile);
+        block.prefetch_next(data, tile);
         for quarter in 0..TILE / 16 {
             // SAFETY: row r lies in tile `tile` of segment r, inside the block.
             let columns = unsafe { transpose(data.as_ptr().add(block.start + tile * TILE + quarter * 16), stride) };
@@ -301,7 +194,7 @@ unsafe fn roll<const EXACT: bool>(variant: &Variant, threshold: u32, data: &[u8]
             }
         }
         let marked = if EXACT { found } else { _mm256_cmpeq_epi8(found, _mm256_setzero_si256()) };
-        *mask = _mm256_movemask_epi8(marked) as u32;
+        *mask = u64::from(_mm256_movemask_epi8(marked) as u32);
     }
 }
 
@@ -316,62 +209,4 @@ fn below(planes: [__m256i; 4], threshold: [__m256i; 4]) -> __m256i {
         below = _mm256_or_si256(less, _mm256_and_si256(equal, below));
     }
     below
-}
-
-/// Asks for the part of the next block that is as far into it as this tile is into this block. The 32 rows are 32
-/// streams, more than the hardware follows by itself.
-#[target_feature(enable = "avx2")]
-#[inline]
-fn prefetch(data: &[u8], block: Block, tile: usize) {
-    let start = block.end() + tile * LANES * TILE;
-    let Some(ahead) = data.get(start..start + LANES * TILE) else { return };
-    for line in ahead.as_chunks::<64>().0 {
-        _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast());
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::Kernel;
-    use super::*;
-
-    /// What one block of `data` leaves behind: its first hit, and whether the exact variant took over.
-    fn after_one_block(key: u32, threshold: u32, data: &[u8]) -> Option<(Option<usize>, bool)> {
-        Kernel::runnable().contains(&Kernel::Avx2).then(|| {
-            let rabin = Rabin::with_kernel(0xD306_EACF, key, threshold, Kernel::Avx2);
-            let block = Block::next(64, data.len(), rabin.avx2.tiles_max).unwrap();
-            let mut exact = false;
-            (rabin.first_hit_of_block(data, block, 64, &mut exact), exact)
-        })
-    }
-
-    #[test]
-    fn crowded_suspects_are_not_tested_one_by_one() {
-        // Zeros have fingerprint 0: every position matches the high half of this key, none is below T.
-        let hostile = after_one_block(0x0000_8000, 1, &vec![0; 40_000]);
-        assert!(hostile.is_none_or(|(hit, exact)| hit.is_none() && exact), "{hostile:?}");
-        // Ordinary data stays with the faster variant.
-        let data: Vec<u8> = (0..40_000u32).map(|i| (i.wrapping_mul(0x9e37_79b9) >> 24) as u8).collect();
-        let ordinary = after_one_block(0xA5C3_E719, 1, &data);
-        assert!(ordinary.is_none_or(|(hit, exact)| hit.is_none() && !exact), "{ordinary:?}");
-    }
-
-    #[test]
-    fn blocks_cover_everything_from_where_they_are_asked_to() {
-        for tiles_max in [3, 5, 17] {
-            for data_len in (64..20_000).step_by(61).chain([34_880, 34_881, 100_000]) {
-                let mut at = 64;
-                while let Some(block) = (at < data_len).then(|| Block::next(at, data_len, tiles_max)).flatten() {
-                    let inside = block.start >= WINDOW_LEN_BYTES && block.end() <= data_len;
-                    let usable = inside && block.tiles % 2 == 1 && block.tiles <= tiles_max;
-                    assert!(usable && block.start <= at && block.end() > at, "{at} of {data_len}: {}", block.tiles);
-                    at = block.end();
-                }
-                assert!(
-                    data_len - at.min(data_len) < 2 * LANES * TILE,
-                    "{at} of {data_len}: too much for the plain kernel"
-                );
-            }
-        }
-    }
 }
