@@ -41,7 +41,8 @@ pub(super) struct Refused;
 /// A chunk's key, expanded.
 pub(super) enum ChunkCipher {
     AwsLc(aws_lc_rs::aead::LessSafeKey),
-    Ring(ring::aead::LessSafeKey),
+    // Boxed, for the other one is a pointer and this some five hundred bytes.
+    Ring(Box<ring::aead::LessSafeKey>),
 }
 
 impl ChunkCipher {
@@ -50,7 +51,7 @@ impl ChunkCipher {
             CipherLibrary::AwsLc => ChunkCipher::AwsLc(crate::keys::aead_key(dek)),
             CipherLibrary::Ring => {
                 let key = ring::aead::UnboundKey::new(&ring::aead::AES_256_GCM, dek.expose());
-                ChunkCipher::Ring(ring::aead::LessSafeKey::new(key.expect("the key has 256 bits")))
+                ChunkCipher::Ring(Box::new(ring::aead::LessSafeKey::new(key.expect("the key has 256 bits"))))
             }
         }
     }

@@ -170,12 +170,7 @@ pub(super) async fn complete_multipart_upload(
     Ok(completed(input.bucket, &input.key, info.etag, sums))
 }
 
-fn completed(
-    bucket: String,
-    key: &str,
-    etag: String,
-    sums: Option<Sums>,
-) -> S3Response<CompleteMultipartUploadOutput> {
+fn completed(bucket: String, key: &str, etag: String, sums: Option<Sums>) -> S3Response<CompleteMultipartUploadOutput> {
     let mut output = CompleteMultipartUploadOutput {
         e_tag: Some(ETag::Strong(etag)),
         location: echo(key).map(|_| format!("/{bucket}/{}", crate::token::url_encode(key))),

@@ -39,11 +39,13 @@ enum FileRows {
     Many(Arc<Snapshot>),
 }
 
+/// A table and a key, or the prefix of keys.
+type CacheKey = (TableId, Vec<u8>);
+
 #[derive(Default)]
 struct Cache {
-    rows: BTreeMap<(TableId, Vec<u8>), Fetch<Option<Vec<u8>>>>,
-    /// By table and prefix.
-    prefixes: BTreeMap<(TableId, Vec<u8>), Fetch<FileRows>>,
+    rows: BTreeMap<CacheKey, Fetch<Option<Vec<u8>>>>,
+    prefixes: BTreeMap<CacheKey, Fetch<FileRows>>,
 }
 
 /// See the module.

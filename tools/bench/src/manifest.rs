@@ -122,5 +122,9 @@ fn kernels() -> Map<String, Value> {
     let cut = kiseki_kernels::rabin::Kernel::runnable().last().map(|kernel| format!("{kernel:?}"));
     let id = kiseki_kernels::sha256::Kernel::runnable().last().map(|kernel| format!("{kernel:?}"));
     let seal = Some(format!("{:?}", kiseki_engine::envelope::CipherLibrary::fastest()));
-    Map::from_iter([("cut".to_owned(), fastest(cut)), ("id".to_owned(), fastest(id)), ("seal".to_owned(), fastest(seal))])
+    Map::from_iter([
+        ("cut".to_owned(), fastest(cut)),
+        ("id".to_owned(), fastest(id)),
+        ("seal".to_owned(), fastest(seal)),
+    ])
 }

@@ -1,54 +1,23 @@
 //! What this machine offers: CPU features, and whether an executor can be made.
 
 use glommio::LocalExecutorBuilder;
+use kiseki_engine::envelope::CipherLibrary;
+use kiseki_kernels::{md5, rabin, sha256};
 
 /// Which path each kernel takes on this CPU, for the start banner and the doctor.
 #[must_use]
-pub fn cpu_paths() -> Vec<(&'static str, &'static str)> {
-    let avx512 = is_x86_feature(X86::Avx512);
-    let gfni = is_x86_feature(X86::Gfni);
-    let rabin = if avx512 && gfni {
-        "AVX-512 + GFNI"
-    } else if is_x86_feature(X86::Avx2) {
-        "AVX2"
-    } else {
-        "plain"
+pub fn cpu_paths() -> Vec<(&'static str, String)> {
+    let name = |kernel: Option<String>| kernel.unwrap_or_default().to_lowercase();
+    let cut = name(rabin::Kernel::runnable().last().map(|kernel| format!("{kernel:?}")));
+    let rejected: Vec<String> = rabin::Kernel::rejected().iter().map(|kernel| format!("{kernel:?}")).collect();
+    let cut = match rejected.is_empty() {
+        true => cut,
+        false => format!("{cut} ({} cuts wrongly here and is not used; please report it)", rejected.join(", ")),
     };
-    let sha = if is_x86_feature(X86::Sha) { "SHA-NI" } else { "plain" };
-    let aes = if is_x86_feature(X86::Vaes) {
-        "VAES"
-    } else if is_x86_feature(X86::Aes) {
-        "AES-NI"
-    } else {
-        "plain"
-    };
-    vec![("cut", rabin), ("hash", sha), ("seal", aes), ("encode", if avx512 { "AVX-512" } else { "best of ISA-L" })]
-}
-
-enum X86 {
-    Aes,
-    Vaes,
-    Sha,
-    Avx2,
-    Avx512,
-    Gfni,
-}
-
-#[cfg(target_arch = "x86_64")]
-fn is_x86_feature(feature: X86) -> bool {
-    match feature {
-        X86::Aes => std::is_x86_feature_detected!("aes"),
-        X86::Vaes => std::is_x86_feature_detected!("vaes"),
-        X86::Sha => std::is_x86_feature_detected!("sha"),
-        X86::Avx2 => std::is_x86_feature_detected!("avx2"),
-        X86::Avx512 => std::is_x86_feature_detected!("avx512f") && std::is_x86_feature_detected!("avx512bw"),
-        X86::Gfni => std::is_x86_feature_detected!("gfni"),
-    }
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn is_x86_feature(_feature: X86) -> bool {
-    false
+    let hash = name(sha256::Kernel::runnable().last().map(|kernel| format!("{kernel:?}")));
+    let etag = name(md5::Kernel::runnable().last().map(|kernel| format!("{kernel:?}")));
+    let seal = name(Some(format!("{:?}", CipherLibrary::fastest())));
+    vec![("cut", cut), ("hash", hash), ("etag", etag), ("seal", seal)]
 }
 
 /// Makes an executor and drops it: tells whether the kernel lets us use io_uring, and why not.

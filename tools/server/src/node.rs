@@ -218,8 +218,7 @@ fn describe(
         1 => format!("{} copies", shape.width()),
         data => format!("EC {data}+{}", shape.parity),
     };
-    report.paths_in_use =
-        machine::cpu_paths().into_iter().map(|(what, path)| (what.to_owned(), path.to_owned())).collect();
+    report.paths_in_use = machine::cpu_paths().into_iter().map(|(what, path)| (what.to_owned(), path)).collect();
     report.paths_in_use.insert("devices".to_owned(), "io_uring, O_DIRECT".to_owned());
     report.devices = devices.to_vec();
     report.metadata_dirs = meta.reports.clone();
