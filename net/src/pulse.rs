@@ -28,6 +28,13 @@ const IDLE_INTERVAL: Duration = Duration::from_millis(25);
 /// An executor is at work for this many short intervals after it last said so.
 const BUSY_BEATS: u32 = 50;
 
+/// Timers of each executor. A wake-up from another thread can be lost as well: a node that was starting, and had no timer
+/// yet, slept until a debugger looked at it. While a timer runs a sleep has an end; one that rang over ready tasks is
+/// used up, so there are several.
+const TIMERS: u32 = 4;
+const TIMER_INTERVAL: Duration = Duration::from_millis(200);
+const TIMER_STEP: Duration = Duration::from_millis(50);
+
 thread_local! {
     /// The beat of this thread's executor.
     static BEAT: RefCell<Option<Arc<Beat>>> = const { RefCell::new(None) };
@@ -134,7 +141,8 @@ impl Pulse {
             Poll::<()>::Pending
         }));
         self.beats().push(beat.clone());
-        AwakeGuard { pulse: self.clone(), beat, _task: task }
+        let timers = (0..TIMERS).map(|number| glommio::spawn_local(tick(number))).collect();
+        AwakeGuard { pulse: self.clone(), beat, _task: task, _timers: timers }
     }
 
     /// Ends the thread.
@@ -152,6 +160,14 @@ pub struct AwakeGuard {
     pulse: Arc<Pulse>,
     beat: Arc<Beat>,
     _task: glommio::Task<()>,
+    _timers: Vec<glommio::Task<()>>,
+}
+
+/// A timer that always runs.
+async fn tick(number: u32) {
+    loop {
+        glommio::timer::sleep(TIMER_INTERVAL + number * TIMER_STEP).await;
+    }
 }
 
 impl Drop for AwakeGuard {
