@@ -8,7 +8,7 @@ use crate::ring::{Ring, RingOptions};
 use kiseki_types::device::{Device, DeviceGeometry};
 use kiseki_types::limits::DEVICE_BLOCK_BYTES_MAX;
 use kiseki_types::meta::MetaFile;
-use kiseki_types::runtime::{LocalBoxFuture, Ports};
+use kiseki_types::runtime::LocalBoxFuture;
 use kiseki_types::{BlockCount, BlockIndex, IoBuf, IoBytes};
 use std::fmt;
 use std::fs::{File, OpenOptions};
@@ -118,14 +118,14 @@ impl DeviceLock {
     }
 }
 
-/// One core's ring on a file or block device.
+/// One core's queue on a file or block device.
 pub struct FileDevice {
     name: String,
     geometry: DeviceGeometry,
     ring: Ring,
 }
 
-/// Opens a file or block device for the calling core: a ring of its own, with the core's registered buffers.
+/// Opens a file or block device for the calling core: a queue of its own on the core's ring, with the core's registered buffers.
 ///
 /// - `pool`: the registered buffers of this core; the same for all its devices.
 /// - Errors: `Io`, `DirectRefused`, `NotADevice`, `BlockLen`. Call from inside the executor; opening blocks shortly.
@@ -133,11 +133,10 @@ pub fn open_device(
     path: &Path,
     options: RingOptions,
     pool: Option<Rc<BufferPool>>,
-    ports: Ports,
 ) -> Result<Rc<dyn Device>, DeviceError> {
     let name = path.display().to_string();
     let opened = DirectFile::open(path, 0)?;
-    let ring = Ring::start(&name, opened.file, options, pool, ports)
+    let ring = Ring::start(&name, opened.file, options, pool)
         .map_err(|source| DeviceError::io(&name, "setting up io_uring", source))?;
     Ok(Rc::new(FileDevice { name, geometry: opened.geometry, ring }))
 }

@@ -146,7 +146,7 @@ mod tests {
     }
 
     fn open(path: &Path) -> Rc<dyn Device> {
-        open_device(path, RingOptions::default(), None, test_ports()).unwrap()
+        open_device(path, RingOptions::default(), None).unwrap()
     }
 
     #[test]

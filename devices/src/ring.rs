@@ -1,13 +1,11 @@
-//! An io_uring of one core on one device.
+//! One core's queue on one device.
 //!
-//! Callers queue operations; a driver task of the same core hands them to the kernel, all that were queued in a turn
-//! with one system call, and reaps completions. While operations are in flight it polls for [`POLL_TIME`], yielding
-//! between looks; then it parks until the ring's eventfd says that something completed. The buffers of an operation
-//! belong to the ring until the kernel is done with them, whatever becomes of the caller's future.
+//! All devices of a core share its executor's io_uring: what is queued in a turn, on whatever device, goes to the kernel in
+//! one system call. The buffers of an operation belong to the queue until the kernel is done with them, whatever becomes of
+//! the caller's future.
 
 #![allow(unsafe_code)]
 
-mod driver;
 mod flush;
 mod operation;
 #[cfg(test)]
@@ -16,28 +14,24 @@ mod tests;
 use crate::pool::BufferPool;
 use flush::FlushGate;
 use futures::channel::oneshot;
-use io_uring::IoUring;
-use kiseki_types::runtime::{LocalBoxFuture, Ports};
+use kiseki_executor::{Completion, CoreRing, FileSlot, core_ring};
+use kiseki_types::runtime::LocalBoxFuture;
 use kiseki_types::{IoBuf, IoBytes};
 use operation::{InFlight, Operation};
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::rc::Rc;
-use std::time::Duration;
 
-/// Operations that one ring has in flight unless told otherwise.
+/// Operations that one queue has in flight unless told otherwise.
 pub const RING_DEPTH_DEFAULT: u16 = 256;
 
-/// Most operations that wait for room in the ring. Callers bound themselves far below by their credits (I-O5).
+/// Most operations that wait for room in the queue. Callers bound themselves far below by their credits (I-O5).
 pub const RING_WAITING_MAX: usize = 64 * 1024;
 
-/// How long the driver polls after the last completion before it parks: about one access to flash.
-pub const POLL_TIME: Duration = Duration::from_micros(100);
-
-/// How a ring is made.
+/// How a queue is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RingOptions {
     /// Operations in flight at once, 1 to 4096.
@@ -50,31 +44,27 @@ impl Default for RingOptions {
     }
 }
 
-/// The ring. Dropping it lets what was queued finish; nothing is cancelled.
+/// The queue. Dropping it lets what was queued finish; nothing is cancelled.
 pub(crate) struct Ring {
     shared: Rc<Shared>,
 }
 
-/// What the handle and the driver have in common.
+/// What the handle and the operations in flight have in common.
 struct Shared {
-    name: String,
-    ring: RefCell<IoUring>,
-    /// Registered as fixed file 0; held open for as long as the kernel may use it.
+    core: Rc<CoreRing>,
+    /// How the ring knows the file.
+    slot: FileSlot,
+    /// Held open for as long as the kernel may use it.
     _file: File,
     /// Memory that is registered with the ring; kept alive by it.
     pool: Option<Rc<BufferPool>>,
-    /// The kernel counts completions here while the driver is parked.
-    eventfd: OwnedFd,
-    /// Operations that the kernel has, by their user data. Their buffers live here.
+    /// Operations that the kernel has, by their token. Their buffers live here.
     in_flight: RefCell<Vec<Option<InFlight>>>,
     free: RefCell<Vec<u16>>,
     waiting: RefCell<VecDeque<InFlight>>,
     flush: RefCell<FlushGate>,
     /// The first failed write or flush; nothing is written after it (I-D6).
     failed: RefCell<Option<StoredError>>,
-    notify: driver::Notify,
-    closed: Cell<bool>,
-    ports: Ports,
 }
 
 /// An I/O error that can be given to several waiters.
@@ -100,36 +90,23 @@ impl StoredError {
 }
 
 impl Ring {
-    /// Makes a ring on `file`, which was opened with O_DIRECT, and starts its tasks on this core.
-    pub fn start(
-        name: &str,
-        file: File,
-        options: RingOptions,
-        pool: Option<Rc<BufferPool>>,
-        ports: Ports,
-    ) -> io::Result<Ring> {
-        assert!((1..=4096).contains(&options.depth), "I-O5: depth {} of a ring", options.depth);
-        let ring = IoUring::new(u32::from(options.depth))?;
-        ring.submitter().register_files(&[file.as_raw_fd()])?;
-        let pool = pool.filter(|pool| register_buffers(name, &ring, pool));
-        let eventfd = driver::new_eventfd()?;
-        ring.submitter().register_eventfd(eventfd.as_raw_fd())?;
+    /// Makes a queue on `file`, which was opened with O_DIRECT. Call it on the executor that will use it.
+    pub fn start(name: &str, file: File, options: RingOptions, pool: Option<Rc<BufferPool>>) -> io::Result<Ring> {
+        assert!((1..=4096).contains(&options.depth), "I-O5: depth {} of a queue", options.depth);
+        let core = core_ring();
+        let slot = core.register_file(file.as_raw_fd())?;
+        let pool = pool.filter(|pool| register_buffers(name, &core, pool));
         let shared = Rc::new(Shared {
-            name: name.to_owned(),
-            ring: RefCell::new(ring),
+            core,
+            slot,
             _file: file,
             pool,
-            eventfd,
             in_flight: RefCell::new((0..options.depth).map(|_| None).collect()),
             free: RefCell::new((0..options.depth).rev().collect()),
             waiting: RefCell::default(),
             flush: RefCell::default(),
             failed: RefCell::default(),
-            notify: driver::Notify::default(),
-            closed: Cell::new(false),
-            ports,
         });
-        driver::start(&shared)?;
         Ok(Ring { shared })
     }
 
@@ -178,29 +155,18 @@ impl Ring {
     }
 }
 
-impl Drop for Ring {
-    fn drop(&mut self) {
-        self.shared.closed.set(true);
-        self.shared.notify.wake();
-        driver::signal(&self.shared.eventfd);
-    }
-}
-
 fn wait_for<T: 'static>(answer: oneshot::Receiver<io::Result<T>>) -> LocalBoxFuture<'static, io::Result<T>> {
-    Box::pin(async move { answer.await.unwrap_or_else(|_| Err(io::Error::other("the ring of the device was closed"))) })
+    Box::pin(
+        async move { answer.await.unwrap_or_else(|_| Err(io::Error::other("the executor of the device has ended"))) },
+    )
 }
 
 /// Registers the pool's memory. Without it everything works, at the cost of pinning pages for every operation.
-fn register_buffers(name: &str, ring: &IoUring, pool: &BufferPool) -> bool {
-    let iovecs: Vec<libc::iovec> = pool
-        .ranges()
-        .into_iter()
-        .map(|(address, len)| libc::iovec { iov_base: address as *mut libc::c_void, iov_len: len })
-        .collect();
-    // SAFETY: the ranges are memory of the pool, which the ring keeps alive (`Shared::pool`) and which never frees or
-    // moves a slab while it lives: a lent slab's IoBuf holds the pool too.
-    match unsafe { ring.submitter().register_buffers(&iovecs) } {
-        Ok(()) => true,
+fn register_buffers(name: &str, core: &CoreRing, pool: &Rc<BufferPool>) -> bool {
+    // SAFETY: the ranges are memory of the pool, which the ring keeps alive and which never frees or moves a slab while
+    // it lives: a lent slab's IoBuf holds the pool too.
+    match unsafe { core.register_buffers(pool.clone(), &pool.ranges()) } {
+        Ok(registered) => registered,
         Err(error) => {
             thread_local!(static WARNED: Cell<bool> = const { Cell::new(false) });
             if !WARNED.replace(true) {
@@ -214,9 +180,24 @@ fn register_buffers(name: &str, ring: &IoUring, pool: &BufferPool) -> bool {
     }
 }
 
+impl Completion for Shared {
+    fn complete(self: Rc<Self>, token: u32, result: i32) {
+        let slot = u16::try_from(token).expect("a token is a slot number");
+        let taken = self.in_flight.borrow_mut()[usize::from(slot)].take();
+        self.free.borrow_mut().push(slot);
+        let mut operation = taken.expect("a completion belongs to an operation in flight");
+        match operation.progress(result) {
+            operation::Progress::Continue => self.waiting.borrow_mut().push_front(operation),
+            operation::Progress::Done => self.finish(operation.into_operation(), Ok(())),
+            operation::Progress::Failed(error) => self.finish(operation.into_operation(), Err(error)),
+        }
+        self.start_waiting();
+    }
+}
+
 impl Shared {
     /// Takes an operation: it starts in this turn of the executor, whether or not anyone waits for it.
-    fn queue(&self, operation: Operation) {
+    fn queue(self: &Rc<Self>, operation: Operation) {
         let refused = match &*self.failed.borrow() {
             Some(failed) if operation.needs_trust() => Some(failed.fenced()),
             _ if self.waiting.borrow().len() >= RING_WAITING_MAX => Some(io::Error::new(
@@ -229,78 +210,32 @@ impl Shared {
             Some(error) => self.finish(operation, Err(error)),
             None => {
                 self.waiting.borrow_mut().push_back(InFlight::new(operation));
-                self.notify.wake();
+                self.start_waiting();
             }
         }
     }
 
+    #[cfg(test)]
     fn in_flight_count(&self) -> usize {
         self.in_flight.borrow().len() - self.free.borrow().len()
     }
 
-    fn is_idle(&self) -> bool {
-        self.waiting.borrow().is_empty() && self.in_flight_count() == 0
-    }
-
-    /// Moves waiting operations into the ring as far as it has room, and tells the kernel.
-    fn submit(&self) {
-        let mut ring = self.ring.borrow_mut();
-        loop {
-            if self.free.borrow().is_empty() {
-                break;
-            }
-            let Some(operation) = self.waiting.borrow_mut().pop_front() else { break };
+    /// Gives waiting operations to the core's ring as far as the queue has room.
+    fn start_waiting(self: &Rc<Self>) {
+        while !self.free.borrow().is_empty() {
+            let Some(operation) = self.waiting.borrow_mut().pop_front() else { return };
             let slot = self.free.borrow_mut().pop().expect("looked above");
             let mut table = self.in_flight.borrow_mut();
             let placed = table[usize::from(slot)].insert(operation);
-            let entry = placed.entry(self.pool.as_deref()).user_data(u64::from(slot));
+            let entry = placed.entry(self.slot.fixed(), self.pool.as_deref());
             // SAFETY: everything that the entry points to (buffers, the list of parts) is owned by the table, on the
-            // heap, and stays there unmoved until the completion is reaped; `Drop for Shared` waits for that too.
-            let pushed = unsafe { ring.submission().push(&entry) };
-            // The ring has as many entries as the table, and `submit` below takes all of them or leaves them queued.
-            if pushed.is_err() {
-                let operation = table[usize::from(slot)].take().expect("placed above");
-                self.free.borrow_mut().push(slot);
-                self.waiting.borrow_mut().push_front(operation);
-                break;
-            }
-        }
-        if ring.submission().is_empty() {
-            return;
-        }
-        match ring.submit() {
-            Ok(_) => {}
-            // What was not taken stays in the queue; the driver comes back after it reaped something.
-            Err(error) if is_passing(&error) => {}
-            Err(error) => panic!("device {}: io_uring_enter failed: {error}", self.name),
-        }
-    }
-
-    /// Takes completions and answers their callers. Returns how many there were.
-    fn reap(&self) -> usize {
-        let mut count = 0;
-        loop {
-            // One at a time: answering may queue more, so the ring is not held meanwhile.
-            let Some((slot, result)) =
-                self.ring.borrow_mut().completion().next().map(|entry| (entry.user_data(), entry.result()))
-            else {
-                return count;
-            };
-            count += 1;
-            let slot = u16::try_from(slot).expect("user data is a slot number");
-            let taken = self.in_flight.borrow_mut()[usize::from(slot)].take();
-            self.free.borrow_mut().push(slot);
-            let mut operation = taken.expect("a completion belongs to an operation in flight");
-            match operation.progress(result) {
-                operation::Progress::Continue => self.waiting.borrow_mut().push_front(operation),
-                operation::Progress::Done => self.finish(operation.into_operation(), Ok(())),
-                operation::Progress::Failed(error) => self.finish(operation.into_operation(), Err(error)),
-            }
+            // heap, and stays there unmoved until `complete` takes it out; the ring keeps us until then.
+            unsafe { self.core.submit(entry, self.clone(), u32::from(slot)) };
         }
     }
 
     /// Answers the caller of an operation. A caller that has gone away is no error.
-    fn finish(&self, operation: Operation, result: io::Result<()>) {
+    fn finish(self: &Rc<Self>, operation: Operation, result: io::Result<()>) {
         if let Err(error) = &result
             && operation.needs_trust()
         {
@@ -321,31 +256,4 @@ impl Shared {
             }
         }
     }
-}
-
-impl Drop for Shared {
-    /// The kernel may still write into our buffers: wait until it is done with every one of them.
-    fn drop(&mut self) {
-        loop {
-            self.submit();
-            self.reap();
-            if self.is_idle() {
-                return;
-            }
-            match self.ring.borrow().submitter().submit_and_wait(1) {
-                Ok(_) => {}
-                Err(error) if is_passing(&error) => {}
-                // Nothing may be freed while the kernel has it, and there is no way to learn when it is done.
-                Err(error) => {
-                    tracing::error!(device = %self.name, %error, "io_uring_enter failed while closing");
-                    std::process::abort();
-                }
-            }
-        }
-    }
-}
-
-/// Errors of io_uring_enter that go away by reaping or trying again.
-fn is_passing(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::EBUSY))
 }

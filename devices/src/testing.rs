@@ -1,11 +1,11 @@
 //! What this room's tests share: an executor, and ports on it.
 
-use glommio::{LocalExecutorBuilder, Placement};
+use kiseki_executor::{Executor, ExecutorOptions};
 use kiseki_types::runtime::{Clock, Instant, LocalBoxFuture, Ports, Rng, SideThreads, Spawn};
 use std::cell::Cell;
 use std::future::Future;
 use std::rc::Rc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 struct TestPorts {
     start: std::time::Instant,
@@ -22,7 +22,7 @@ impl Clock for TestPorts {
     fn sleep_until(&self, deadline: Instant) -> LocalBoxFuture<'static, ()> {
         let span = deadline.since(self.now());
         Box::pin(async move {
-            glommio::timer::sleep(span.max(Duration::from_micros(1))).await;
+            kiseki_executor::sleep(span).await;
         })
     }
 }
@@ -40,10 +40,10 @@ impl Rng for TestPorts {
 
 impl Spawn for TestPorts {
     fn spawn(&self, _name: &'static str, task: LocalBoxFuture<'static, ()>) {
-        glommio::spawn_local(task).detach();
+        kiseki_executor::spawn(task);
     }
     fn yield_now(&self) -> LocalBoxFuture<'static, ()> {
-        Box::pin(async { glommio::executor().yield_task_queue_now().await })
+        Box::pin(kiseki_executor::yield_now())
     }
 }
 
@@ -60,6 +60,5 @@ pub(crate) fn test_ports() -> Ports {
 
 /// Runs `task` on an executor of its own and returns what it returns.
 pub(crate) fn on_executor<T>(task: impl Future<Output = T>) -> T {
-    let builder = LocalExecutorBuilder::new(Placement::Unbound).ring_depth(64).io_memory(1 << 20);
-    builder.make().expect("an executor").run(task)
+    Executor::new(ExecutorOptions::default()).expect("an executor").run(task)
 }

@@ -1,13 +1,10 @@
 //! Listening sockets: one per core on the same port, so that the kernel spreads connections over the cores.
 
 use crate::error::NetError;
-use crate::socket::{TcpSocket, executor_stream};
-use futures::io::AsyncRead;
+use crate::socket::{TcpSocket, acceptable};
 use socket2::{Domain, Protocol, Socket, Type};
-use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
 
 /// Connections that the kernel keeps waiting for one listener.
 const BACKLOG: i32 = 1024;
@@ -63,23 +60,11 @@ impl Listener {
                     let peer = peer.as_socket().ok_or_else(|| io::Error::other("a TCP peer has a TCP address"))?;
                     return Ok((TcpSocket::new(socket)?, peer));
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.readable().await?,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => acceptable(&self.socket).await?,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
         }
-    }
-
-    /// Waits until a connection is there.
-    ///
-    /// The executor tells readiness only through its streams, and its own listener can't be made of our socket. A new
-    /// stream polls for readability at once; when that fires its read fails, since a listening socket has no bytes,
-    /// and that is the news we waited for. The socket below is a duplicate, closed with the stream.
-    async fn readable(&self) -> io::Result<()> {
-        let mut stream = executor_stream(&self.socket)?;
-        let mut byte = [0];
-        let _not_connected = poll_fn(|cx| Pin::new(&mut stream).poll_read(cx, &mut byte)).await;
-        Ok(())
     }
 }
 

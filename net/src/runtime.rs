@@ -1,8 +1,6 @@
-//! The ports of time, chance, spawning and side threads on a glommio executor: one [`GlommioRuntime`] per core.
+//! The ports of time, chance, spawning and side threads on an executor: one [`CoreRuntime`] per core.
 
-use crate::pulse::note_work;
 use crate::side::SidePool;
-use glommio::TaskQueueHandle;
 use kiseki_types::ids::CoreId;
 use kiseki_types::runtime::{Clock, Instant, LocalBoxFuture, Rng, SideThreads, Spawn};
 use rustix::time::{ClockId, clock_gettime};
@@ -13,17 +11,17 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// The ports of one core. Make it on the executor's thread and give it to `kiseki_types::runtime::set_current`.
-pub struct GlommioRuntime {
+pub struct CoreRuntime {
     core: CoreId,
     side: Arc<SidePool>,
     tasks: Rc<RefCell<BTreeMap<&'static str, u64>>>,
 }
 
-impl GlommioRuntime {
+impl CoreRuntime {
     /// The ports of `core`; work that blocks goes to `side`, which all cores of the node share.
     #[must_use]
-    pub fn new(core: CoreId, side: Arc<SidePool>) -> GlommioRuntime {
-        GlommioRuntime { core, side, tasks: Rc::default() }
+    pub fn new(core: CoreId, side: Arc<SidePool>) -> CoreRuntime {
+        CoreRuntime { core, side, tasks: Rc::default() }
     }
 
     /// How many tasks of each name are alive on this core, for metrics.
@@ -42,7 +40,7 @@ pub fn boottime() -> Instant {
     Instant(seconds * 1_000_000_000 + nanos)
 }
 
-impl Clock for GlommioRuntime {
+impl Clock for CoreRuntime {
     fn now(&self) -> Instant {
         boottime()
     }
@@ -60,13 +58,13 @@ impl Clock for GlommioRuntime {
                 if left.is_zero() {
                     return;
                 }
-                glommio::timer::sleep(left).await;
+                kiseki_executor::sleep(left).await;
             }
         })
     }
 }
 
-impl Rng for GlommioRuntime {
+impl Rng for CoreRuntime {
     fn fill_random(&self, out: &mut [u8]) {
         // Without the kernel's generator no id and no nonce is safe: there is nothing to go on with.
         getrandom::fill(out).expect("the kernel's random generator answers");
@@ -87,29 +85,23 @@ impl Drop for Counted {
     }
 }
 
-impl Spawn for GlommioRuntime {
+impl Spawn for CoreRuntime {
     fn spawn(&self, name: &'static str, task: LocalBoxFuture<'static, ()>) {
-        note_work();
         *self.tasks.borrow_mut().entry(name).or_default() += 1;
         let counted = Counted { name, tasks: self.tasks.clone() };
         let task = async move {
             let _counted = counted;
             task.await;
         };
-        // Into a queue: the plain spawn would run the task at once, inside a caller that may hold a borrow. Detached: a
-        // glommio task that is dropped is cancelled.
-        glommio::spawn_local_into(task, TaskQueueHandle::default())
-            .unwrap_or_else(|error| panic!("the executor's own task queue takes tasks: {error}"))
-            .detach();
+        kiseki_executor::spawn(task);
     }
 
     fn yield_now(&self) -> LocalBoxFuture<'static, ()> {
-        note_work();
-        Box::pin(async { glommio::executor().yield_now().await })
+        Box::pin(kiseki_executor::yield_now())
     }
 }
 
-impl SideThreads for GlommioRuntime {
+impl SideThreads for CoreRuntime {
     fn offload_job(&self, queue: u64, job: Box<dyn FnOnce() + Send>) {
         self.side.run(self.core, queue, job);
     }
@@ -118,41 +110,38 @@ impl SideThreads for GlommioRuntime {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use glommio::LocalExecutorBuilder;
+    use kiseki_executor::{Executor, ExecutorOptions};
     use kiseki_types::runtime::RuntimeExt;
 
     #[test]
     fn time_tasks_chance_and_side_threads_work_on_an_executor() {
         let side = SidePool::start(2).unwrap();
         let seen = side.clone();
-        LocalExecutorBuilder::default()
-            .spawn(move || async move {
-                let ports = Rc::new(GlommioRuntime::new(CoreId(0), seen));
-                let before = ports.now();
-                ports.sleep(Duration::from_millis(5)).await;
-                assert!(ports.now().since(before) >= Duration::from_millis(5), "a sleep never ends early");
-                assert!(ports.unix_time_ms() > 1_600_000_000_000);
-                assert_ne!(ports.random::<16>(), ports.random::<16>());
+        let executor = Executor::new(ExecutorOptions::default()).unwrap();
+        executor.run(async move {
+            let ports = Rc::new(CoreRuntime::new(CoreId(0), seen));
+            let before = ports.now();
+            ports.sleep(Duration::from_millis(5)).await;
+            assert!(ports.now().since(before) >= Duration::from_millis(5), "a sleep never ends early");
+            assert!(ports.unix_time_ms() > 1_600_000_000_000);
+            assert_ne!(ports.random::<16>(), ports.random::<16>());
 
-                let (sender, receiver) = futures::channel::oneshot::channel();
-                ports.spawn(
-                    "test",
-                    Box::pin(async move {
-                        let _ = sender.send(7);
-                    }),
-                );
-                assert_eq!(ports.task_counts()["test"], 1, "a task starts after its spawner has yielded");
-                assert_eq!(receiver.await, Ok(7));
-                ports.yield_now().await;
-                assert_eq!(ports.task_counts()["test"], 0);
+            let (sender, receiver) = futures::channel::oneshot::channel();
+            ports.spawn(
+                "test",
+                Box::pin(async move {
+                    let _ = sender.send(7);
+                }),
+            );
+            assert_eq!(ports.task_counts()["test"], 1, "a task starts after its spawner has yielded");
+            assert_eq!(receiver.await, Ok(7));
+            ports.yield_now().await;
+            assert_eq!(ports.task_counts()["test"], 0);
 
-                let thread = std::thread::current().id();
-                let other = ports.offload(3, move || std::thread::current().id()).await.unwrap();
-                assert_ne!(thread, other, "offloaded work leaves the executor");
-            })
-            .unwrap()
-            .join()
-            .unwrap();
+            let thread = std::thread::current().id();
+            let other = ports.offload(3, move || std::thread::current().id()).await.unwrap();
+            assert_ne!(thread, other, "offloaded work leaves the executor");
+        });
         side.stop();
     }
 }

@@ -1,11 +1,13 @@
-//! Client sockets: a TCP stream whose readiness comes through the executor's ring and whose vectored writes go out in
-//! one `sendmsg`; with or without TLS on top.
+//! Client sockets: a TCP stream whose readiness comes through the core's ring and whose bytes move by plain calls, vectored
+//! writes in one `sendmsg`; with or without TLS on top.
 
 use futures::io::{AsyncRead, AsyncWrite};
 use futures_rustls::server::TlsStream;
-use glommio::net::TcpStream;
+use kiseki_executor::{Interest, Readiness, readiness};
 use socket2::Socket;
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, Read};
+use std::net::Shutdown;
+use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -13,11 +15,11 @@ use std::task::{Context, Poll, ready};
 const SEND_FLAGS: i32 = (rustix::net::SendFlags::DONTWAIT.bits() | rustix::net::SendFlags::NOSIGNAL.bits()) as i32;
 
 /// A connected TCP socket of this core.
-///
-/// The executor's stream offers no vectored write, and without one a head and a body would be two segments or one
-/// copied buffer. So the same socket is held twice: `stream` for reads and readiness, `socket` for `sendmsg`.
 pub struct TcpSocket {
-    stream: TcpStream,
+    readable: Option<Readiness>,
+    writable: Option<Readiness>,
+    /// The last read took all there was: the next one waits before it asks.
+    is_drained: bool,
     socket: Socket,
 }
 
@@ -25,50 +27,85 @@ impl TcpSocket {
     /// Takes a connected socket over; small answers leave at once (TCP_NODELAY).
     pub fn new(socket: Socket) -> io::Result<TcpSocket> {
         socket.set_tcp_nodelay(true)?;
-        Ok(TcpSocket { stream: executor_stream(&socket)?, socket })
+        socket.set_nonblocking(true)?;
+        Ok(TcpSocket { readable: None, writable: None, is_drained: false, socket })
+    }
+
+    /// Sends until the socket is full, then waits for room.
+    fn poll_send(
+        &mut self,
+        cx: &mut Context<'_>,
+        send: impl Fn(&Socket) -> io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            if let Some(writable) = &mut self.writable {
+                ready!(Pin::new(writable).poll(cx))?;
+                self.writable = None;
+            }
+            match send(&self.socket) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.writable = Some(readiness(self.socket.as_fd(), Interest::Writable));
+                }
+                other => return Poll::Ready(other),
+            }
+        }
     }
 }
 
-/// A duplicate of `socket` as a stream of this executor, which starts polling it for readability at once.
-pub(crate) fn executor_stream(socket: &Socket) -> io::Result<TcpStream> {
-    let duplicate = std::net::TcpStream::from(socket.try_clone()?);
-    Ok(TcpStream::from(socket2_of_glommio::Socket::from(duplicate)))
+/// Waits until a connection can be accepted from a listening socket.
+pub(crate) fn acceptable(socket: &Socket) -> Readiness {
+    readiness(socket.as_fd(), Interest::Readable)
 }
 
 impl AsyncRead for TcpSocket {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        loop {
+            if this.is_drained && this.readable.is_none() {
+                this.readable = Some(readiness(this.socket.as_fd(), Interest::Readable));
+            }
+            if let Some(readable) = &mut this.readable {
+                ready!(Pin::new(readable).poll(cx))?;
+                this.readable = None;
+            }
+            match this.socket.read(buf) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => this.is_drained = false,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => this.is_drained = true,
+                Ok(len) => {
+                    // A read that did not fill the buffer emptied the socket; asking again would cost a call for nothing.
+                    this.is_drained = len < buf.len();
+                    return Poll::Ready(Ok(len));
+                }
+                error => return Poll::Ready(error),
+            }
+        }
     }
 }
 
 impl AsyncWrite for TcpSocket {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.get_mut().poll_send(cx, |socket| socket.send_with_flags(buf, SEND_FLAGS))
     }
 
     fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        loop {
-            match self.socket.send_vectored_with_flags(bufs, SEND_FLAGS) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                other => return Poll::Ready(other),
-            }
+        self.get_mut().poll_send(cx, |socket| socket.send_vectored_with_flags(bufs, SEND_FLAGS))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(())) // nothing is kept back
+    }
+
+    fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.socket.shutdown(Shutdown::Write) {
+            // The client was faster.
+            Err(error) if error.kind() == io::ErrorKind::NotConnected => Poll::Ready(Ok(())),
+            other => Poll::Ready(other),
         }
-        // The socket is full. The stream's own write tries once more and then registers for readiness.
-        let first = bufs.iter().find(|buf| !buf.is_empty()).map_or(&[][..], |buf| buf);
-        Pin::new(&mut self.stream).poll_write(cx, first)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_close(cx)
     }
 }
 

@@ -1,11 +1,11 @@
 //! A client's connection end to end: listener, TLS or plain, hyper on the executor, a clean stop.
 
 use futures::channel::oneshot;
-use glommio::LocalExecutorBuilder;
 use hyper::body::{Bytes, Frame, Incoming};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
-use kiseki_net::{GlommioRuntime, Listener, NetError, ServeLimits, SidePool, Stopper, TlsAcceptor, serve};
+use kiseki_executor::{Executor, ExecutorOptions};
+use kiseki_net::{CoreRuntime, Listener, NetError, ServeLimits, SidePool, Stopper, TlsAcceptor, serve};
 use kiseki_types::ids::CoreId;
 use kiseki_types::runtime::Ports;
 use std::convert::Infallible;
@@ -56,9 +56,9 @@ fn with_server(tls: Option<TlsAcceptor>, client: impl FnOnce(SocketAddr)) {
     let (sender, address) = mpsc::channel();
     let (stop, stopped) = oneshot::channel::<()>();
     let core_side = side.clone();
-    let server = LocalExecutorBuilder::default()
-        .spawn(move || async move {
-            let ports: Ports = Rc::new(GlommioRuntime::new(CoreId(0), core_side));
+    let server = std::thread::spawn(move || {
+        Executor::new(ExecutorOptions::default()).unwrap().run(async move {
+            let ports: Ports = Rc::new(CoreRuntime::new(CoreId(0), core_side));
             let listener = Listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
             sender.send(listener.address()).unwrap();
             let (stopper, signal) = Stopper::new();
@@ -76,8 +76,8 @@ fn with_server(tls: Option<TlsAcceptor>, client: impl FnOnce(SocketAddr)) {
                 }) as kiseki_types::runtime::LocalBoxFuture<'static, ()>
             });
             serve(listener, tls, ports, ServeLimits::default(), signal, handler).await;
-        })
-        .unwrap();
+        });
+    });
     client(address.recv().unwrap());
     stop.send(()).unwrap();
     server.join().unwrap();

@@ -2,8 +2,8 @@
 
 use futures::channel::oneshot;
 use futures::future::join_all;
-use glommio::LocalExecutorBuilder;
-use kiseki_net::{GlommioRuntime, Mesh, MeshCaller, MeshShape, SidePool};
+use kiseki_executor::{Executor, ExecutorOptions};
+use kiseki_net::{CoreRuntime, Mesh, MeshCaller, MeshShape, SidePool};
 use kiseki_types::ids::{CoreId, LaneId};
 use kiseki_types::link::{Link, LinkError};
 use kiseki_types::runtime::{Ports, RuntimeExt};
@@ -22,10 +22,9 @@ fn on_core<F: Future<Output = ()> + 'static>(
     body: impl FnOnce(Ports) -> F + Send + 'static,
 ) -> JoinHandle<()> {
     std::thread::spawn(move || {
-        LocalExecutorBuilder::default()
-            .make()
+        Executor::new(ExecutorOptions::default())
             .unwrap()
-            .run(async move { body(Rc::new(GlommioRuntime::new(CoreId(core), side))).await });
+            .run(async move { body(Rc::new(CoreRuntime::new(CoreId(core), side))).await });
     })
 }
 

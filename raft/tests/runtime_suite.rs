@@ -1,4 +1,4 @@
-//! openraft's own suite for runtimes, on two implementations of the ports: glommio and the simulator.
+//! openraft's own suite for runtimes, on two implementations of the ports: a core's executor and the simulator.
 
 use futures::future::LocalBoxFuture;
 use kiseki_raft::runtime::{Elapsed, JoinError, JoinHandle, PortsRng, PortsRuntime, RaftInstant, Timeout};
@@ -81,11 +81,11 @@ impl Executor for Simulated {
 }
 
 #[derive(Debug)]
-struct Glommio;
+struct OneCore;
 
-struct GlommioPorts(std::time::Instant);
+struct CorePorts(std::time::Instant);
 
-impl Clock for GlommioPorts {
+impl Clock for CorePorts {
     fn now(&self) -> Instant {
         Instant(1_000_000_000_000 + self.0.elapsed().as_nanos() as u64)
     }
@@ -93,36 +93,36 @@ impl Clock for GlommioPorts {
         0
     }
     fn sleep_until(&self, deadline: Instant) -> LocalBoxFuture<'static, ()> {
-        Box::pin(glommio::timer::sleep(deadline.since(self.now())))
+        Box::pin(kiseki_executor::sleep(deadline.since(self.now())))
     }
 }
 
-impl Rng for GlommioPorts {
+impl Rng for CorePorts {
     fn fill_random(&self, out: &mut [u8]) {
         getrandom::fill(out).expect("the kernel's generator");
     }
 }
 
-impl Spawn for GlommioPorts {
+impl Spawn for CorePorts {
     fn spawn(&self, _name: &'static str, task: LocalBoxFuture<'static, ()>) {
-        glommio::spawn_local(task).detach();
+        kiseki_executor::spawn(task);
     }
     fn yield_now(&self) -> LocalBoxFuture<'static, ()> {
-        Box::pin(async { glommio::executor().yield_task_queue_now().await })
+        Box::pin(kiseki_executor::yield_now())
     }
 }
 
-impl SideThreads for GlommioPorts {
+impl SideThreads for CorePorts {
     fn offload_job(&self, _queue: u64, job: Box<dyn FnOnce() + Send>) {
         std::thread::spawn(job);
     }
 }
 
-impl Executor for Glommio {
+impl Executor for OneCore {
     fn run<T>(future: impl Future<Output = T>) -> T {
-        let executor = glommio::LocalExecutorBuilder::default().make().expect("an executor");
+        let executor = kiseki_executor::Executor::new(Default::default()).expect("an executor");
         executor.run(async {
-            let before = runtime::set_current(Some(Rc::new(GlommioPorts(std::time::Instant::now()))));
+            let before = runtime::set_current(Some(Rc::new(CorePorts(std::time::Instant::now()))));
             let value = future.await;
             runtime::set_current(before);
             value
@@ -131,8 +131,8 @@ impl Executor for Glommio {
 }
 
 #[test]
-fn the_suite_passes_on_glommio() {
-    Suite::<Standalone<Glommio>>::test_all();
+fn the_suite_passes_on_an_executor() {
+    Suite::<Standalone<OneCore>>::test_all();
 }
 
 #[test]

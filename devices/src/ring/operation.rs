@@ -74,8 +74,7 @@ impl InFlight {
     }
 
     /// The submission for what is left. It points into `self`'s heap memory: see the caller for why that is sound.
-    pub fn entry(&mut self, pool: Option<&BufferPool>) -> squeue::Entry {
-        let file = types::Fixed(0); // the ring's only file
+    pub fn entry(&mut self, file: types::Fixed, pool: Option<&BufferPool>) -> squeue::Entry {
         let done = self.done;
         match &mut self.operation {
             Operation::Read { offset, buf, .. } => {

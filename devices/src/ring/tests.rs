@@ -3,7 +3,7 @@
 use crate::file_device::{DeviceLock, create_image, open_device};
 use crate::pool::{BufferPool, SlabClass};
 use crate::ring::RingOptions;
-use crate::testing::{on_executor, test_ports};
+use crate::testing::on_executor;
 use kiseki_types::device::Device;
 use kiseki_types::{BlockCount, BlockIndex, IoBuf, IoBytes};
 use std::os::unix::fs::FileExt;
@@ -27,7 +27,7 @@ fn filled(len: usize, byte: u8) -> IoBytes {
 }
 
 fn open(path: &Path, depth: u16, pool: Option<Rc<BufferPool>>) -> Rc<dyn Device> {
-    open_device(path, RingOptions { depth }, pool, test_ports()).unwrap()
+    open_device(path, RingOptions { depth }, pool).unwrap()
 }
 
 #[test]
@@ -96,7 +96,7 @@ fn an_operation_starts_without_being_awaited_and_outlives_its_future() {
             drop(device.read(BlockIndex(block), IoBuf::zeroed(4096)));
         }
         for _ in 0..100 {
-            glommio::timer::sleep(std::time::Duration::from_millis(20)).await;
+            kiseki_executor::sleep(std::time::Duration::from_millis(20)).await;
             let found = device.read(BlockIndex(0), IoBuf::zeroed(64 * 4096)).await.unwrap();
             if found.iter().all(|byte| *byte == 7) {
                 return;
@@ -148,7 +148,7 @@ fn an_idle_device_wakes_up_again() {
     on_executor(async move {
         let device = open(&path, 16, None);
         for round in 0..20u8 {
-            glommio::timer::sleep(std::time::Duration::from_millis(u64::from(round % 5))).await;
+            kiseki_executor::sleep(std::time::Duration::from_millis(u64::from(round % 5))).await;
             device.write(BlockIndex(u64::from(round)), vec![filled(4096, round)]).await.unwrap();
             device.flush().await.unwrap();
         }
@@ -176,7 +176,7 @@ fn i_d6_after_a_failed_write_nothing_is_written_or_flushed() {
     let (dir, path) = image();
     on_executor(async move {
         let file = std::fs::OpenOptions::new().read(true).write(true).open("/dev/full").unwrap();
-        let ring = super::Ring::start("full", file, RingOptions { depth: 4 }, None, test_ports()).unwrap();
+        let ring = super::Ring::start("full", file, RingOptions { depth: 4 }, None).unwrap();
         let error = ring.write(0, vec![filled(4096, 1)]).await.unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::ENOSPC));
         let error = ring.write(0, vec![filled(4096, 1)]).await.unwrap_err();

@@ -1,6 +1,6 @@
 //! Ports of time, chance, spawning and side threads. One object per core implements all of them.
 //!
-//! Production implements them on glommio, the simulator on a seeded single-thread executor with virtual time. Nothing
+//! Production implements them on the cores' executors, the simulator on a seeded single-thread executor with virtual time. Nothing
 //! outside an implementation reads a clock, draws a random number, spawns a task or a thread.
 
 use futures::channel::oneshot;

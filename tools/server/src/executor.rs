@@ -1,4 +1,4 @@
-//! One core on glommio: a pinned executor with its rings, links, gateway and a [`CoreNode`].
+//! One core: a pinned executor with its rings, links, gateway and a [`CoreNode`].
 
 use crate::admin::server::AdminCalls;
 use crate::admin::{self, AdminStore};
@@ -13,7 +13,6 @@ use crate::status::{Phase, StatusBoard};
 use crate::steps::Steps;
 use anyhow::{Context, Result};
 use futures::StreamExt;
-use glommio::{LocalExecutorBuilder, Placement};
 use kiseki_devices::file_device::{create_image, open_device};
 use kiseki_devices::fragment_store::{LaneRequest, LaneResponse, StoreDevice};
 use kiseki_devices::journal::{MirrorContent, MirrorRegion};
@@ -23,10 +22,11 @@ use kiseki_engine::engine::PIN_EPOCH_AGE;
 use kiseki_engine::keyring::NodeKeys;
 use kiseki_engine::keys::MasterKeys;
 use kiseki_engine::message::{EngineRequest, EngineResponse};
+use kiseki_executor::{Executor, ExecutorOptions};
 use kiseki_gateway::{GatewayConfig, HttpProtocol, S3Service};
 use kiseki_net::{
-    Connection, GlommioRuntime, Listener, Mesh, MeshCaller, MeshShape, PREEMPT_INTERVAL, Pulse, ServeLimits, SidePool,
-    StopSignal, TlsAcceptor, serve,
+    Connection, CoreRuntime, Listener, Mesh, MeshCaller, MeshShape, ServeLimits, SidePool, StopSignal, TlsAcceptor,
+    serve,
 };
 use kiseki_raft::GroupSettings;
 use kiseki_types::BlockIndex;
@@ -65,8 +65,6 @@ pub struct CoreShared {
     pub meta: NodeMetadata,
     /// Side threads.
     pub side: Arc<SidePool>,
-    /// Keeps executors from sleeping over ready tasks.
-    pub pulse: Arc<Pulse>,
     /// The node's own keys.
     pub keys: KeyStore,
     /// TLS towards clients; `None` serves plain.
@@ -86,14 +84,10 @@ pub fn boottime_ns() -> u64 {
 /// Starts the executor of a core on a thread of its own, pinned when there are CPUs enough.
 pub fn spawn(shared: Arc<CoreShared>, core: u16, calls: Option<AdminCalls>) -> Result<JoinHandle<Result<()>>> {
     let cpus = machine_cpus();
-    let placement = match cpus.get(usize::from(core)) {
-        Some(cpu) if usize::from(shared.config.cores) <= cpus.len() => Placement::Fixed(*cpu),
-        _ => Placement::Unbound,
-    };
+    let cpu = cpus.get(usize::from(core)).copied().filter(|_| usize::from(shared.config.cores) <= cpus.len());
     let thread = std::thread::Builder::new().name(format!("kiseki-core-{core}"));
     let handle = thread.spawn(move || {
-        let executor = LocalExecutorBuilder::new(placement).preempt_timer(PREEMPT_INTERVAL).make();
-        let result = match executor {
+        let result = match Executor::new(ExecutorOptions { cpu }) {
             Ok(executor) => executor.run(run_core(shared.clone(), CoreId(core), calls)),
             Err(error) => Err(anyhow::anyhow!("core {core} can't start: {error}; try `kiseki-server doctor`")),
         };
@@ -112,8 +106,7 @@ fn machine_cpus() -> Vec<usize> {
 }
 
 async fn run_core(shared: Arc<CoreShared>, core: CoreId, calls: Option<AdminCalls>) -> Result<()> {
-    let _awake = shared.pulse.keep_awake();
-    let ports: Ports = Rc::new(GlommioRuntime::new(core, shared.side.clone()));
+    let ports: Ports = Rc::new(CoreRuntime::new(core, shared.side.clone()));
     set_current(Some(ports.clone()));
     let lane_link = shared.lane_mesh.connect(core, ports.clone());
     let engine_link = shared.engine_mesh.connect(core, ports.clone());
@@ -125,7 +118,7 @@ async fn run_core(shared: Arc<CoreShared>, core: CoreId, calls: Option<AdminCall
         core,
         lane_count: shared.lanes,
         lanes: lanes.map(|lane| lane_input(&shared, lane, &ports)).collect::<Result<_>>()?,
-        devices: open_devices(&shared, &ports, &pool)?,
+        devices: open_devices(&shared, &pool)?,
         meta: shared.meta.dir.clone(),
         lane_link: Rc::new(MeshCaller(lane_link.clone())),
         engine_link: Rc::new(MeshCaller(engine_link.clone())),
@@ -239,11 +232,11 @@ fn serve_admin(mut calls: AdminCalls, store: Rc<EngineAdmin>, ports: &Ports) {
     ports.spawn("admin", Box::pin(task));
 }
 
-fn open_devices(shared: &CoreShared, ports: &Ports, pool: &Rc<BufferPool>) -> Result<Vec<StoreDevice>> {
+fn open_devices(shared: &CoreShared, pool: &Rc<BufferPool>) -> Result<Vec<StoreDevice>> {
     let mut devices = Vec::new();
     for device in &shared.devices {
         let name = device.path.display().to_string();
-        match open_device(&device.path, RingOptions::default(), Some(pool.clone()), ports.clone()) {
+        match open_device(&device.path, RingOptions::default(), Some(pool.clone())) {
             Ok(queue) => devices.push(StoreDevice {
                 id: device.superblock.device,
                 pool: device.superblock.pool,
@@ -271,7 +264,7 @@ fn lane_input(shared: &CoreShared, lane: LaneId, ports: &Ports) -> Result<LaneIn
             create_image(&path, RAFT_JOURNAL_LEN_BYTES)?;
             refill = !shared.meta.is_new;
         }
-        let device = open_device(&path, RingOptions { depth: 64 }, None, ports.clone())?;
+        let device = open_device(&path, RingOptions { depth: 64 }, None)?;
         let len = device.geometry().block_count;
         let mut region = MirrorRegion::new(ports.clone(), device, BlockIndex(0), len);
         if refill {

@@ -6,7 +6,8 @@ use kiseki_devices::format::{FormatRequest, format};
 use kiseki_devices::ring::RingOptions;
 use kiseki_devices::superblock::{DeviceClass, MetadataEpoch, Superblock};
 use kiseki_engine::control_service::FIRST_POOL;
-use kiseki_net::{GlommioRuntime, Pulse, SidePool};
+use kiseki_executor::{Executor, ExecutorOptions};
+use kiseki_net::{CoreRuntime, SidePool};
 use kiseki_types::ids::{ClusterId, CoreId, DeviceId};
 use kiseki_types::runtime::{Ports, RuntimeExt};
 use std::future::Future;
@@ -48,15 +49,8 @@ pub enum FormatError {
 pub fn on_executor<T, F: Future<Output = T>>(body: impl FnOnce(Ports) -> F) -> Result<T, FormatError> {
     let failed = |reason: String| FormatError::Executor { reason };
     let side = SidePool::start(1).map_err(|error| failed(error.to_string()))?;
-    let pulse = Pulse::start().map_err(|error| failed(error.to_string()))?;
-    let executor = glommio::LocalExecutorBuilder::default().make().map_err(|error| failed(error.to_string()))?;
-    let runtime = Rc::new(GlommioRuntime::new(CoreId(0), side.clone()));
-    let keeper = pulse.clone();
-    let result = executor.run(async move {
-        let _awake = keeper.keep_awake();
-        body(runtime).await
-    });
-    pulse.stop();
+    let executor = Executor::new(ExecutorOptions::default()).map_err(|error| failed(error.to_string()))?;
+    let result = executor.run(body(Rc::new(CoreRuntime::new(CoreId(0), side.clone()))));
     side.stop();
     Ok(result)
 }
@@ -79,7 +73,7 @@ pub fn format_all(
 
 async fn format_one(path: &Path, options: &FormatOptions, ports: &Ports) -> Result<Superblock, FormatError> {
     let _lock = DeviceLock::acquire(path)?;
-    let device = open_device(path, RingOptions::default(), None, ports.clone())?;
+    let device = open_device(path, RingOptions::default(), None)?;
     let request = FormatRequest {
         cluster: options.cluster,
         device: DeviceId(ports.random()),

@@ -5,7 +5,7 @@
 //! read-only HTTP port. What it does not: it decides nothing about data; that is the engine's.
 //!
 //! Reading order: [`paths`], [`config`], [`key_store`], [`init`], [`core_node`] (one core, generic over its ports, so
-//! that the simulator runs the same code), [`node`] (all cores on glommio), [`admin`] and its ends.
+//! that the simulator runs the same code), [`node`] (all cores), [`admin`] and its ends.
 #![forbid(unsafe_code)]
 
 pub mod admin;

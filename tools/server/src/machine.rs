@@ -1,7 +1,7 @@
 //! What this machine offers: CPU features, and whether an executor can be made.
 
-use glommio::LocalExecutorBuilder;
 use kiseki_engine::envelope::CipherLibrary;
+use kiseki_executor::{Executor, ExecutorOptions};
 use kiseki_kernels::{md5, rabin, sha256};
 
 /// Which path each kernel takes on this CPU, for the start banner and the doctor.
@@ -22,5 +22,5 @@ pub fn cpu_paths() -> Vec<(&'static str, String)> {
 
 /// Makes an executor and drops it: tells whether the kernel lets us use io_uring, and why not.
 pub fn try_executor() -> Result<(), String> {
-    LocalExecutorBuilder::default().make().map(drop).map_err(|error| error.to_string())
+    Executor::new(ExecutorOptions::default()).map(drop).map_err(|error| error.to_string())
 }

@@ -12,7 +12,7 @@ use crate::metadata::{self, NodeMetadata};
 use crate::status::{Phase, StatusBoard};
 use crate::steps::Steps;
 use anyhow::{Context, Result, anyhow, bail};
-use kiseki_net::{Listener, Mesh, MeshShape, Pulse, SidePool, Stopper, TlsAcceptor};
+use kiseki_net::{Listener, Mesh, MeshShape, SidePool, Stopper, TlsAcceptor};
 use kiseki_types::fragment::StripeShape;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::fs::File;
@@ -66,7 +66,6 @@ pub fn run(config: Config) -> Result<()> {
         let ended = thread.join().map_err(|_| anyhow!("an executor thread died"))?;
         result = result.and(ended);
     }
-    shared.pulse.stop();
     shared.side.stop();
     if result.is_ok() && shared.steps.failure().is_none() {
         result = shared.meta.dir.close().context("the metadata directories can't be closed");
@@ -110,7 +109,6 @@ fn open(
         devices: usable,
         meta,
         side,
-        pulse: Pulse::start().context("can't start a thread")?,
         keys,
         tls,
         board,

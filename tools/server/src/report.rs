@@ -66,6 +66,10 @@ fn report(shared: &CoreShared, core: CoreId, node: &CoreNode, gateway: &S3Servic
     set("s3_requests_5xx_total", failed);
     set("s3_bytes_in_total", s3.bytes_in);
     set("s3_bytes_out_total", s3.bytes_out);
+    let executor = kiseki_executor::stats();
+    set("executor_polls_total", executor.polls);
+    set("executor_ring_calls_total", executor.enters);
+    set("executor_sleeps_total", executor.sleeps);
     let fragments = node.fragments().counters();
     set("fragment_puts_total", fragments.puts.get());
     set("fragment_put_bytes_total", fragments.put_bytes.get());

@@ -12,19 +12,16 @@ use crate::stop::Stop;
 use crate::units::ns;
 use anyhow::{Context, Result, anyhow};
 use futures::stream::{FuturesUnordered, StreamExt};
-use glommio::{LocalExecutorBuilder, Placement};
 use kiseki_devices::file_device::open_device;
 use kiseki_devices::pool::{BufferPool, POOL_SLOTS_MAX, SlabClass};
 use kiseki_devices::ring::RingOptions;
-use kiseki_net::{GlommioRuntime, PREEMPT_INTERVAL, Pulse, SidePool};
+use kiseki_executor::{Executor, ExecutorOptions};
 use kiseki_types::device::Device;
-use kiseki_types::ids::CoreId;
-use kiseki_types::runtime::Ports;
 use kiseki_types::{BlockIndex, IoBytes};
 use serde_json::json;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
-use std::sync::{Arc, Barrier, OnceLock};
+use std::sync::{Barrier, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -32,17 +29,12 @@ use std::time::{Duration, Instant};
 const FILL_LEN_BYTES: u64 = 1 << 20;
 const FILL_DEPTH: usize = 16;
 
-/// The ends of an executor's tasks run once more before it goes.
-const FAREWELL: Duration = Duration::from_millis(2);
-
 /// What all executors share.
 struct Common<'a> {
     args: &'a DeviceArgs,
     targets: &'a [Target],
     stop: &'a Stop,
     tally: Tally,
-    side: Arc<SidePool>,
-    pulse: Arc<Pulse>,
     /// All rings are open before any of them works; the main thread waits too.
     ready: Barrier,
     epoch: OnceLock<Instant>,
@@ -51,14 +43,11 @@ struct Common<'a> {
 
 /// Runs the load and gives one job for each device.
 pub fn run(args: &DeviceArgs, targets: &[Target], stop: &Stop, warnings: &mut Vec<String>) -> Result<Vec<Job>> {
-    let pulse = Pulse::start().context("can't start a thread")?;
     let common = Common {
         args,
         targets,
         stop,
         tally: Tally::default(),
-        side: SidePool::start(1).context("can't start a thread")?,
-        pulse: pulse.clone(),
         ready: Barrier::new(usize::from(args.numjobs) + 1),
         epoch: OnceLock::new(),
         seed: fresh_seed(),
@@ -94,8 +83,6 @@ pub fn run(args: &DeviceArgs, targets: &[Target], stop: &Stop, warnings: &mut Ve
         });
         Ok((results.collect::<Result<Vec<_>>>()?, cpu, end_ns))
     })?;
-    pulse.stop();
-    common.side.stop();
     let mut jobs = Vec::new();
     for (number, target) in targets.iter().enumerate() {
         let mut counts = Counts::new(args.window());
@@ -159,20 +146,12 @@ fn on_executor<'a, T>(
     common: &'a Common<'a>,
     cpu: Option<usize>,
     job: u16,
-    task: impl AsyncFnOnce(&'a Common<'a>, u16, Ports) -> T,
+    task: impl AsyncFnOnce(&'a Common<'a>, u16) -> T,
 ) -> Result<T> {
-    let placement = cpu.map_or(Placement::Unbound, Placement::Fixed);
-    let executor = LocalExecutorBuilder::new(placement).preempt_timer(PREEMPT_INTERVAL).make();
-    let executor = executor.map_err(|error| {
+    let executor = Executor::new(ExecutorOptions { cpu }).map_err(|error| {
         anyhow!("executor {job} can't start: {error}; raise the limit of locked memory (ulimit -l unlimited)")
     })?;
-    Ok(executor.run(async move {
-        let _awake = common.pulse.keep_awake();
-        let ports: Ports = Rc::new(GlommioRuntime::new(CoreId(job), common.side.clone()));
-        let result = task(common, job, ports).await;
-        glommio::timer::sleep(FAREWELL).await;
-        result
-    }))
+    Ok(executor.run(task(common, job)))
 }
 
 /// What one executor measured.
@@ -183,7 +162,7 @@ struct JobResult {
     unregistered: u64,
 }
 
-async fn load_all(common: &Common<'_>, job: u16, ports: Ports) -> Result<JobResult> {
+async fn load_all(common: &Common<'_>, job: u16) -> Result<JobResult> {
     let args = common.args;
     let slots = usize::from(args.iodepth) * common.targets.len();
     let pool = BufferPool::new(&[SlabClass { len_bytes: args.bs as usize, count: slots.min(POOL_SLOTS_MAX) }]);
@@ -192,7 +171,7 @@ async fn load_all(common: &Common<'_>, job: u16, ports: Ports) -> Result<JobResu
         .iter()
         .map(|target| {
             let options = RingOptions { depth: args.iodepth };
-            Ok(open_device(&target.path, options, Some(pool.clone()), ports.clone())?)
+            Ok(open_device(&target.path, options, Some(pool.clone()))?)
         })
         .collect();
     common.ready.wait();
@@ -249,9 +228,9 @@ fn fill_new_files(common: &Common<'_>) -> Result<()> {
     let mut progress = Progress::start("filling", Some(total.div_ceil(FILL_LEN_BYTES)));
     thread::scope(|scope| {
         let filling = scope.spawn(|| {
-            on_executor(common, None, 0, async |common, _, ports| -> Result<()> {
+            on_executor(common, None, 0, async |common, _| -> Result<()> {
                 for target in common.targets.iter().filter(|target| target.is_made) {
-                    fill(common, target, &ports, &tally).await?;
+                    fill(common, target, &tally).await?;
                 }
                 Ok(())
             })
@@ -264,9 +243,9 @@ fn fill_new_files(common: &Common<'_>) -> Result<()> {
     })
 }
 
-async fn fill(common: &Common<'_>, target: &Target, ports: &Ports, tally: &Tally) -> Result<()> {
+async fn fill(common: &Common<'_>, target: &Target, tally: &Tally) -> Result<()> {
     let shown = target.path.display();
-    let device = open_device(&target.path, RingOptions { depth: FILL_DEPTH as u16 }, None, ports.clone())?;
+    let device = open_device(&target.path, RingOptions { depth: FILL_DEPTH as u16 }, None)?;
     let block = u64::from(device.geometry().block_len_bytes);
     let mut bytes = kiseki_types::IoBuf::zeroed(FILL_LEN_BYTES as usize);
     Noise::new(common.seed).fill(&mut bytes);

@@ -212,8 +212,8 @@ fn superblock_json(path: &Path, superblock: &Superblock) -> Value {
 fn inspect(path: &Path, json: bool) -> Result<ExitCode> {
     let described = describe(path);
     let name = path.to_owned();
-    let signatures = on_executor(async |ports| {
-        let device = open_device(&name, RingOptions::default(), None, ports)?;
+    let signatures = on_executor(async |_| {
+        let device = open_device(&name, RingOptions::default(), None)?;
         probe_device(&*device).await
     })??;
     let names: Vec<&str> = signatures.iter().map(|signature| signature.name.as_str()).collect();
@@ -265,8 +265,8 @@ fn verify(path: &Path, fragments: bool, json: bool) -> Result<ExitCode> {
     let bar = if json { ProgressBar::hidden() } else { ProgressBar::new(layout.capacity_bytes()) };
     bar.set_style(ProgressStyle::with_template("{bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta} left")?);
     let name = path.to_owned();
-    let scan: DeviceScan = on_executor(async |ports| {
-        let device = open_device(&name, RingOptions::default(), None, ports)?;
+    let scan: DeviceScan = on_executor(async |_| {
+        let device = open_device(&name, RingOptions::default(), None)?;
         let scan = scan_device(&device, superblock.device, &layout, |done, _| bar.set_position(done)).await;
         anyhow::Ok(scan)
     })??;

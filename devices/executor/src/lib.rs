@@ -1,0 +1,24 @@
+//! The executor of one core: tasks, timers, and the one io_uring through which everything of the core goes.
+//!
+//! A core is a thread with an [`Executor`]. All its devices, journals and sockets share one ring, so a turn of the
+//! loop costs at most one system call, whatever it started and however much completed: run what is ready, hand over
+//! what was queued, take what is done, and sleep in the same call when there is nothing left to run. Other threads
+//! reach a core by waking one of its tasks, which costs a system call only when the core sleeps.
+//!
+//! What it guarantees, and what its tests try to break: an executor never sleeps while a task of it can run; a wake-up
+//! from another thread is never lost; memory that the kernel was given stays until the kernel is done with it, also
+//! when the executor ends.
+//!
+//! It knows nothing of devices, sockets or messages. In reading order: [`executor`], [`tasks`], [`ring`],
+//! [`readiness`], [`timers`].
+
+pub mod executor;
+pub mod readiness;
+pub mod ring;
+pub mod tasks;
+pub mod timers;
+
+pub use executor::{Executor, ExecutorOptions, ExecutorStats, core_ring, spawn, stats, yield_now};
+pub use readiness::{Interest, Readiness, readiness};
+pub use ring::{Completion, CoreRing, FileSlot};
+pub use timers::{Sleep, sleep};
