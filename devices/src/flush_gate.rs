@@ -5,11 +5,16 @@
 //! until the device is reopened and checked (I-D6).
 
 use futures::channel::oneshot;
+use futures::future::select;
 use kiseki_types::device::Device;
-use kiseki_types::runtime::Ports;
+use kiseki_types::runtime::{Ports, RuntimeExt};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::time::Duration;
 use thiserror::Error;
+
+/// How long a flush waits for writes that will ask for one: about what a write to flash takes, and a fraction of a flush.
+const GATHER_MAX: Duration = Duration::from_micros(200);
 
 /// The device behind a gate is fenced.
 #[derive(Debug, Error, Clone, PartialEq, Eq)]
@@ -30,6 +35,8 @@ type Waiter = oneshot::Sender<Result<(), DeviceFenced>>;
 struct GateState {
     flush_runs: bool,
     waiting: Vec<Waiter>,
+    /// Ends the wait for the writes that are on their way.
+    gathered: Option<oneshot::Sender<()>>,
     fenced: Option<DeviceFenced>,
     on_fenced: Vec<OnFenced>,
 }
@@ -38,8 +45,26 @@ struct GateInner {
     device: Rc<dyn Device>,
     ports: Ports,
     state: RefCell<GateState>,
+    /// Writes that will ask for a flush.
+    coming: Cell<usize>,
     flushes: Cell<u64>,
     waiters: Cell<u64>,
+}
+
+/// A write on its way to asking for a flush; drop it before asking.
+pub struct Coming {
+    inner: Rc<GateInner>,
+}
+
+impl Drop for Coming {
+    fn drop(&mut self) {
+        self.inner.coming.set(self.inner.coming.get() - 1);
+        if self.inner.coming.get() == 0
+            && let Some(gathered) = self.inner.state.borrow_mut().gathered.take()
+        {
+            let _not_waited_for = gathered.send(());
+        }
+    }
 }
 
 /// Shares flushes of one device among the waiters of one core. Cheap to clone.
@@ -57,10 +82,18 @@ impl FlushGate {
                 device,
                 ports,
                 state: RefCell::default(),
+                coming: Cell::new(0),
                 flushes: Cell::new(0),
                 waiters: Cell::new(0),
             }),
         }
+    }
+
+    /// Announces a write that will ask for a flush when it is done.
+    #[must_use]
+    pub fn coming(&self) -> Coming {
+        self.inner.coming.set(self.inner.coming.get() + 1);
+        Coming { inner: self.inner.clone() }
     }
 
     /// Makes every write durable that has completed before this call. Dropping the future cancels only the waiting.
@@ -118,6 +151,7 @@ impl FlushGate {
 impl GateInner {
     async fn run(self: Rc<Self>) {
         loop {
+            self.gather().await;
             let joined = {
                 let mut state = self.state.borrow_mut();
                 if state.waiting.is_empty() || state.fenced.is_some() {
@@ -140,6 +174,20 @@ impl GateInner {
         if let Some(fenced) = fenced {
             self.fail_waiting(&fenced);
         }
+    }
+
+    /// Waits for the writes that are on their way, but not for long.
+    async fn gather(&self) {
+        let gathered = {
+            let mut state = self.state.borrow_mut();
+            if self.coming.get() == 0 || state.waiting.is_empty() || state.fenced.is_some() {
+                return;
+            }
+            let (sender, receiver) = oneshot::channel();
+            state.gathered = Some(sender);
+            receiver
+        };
+        select(gathered, self.ports.sleep(GATHER_MAX)).await;
     }
 
     fn fence(&self, reason: &str) {

@@ -79,6 +79,7 @@ impl Core {
         let mut parts = vec![header.encode().freeze()];
         parts.extend(self.aligned(payload));
         let record = LaneRecord::Allocate(fragment.clone());
+        let coming = device.gate.coming();
         let sequence = match self.append(lane, &record, JOURNAL_FILL_MAX_PUT).await {
             Ok(sequence) => sequence,
             Err(_) => return Err(device.fenced_error()),
@@ -89,6 +90,7 @@ impl Core {
         if let Err(error) = data {
             device.gate.fence(&format!("write failed: {error}"));
         }
+        drop(coming);
         // One flush, submitted after both writes have completed, covers both.
         if record.is_err() || device.check().is_err() || lane.journal.flush_now().await.is_err() {
             return Err(device.fenced_error());

@@ -434,3 +434,42 @@ fn i_d6_a_waiter_joins_only_a_flush_that_was_submitted_after_it_came() {
         assert_eq!((gate.flush_count(), gate.waiter_count()), (2, 3));
     });
 }
+
+#[test]
+fn a_flush_waits_for_the_writes_that_are_on_their_way_but_not_for_long() {
+    let rig = Rig::new(12, 1, 20);
+    let disk = rig.disks[0].clone();
+    rig.run(async {
+        let ports = rig.sim.ports(NODE);
+        let gate = FlushGate::new(ports.clone(), disk.open());
+        let coming = [gate.coming(), gate.coming()];
+        let first = gate.flush();
+        for _ in 0..5 {
+            ports.yield_now().await;
+        }
+        assert_eq!(disk.counts().flushes, 0, "it waits");
+        let joined: Vec<_> = coming
+            .into_iter()
+            .map(|coming| {
+                drop(coming);
+                gate.flush()
+            })
+            .collect();
+        first.await.unwrap();
+        for flush in joined {
+            flush.await.unwrap();
+        }
+        assert_eq!((gate.flush_count(), gate.waiter_count()), (1, 3), "one flush serves all three");
+
+        let never_asks = gate.coming();
+        let before = ports.now();
+        gate.flush().await.unwrap();
+        assert!(
+            ports.now().since(before) < std::time::Duration::from_millis(50),
+            "a writer that hangs holds up nobody"
+        );
+        drop(never_asks);
+        gate.fence("a test");
+        gate.flush().await.unwrap_err();
+    });
+}
