@@ -92,7 +92,7 @@ pub struct DeviceArgs {
     /// Operations in flight in each ring, 1 to 4096
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=i64::from(IODEPTH_MAX)))]
     pub iodepth: u16,
-    /// Executors, each with a ring of its own on every device
+    /// Executors, each with a queue of its own on every device
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub numjobs: u16,
     /// How long to measure
