@@ -313,6 +313,8 @@ impl RealNode {
             first_pool: self.options.shape,
             shards_per_tenant: 2 * self.options.cores,
             pin_epoch_age: PIN_EPOCH_AGE,
+            repair: Default::default(),
+            scrub: Some(Default::default()),
             group_settings: GroupSettings { snapshot_entries: 60, kept_entries: 20, ..GroupSettings::single_voter() },
             is_new: plan.is_new,
             ports,
