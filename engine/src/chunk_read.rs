@@ -123,7 +123,12 @@ fn note_unreadable(core: &Rc<Core>, fragments: &Fragments, fragment: &StoredFrag
 }
 
 /// A range of one data fragment's payload, rebuilt from the same range of others when it can't be read.
-async fn read_piece(core: &Rc<Core>, fragments: &Fragments, index: u8, range: Range<u32>) -> Result<IoBytes, StoreError> {
+async fn read_piece(
+    core: &Rc<Core>,
+    fragments: &Fragments,
+    index: u8,
+    range: Range<u32>,
+) -> Result<IoBytes, StoreError> {
     let mut tried = BTreeSet::new();
     if let Some(fragment) = fragments.by_index.get(&index) {
         tried.insert(index);

@@ -167,8 +167,7 @@ pub async fn repair_stripe(core: &Core, name: ChunkName, stripe: &StripeRecord) 
     if good < usize::from(stripe.shape.data) {
         return Ok(Repaired::Lost { good });
     }
-    let missing: Vec<u8> =
-        (0..stripe.shape.width() as u8).filter(|index| !examined.good.contains_key(index)).collect();
+    let missing: Vec<u8> = (0..stripe.shape.width() as u8).filter(|index| !examined.good.contains_key(index)).collect();
     let sources: Vec<(u8, &[u8])> = examined.payloads.iter().map(|(index, payload)| (*index, &**payload)).collect();
     let rebuilt = core.coder.rebuild(stripe.shape, &sources, &missing);
     let rebuilt = rebuilt.map_err(|error| FragmentError::Unknown { reason: error.to_string() })?;
@@ -260,12 +259,7 @@ struct Work<'a> {
 
 impl Work<'_> {
     /// Writes one fragment on a device that holds no other of the stripe, if there is one.
-    async fn replace(
-        &mut self,
-        index: u8,
-        payload: IoBytes,
-        examined: &mut Examined,
-    ) -> Result<(), FragmentError> {
+    async fn replace(&mut self, index: u8, payload: IoBytes, examined: &mut Examined) -> Result<(), FragmentError> {
         loop {
             let Some(device) = self.next_device(index, examined).await? else { return Ok(()) };
             let put = self.core.fragments.put(device, self.meta(index, device), vec![payload.clone()]);

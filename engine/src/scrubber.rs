@@ -162,12 +162,14 @@ impl Scrubber {
             }
             mark.started_unix_ms = now;
         }
-        let (mut bad_before, mut kept_at) = (self.bad.get(), self.core.ports.now());
+        let (bad_before, bytes_before) = (self.bad.get(), self.bytes.get());
+        let (mut kept_at, mut has_read) = (self.core.ports.now(), false);
         loop {
             let batch = home.generations_after(mark.after, STEP).await?;
             for held in batch.held.iter().filter(|held| held.is_complete) {
                 self.pace.ready().await;
                 let bytes = self.check(held).await;
+                has_read = true;
                 self.pace.pay(bytes, self.rate());
                 mark.after = Some(held.name);
                 self.marks.borrow_mut()[index] = mark;
@@ -179,12 +181,15 @@ impl Scrubber {
             }
         }
         mark.after = None;
+        if !has_read && mark.finished_unix_ms == 0 {
+            return Ok(()); // an empty home: its first pass is still to come
+        }
         mark.finished_unix_ms = self.core.ports.unix_time_ms().max(1);
         home.keep_scrub_mark(mark).await?;
         self.marks.borrow_mut()[index] = mark;
         self.passes.set(self.passes.get() + 1);
-        bad_before = self.bad.get() - bad_before;
-        info!(home = %home.shard(), bad = bad_before, bytes = self.bytes.get(), "scrub has read all of a home");
+        let (bad, bytes) = (self.bad.get() - bad_before, self.bytes.get() - bytes_before);
+        info!(home = %home.shard(), bad, bytes, "scrub has read all of a home");
         Ok(())
     }
 

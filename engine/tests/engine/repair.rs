@@ -103,9 +103,13 @@ fn i_d1_the_most_endangered_stripes_come_first() {
     let count = |wanted: usize| lost.values().filter(|lost| **lost == wanted).count();
     assert!(count(2) > 10 && count(1) > 10, "{} and {}", count(2), count(1));
     world.await_full_width();
-    let order: Vec<usize> = world.fragments.take_puts().iter().map(|key| lost[&(key.locator, key.generation)]).collect();
+    let order: Vec<usize> =
+        world.fragments.take_puts().iter().map(|key| lost[&(key.locator, key.generation)]).collect();
     assert_eq!(order.len(), 2 * count(2) + count(1));
-    assert!(order.is_sorted_by(|a, b| a >= b), "I-D1: stripes that lost two come before those that lost one: {order:?}");
+    assert!(
+        order.is_sorted_by(|a, b| a >= b),
+        "I-D1: stripes that lost two come before those that lost one: {order:?}"
+    );
     assert_full_width(&world, "in order");
 }
 

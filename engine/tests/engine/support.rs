@@ -10,9 +10,9 @@ use kiseki_engine::host::{GroupHost, GroupSpec};
 use kiseki_engine::keyring::NodeKeys;
 use kiseki_engine::keys::MasterKeys;
 use kiseki_engine::machine;
+use kiseki_engine::message::{ControlRequest, ControlResponse, Dedup, EngineRequest, EngineResponse};
 use kiseki_engine::repairer::RepairSettings;
 use kiseki_engine::scrubber::ScrubSettings;
-use kiseki_engine::message::{ControlRequest, ControlResponse, Dedup, EngineRequest, EngineResponse};
 use kiseki_simulator::{NodeId, Sim, SimLink};
 use kiseki_types::LocalBoxFuture;
 use kiseki_types::buf::{IoBuf, IoBytes};
@@ -410,8 +410,12 @@ impl World {
     }
 
     pub fn sleep(&self, seconds: u64) {
-        let ports = self.sim.ports(NODE);
-        self.run(async move { ports.sleep(Duration::from_secs(seconds)).await });
+        // In parts: one run of the simulator has a limit.
+        for part in (0..seconds).step_by(600) {
+            let ports = self.sim.ports(NODE);
+            let span = Duration::from_secs(600.min(seconds - part));
+            self.run(async move { ports.sleep(span).await });
+        }
     }
 
     /// Lets virtual time pass until the condition holds; not for ever.
