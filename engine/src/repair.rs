@@ -151,7 +151,13 @@ struct Examined {
 /// [`RepairGuard`](crate::home_service::RepairGuard) for it.
 ///
 /// Errors mean "unknown": an index lane or a device did not answer as it should, and the stripe has to be looked at again.
-pub async fn repair_stripe(core: &Core, name: ChunkName, stripe: &StripeRecord) -> Result<Repaired, FragmentError> {
+/// `moved` counts the payload bytes read and written, however it ends.
+pub async fn repair_stripe(
+    core: &Core,
+    name: ChunkName,
+    stripe: &StripeRecord,
+    moved: &Cell<u64>,
+) -> Result<Repaired, FragmentError> {
     let devices = core.fragments.devices();
     let healthy = healthy_devices(&devices);
     let candidates: Vec<PlacementCandidate> = devices
@@ -162,7 +168,7 @@ pub async fn repair_stripe(core: &Core, name: ChunkName, stripe: &StripeRecord) 
     let order = placement::order(&name.locator, &candidates);
     let located = core.fragments.locate(name.locator, name.generation).await?;
     let holders: BTreeSet<DeviceId> = located.iter().map(|found| found.extent.device).collect();
-    let mut examined = examine(core, name, stripe, located, &healthy, &order).await?;
+    let mut examined = examine(core, name, stripe, located, &healthy, &order, moved).await?;
     let good = examined.payloads.len();
     if good < usize::from(stripe.shape.data) {
         return Ok(Repaired::Lost { good });
@@ -176,6 +182,7 @@ pub async fn repair_stripe(core: &Core, name: ChunkName, stripe: &StripeRecord) 
         name,
         stripe,
         devices: &devices,
+        moved,
         free: order.iter().copied().filter(|device| !holders.contains(device)).collect(),
         held_by: examined.good.clone(),
         refused: false,
@@ -203,6 +210,7 @@ async fn examine(
     located: Vec<StoredFragment>,
     healthy: &BTreeSet<DeviceId>,
     order: &[DeviceId],
+    moved: &Cell<u64>,
 ) -> Result<Examined, FragmentError> {
     let mut examined = Examined::default();
     let mut readable = Vec::new();
@@ -224,7 +232,7 @@ async fn examine(
         let index = found.meta.key.index;
         match read {
             Ok(payload) => {
-                add(&core.repair_counters.bytes_moved, u64::from(len));
+                add(moved, u64::from(len));
                 examined.payloads.entry(index).or_insert(payload);
                 let device = found.extent.device;
                 if examined.good.contains_key(&index) || examined.good.values().any(|other| *other == device) {
@@ -249,6 +257,7 @@ struct Work<'a> {
     name: ChunkName,
     stripe: &'a StripeRecord,
     devices: &'a [DeviceStatus],
+    moved: &'a Cell<u64>,
     /// Usable devices that hold nothing of the generation, in placement order.
     free: VecDeque<DeviceId>,
     /// Where each index lies now.
@@ -270,7 +279,7 @@ impl Work<'_> {
                     let len = u64::from(self.stripe.payload_len_bytes());
                     add(&self.core.repair_counters.fragments, 1);
                     add(&self.core.repair_counters.fragment_bytes, len);
-                    add(&self.core.repair_counters.bytes_moved, len);
+                    add(self.moved, len);
                     return Ok(());
                 }
                 Err(unknown @ FragmentError::Unknown { .. }) => return Err(unknown),

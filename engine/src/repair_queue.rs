@@ -31,7 +31,10 @@ struct Entry {
 #[derive(Default)]
 struct State {
     entries: BTreeMap<ChunkName, Entry>,
+    /// Those whose time has come.
     order: BTreeSet<(Margin, ChunkName)>,
+    /// The others.
+    early: BTreeSet<(Instant, ChunkName)>,
     /// Being repaired; the margin when it was offered again meanwhile.
     running: BTreeMap<ChunkName, Option<Margin>>,
     /// Cannot reach full width with the devices that are usable now.
@@ -65,19 +68,14 @@ impl RepairQueue {
         if cause == RepairCause::Missing && state.waiting.contains(&name) {
             return;
         }
-        if let Some(entry) = state.entries.get(&name).copied() {
+        if let Some(entry) = state.remove(name) {
             let (margin, not_before) = (entry.margin.min(margin), entry.not_before.min(not_before));
-            state.order.remove(&(entry.margin, name));
             state.put(name, Entry { margin, not_before });
         } else {
             if state.entries.len() >= REPAIR_QUEUE_MAX {
                 self.overflowed.set(true);
-                let last = state.order.last().copied().expect("a full queue has a last entry");
-                if last <= (margin, name) {
-                    return;
-                }
-                state.order.remove(&last);
-                state.entries.remove(&last.1);
+                let Some(last) = state.order.last().copied().filter(|last| *last > (margin, name)) else { return };
+                state.remove(last.1);
             }
             state.put(name, Entry { margin, not_before });
         }
@@ -90,12 +88,12 @@ impl RepairQueue {
     /// [`RepairQueue::done`].
     pub fn take(&self, now: Instant, margin_max: Margin) -> Option<(ChunkName, Margin)> {
         let mut state = self.state.borrow_mut();
-        let is_due = |(margin, name): &&(Margin, ChunkName)| {
-            *margin <= margin_max && state.entries.get(name).is_some_and(|entry| entry.not_before <= now)
-        };
-        let (margin, name) = state.order.iter().find(is_due).copied()?;
-        state.order.remove(&(margin, name));
-        state.entries.remove(&name);
+        while let Some((_, name)) = state.early.first().copied().filter(|(at, _)| *at <= now) {
+            let Entry { margin, .. } = state.remove(name).expect("what is early is in the queue");
+            state.put(name, Entry { margin, not_before: Instant(0) });
+        }
+        let (margin, name) = state.order.first().copied().filter(|(margin, _)| *margin <= margin_max)?;
+        state.remove(name);
         state.running.insert(name, None);
         Some((name, margin))
     }
@@ -187,7 +185,18 @@ impl RepairQueue {
 impl State {
     fn put(&mut self, name: ChunkName, entry: Entry) {
         self.entries.insert(name, entry);
-        self.order.insert((entry.margin, name));
+        if entry.not_before == Instant(0) {
+            self.order.insert((entry.margin, name));
+        } else {
+            self.early.insert((entry.not_before, name));
+        }
+    }
+
+    fn remove(&mut self, name: ChunkName) -> Option<Entry> {
+        let entry = self.entries.remove(&name)?;
+        self.order.remove(&(entry.margin, name));
+        self.early.remove(&(entry.not_before, name));
+        Some(entry)
     }
 }
 

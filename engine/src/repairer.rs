@@ -42,7 +42,10 @@ const CONFIRM_AFTER: Duration = Duration::from_secs(60);
 /// Between two walks while stripes wait for devices: some may be deleted, others rot.
 const WAITING_WALK_INTERVAL: Duration = Duration::from_secs(300);
 
-/// Before a repair that did not work, or whose writer is not done, is tried again.
+/// Before a stripe is looked at again whose writer is not done.
+const NOT_YET_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Before a repair that did not work is tried again.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Before a stripe that found no room is tried again.
@@ -50,6 +53,9 @@ const NO_ROOM_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Share of the rate that is left to repair while clients are served.
 const BUSY_DIVISOR: u64 = 4;
+
+/// A client that moved bytes counts as being served for so long.
+const BUSY_FOR: Duration = Duration::from_secs(1);
 
 /// Stripes reported to their homes at once by one core; more are found again by the next read or walk (I-O5).
 const REPORTS_MAX: usize = 256;
@@ -102,8 +108,8 @@ pub struct Repairer {
     devices_wanted: Cell<usize>,
     /// Stripes that wait for room since the last walk.
     no_room: Cell<bool>,
-    /// What clients had moved at the last look.
-    foreground_bytes: Cell<u64>,
+    /// What clients had moved at the last look, and until when they count as being served.
+    foreground: Cell<(u64, Instant)>,
     losses: Throttle,
 }
 
@@ -136,7 +142,7 @@ impl Repairer {
             is_walking: Cell::new(true),
             devices_wanted: Cell::new(0),
             no_room: Cell::new(false),
-            foreground_bytes: Cell::new(0),
+            foreground: Cell::default(),
             losses: Throttle::default(),
         });
         core.background.repeat("walk for repair", Box::pin(repairer.clone().walk_forever()));
@@ -170,6 +176,7 @@ impl Repairer {
     async fn walk_forever(self: Rc<Self>) {
         let mut next_walk: Option<Instant> = None;
         loop {
+            self.serves_clients(); // what was moved long ago must not look new when the first repair asks
             let devices = self.usable();
             let has_changed = self.walked.borrow().as_ref() != Some(&devices);
             let is_due = next_walk.is_some_and(|at| at <= self.core.ports.now());
@@ -254,7 +261,7 @@ impl Repairer {
         let margin = held.stripe.margin(glance.good);
         if !held.is_complete {
             // Its writer may just be writing it; the permit tells.
-            let later = self.core.ports.now() + RETRY_INTERVAL;
+            let later = self.core.ports.now() + NOT_YET_INTERVAL;
             queue.offer_later(held.name, margin, RepairCause::Missing, later);
         } else if margin < 0 {
             self.lost(held.name, &held.stripe, glance.good);
@@ -301,7 +308,7 @@ impl Repairer {
         let home = self.homes.get(&self.core.calls.home_of(&name.locator))?;
         let (guard, stripe) = match home.permit_repair(name).await {
             Ok(RepairPermit::Granted(guard, stripe)) => (guard, stripe),
-            Ok(RepairPermit::NotYet) => return again(RETRY_INTERVAL),
+            Ok(RepairPermit::NotYet) => return again(NOT_YET_INTERVAL),
             Ok(RepairPermit::Gone) => {
                 queue.forget_lost(&name);
                 return None;
@@ -311,11 +318,11 @@ impl Repairer {
                 return again(RETRY_INTERVAL);
             }
         };
-        let moved_before = counters.bytes_moved.get();
-        let result = repair_stripe(&self.core, name, &stripe).await;
+        let moved = Cell::new(0);
+        let result = repair_stripe(&self.core, name, &stripe, &moved).await;
         drop(guard);
-        let moved = counters.bytes_moved.get().saturating_sub(moved_before);
-        self.pace.pay(moved, self.rate(margin));
+        add(&counters.bytes_moved, moved.get());
+        self.pace.pay(moved.get(), self.rate(margin));
         match result {
             Ok(Repaired::Whole) => queue.forget_lost(&name),
             Ok(Repaired::Short { usable }) => {
@@ -338,11 +345,20 @@ impl Repairer {
     }
 
     fn rate(&self, margin: Margin) -> u64 {
+        let rate = self.settings.bytes_per_second_max;
+        if self.serves_clients() && margin > 0 { rate / BUSY_DIVISOR } else { rate }
+    }
+
+    /// Whether clients have moved bytes on this core a moment ago.
+    fn serves_clients(&self) -> bool {
         let data = &self.core.counters;
         let bytes = data.bytes_read.get() + data.chunk_bytes_written.get() + data.chunk_bytes_deduplicated.get();
-        let is_busy = self.foreground_bytes.replace(bytes) != bytes;
-        let rate = self.settings.bytes_per_second_max;
-        if is_busy && margin > 0 { rate / BUSY_DIVISOR } else { rate }
+        let (now, (before, mut until)) = (self.core.ports.now(), self.foreground.get());
+        if bytes != before {
+            until = now + BUSY_FOR;
+            self.foreground.set((bytes, until));
+        }
+        now < until
     }
 
     fn wait(&self, name: ChunkName, stripe: &StripeRecord, usable: usize) {

@@ -242,3 +242,30 @@ fn a_full_device_is_passed_over_and_space_is_waited_for() {
     assert_full_width(&world, "with room");
     assert_readable(&world, tenant, 20);
 }
+
+#[test]
+fn repair_keeps_to_its_rate_and_gives_way_to_clients() {
+    let rate = 4 << 20;
+    let seconds = |seed: u64, serves_clients: bool| {
+        let repair = RepairSettings { bytes_per_second_max: rate, stripes_at_once: 2 };
+        let (world, tenant) = filled(World::with_upkeep(seed, 8, CODED, Upkeep { repair, scrub: None }), 60);
+        let ports = world.sim.ports(NODE);
+        world.sleep(3);
+        world.fragments.fail(0);
+        let start = ports.now();
+        world.await_that("the repair is done", |world| {
+            if serves_clients {
+                let survivors = world.fragments.healthy_count();
+                assert!(world.get(tenant, "bucket", "1").is_ok(), "{survivors} devices");
+            }
+            let state = world.engine.repair_state();
+            state.devices_walked == 7 && state.backlog == 0
+        });
+        let moved = world.engine.core().repair_counters.bytes_moved.get();
+        (ports.now().since(start).as_secs_f64(), moved as f64 / rate as f64)
+    };
+    let (alone, at_full_rate) = seconds(12, false);
+    assert!(alone > 0.9 * at_full_rate && alone < at_full_rate + 2.0, "{alone} s for {at_full_rate} s of work");
+    let (busy, _) = seconds(12, true);
+    assert!(busy > 2.5 * alone, "{busy} s beside clients, {alone} s alone");
+}
