@@ -48,8 +48,12 @@ const NOT_YET_INTERVAL: Duration = Duration::from_secs(1);
 /// Before a repair that did not work is tried again.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Before a stripe that found no room is tried again.
+/// Before a stripe that found no room is tried again, behind all others.
 const NO_ROOM_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Before another stripe is tried after one that found no room: where all devices are full, the next one finds none
+/// either, and would be read for nothing.
+const NO_ROOM_PAUSE: Duration = Duration::from_secs(2);
 
 /// Share of the rate that is left to repair while clients are served.
 const BUSY_DIVISOR: u64 = 4;
@@ -106,8 +110,8 @@ pub struct Repairer {
     is_walking: Cell<bool>,
     /// How many more devices the widest waiting stripe needs.
     devices_wanted: Cell<usize>,
-    /// Stripes that wait for room since the last walk.
-    no_room: Cell<bool>,
+    /// No stripe is tried before this: the last one found no room. 0 when the last one did.
+    no_room_until: Cell<Instant>,
     /// What clients had moved at the last look, and until when they count as being served.
     foreground: Cell<(u64, Instant)>,
     losses: Throttle,
@@ -141,7 +145,7 @@ impl Repairer {
             walked: RefCell::default(),
             is_walking: Cell::new(true),
             devices_wanted: Cell::new(0),
-            no_room: Cell::new(false),
+            no_room_until: Cell::default(),
             foreground: Cell::default(),
             losses: Throttle::default(),
         });
@@ -163,7 +167,7 @@ impl Repairer {
             waiting: queue.waiting_count(),
             lost: queue.lost_count(),
             devices_wanted: if queue.waiting_count() > 0 { self.devices_wanted.get() } else { 0 },
-            no_room: self.no_room.get(),
+            no_room: self.no_room_until.get() > Instant(0),
             devices_walked: walked.as_ref().filter(|_| is_current).map_or(0, BTreeMap::len),
         }
     }
@@ -219,7 +223,6 @@ impl Repairer {
         let queue = &self.core.repairs;
         queue.take_overflow();
         queue.forget_waiting();
-        self.no_room.set(false);
         let lost: BTreeSet<ChunkName> = queue.lost().into_iter().collect();
         let mut still_lost = BTreeSet::new();
         for home in self.homes.values() {
@@ -277,6 +280,10 @@ impl Repairer {
         let queue = self.core.repairs.clone();
         loop {
             self.pace.ready().await;
+            if self.core.ports.now() < self.no_room_until.get() {
+                self.core.ports.sleep(LOOK_INTERVAL).await;
+                continue;
+            }
             // None is more urgent than one that can't afford a loss; the others wait until the walk has found those.
             let margin_max = if self.is_walking.get() { 0 } else { Margin::MAX };
             let offered = queue.offered();
@@ -290,7 +297,7 @@ impl Repairer {
             self.core.background.finish("repair stripe", async move {
                 let again = repairer.repair(name, margin).await;
                 repairer.core.repairs.done(name);
-                if let Some(at) = again {
+                if let Some((margin, at)) = again {
                     repairer.core.repairs.offer_later(name, margin, RepairCause::Unreadable, at);
                 }
                 let _stopping = sender.send(());
@@ -299,17 +306,18 @@ impl Repairer {
         }
     }
 
-    /// Repairs one stripe, and decides what becomes of it when that is not possible now: the instant from which it is to
-    /// be tried again, if it is.
-    async fn repair(&self, name: ChunkName, margin: Margin) -> Option<Instant> {
+    /// Repairs one stripe, and decides what becomes of it when that is not possible now: how urgently and from when on it
+    /// is to be tried again, if it is.
+    async fn repair(&self, name: ChunkName, margin: Margin) -> Option<(Margin, Instant)> {
         let queue = &self.core.repairs;
         let counters = &self.core.repair_counters;
-        let again = |after: Duration| Some(self.core.ports.now() + after);
+        let again = |after: Duration| Some((margin, self.core.ports.now() + after));
         let home = self.homes.get(&self.core.calls.home_of(&name.locator))?;
         let (guard, stripe) = match home.permit_repair(name).await {
             Ok(RepairPermit::Granted(guard, stripe)) => (guard, stripe),
             Ok(RepairPermit::NotYet) => return again(NOT_YET_INTERVAL),
             Ok(RepairPermit::Gone) => {
+                self.no_room_until.set(Instant(0)); // it freed what it held
                 queue.forget_lost(&name);
                 return None;
             }
@@ -323,6 +331,9 @@ impl Repairer {
         drop(guard);
         add(&counters.bytes_moved, moved.get());
         self.pace.pay(moved.get(), self.rate(margin));
+        if !matches!(result, Ok(Repaired::NoRoom)) {
+            self.no_room_until.set(Instant(0));
+        }
         match result {
             Ok(Repaired::Whole) => queue.forget_lost(&name),
             Ok(Repaired::Short { usable }) => {
@@ -331,8 +342,8 @@ impl Repairer {
             }
             Ok(Repaired::NoRoom) => {
                 add(&counters.failures, 1);
-                self.no_room.set(true);
-                return again(NO_ROOM_INTERVAL);
+                self.no_room_until.set(self.core.ports.now() + NO_ROOM_PAUSE);
+                return Some((Margin::MAX, self.core.ports.now() + NO_ROOM_INTERVAL));
             }
             Ok(Repaired::Lost { good }) => self.lost(name, &stripe, good),
             Err(error) => {
