@@ -3,7 +3,10 @@
 use crate::api::StoreError;
 use crate::composition::ChunkReference;
 use crate::core::{Core, DataCounters};
+use crate::delta::ChunkName;
 use crate::envelope::{EnvelopeBinding, EnvelopeRanges, envelope_len, open_segments};
+use crate::repair_queue::{Margin, RepairCause};
+use crate::repairer;
 use crate::stripe::fragment_payload_len;
 use futures::future::{join_all, try_join, try_join_all};
 use kiseki_types::buf::IoBytes;
@@ -12,10 +15,12 @@ use kiseki_types::ids::DeviceId;
 use kiseki_types::secret::SecretKey;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+use std::rc::Rc;
 use tracing::warn;
 
 /// The fragments of one generation that can be asked, by index.
 struct Fragments {
+    name: ChunkName,
     by_index: BTreeMap<u8, StoredFragment>,
     shape: StripeShape,
     payload_len: u32,
@@ -23,7 +28,7 @@ struct Fragments {
 
 /// Reads and opens the bytes `wanted` of a chunk's plaintext; not none, and inside.
 pub async fn read_chunk(
-    core: &Core,
+    core: &Rc<Core>,
     reference: &ChunkReference,
     dek: &SecretKey,
     wanted: Range<u32>,
@@ -46,7 +51,7 @@ pub async fn read_chunk(
     Ok(plaintext)
 }
 
-async fn locate(core: &Core, reference: &ChunkReference) -> Result<Fragments, StoreError> {
+async fn locate(core: &Rc<Core>, reference: &ChunkReference) -> Result<Fragments, StoreError> {
     let healthy: BTreeSet<DeviceId> = core
         .fragments
         .devices()
@@ -70,7 +75,8 @@ async fn locate(core: &Core, reference: &ChunkReference) -> Result<Fragments, St
         return Err(too_few(reference, by_index.len(), usize::from(shape.data)));
     }
     let payload_len = fragment_payload_len(envelope_len(reference.len_bytes), shape);
-    Ok(Fragments { by_index, shape, payload_len })
+    let name = ChunkName { locator: reference.locator, generation: reference.generation };
+    Ok(Fragments { name, by_index, shape, payload_len })
 }
 
 fn too_few(reference: &ChunkReference, usable: usize, needed: usize) -> StoreError {
@@ -81,7 +87,7 @@ fn too_few(reference: &ChunkReference, usable: usize, needed: usize) -> StoreErr
 }
 
 /// A range of the envelope in one piece.
-async fn read_envelope(core: &Core, fragments: &Fragments, range: Range<u32>) -> Result<Vec<u8>, StoreError> {
+async fn read_envelope(core: &Rc<Core>, fragments: &Fragments, range: Range<u32>) -> Result<Vec<u8>, StoreError> {
     if fragments.shape.data == 1 {
         return Ok(read_piece(core, fragments, 0, range).await?.to_vec());
     }
@@ -99,7 +105,17 @@ async fn read_envelope(core: &Core, fragments: &Fragments, range: Range<u32>) ->
     Ok(out)
 }
 
-fn warn_unreadable(core: &Core, fragment: &StoredFragment, error: &FragmentError) {
+/// Has the stripe repaired in the background: this read is served without the fragment, the next one should not have to.
+fn want_repair(core: &Rc<Core>, fragments: &Fragments, cause: RepairCause) {
+    let gone = usize::from(cause == RepairCause::Unreadable);
+    let margin = (fragments.by_index.len() - gone) as Margin - Margin::from(fragments.shape.data);
+    repairer::report(core, fragments.name, margin.max(0), cause);
+}
+
+fn note_unreadable(core: &Rc<Core>, fragments: &Fragments, fragment: &StoredFragment, error: &FragmentError) {
+    if let FragmentError::Corrupt { .. } = error {
+        want_repair(core, fragments, RepairCause::Unreadable);
+    }
     if let Some(more) = core.unreadable.pass(core.ports.now()) {
         let device = fragment.extent.device;
         warn!(%device, %error, more, "a fragment could not be read; its bytes are rebuilt from others");
@@ -107,14 +123,21 @@ fn warn_unreadable(core: &Core, fragment: &StoredFragment, error: &FragmentError
 }
 
 /// A range of one data fragment's payload, rebuilt from the same range of others when it can't be read.
-async fn read_piece(core: &Core, fragments: &Fragments, index: u8, range: Range<u32>) -> Result<IoBytes, StoreError> {
+async fn read_piece(
+    core: &Rc<Core>,
+    fragments: &Fragments,
+    index: u8,
+    range: Range<u32>,
+) -> Result<IoBytes, StoreError> {
     let mut tried = BTreeSet::new();
     if let Some(fragment) = fragments.by_index.get(&index) {
         tried.insert(index);
         match core.fragments.read(fragment, range.clone()).await {
             Ok(bytes) => return Ok(bytes),
-            Err(error) => warn_unreadable(core, fragment, &error),
+            Err(error) => note_unreadable(core, fragments, fragment, &error),
         }
+    } else {
+        want_repair(core, fragments, RepairCause::Missing);
     }
     DataCounters::add(&core.counters.rebuilds, 1);
     let needed = usize::from(fragments.shape.data);
@@ -135,7 +158,7 @@ async fn read_piece(core: &Core, fragments: &Fragments, index: u8, range: Range<
         for (fragment, result) in next.iter().zip(join_all(read).await) {
             match result {
                 Ok(bytes) => good.push((fragment.meta.key.index, bytes)),
-                Err(error) => warn_unreadable(core, fragment, &error),
+                Err(error) => note_unreadable(core, fragments, fragment, &error),
             }
         }
     }

@@ -8,6 +8,8 @@ use crate::envelope::{EnvelopeBinding, envelope_len, seal};
 use crate::keyring::TenantKeys;
 use crate::message::{BeginChunk, Bucket, Decision, HomeRequest, HomeResponse, PinId};
 use crate::placement::{self, PlacementCandidate};
+use crate::repair_queue::{Margin, RepairCause};
+use crate::repairer;
 use crate::stripe::{fragment_payload_len, padded_len, parity_buffer_count, shape_for};
 use futures::StreamExt;
 use futures::future::join;
@@ -164,7 +166,7 @@ fn encode(core: &Core, stripe: &Stripe, envelope: IoBuf) -> Vec<IoBytes> {
 
 /// Writes all fragments of a stripe to distinct devices (I-D4). A fragment may be missing only because no usable device
 /// is left for it, and only down to the ack width; a full device is no excuse.
-async fn write_stripe(core: &Core, stripe: &Stripe, envelope: IoBuf) -> Result<(), StoreError> {
+async fn write_stripe(core: &Rc<Core>, stripe: &Stripe, envelope: IoBuf) -> Result<(), StoreError> {
     let payloads = encode(core, stripe, envelope);
     let devices = core.fragments.devices();
     let candidates: Vec<PlacementCandidate> = devices
@@ -224,5 +226,7 @@ async fn write_stripe(core: &Core, stripe: &Stripe, envelope: IoBuf) -> Result<(
         return Err(StoreError::Unavailable { reason });
     }
     DataCounters::add(&core.counters.stripes_degraded, 1);
+    let margin = (durable - usize::from(stripe.shape.data)) as Margin;
+    repairer::report(core, stripe.name, margin, RepairCause::Missing);
     Ok(())
 }

@@ -6,15 +6,19 @@ use crate::calls::Calls;
 use crate::chunk_buffers::ChunkBuffers;
 use crate::chunker::{ChunkFormat, Chunker};
 use crate::control_cache::ControlCache;
+use crate::delta::ChunkName;
 use crate::hash_queue::HashQueue;
 use crate::keyring::{Keyring, NodeKeys};
 use crate::message::{Bucket, ControlRequest, ControlResponse};
+use crate::repair::RepairCounters;
+use crate::repair_queue::RepairQueue;
 use crate::stripe::StripeCoder;
 use crate::throttle::Throttle;
 use kiseki_types::Ports;
 use kiseki_types::fragment::FragmentStore;
 use kiseki_types::ids::TenantId;
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 use zeroize::Zeroizing;
@@ -74,6 +78,12 @@ pub struct Core {
     pub counters: DataCounters,
     /// Holds back warnings of fragments that can't be read.
     pub unreadable: Throttle,
+    /// Stripes of this core's homes that are to be repaired.
+    pub repairs: Rc<RepairQueue>,
+    /// Stripes whose homes are being told that they are not whole.
+    pub repair_reports: RefCell<BTreeSet<ChunkName>>,
+    /// What repair has done.
+    pub repair_counters: RepairCounters,
     /// Work behind the answers.
     pub background: Rc<Background>,
     /// How often a writer asks for the pin epoch.
@@ -97,6 +107,9 @@ impl Core {
             background: Background::new(ports.clone()),
             control_cache: ControlCache::default(),
             unreadable: Throttle::default(),
+            repairs: Rc::default(),
+            repair_reports: RefCell::default(),
+            repair_counters: RepairCounters::default(),
             chunk_buffers: ChunkBuffers::new(),
             hash_queue: HashQueue::new(ports.clone()),
             ports,

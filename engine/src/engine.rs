@@ -12,6 +12,8 @@ use crate::leader::Leader;
 use crate::machine::Machine;
 use crate::message::{EngineRequest, EngineResponse, OpenShard, RequestBody, ResponseBody};
 use crate::orphans;
+use crate::repairer::{RepairSettings, RepairState, Repairer};
+use crate::scrubber::{LaneShare, ScrubSettings, ScrubState, Scrubber};
 use crate::shard_service::ShardService;
 use crate::store::EngineStore;
 use kiseki_types::Ports;
@@ -47,6 +49,10 @@ pub struct EngineInputs {
     pub first_pool: StripeShape,
     /// How long a pin epoch stays open at least once writers get the next one, see [`PIN_EPOCH_AGE`].
     pub pin_epoch_age: Duration,
+    /// How fast this core may repair.
+    pub repair: RepairSettings,
+    /// How often everything is read and checked; `None` for never.
+    pub scrub: Option<ScrubSettings>,
 }
 
 /// Time between two closings of pin epochs. A writer asks for the epoch ten times as often and commits what it holds
@@ -61,6 +67,8 @@ pub struct Engine {
     control: RefCell<Option<Rc<ControlService>>>,
     homes: RefCell<BTreeMap<ShardId, Rc<HomeService>>>,
     shards: RefCell<BTreeMap<ShardId, Rc<ShardService>>>,
+    repairer: RefCell<Option<Rc<Repairer>>>,
+    scrubber: RefCell<Option<Rc<Scrubber>>>,
 }
 
 impl Engine {
@@ -82,6 +90,8 @@ impl Engine {
             control: RefCell::default(),
             homes: RefCell::default(),
             shards: RefCell::default(),
+            repairer: RefCell::default(),
+            scrubber: RefCell::default(),
         })
     }
 
@@ -152,6 +162,7 @@ impl Engine {
                 self.calls.clone(),
                 self.inputs.fragments.clone(),
                 self.core.background.clone(),
+                self.core.repairs.clone(),
             );
             service.start().await?;
             self.homes.borrow_mut().insert(home, service);
@@ -168,12 +179,29 @@ impl Engine {
         }
     }
 
-    /// Step 3, when step 2 is done: settles what writers left when the node went down, and looks for orphans.
+    /// Step 3, when step 2 is done: settles what writers left when the node went down, looks for orphans, repairs, scrubs.
     pub fn start_background(&self) {
         for home in self.homes() {
             home.settle_stale_pins();
         }
         orphans::start(&self.core);
+        self.repairer.replace(Some(Repairer::start(&self.core, self.homes(), self.inputs.repair)));
+        if let Some(settings) = self.inputs.scrub {
+            let share = LaneShare { lanes: self.inputs.lanes.len(), of: usize::from(self.inputs.lane_count) };
+            self.scrubber.replace(Some(Scrubber::start(&self.core, self.homes(), share, settings)));
+        }
+    }
+
+    /// What repair is about on this core; nothing before step 3.
+    #[must_use]
+    pub fn repair_state(&self) -> RepairState {
+        self.repairer.borrow().as_ref().map(|repairer| repairer.state()).unwrap_or_default()
+    }
+
+    /// How far scrub is on this core; `None` when it is off, and before step 3.
+    #[must_use]
+    pub fn scrub_state(&self) -> Option<ScrubState> {
+        self.scrubber.borrow().as_ref().map(|scrubber| scrubber.state())
     }
 
     /// Ends what goes on behind the answers, on every core before any core closes its groups.

@@ -4,6 +4,10 @@
 //! readable now, and in the pool that was asked for. A generation is freed only after it is condemned (no more hits)
 //! and every shard that may name it has committed a fence and answered that it does not (I-C2).
 
+mod upkeep;
+
+pub use upkeep::{GenerationBatch, HeldGeneration, RepairGuard, RepairPermit, ScrubMark};
+
 use crate::api::StoreError;
 use crate::background::Background;
 use crate::calls::Calls;
@@ -11,6 +15,7 @@ use crate::delta::{ChunkName, RowChange};
 use crate::latch::{Hold, LatchGuard};
 use crate::leader::{CommitError, DECISIONS_MAX, Draft, Leader, row_damaged};
 use crate::message::{BeginChunk, Collected, Decision, HomeRequest, HomeResponse, PinId, ShardRequest, ShardResponse};
+use crate::repair_queue::{RepairCause, RepairQueue};
 use crate::stripe::shape_for;
 use futures::FutureExt;
 use futures::channel::oneshot;
@@ -148,6 +153,10 @@ pub struct HomeService {
     committing: RefCell<BTreeMap<PinId, Committing>>,
     /// Whether there may be such pins.
     unsettled: Cell<bool>,
+    /// Generations that are not collected because a repair has them.
+    repairing: RefCell<upkeep::Repairing>,
+    /// Where stripes of this home are queued for repair.
+    repairs: Rc<RepairQueue>,
     background: Rc<Background>,
     /// Counters.
     pub counters: HomeCounters,
@@ -161,10 +170,13 @@ impl HomeService {
         calls: Calls,
         fragments: Rc<dyn FragmentStore>,
         background: Rc<Background>,
+        repairs: Rc<RepairQueue>,
     ) -> Rc<HomeService> {
         Rc::new(HomeService {
             leader,
             background,
+            repairs,
+            repairing: RefCell::default(),
             unsettled: Cell::new(true),
             calls,
             fragments,
@@ -255,6 +267,10 @@ impl HomeService {
                 Ok(HomeResponse::Decisions(Vec::new()))
             }
             HomeRequest::Collect(name) => self.collect(name).await.map(HomeResponse::Collected),
+            HomeRequest::Repair { name, margin, cause } => {
+                self.repairs.offer(name, margin, cause);
+                Ok(HomeResponse::Decisions(Vec::new()))
+            }
             HomeRequest::Unknown(names) => self.unknown(&names).await.map(HomeResponse::Unknown),
         }
     }
@@ -422,6 +438,10 @@ impl HomeService {
     async fn collect(&self, name: ChunkName) -> Result<Collected, StoreError> {
         let _guards = self.latch([name.locator].into_iter()).await;
         let Some(mut record) = self.record(name).await? else { return Ok(Collected::Freed) };
+        // I-C2: what is freed while a repair writes it would come back, and nobody would free that.
+        if self.is_being_repaired(&name) {
+            return Ok(Collected::Busy);
+        }
         let pins = self.pins(name).await?;
         if pins.iter().any(|pin| self.live_pins.borrow().contains(pin)) {
             return Ok(Collected::Busy);
@@ -476,6 +496,8 @@ impl HomeService {
             self.calls.shard(*shard, ShardRequest::Unfence(name)).await?;
         }
         self.put_record(name, &record, pins).await?;
+        // While it was condemned no walk looked after it.
+        self.repairs.offer(name, 0, RepairCause::Missing);
         self.counters.pardoned.set(self.counters.pardoned.get() + 1);
         Ok(Collected::Named)
     }

@@ -4,7 +4,8 @@
 //! offers [`api`] to gateways. Reading order: [`api`]; the write path [`writer`], [`chunk_write`]; the read path
 //! [`reader`], [`chunk_read`]; what they are made of ([`chunker`], [`chunk_id`], [`keys`], [`envelope`], [`stripe`],
 //! [`placement`]); then what shards do: [`delta`], [`machine`], [`leader`], [`shard_service`], [`home_service`],
-//! [`control_service`]; and [`engine`], which puts one core together.
+//! [`control_service`]; what keeps it whole: [`repairer`], [`repair`], [`scrubber`]; and [`engine`], which puts one core
+//! together.
 #![forbid(unsafe_code)]
 
 pub mod api;
@@ -34,8 +35,13 @@ pub mod machine;
 pub mod message;
 pub mod names;
 pub mod orphans;
+pub mod pace;
 pub mod placement;
 pub mod reader;
+pub mod repair;
+pub mod repair_queue;
+pub mod repairer;
+pub mod scrubber;
 pub mod shard_service;
 pub mod shard_tables;
 pub mod store;

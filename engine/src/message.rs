@@ -8,6 +8,7 @@ use crate::api::{
 use crate::chunker::ChunkFormat;
 use crate::composition::{FileEntry, Page, PageReference, PartEntry};
 use crate::delta::ChunkName;
+use crate::repair_queue::{Margin, RepairCause};
 use kiseki_types::fragment::StripeShape;
 use kiseki_types::ids::{
     DirId, Generation, Locator, MasterEpoch, NamespaceId, PageId, PinEpoch, PoolId, ShardId, TenantId, UploadId,
@@ -107,6 +108,15 @@ pub enum HomeRequest {
     Collect(ChunkName),
     /// Which of these generations does the home not know, so that fragments of them are orphans?
     Unknown(Vec<ChunkName>),
+    /// Somebody met a stripe that is not whole: queue it for repair.
+    Repair {
+        /// Which.
+        name: ChunkName,
+        /// How many more fragments it may lose, as far as the caller knows.
+        margin: Margin,
+        /// What is wrong.
+        cause: RepairCause,
+    },
 }
 
 /// What a home says of a chunk.
@@ -131,7 +141,7 @@ pub enum Collected {
 
 /// What a home answers.
 pub enum HomeResponse {
-    /// To `Begin`, in order.
+    /// To `Begin`, in order; none to requests that only want to be heard.
     Decisions(Vec<Decision>),
     /// To `Collect`.
     Collected(Collected),

@@ -3,4 +3,6 @@
 mod epochs;
 mod objects;
 mod promises;
+mod repair;
+mod scrub;
 mod support;

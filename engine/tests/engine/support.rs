@@ -11,6 +11,8 @@ use kiseki_engine::keyring::NodeKeys;
 use kiseki_engine::keys::MasterKeys;
 use kiseki_engine::machine;
 use kiseki_engine::message::{ControlRequest, ControlResponse, Dedup, EngineRequest, EngineResponse};
+use kiseki_engine::repairer::RepairSettings;
+use kiseki_engine::scrubber::ScrubSettings;
 use kiseki_simulator::{NodeId, Sim, SimLink};
 use kiseki_types::LocalBoxFuture;
 use kiseki_types::buf::{IoBuf, IoBytes};
@@ -144,6 +146,31 @@ struct Medium {
     failed: BTreeSet<DeviceId>,
     capacity_bytes: u64,
     device_count: u8,
+    put_delay: Duration,
+    /// Every fragment that was put, in the order in which the puts ended.
+    puts: Vec<FragmentKey>,
+}
+
+impl Medium {
+    fn put(&mut self, device: DeviceId, meta: FragmentMeta, bytes: Vec<u8>) -> Result<Extent, FragmentError> {
+        let on_device = || self.fragments.iter().filter(|((_, on), _)| *on == device);
+        let used: u64 = on_device().map(|(_, (_, b))| b.len() as u64).sum();
+        let FragmentKey { locator, generation, index } = meta.key;
+        if self.failed.contains(&device) {
+            return Err(FragmentError::DeviceFailed { device, reason: "test".to_owned() });
+        }
+        if used + bytes.len() as u64 > self.capacity_bytes {
+            return Err(FragmentError::Full { device, needed_bytes: bytes.len() as u64 });
+        }
+        if on_device().any(|((key, _), _)| key.locator == locator && key.generation == generation) {
+            return Err(FragmentError::SecondOfStripe { device, locator, generation });
+        }
+        let extent =
+            Extent { device, start: BlockIndex(u64::from(index)), len: BlockCount(bytes.len() as u64 / 4096 + 1) };
+        self.puts.push(meta.key);
+        self.fragments.insert((meta.key, device), (StoredFragment { meta, extent }, bytes));
+        Ok(extent)
+    }
 }
 
 /// Fragments in memory, with devices that fail, fill up and rot on demand.
@@ -160,8 +187,36 @@ impl MemoryFragments {
     pub fn fail(&self, index: u8) {
         self.medium.borrow_mut().failed.insert(Self::device(index));
     }
+    /// All failed devices are back, with what they held.
     pub fn repair(&self) {
         self.medium.borrow_mut().failed.clear();
+    }
+    pub fn bring_back(&self, index: u8) {
+        self.medium.borrow_mut().failed.remove(&Self::device(index));
+    }
+    pub fn healthy_count(&self) -> usize {
+        let medium = self.medium.borrow();
+        usize::from(medium.device_count) - medium.failed.len()
+    }
+    /// How long a put takes; the fragment is there at its end.
+    pub fn set_put_delay(&self, delay: Duration) {
+        self.medium.borrow_mut().put_delay = delay;
+    }
+    /// What was put since the last call, in order.
+    pub fn take_puts(&self) -> Vec<FragmentKey> {
+        std::mem::take(&mut self.medium.borrow_mut().puts)
+    }
+    /// Fragments that can be read, as (index, device), by stripe.
+    pub fn good(&self) -> BTreeMap<(Locator, Generation), Vec<(u8, DeviceId)>> {
+        let medium = self.medium.borrow();
+        let mut stripes = BTreeMap::<_, Vec<_>>::new();
+        for ((key, device), (_, bytes)) in &medium.fragments {
+            let good = stripes.entry((key.locator, key.generation)).or_default();
+            if !medium.failed.contains(device) && !bytes.is_empty() {
+                good.push((key.index, *device));
+            }
+        }
+        stripes
     }
     pub fn set_capacity(&self, bytes: u64) {
         self.medium.borrow_mut().capacity_bytes = bytes;
@@ -222,21 +277,12 @@ impl FragmentStore for MemoryFragments {
     ) -> LocalBoxFuture<'static, Result<Extent, FragmentError>> {
         let bytes: Vec<u8> = payload.iter().flat_map(|part| part.to_vec()).collect();
         assert_eq!(bytes.len(), meta.payload_len_bytes as usize);
-        let mut medium = self.medium.borrow_mut();
-        let used: u64 =
-            medium.fragments.iter().filter(|((_, on), _)| *on == device).map(|(_, (_, b))| b.len() as u64).sum();
-        let result = if medium.failed.contains(&device) {
-            Err(FragmentError::DeviceFailed { device, reason: "test".to_owned() })
-        } else if used + bytes.len() as u64 > medium.capacity_bytes {
-            Err(FragmentError::Full { device, needed_bytes: bytes.len() as u64 })
-        } else {
-            let start = BlockIndex(u64::from(meta.key.index));
-            let extent = Extent { device, start, len: BlockCount(bytes.len() as u64 / 4096 + 1) };
-            medium.fragments.insert((meta.key, device), (StoredFragment { meta, extent }, bytes));
-            Ok(extent)
-        };
-        drop(medium);
-        self.later(result)
+        let (medium, ports) = (self.medium.clone(), self.ports.clone());
+        Box::pin(async move {
+            let delay = medium.borrow().put_delay;
+            ports.sleep(Duration::from_micros(50) + delay).await;
+            medium.borrow_mut().put(device, meta, bytes)
+        })
     }
 
     fn locate(
@@ -259,7 +305,11 @@ impl FragmentStore for MemoryFragments {
         let medium = self.medium.borrow();
         let FragmentKey { locator, index, .. } = fragment.meta.key;
         let corrupt = FragmentError::Corrupt { locator, index, extent: fragment.extent };
-        let bytes = medium.fragments.get(&(fragment.meta.key, fragment.extent.device));
+        let device = fragment.extent.device;
+        if medium.failed.contains(&device) {
+            return self.later(Err(FragmentError::DeviceFailed { device, reason: "test".to_owned() }));
+        }
+        let bytes = medium.fragments.get(&(fragment.meta.key, device));
         let result = bytes
             .and_then(|(_, bytes)| bytes.get(range.start as usize..range.end as usize))
             .map(|bytes| IoBuf::copy_of(bytes).freeze())
@@ -268,8 +318,17 @@ impl FragmentStore for MemoryFragments {
     }
 
     fn release(&self, fragment: &StoredFragment) -> LocalBoxFuture<'static, Result<(), FragmentError>> {
-        self.medium.borrow_mut().fragments.remove(&(fragment.meta.key, fragment.extent.device));
-        self.later(Ok(()))
+        let device = fragment.extent.device;
+        let mut medium = self.medium.borrow_mut();
+        let result = match medium.failed.contains(&device) {
+            true => Err(FragmentError::DeviceFailed { device, reason: "test".to_owned() }),
+            false => {
+                medium.fragments.remove(&(fragment.meta.key, device));
+                Ok(())
+            }
+        };
+        drop(medium);
+        self.later(result)
     }
 
     fn list(
@@ -296,6 +355,15 @@ pub struct World {
     pub fragments: MemoryFragments,
     pub engine: Rc<Engine>,
     pub store: Store,
+    shape: StripeShape,
+    upkeep: Upkeep,
+}
+
+/// How an engine repairs and scrubs.
+#[derive(Clone, Copy, Default)]
+pub struct Upkeep {
+    pub repair: RepairSettings,
+    pub scrub: Option<ScrubSettings>,
 }
 
 impl World {
@@ -305,21 +373,24 @@ impl World {
     }
 
     pub fn with_devices(seed: u64, device_count: u8, shape: StripeShape) -> World {
+        World::with_upkeep(seed, device_count, shape, Upkeep::default())
+    }
+
+    pub fn with_upkeep(seed: u64, device_count: u8, shape: StripeShape, upkeep: Upkeep) -> World {
         let sim = Sim::new(seed);
         let medium = Medium { device_count, capacity_bytes: 1 << 40, ..Medium::default() };
         let fragments = MemoryFragments { medium: Rc::new(RefCell::new(medium)), ports: sim.ports(NODE) };
         let logs = Logs::default();
-        let engine = start(&sim, &logs, &fragments, shape, true);
+        let engine = start(&sim, &logs, &fragments, shape, upkeep, true);
         let store = engine.store();
-        World { sim, logs, fragments, engine, store }
+        World { sim, logs, fragments, engine, store, shape, upkeep }
     }
 
     /// The node goes down and comes back with what was committed and durable.
     pub fn restart(&mut self) {
         self.sim.kill(NODE);
         self.fragments.ports = self.sim.ports(NODE);
-        let shape = StripeShape { data: 4, parity: 2 };
-        self.engine = start(&self.sim, &self.logs, &self.fragments, shape, false);
+        self.engine = start(&self.sim, &self.logs, &self.fragments, self.shape, self.upkeep, false);
         self.store = self.engine.store();
     }
 
@@ -339,8 +410,32 @@ impl World {
     }
 
     pub fn sleep(&self, seconds: u64) {
+        // In parts: one run of the simulator has a limit.
+        for part in (0..seconds).step_by(600) {
+            let ports = self.sim.ports(NODE);
+            let span = Duration::from_secs(600.min(seconds - part));
+            self.run(async move { ports.sleep(span).await });
+        }
+    }
+
+    /// Lets virtual time pass until the condition holds; not for ever.
+    pub fn await_that(&self, what: &str, condition: impl Fn(&World) -> bool) {
         let ports = self.sim.ports(NODE);
-        self.run(async move { ports.sleep(Duration::from_secs(seconds)).await });
+        let deadline = ports.now() + Duration::from_secs(3 * 3600);
+        while !condition(self) {
+            assert!(ports.now() < deadline, "not within three hours: {what}");
+            let pause = ports.clone();
+            self.run(async move { pause.sleep(Duration::from_millis(20)).await });
+        }
+    }
+
+    /// Until repair has looked at every stripe with the devices that are usable now, and has nothing left to do.
+    pub fn await_full_width(&self) {
+        self.await_that("full width", |world| {
+            let state = world.engine.repair_state();
+            let open = state.backlog + state.waiting + state.lost;
+            state.devices_walked == world.fragments.healthy_count() && open == 0
+        });
     }
 
     pub fn tenant(&self, name: &str, dedup: Dedup) -> TenantId {
@@ -385,7 +480,14 @@ pub async fn put(
     writer.finish(finish).await
 }
 
-fn start(sim: &Sim, logs: &Logs, fragments: &MemoryFragments, shape: StripeShape, create: bool) -> Rc<Engine> {
+fn start(
+    sim: &Sim,
+    logs: &Logs,
+    fragments: &MemoryFragments,
+    shape: StripeShape,
+    upkeep: Upkeep,
+    create: bool,
+) -> Rc<Engine> {
     let ports = sim.ports(NODE);
     let link = SimLink::<EngineRequest, EngineResponse>::new(sim);
     let engine = Engine::new(EngineInputs {
@@ -400,6 +502,8 @@ fn start(sim: &Sim, logs: &Logs, fragments: &MemoryFragments, shape: StripeShape
         shards_per_tenant: 2,
         first_pool: shape,
         pin_epoch_age: kiseki_engine::engine::PIN_EPOCH_AGE,
+        repair: upkeep.repair,
+        scrub: upkeep.scrub,
     });
     for lane in (0..LANES).map(LaneId) {
         let engine = engine.clone();

@@ -3,9 +3,12 @@
 
 use crate::paths::{DEFAULT_DIR, KisekiDir};
 use clap::{Args, ValueEnum};
+use kiseki_engine::repairer::RepairSettings;
+use kiseki_engine::scrubber::ScrubSettings;
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 use thiserror::Error;
 
 /// Lanes that a node's devices are formatted with when nobody says otherwise.
@@ -18,6 +21,10 @@ pub const DEFAULT_ADMIN_PORT: u16 = 9090;
 const FILE_LEN_BYTES_MAX: u64 = 1 << 20;
 /// Most cores of one node.
 const CORES_MAX: u16 = 1024;
+/// Most stripes that one core repairs at once: each takes its fragments in memory.
+const STRIPES_AT_ONCE_MAX: usize = 64;
+/// Longest interval of scrub, ten years: longer ones are a way to say never.
+const SCRUB_INTERVAL_H_MAX: u32 = 10 * 365 * 24;
 /// Most side threads of one node.
 const SIDE_THREADS_MAX: u16 = 1024;
 
@@ -69,14 +76,41 @@ pub struct FileConfig {
     pub devices: Vec<PathBuf>,
     /// One copy of every chunk on one device: a lost device loses data. Needed to run with a single device.
     pub unsafe_single_copy: bool,
+    /// Never read what nobody asks for: rot is found when it is too late. The one way to turn scrub off, and named so
+    /// because it weakens durability (I-O1).
+    pub unsafe_no_scrub: bool,
     /// Towards S3 clients.
     pub s3: S3Section,
+    /// Repair of stripes.
+    pub repair: RepairSection,
+    /// Reading and checking of everything.
+    pub scrub: ScrubSection,
     /// Health and metrics.
     pub admin: AdminSection,
     /// The key store.
     pub keys: KeysSection,
     /// What is logged.
     pub log: LogSection,
+}
+
+/// Section `[repair]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RepairSection {
+    /// MiB of fragments that the node reads and writes a second for repair while no client is served.
+    pub mib_per_second_max: u32,
+    /// Stripes that each core repairs at once.
+    pub stripes_at_once: usize,
+}
+
+/// Section `[scrub]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ScrubSection {
+    /// Hours in which everything is read once.
+    pub interval_h: u32,
+    /// MiB of fragments that the node reads a second at most for it.
+    pub mib_per_second_max: u32,
 }
 
 /// Section `[s3]`.
@@ -149,6 +183,33 @@ impl Default for S3Section {
             connections_per_core_max: 4096,
         }
     }
+}
+
+impl Default for RepairSection {
+    fn default() -> RepairSection {
+        RepairSection { mib_per_second_max: 400, stripes_at_once: 2 }
+    }
+}
+
+impl RepairSection {
+    /// One core's share.
+    #[must_use]
+    pub fn of_core(&self, cores: u16) -> RepairSettings {
+        RepairSettings {
+            bytes_per_second_max: mib_of_core(self.mib_per_second_max, cores),
+            stripes_at_once: self.stripes_at_once,
+        }
+    }
+}
+
+impl Default for ScrubSection {
+    fn default() -> ScrubSection {
+        ScrubSection { interval_h: 336, mib_per_second_max: 200 }
+    }
+}
+
+fn mib_of_core(mib: u32, cores: u16) -> u64 {
+    (u64::from(mib) << 20).div_ceil(u64::from(cores.max(1)))
 }
 
 impl Default for AdminSection {
@@ -228,8 +289,14 @@ pub struct Config {
     pub devices: Vec<PathBuf>,
     /// Run with one copy on one device.
     pub unsafe_single_copy: bool,
+    /// Never scrub.
+    pub unsafe_no_scrub: bool,
     /// Towards S3 clients.
     pub s3: S3Section,
+    /// Repair of stripes.
+    pub repair: RepairSection,
+    /// Reading and checking of everything.
+    pub scrub: ScrubSection,
     /// Health and metrics.
     pub admin: AdminSection,
     /// The key store.
@@ -260,7 +327,7 @@ impl Config {
 
     /// Lays overrides over a file and checks the result.
     pub fn combine(dir: KisekiDir, file: FileConfig, overrides: &Overrides) -> Result<Config, ConfigError> {
-        let FileConfig { mut s3, mut admin, mut keys, mut log, .. } = file;
+        let FileConfig { mut s3, mut admin, mut keys, mut log, repair, scrub, .. } = file;
         if let Some(host) = overrides.s3_host {
             s3.listen.set_ip(host);
         }
@@ -299,7 +366,10 @@ impl Config {
             metadata_dirs: file.metadata_dirs.iter().map(|path| dir.resolve(path)).collect(),
             devices: file.devices.iter().map(|path| dir.resolve(path)).collect(),
             unsafe_single_copy: file.unsafe_single_copy,
+            unsafe_no_scrub: file.unsafe_no_scrub,
             s3,
+            repair,
+            scrub,
             admin,
             keys,
             log,
@@ -333,11 +403,37 @@ impl Config {
         if self.s3.connections_per_core_max == 0 {
             return refuse("s3.connections_per_core_max", "0".to_owned(), "at least 1");
         }
+        if self.repair.mib_per_second_max == 0 {
+            return refuse("repair.mib_per_second_max", "0".to_owned(), "at least 1: repair is never off");
+        }
+        if !(1..=STRIPES_AT_ONCE_MAX).contains(&self.repair.stripes_at_once) {
+            return refuse("repair.stripes_at_once", self.repair.stripes_at_once.to_string(), "1 to 64");
+        }
+        if self.scrub.interval_h == 0 {
+            let reason = "at least 1 hour; to never read what nobody asks for, set unsafe_no_scrub = true";
+            return refuse("scrub.interval_h", "0".to_owned(), reason);
+        }
+        if self.scrub.interval_h > SCRUB_INTERVAL_H_MAX {
+            return refuse("scrub.interval_h", self.scrub.interval_h.to_string(), "at most ten years, 87600");
+        }
+        if self.scrub.mib_per_second_max == 0 {
+            return refuse("scrub.mib_per_second_max", "0".to_owned(), "at least 1");
+        }
         if self.s3.listen == self.admin.listen && self.s3.listen.port() != 0 {
             let value = self.admin.listen.to_string();
             return refuse("admin.listen", value, "S3 listens there; choose another port");
         }
         Ok(())
+    }
+
+    /// One core's share of scrub.
+    #[must_use]
+    pub fn scrub_of_core(&self) -> Option<ScrubSettings> {
+        let settings = ScrubSettings {
+            interval: Duration::from_secs(u64::from(self.scrub.interval_h) * 3600),
+            bytes_per_second_max: mib_of_core(self.scrub.mib_per_second_max, self.cores),
+        };
+        (!self.unsafe_no_scrub).then_some(settings)
     }
 
     /// Where clients reach S3.
@@ -350,8 +446,11 @@ impl Config {
     /// What weakens durability or secrecy in this configuration, for health (I-O1).
     #[must_use]
     pub fn unsafe_settings(&self) -> Vec<&'static str> {
-        let settings =
-            [("unsafe_s3_plaintext", self.s3.unsafe_s3_plaintext), ("unsafe_single_copy", self.unsafe_single_copy)];
+        let settings = [
+            ("unsafe_s3_plaintext", self.s3.unsafe_s3_plaintext),
+            ("unsafe_single_copy", self.unsafe_single_copy),
+            ("unsafe_no_scrub", self.unsafe_no_scrub),
+        ];
         settings.into_iter().filter(|(_, set)| *set).map(|(name, _)| name).collect()
     }
 
@@ -364,7 +463,10 @@ impl Config {
             metadata_dirs: self.metadata_dirs.clone(),
             devices: self.devices.clone(),
             unsafe_single_copy: self.unsafe_single_copy,
+            unsafe_no_scrub: self.unsafe_no_scrub,
             s3: self.s3.clone(),
+            repair: self.repair.clone(),
+            scrub: self.scrub.clone(),
             admin: self.admin.clone(),
             keys: self.keys.clone(),
             log: self.log.clone(),
@@ -419,11 +521,23 @@ mod tests {
             ("devices = ['d0']", "metadata_dirs"),
             ("metadata_dirs = ['m']", "devices"),
             ("metadata_dirs = ['m']\ndevices = ['d', 'd']", "devices"),
+            ("metadata_dirs = ['m']\ndevices = ['d']\n[scrub]\ninterval_h = 0", "scrub.interval_h"),
+            ("metadata_dirs = ['m']\ndevices = ['d']\n[repair]\nstripes_at_once = 0", "repair.stripes_at_once"),
             ("metadata_dirs = ['m']\ndevices = ['d']\n[admin]\nlisten = '127.0.0.1:9000'", "admin.listen"),
         ] {
             let error = combine(text, &Overrides::default()).unwrap_err();
             assert!(error.to_string().starts_with(key), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn scrub_is_off_only_by_a_name_that_says_what_it_costs() {
+        let config = combine(SMALL, &Overrides { cores: Some(2), ..Overrides::default() }).unwrap();
+        let scrub = config.scrub_of_core().expect("on when nobody says otherwise");
+        assert_eq!((scrub.interval, scrub.bytes_per_second_max), (Duration::from_secs(336 * 3600), 100 << 20));
+        let config = combine(&format!("unsafe_no_scrub = true\n{SMALL}"), &Overrides::default()).unwrap();
+        assert_eq!(config.scrub_of_core(), None);
+        assert_eq!(config.unsafe_settings(), ["unsafe_no_scrub"], "I-O1: shown in health");
     }
 
     #[test]

@@ -21,6 +21,8 @@ use kiseki_engine::api::{Store, StoreError};
 use kiseki_engine::engine::{Engine, EngineInputs};
 use kiseki_engine::keyring::NodeKeys;
 use kiseki_engine::message::{EngineRequest, EngineResponse};
+use kiseki_engine::repairer::RepairSettings;
+use kiseki_engine::scrubber::ScrubSettings;
 use kiseki_raft::table_file::TableFile;
 use kiseki_raft::table_set::TableSettings;
 use kiseki_raft::{GroupSettings, LaneLog, RaftError};
@@ -125,6 +127,10 @@ pub struct CoreInputs {
     pub shards_per_tenant: u16,
     /// Time between two closings of pin epochs.
     pub pin_epoch_age: Duration,
+    /// How fast this core may repair.
+    pub repair: RepairSettings,
+    /// How often this core reads and checks what it holds; `None` for never.
+    pub scrub: Option<ScrubSettings>,
     /// Timers of the Raft groups.
     pub group_settings: GroupSettings,
     /// Whether the cluster is being made: only then may logs and shards start empty (I-O4, I-L10).
@@ -181,6 +187,8 @@ impl CoreNode {
             shards_per_tenant: inputs.shards_per_tenant,
             first_pool: inputs.first_pool,
             pin_epoch_age: inputs.pin_epoch_age,
+            repair: inputs.repair,
+            scrub: inputs.scrub,
         });
         let core = CoreNode { core: inputs.core, is_new: inputs.is_new, fragments, groups, engine, tables };
         Ok((Rc::new(core), reports))

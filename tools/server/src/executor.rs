@@ -127,6 +127,8 @@ async fn run_core(shared: Arc<CoreShared>, core: CoreId, calls: Option<AdminCall
         first_pool: shared.shape,
         shards_per_tenant: shared.shards_per_tenant,
         pin_epoch_age: PIN_EPOCH_AGE,
+        repair: shared.config.repair.of_core(shared.config.cores),
+        scrub: shared.config.scrub_of_core(),
         group_settings: GroupSettings::single_voter(),
         is_new: shared.meta.is_new,
     };

@@ -121,6 +121,20 @@ fn config_text(options: &InitOptions) -> String {
          devices = [{devices}]\n\
          # Run on a single device, one copy of everything: a lost device loses its data. Shown in health.\n\
          unsafe_single_copy = false\n\
+         # Never read what nobody asks for, so that rot is found when it is too late. Shown in health.\n\
+         unsafe_no_scrub = false\n\
+         \n\
+         [repair]\n\
+         # MiB of fragments that the node reads and writes a second to bring stripes back to full width; a quarter of\n\
+         # it while clients are served, except for stripes that can't afford another loss.\n\
+         mib_per_second_max = 400\n\
+         # Stripes that each core repairs at once.\n\
+         stripes_at_once = 2\n\
+         \n\
+         [scrub]\n\
+         # Everything is read and checked once in so many hours, at no more than so many MiB a second.\n\
+         interval_h = 336\n\
+         mib_per_second_max = 200\n\
          \n\
          [s3]\n\
          listen = \"127.0.0.1:9000\"\n\

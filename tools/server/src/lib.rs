@@ -33,4 +33,5 @@ pub mod paths;
 pub mod report;
 pub mod status;
 pub mod steps;
+pub mod upkeep;
 pub mod watch;

@@ -3,6 +3,7 @@
 use crate::core_node::CoreNode;
 use crate::executor::CoreShared;
 use crate::status::{CoreReport, StatusBoard};
+use crate::upkeep;
 use kiseki_devices::fragment_store::DeviceReport;
 use kiseki_gateway::S3Service;
 use kiseki_types::fragment::{DeviceState, FragmentStore};
@@ -111,6 +112,7 @@ fn report(shared: &CoreShared, core: CoreId, node: &CoreNode, gateway: &S3Servic
         add(&mut values, "pin_epochs_closed_total", backlog.epochs_closed.get());
         add(&mut values, "fences_forgotten_total", backlog.fences_forgotten.get());
     }
+    let upkeep = upkeep::of_core(node.engine(), &mut values);
     let mut set = |name: &str, value: u64| add(&mut values, name, value);
     set("raft_groups", node.groups().count() as u64);
     set("raft_groups_fenced", node.groups().fenced().len() as u64);
@@ -124,10 +126,13 @@ fn report(shared: &CoreShared, core: CoreId, node: &CoreNode, gateway: &S3Servic
             node.fragments().fail_device(device.id, &reason);
         }
     }
-    let report = CoreReport { reported_at: ports.now().0, connections: s3.connections, values, device_free_bytes };
+    let (reported_at, connections) = (ports.now().0, s3.connections);
+    let report = CoreReport { reported_at, connections, values, device_free_bytes, upkeep };
     let mut board = shared.board.lock();
     board.core_reports.insert(core.0.to_string(), report);
     let board = &mut *board;
+    let healthy = board.devices.iter().filter(|device| device.state == "healthy").count();
+    (board.repair, board.scrub) = upkeep::of_node(&board.core_reports, board.cores, healthy);
     for device in &mut board.devices {
         device.free_bytes = board.core_reports.values().filter_map(|core| core.device_free_bytes.get(&device.id)).sum();
     }

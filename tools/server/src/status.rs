@@ -1,6 +1,7 @@
 //! What a node says about itself: to `kiseki status`, to health checks and to metrics. Cores write their part a few
 //! times a second, side threads read it; nothing here is on the path of a byte.
 
+use crate::upkeep::{CoreUpkeep, RepairReport, ScrubReport};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard};
@@ -45,6 +46,9 @@ pub struct CoreReport {
     pub values: BTreeMap<String, u64>,
     /// Free bytes on this core's lanes, by device id.
     pub device_free_bytes: BTreeMap<String, u64>,
+    /// Repair and scrub.
+    #[serde(default)]
+    pub upkeep: CoreUpkeep,
 }
 
 /// What the node is doing.
@@ -87,6 +91,12 @@ pub struct NodeReport {
     pub unsafe_settings: Vec<String>,
     /// What an operator should know.
     pub warnings: Vec<String>,
+    /// Whether stripes have their full width, and what is being done about it.
+    #[serde(default)]
+    pub repair: RepairReport,
+    /// How far everything has been read and checked.
+    #[serde(default)]
+    pub scrub: ScrubReport,
     /// By number of the core.
     pub core_reports: BTreeMap<String, CoreReport>,
 }
@@ -108,12 +118,13 @@ impl NodeReport {
         self.core_reports.iter().filter(|(_, report)| silent(report)).map(|(core, _)| core.clone()).collect()
     }
 
-    /// Whether every device and directory is as it should be and nothing unsafe is set.
+    /// Whether every device and directory is as it should be and no data is lost.
     #[must_use]
     pub fn is_healthy(&self) -> bool {
         self.phase == Phase::Serving
             && self.devices.iter().all(|device| device.state == "healthy")
             && self.metadata_dirs.iter().all(|dir| dir.state == "current")
+            && self.repair.lost_stripes == 0
     }
 }
 

@@ -27,6 +27,9 @@ struct Arguments {
     /// Cores of the node; without it the seed decides.
     #[arg(long)]
     cores: Option<u16>,
+    /// Disks that every start but the first finds missing, other ones each time.
+    #[arg(long, default_value_t = 0)]
+    absent: u16,
     /// A control that has to fail: media that answer flushes and save nothing.
     #[arg(long, value_enum)]
     lie: Option<LieArgument>,
@@ -61,16 +64,20 @@ impl Arguments {
         run_seed(seed, options, |sim| {
             let usual = RealOptions::for_seed(seed);
             let cores = self.cores.unwrap_or(usual.cores);
-            RealNode::new(sim, RealOptions { cores, lie: self.lie.map_or(Lie::Nobody, Lie::from), ..usual })
+            RealNode::new(
+                sim,
+                RealOptions { cores, absent: self.absent, lie: self.lie.map_or(Lie::Nobody, Lie::from), ..usual },
+            )
         })
     }
 
     /// What to type to see one seed again.
     fn replay(&self, seed: u64) -> String {
         let cores = self.cores.map(|cores| format!(" --cores {cores}")).unwrap_or_default();
+        let absent = if self.absent > 0 { format!(" --absent {}", self.absent) } else { String::new() };
         let lie = self.lie.and_then(|lie| lie.to_possible_value()).map(|value| format!(" --lie {}", value.get_name()));
         format!(
-            "cargo run --release -p kiseki-sim -- --seed {seed} --ops {}{cores}{}",
+            "cargo run --release -p kiseki-sim -- --seed {seed} --ops {}{cores}{absent}{}",
             self.ops,
             lie.unwrap_or_default()
         )

@@ -30,6 +30,7 @@ use kiseki_types::meta::MetaDir;
 use kiseki_types::runtime::{Ports, RuntimeExt};
 use kiseki_types::secret::SecretKey;
 use kiseki_types::{BlockIndex, LocalBoxFuture};
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::rc::Rc;
@@ -64,6 +65,9 @@ pub struct RealOptions {
     pub cores: u16,
     /// Shape of the stripes.
     pub shape: StripeShape,
+    /// Disks that every start but the first finds missing, other ones each time: what they hold is repaired, and when
+    /// they come back they hold what was repaired, overwritten or deleted meanwhile.
+    pub absent: u16,
     /// What lies about flushing once the node serves: the controls that a run must catch.
     pub lie: Lie,
 }
@@ -93,6 +97,7 @@ impl RealOptions {
             lanes: 2,
             cores: 1 + (mix64(seed) % 2) as u16,
             shape: StripeShape { data: 4, parity: 2 },
+            absent: 0,
             lie: Lie::Nobody,
         }
     }
@@ -111,7 +116,11 @@ pub struct RealNode {
     disks: Vec<SimDisk>,
     members: Vec<Member>,
     is_formatted: bool,
+    seed: u64,
+    starts: u64,
     running: Vec<Rc<CoreNode>>,
+    /// Fragments repaired in all starts that ended.
+    repaired: Rc<Cell<u64>>,
 }
 
 impl RealNode {
@@ -128,7 +137,18 @@ impl RealNode {
             Member { dir, journals: (0..options.lanes).map(journal).collect() }
         };
         let members: Vec<Member> = (0..options.metadata_dirs).map(member).collect();
-        RealNode { options, switch, disks, members, is_formatted: false, running: Vec::new() }
+        let (seed, repaired) = (sim.seed(), Rc::default());
+        RealNode {
+            options,
+            switch,
+            disks,
+            members,
+            is_formatted: false,
+            seed,
+            starts: 0,
+            running: Vec::new(),
+            repaired,
+        }
     }
 
     /// Begins or ends the lie that the options ask for. Starts are told the truth: a node that does not come up at all
@@ -141,6 +161,25 @@ impl RealNode {
             Lie::RaftJournals => journals.for_each(|disk| disk.set_flush_is_a_lie(is_lying)),
             Lie::MetadataDirs => self.members.iter().for_each(|member| member.dir.set_sync_is_a_lie(is_lying)),
         }
+    }
+
+    /// Counts the fragments that the node repairs; it goes on counting across starts.
+    #[must_use]
+    pub fn repaired(&self) -> Rc<Cell<u64>> {
+        self.repaired.clone()
+    }
+
+    /// Adds what the running cores have repaired; before they are dropped.
+    fn count_repaired(&self) {
+        let counters = self.running.iter().map(|node| node.engine().core().repair_counters.fragments.get());
+        self.repaired.set(self.repaired.get() + counters.sum::<u64>());
+    }
+
+    /// Whether this start finds the disk missing.
+    fn is_absent(&self, disk: usize) -> bool {
+        let first = mix64(self.seed ^ self.starts) as usize;
+        let count = usize::from(if self.starts > 1 { self.options.absent } else { 0 });
+        (0..count).any(|more| (first.wrapping_add(more)) % self.disks.len() == disk)
     }
 
     /// The disks that hold fragments, for faults and for looking at what lies on them.
@@ -203,6 +242,7 @@ impl RealNode {
 
     async fn start(&mut self, sim: &Sim) -> Result<OpenNode, OpenError> {
         self.set_lying(false);
+        self.starts += 1;
         let first_ports = sim.ports(NODE);
         if !self.is_formatted {
             self.format(&first_ports).await?;
@@ -304,7 +344,14 @@ impl RealNode {
             core: CoreId(core as u16),
             lane_count: self.options.lanes,
             lanes: lanes.map(|lane| self.lane_input(plan, LaneId(lane), &ports)).collect(),
-            devices: self.disks.iter().zip(&plan.superblocks).map(device).collect(),
+            devices: self
+                .disks
+                .iter()
+                .zip(&plan.superblocks)
+                .enumerate()
+                .filter(|(index, _)| !self.is_absent(*index))
+                .map(|(_, pair)| device(pair))
+                .collect(),
             meta: plan.meta.clone(),
             lane_link: Rc::new(lane_link),
             engine_link: Rc::new(engine_link),
@@ -313,6 +360,8 @@ impl RealNode {
             first_pool: self.options.shape,
             shards_per_tenant: 2 * self.options.cores,
             pin_epoch_age: PIN_EPOCH_AGE,
+            repair: Default::default(),
+            scrub: Some(Default::default()),
             group_settings: GroupSettings { snapshot_entries: 60, kept_entries: 20, ..GroupSettings::single_voter() },
             is_new: plan.is_new,
             ports,
@@ -404,6 +453,7 @@ impl NodeUnderTest for RealNode {
     }
 
     fn power_cut(&mut self, seed: u64) {
+        self.count_repaired();
         self.running.clear();
         let rng = SeededRng::new(seed);
         self.disks.iter().for_each(|disk| disk.power_cut(rng.next_u64()));

@@ -46,6 +46,28 @@ fn i_l2_acknowledged_objects_survive_power_cuts_share_3() {
     share(3);
 }
 
+/// Each start misses another disk, so every stripe is repaired, found twice when the disk is back, and cut off at any
+/// step of that.
+#[test]
+fn i_d1_acknowledged_objects_survive_power_cuts_during_repair() {
+    let mut repaired = 0;
+    for seed in 0..12 {
+        let options = RunOptions { operations: 500, ..RunOptions::default() };
+        let mut counter = None;
+        let report = run_seed(seed, options, |sim| {
+            let node = RealNode::new(sim, RealOptions { absent: 1, ..RealOptions::for_seed(seed) });
+            counter = Some(node.repaired());
+            node
+        });
+        assert!(
+            report.is_good(),
+            "I-D1: {report}\n  replay: cargo run --release -p kiseki-sim -- --absent 1 --seed {seed} --ops 500"
+        );
+        repaired += counter.expect("the node was made").get();
+    }
+    assert!(repaired > 100, "{repaired} fragments were repaired on the way");
+}
+
 #[test]
 fn the_same_seed_gives_the_same_run() {
     let options = RunOptions { operations: 150, ..RunOptions::default() };

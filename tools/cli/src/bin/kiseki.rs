@@ -223,12 +223,51 @@ fn print_status(report: &NodeReport) {
     for dir in &report.metadata_dirs {
         println!("  metadata  {:<9} {} {}", dir.state, dir.path, dir.reason);
     }
+    println!("  repair    {}", repair_line(report));
+    println!("  scrub     {}", scrub_line(report));
     for setting in &report.unsafe_settings {
         println!("  unsafe    {setting}");
     }
     for warning in &report.warnings {
         println!("  warning   {warning}");
     }
+}
+
+fn repair_line(report: &NodeReport) -> String {
+    let repair = &report.repair;
+    let mut line = match repair.at_full_width {
+        true => "all stripes at full width".to_owned(),
+        false if repair.backlog_stripes + repair.waiting_stripes + repair.lost_stripes == 0 => "looking".to_owned(),
+        false => format!("{} stripes to repair", repair.backlog_stripes),
+    };
+    if repair.waiting_stripes > 0 {
+        line.push_str(&format!(", {} wait for {}", repair.waiting_stripes, repair.waits_for));
+    } else if !repair.waits_for.is_empty() {
+        line.push_str(&format!(", waits for {}", repair.waits_for));
+    }
+    if repair.lost_stripes > 0 {
+        line.push_str(&format!(", {} LOST: bring back their devices", repair.lost_stripes));
+    }
+    let mib = repair.bytes_repaired >> 20;
+    line.push_str(&format!("; {} fragments ({mib} MiB) repaired since the start", repair.fragments_repaired));
+    line
+}
+
+fn scrub_line(report: &NodeReport) -> String {
+    let scrub = &report.scrub;
+    if !scrub.is_on {
+        return "off".to_owned();
+    }
+    let last = match scrub.last_full_pass_unix_ms {
+        0 => "no full pass yet".to_owned(),
+        ms => {
+            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+            format!("last full pass {} h ago", now.as_secs().saturating_sub(ms / 1000) / 3600)
+        }
+    };
+    let overdue = if scrub.homes_overdue > 0 { "; OVERDUE: raise scrub.mib_per_second_max" } else { "" };
+    let (percent, mib) = (scrub.position_permille / 10, scrub.bytes_checked >> 20);
+    format!("{percent} % of this pass, {last}; {mib} MiB checked, {} bad{overdue}", scrub.bad_found)
 }
 
 fn phase(report: &NodeReport) -> &'static str {
@@ -243,6 +282,18 @@ fn phase(report: &NodeReport) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn status_says_what_repair_waits_for() {
+        let mut report = NodeReport::default();
+        assert!(repair_line(&report).starts_with("looking"));
+        report.repair.waiting_stripes = 4;
+        report.repair.waits_for = "one more device (5 are usable)".to_owned();
+        assert!(repair_line(&report).contains("4 wait for one more device"), "I-D1: {}", repair_line(&report));
+        report.repair = kiseki_server::upkeep::RepairReport { at_full_width: true, ..Default::default() };
+        assert!(repair_line(&report).starts_with("all stripes at full width"));
+        assert_eq!(scrub_line(&report), "off");
+    }
 
     #[test]
     fn the_command_line_is_consistent() {

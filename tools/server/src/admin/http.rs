@@ -117,6 +117,8 @@ fn respond(path: &str, report: &NodeReport, now: u64) -> Answer {
                 "durability": report.durability,
                 "devices": report.devices,
                 "metadata_dirs": report.metadata_dirs,
+                "repair": report.repair,
+                "scrub": report.scrub,
                 "unsafe_settings": report.unsafe_settings,
                 "warnings": report.warnings,
             })
@@ -143,6 +145,19 @@ fn metrics(report: &NodeReport, now: u64) -> Answer {
         ("devices_healthy", "Devices that take reads and writes", healthy),
         ("unsafe_settings", "Settings that weaken durability or secrecy", report.unsafe_settings.len() as u64),
         ("connections", "Client connections", report.core_reports.values().map(|core| core.connections).sum()),
+    ] {
+        gauge(&mut registry, name, help, value);
+    }
+    let (repair, scrub) = (&report.repair, &report.scrub);
+    for (name, help, value) in [
+        ("at_full_width", "Whether every stripe has all its fragments", u64::from(repair.at_full_width)),
+        ("repair_backlog", "Stripes queued or being repaired", repair.backlog_stripes),
+        ("repair_waiting", "Stripes that wait for devices", repair.waiting_stripes),
+        ("repair_devices_wanted", "Devices that those stripes wait for", repair.devices_wanted),
+        ("stripes_lost", "Stripes with fewer good fragments than their data need", repair.lost_stripes),
+        ("scrub_position_permille", "Thousandths of the scrub pass that are done", scrub.position_permille),
+        ("scrub_last_full_pass_unix_seconds", "End of the last scrub pass", scrub.last_full_pass_unix_ms / 1000),
+        ("scrub_homes_overdue", "Homes whose scrub takes longer than the interval", scrub.homes_overdue),
     ] {
         gauge(&mut registry, name, help, value);
     }

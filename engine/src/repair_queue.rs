@@ -1,0 +1,269 @@
+//! Stripes of this core's homes that are to be repaired: each once, the most endangered first, and never more than
+//! memory is set aside for. What does not fit is found again by the next walk ([`crate::repairer`]).
+
+use crate::delta::ChunkName;
+use futures::channel::oneshot;
+use kiseki_types::runtime::Instant;
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Stripes that wait for their turn, and of each kind those that can't have one now (I-O5).
+pub const REPAIR_QUEUE_MAX: usize = 65_536;
+
+/// How many more fragments a stripe may lose before data is lost; negative when it is.
+pub type Margin = i16;
+
+/// Why a stripe is offered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RepairCause {
+    /// Fragments are not there, or their device is not used.
+    Missing,
+    /// A fragment's bytes failed their check.
+    Unreadable,
+}
+
+#[derive(Clone, Copy)]
+struct Entry {
+    margin: Margin,
+    not_before: Instant,
+}
+
+#[derive(Default)]
+struct State {
+    entries: BTreeMap<ChunkName, Entry>,
+    /// Those whose time has come.
+    order: BTreeSet<(Margin, ChunkName)>,
+    /// The others.
+    early: BTreeSet<(Instant, ChunkName)>,
+    /// Being repaired; the margin when it was offered again meanwhile.
+    running: BTreeMap<ChunkName, Option<Margin>>,
+    /// Cannot reach full width with the devices that are usable now.
+    waiting: BTreeSet<ChunkName>,
+    lost: BTreeSet<ChunkName>,
+    listeners: Vec<oneshot::Sender<()>>,
+}
+
+/// The queue of one core.
+#[derive(Default)]
+pub struct RepairQueue {
+    state: RefCell<State>,
+    overflowed: Cell<bool>,
+}
+
+impl RepairQueue {
+    /// Takes a stripe in, or lets it come earlier when it is in already.
+    pub fn offer(&self, name: ChunkName, margin: Margin, cause: RepairCause) {
+        self.offer_later(name, margin, cause, Instant(0));
+    }
+
+    /// Takes a stripe in that has to wait until `not_before`.
+    pub fn offer_later(&self, name: ChunkName, margin: Margin, cause: RepairCause, not_before: Instant) {
+        let mut state = self.state.borrow_mut();
+        if let Some(again) = state.running.get_mut(&name) {
+            // Whoever repairs it may have looked already.
+            *again = Some(again.map_or(margin, |other| other.min(margin)));
+            return;
+        }
+        // A missing fragment of a stripe that waits for devices is known; a rotten one can be repaired where it lies.
+        if cause == RepairCause::Missing && state.waiting.contains(&name) {
+            return;
+        }
+        if let Some(entry) = state.remove(name) {
+            let (margin, not_before) = (entry.margin.min(margin), entry.not_before.min(not_before));
+            state.put(name, Entry { margin, not_before });
+        } else {
+            if state.entries.len() >= REPAIR_QUEUE_MAX {
+                self.overflowed.set(true);
+                let Some(last) = state.order.last().copied().filter(|last| *last > (margin, name)) else { return };
+                state.remove(last.1);
+            }
+            state.put(name, Entry { margin, not_before });
+        }
+        for listener in std::mem::take(&mut state.listeners) {
+            let _gone = listener.send(());
+        }
+    }
+
+    /// The most endangered stripe whose time has come, of those with at most `margin_max`. It runs until
+    /// [`RepairQueue::done`].
+    pub fn take(&self, now: Instant, margin_max: Margin) -> Option<(ChunkName, Margin)> {
+        let mut state = self.state.borrow_mut();
+        while let Some((_, name)) = state.early.first().copied().filter(|(at, _)| *at <= now) {
+            let Entry { margin, .. } = state.remove(name).expect("what is early is in the queue");
+            state.put(name, Entry { margin, not_before: Instant(0) });
+        }
+        let (margin, name) = state.order.first().copied().filter(|(margin, _)| *margin <= margin_max)?;
+        state.remove(name);
+        state.running.insert(name, None);
+        Some((name, margin))
+    }
+
+    /// A repair has ended. A stripe that was offered meanwhile is looked at once more.
+    pub fn done(&self, name: ChunkName) {
+        let again = self.state.borrow_mut().running.remove(&name).flatten();
+        if let Some(margin) = again {
+            self.offer(name, margin, RepairCause::Unreadable);
+        }
+    }
+
+    /// Ends when something is offered.
+    pub fn offered(&self) -> oneshot::Receiver<()> {
+        let (sender, receiver) = oneshot::channel();
+        let mut state = self.state.borrow_mut();
+        state.listeners.retain(|listener| !listener.is_canceled());
+        state.listeners.push(sender);
+        receiver
+    }
+
+    /// Notes that a stripe can't reach full width with the devices that are usable now.
+    pub fn wait_for_devices(&self, name: ChunkName) {
+        let mut state = self.state.borrow_mut();
+        if state.waiting.len() < REPAIR_QUEUE_MAX {
+            state.waiting.insert(name);
+        } else {
+            self.overflowed.set(true);
+        }
+    }
+
+    /// A walk begins: it finds anew which stripes wait.
+    pub fn forget_waiting(&self) {
+        self.state.borrow_mut().waiting.clear();
+    }
+
+    /// Whether it is known that the stripe waits for devices.
+    pub fn is_waiting(&self, name: &ChunkName) -> bool {
+        self.state.borrow().waiting.contains(name)
+    }
+
+    /// Notes that too few fragments of a stripe are good; true when that is news.
+    pub fn note_lost(&self, name: ChunkName) -> bool {
+        let mut state = self.state.borrow_mut();
+        state.lost.len() < REPAIR_QUEUE_MAX && state.lost.insert(name)
+    }
+
+    /// A stripe is not lost (any more), or gone.
+    pub fn forget_lost(&self, name: &ChunkName) {
+        self.state.borrow_mut().lost.remove(name);
+    }
+
+    /// Stripes that count as lost: each walk has them looked at again.
+    pub fn lost(&self) -> Vec<ChunkName> {
+        self.state.borrow().lost.iter().copied().collect()
+    }
+
+    /// Whether stripes did not fit since the last call.
+    pub fn take_overflow(&self) -> bool {
+        self.overflowed.replace(false)
+    }
+
+    /// Whether stripes did not fit since the last [`RepairQueue::take_overflow`].
+    #[must_use]
+    pub fn has_overflowed(&self) -> bool {
+        self.overflowed.get()
+    }
+
+    /// Stripes that wait for their turn or are being repaired.
+    #[must_use]
+    pub fn backlog(&self) -> usize {
+        let state = self.state.borrow();
+        state.entries.len() + state.running.len()
+    }
+
+    /// Stripes that wait for devices.
+    #[must_use]
+    pub fn waiting_count(&self) -> usize {
+        self.state.borrow().waiting.len()
+    }
+
+    /// Stripes that count as lost.
+    #[must_use]
+    pub fn lost_count(&self) -> usize {
+        self.state.borrow().lost.len()
+    }
+}
+
+impl State {
+    fn put(&mut self, name: ChunkName, entry: Entry) {
+        self.entries.insert(name, entry);
+        if entry.not_before == Instant(0) {
+            self.order.insert((entry.margin, name));
+        } else {
+            self.early.insert((entry.not_before, name));
+        }
+    }
+
+    fn remove(&mut self, name: ChunkName) -> Option<Entry> {
+        let entry = self.entries.remove(&name)?;
+        self.order.remove(&(entry.margin, name));
+        self.early.remove(&(entry.not_before, name));
+        Some(entry)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kiseki_types::ids::{Generation, Locator};
+
+    fn name(number: u32) -> ChunkName {
+        let mut locator = [0; 32];
+        locator[..4].copy_from_slice(&number.to_be_bytes());
+        ChunkName { locator: Locator(locator), generation: Generation(1) }
+    }
+
+    #[test]
+    fn the_most_endangered_comes_first_and_each_once() {
+        let queue = RepairQueue::default();
+        for (number, margin) in [(1, 1), (2, 0), (3, 1), (1, 1), (3, 0)] {
+            queue.offer(name(number), margin, RepairCause::Missing);
+        }
+        assert_eq!(queue.backlog(), 3);
+        let now = Instant(5);
+        assert_eq!(queue.take(now, 0), Some((name(2), 0)));
+        assert_eq!(queue.take(now, 0), Some((name(3), 0)), "offered again as more endangered");
+        assert_eq!(queue.take(now, 0), None, "the rest has to wait for the end of the walk");
+        assert_eq!(queue.take(now, Margin::MAX), Some((name(1), 1)));
+        assert_eq!(queue.backlog(), 3, "running ones count");
+    }
+
+    #[test]
+    fn what_is_offered_while_it_is_repaired_is_looked_at_again() {
+        let queue = RepairQueue::default();
+        queue.offer(name(1), 1, RepairCause::Missing);
+        let taken = queue.take(Instant(0), Margin::MAX).unwrap().0;
+        queue.offer(taken, 0, RepairCause::Missing);
+        assert_eq!(queue.take(Instant(0), Margin::MAX), None, "never twice at once");
+        queue.done(taken);
+        assert_eq!(queue.take(Instant(0), Margin::MAX), Some((taken, 0)));
+        queue.done(taken);
+        assert_eq!(queue.backlog(), 0);
+    }
+
+    #[test]
+    fn i_o5_a_full_queue_keeps_the_most_endangered_and_says_that_it_overflowed() {
+        let queue = RepairQueue::default();
+        for number in 0..REPAIR_QUEUE_MAX as u32 {
+            queue.offer(name(number), 1, RepairCause::Missing);
+        }
+        assert!(!queue.take_overflow());
+        queue.offer(name(1 << 20), 1, RepairCause::Missing);
+        queue.offer(name(2 << 20), 0, RepairCause::Missing);
+        assert_eq!(queue.backlog(), REPAIR_QUEUE_MAX, "I-O5");
+        assert!(queue.take_overflow() && !queue.take_overflow());
+        assert_eq!(queue.take(Instant(0), Margin::MAX), Some((name(2 << 20), 0)));
+    }
+
+    #[test]
+    fn what_is_early_or_waits_for_devices_has_no_turn() {
+        let queue = RepairQueue::default();
+        queue.offer_later(name(1), 0, RepairCause::Missing, Instant(7));
+        assert_eq!(queue.take(Instant(6), Margin::MAX), None);
+        assert!(queue.take(Instant(7), Margin::MAX).is_some());
+        queue.done(name(1));
+        queue.wait_for_devices(name(1));
+        queue.offer(name(1), 0, RepairCause::Missing);
+        assert_eq!(queue.backlog(), 0);
+        queue.offer(name(1), 0, RepairCause::Unreadable);
+        assert_eq!((queue.backlog(), queue.waiting_count()), (1, 1), "rot can be repaired in place");
+    }
+}

@@ -1,0 +1,416 @@
+//! Repair on one core, unattended (I-D1): looks at the devices, walks the generations of the core's homes when
+//! something changed, and has every stripe repaired that is not whole, the most endangered first.
+//!
+//! - A walk reads the index only. It runs at each start and whenever the usable devices change, a minute after that once
+//!   more (for what was being written meanwhile), and now and then while stripes wait for devices.
+//! - While a walk goes on only stripes are repaired that can't afford another loss: none is more urgent. The rest waits
+//!   until the walk has found those.
+//! - Reads, writes and scrub offer what they meet through [`report`].
+
+use crate::api::StoreError;
+use crate::core::Core;
+use crate::delta::ChunkName;
+use crate::home_service::{HeldGeneration, HomeService, RepairPermit};
+use crate::message::HomeRequest;
+use crate::pace::Pace;
+use crate::repair::{Glance, Repaired, StripeRecord, add, repair_stripe};
+use crate::repair_queue::{Margin, RepairCause};
+use crate::throttle::Throttle;
+use futures::channel::oneshot;
+use futures::future::{join_all, select};
+use kiseki_types::fragment::DeviceState;
+use kiseki_types::ids::{DeviceId, PoolId, ShardId};
+use kiseki_types::runtime::{Instant, RuntimeExt};
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+use std::time::Duration;
+use tracing::{error, info, warn};
+
+/// Between two looks at the devices.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Generations that one step of a walk looks at.
+const WALK_STEP: usize = 128;
+
+/// Pause between steps, so that a walk over millions of generations does not slow the node.
+const WALK_PACE: Duration = Duration::from_millis(5);
+
+/// After the devices changed a second walk finds what was being written while the first one passed.
+const CONFIRM_AFTER: Duration = Duration::from_secs(60);
+
+/// Between two walks while stripes wait for devices: some may be deleted, others rot.
+const WAITING_WALK_INTERVAL: Duration = Duration::from_secs(300);
+
+/// Before a stripe is looked at again whose writer is not done.
+const NOT_YET_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Before a repair that did not work is tried again.
+const RETRY_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Before a stripe that found no room is tried again, behind all others.
+const NO_ROOM_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Before another stripe is tried after one that found no room: where all devices are full, the next one finds none
+/// either, and would be read for nothing.
+const NO_ROOM_PAUSE: Duration = Duration::from_secs(2);
+
+/// Share of the rate that is left to repair while clients are served.
+const BUSY_DIVISOR: u64 = 4;
+
+/// A client that moved bytes counts as being served for so long.
+const BUSY_FOR: Duration = Duration::from_secs(1);
+
+/// Stripes reported to their homes at once by one core; more are found again by the next read or walk (I-O5).
+const REPORTS_MAX: usize = 256;
+
+/// How fast a core may repair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RepairSettings {
+    /// Payload bytes read and written a second by this core while no client is served; a quarter of it while one is.
+    /// Stripes that can't afford another loss do not wait for clients.
+    pub bytes_per_second_max: u64,
+    /// Stripes repaired at once by this core.
+    pub stripes_at_once: usize,
+}
+
+impl Default for RepairSettings {
+    fn default() -> RepairSettings {
+        RepairSettings { bytes_per_second_max: 400 << 20, stripes_at_once: 2 }
+    }
+}
+
+/// Tells the home of a stripe that it is not whole. Each stripe once at a time, and never waited for.
+pub fn report(core: &Rc<Core>, name: ChunkName, margin: Margin, cause: RepairCause) {
+    {
+        let mut reported = core.repair_reports.borrow_mut();
+        if reported.len() >= REPORTS_MAX || !reported.insert(name) {
+            return;
+        }
+    }
+    let core_of_task = core.clone();
+    core.background.finish("report stripe", async move {
+        let home = core_of_task.calls.home_of(&name.locator);
+        // A home that does not answer is stopping; its walk after the next start finds the stripe.
+        let _answer = core_of_task.calls.home(home, HomeRequest::Repair { name, margin, cause }).await;
+        core_of_task.repair_reports.borrow_mut().remove(&name);
+    });
+}
+
+type UsableDevices = BTreeMap<DeviceId, PoolId>;
+
+/// Repair on one core.
+pub struct Repairer {
+    core: Rc<Core>,
+    homes: BTreeMap<ShardId, Rc<HomeService>>,
+    settings: RepairSettings,
+    pace: Pace,
+    /// Devices that the last whole walk counted on.
+    walked: RefCell<Option<UsableDevices>>,
+    is_walking: Cell<bool>,
+    /// How many more devices the widest waiting stripe needs.
+    devices_wanted: Cell<usize>,
+    /// No stripe is tried before this: the last one found no room. 0 when the last one did.
+    no_room_until: Cell<Instant>,
+    /// What clients had moved at the last look, and until when they count as being served.
+    foreground: Cell<(u64, Instant)>,
+    losses: Throttle,
+}
+
+/// What repair is about, for the status of the node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RepairState {
+    /// Stripes queued or being repaired.
+    pub backlog: usize,
+    /// Stripes that wait for devices.
+    pub waiting: usize,
+    /// Stripes with fewer good fragments than their data need.
+    pub lost: usize,
+    /// Devices that are missing for the stripes that wait.
+    pub devices_wanted: usize,
+    /// Whether devices had no room for a rebuilt fragment.
+    pub no_room: bool,
+    /// Devices that the last whole walk counted on; 0 before it and while the next one is due.
+    pub devices_walked: usize,
+}
+
+impl Repairer {
+    /// Starts walks and repairs; they end with the core's background work.
+    pub fn start(core: &Rc<Core>, homes: Vec<Rc<HomeService>>, settings: RepairSettings) -> Rc<Repairer> {
+        let repairer = Rc::new(Repairer {
+            core: core.clone(),
+            homes: homes.into_iter().map(|home| (home.shard(), home)).collect(),
+            settings,
+            pace: Pace::new(core.ports.clone()),
+            walked: RefCell::default(),
+            is_walking: Cell::new(true),
+            devices_wanted: Cell::new(0),
+            no_room_until: Cell::default(),
+            foreground: Cell::default(),
+            losses: Throttle::default(),
+        });
+        core.background.repeat("walk for repair", Box::pin(repairer.clone().walk_forever()));
+        for _ in 0..settings.stripes_at_once.max(1) {
+            core.background.repeat("repair", Box::pin(repairer.clone().repair_forever()));
+        }
+        repairer
+    }
+
+    /// For status and metrics.
+    #[must_use]
+    pub fn state(&self) -> RepairState {
+        let queue = &self.core.repairs;
+        let walked = self.walked.borrow();
+        let is_current = !self.is_walking.get() && walked.as_ref() == Some(&self.usable());
+        RepairState {
+            backlog: queue.backlog(),
+            waiting: queue.waiting_count(),
+            lost: queue.lost_count(),
+            devices_wanted: if queue.waiting_count() > 0 { self.devices_wanted.get() } else { 0 },
+            no_room: self.no_room_until.get() > Instant(0),
+            devices_walked: walked.as_ref().filter(|_| is_current).map_or(0, BTreeMap::len),
+        }
+    }
+
+    fn usable(&self) -> UsableDevices {
+        let devices = self.core.fragments.devices().into_iter();
+        devices.filter(|device| device.state == DeviceState::Healthy).map(|device| (device.id, device.pool)).collect()
+    }
+
+    async fn walk_forever(self: Rc<Self>) {
+        let mut next_walk: Option<Instant> = None;
+        loop {
+            self.serves_clients(); // what was moved long ago must not look new when the first repair asks
+            let devices = self.usable();
+            let has_changed = self.walked.borrow().as_ref() != Some(&devices);
+            let is_due = next_walk.is_some_and(|at| at <= self.core.ports.now());
+            let is_drained = self.core.repairs.has_overflowed() && self.core.repairs.backlog() == 0;
+            if has_changed || is_due || is_drained {
+                self.is_walking.set(true);
+                match self.walk(&devices).await {
+                    Ok(true) => {
+                        let is_first = self.walked.borrow().is_none();
+                        self.walked.replace(Some(devices));
+                        self.is_walking.set(false);
+                        add(&self.core.repair_counters.walks, 1);
+                        let now = self.core.ports.now();
+                        next_walk = match has_changed && !is_first {
+                            true => Some(now + CONFIRM_AFTER),
+                            false => Some(now + WAITING_WALK_INTERVAL).filter(|_| self.needs_another_walk()),
+                        };
+                    }
+                    Ok(false) => continue, // the devices changed meanwhile: begin again with those that are left
+                    Err(error) => {
+                        warn!(%error, "the walk for repair stopped; it begins again");
+                        self.core.ports.sleep(RETRY_INTERVAL).await;
+                        continue;
+                    }
+                }
+            }
+            if next_walk.is_none() && self.needs_another_walk() {
+                next_walk = Some(self.core.ports.now() + WAITING_WALK_INTERVAL);
+            }
+            self.core.ports.sleep(LOOK_INTERVAL).await;
+        }
+    }
+
+    fn needs_another_walk(&self) -> bool {
+        self.core.repairs.waiting_count() > 0 || self.core.repairs.lost_count() > 0
+    }
+
+    /// One walk over all generations of this core's homes; false when the devices changed on the way.
+    async fn walk(&self, devices: &UsableDevices) -> Result<bool, StoreError> {
+        let queue = &self.core.repairs;
+        queue.take_overflow();
+        queue.forget_waiting();
+        let lost: BTreeSet<ChunkName> = queue.lost().into_iter().collect();
+        let mut still_lost = BTreeSet::new();
+        for home in self.homes.values() {
+            let mut after = None;
+            loop {
+                let batch = home.generations_after(after, WALK_STEP).await?;
+                let looks = batch.held.iter().map(|held| self.look(held, devices, lost.contains(&held.name)));
+                for look in join_all(looks).await {
+                    look?;
+                }
+                still_lost.extend(batch.held.iter().map(|held| held.name).filter(|name| lost.contains(name)));
+                after = batch.next;
+                if after.is_none() {
+                    break;
+                }
+                if self.usable() != *devices {
+                    return Ok(false);
+                }
+                self.core.ports.sleep(WALK_PACE).await;
+            }
+        }
+        for name in lost.difference(&still_lost) {
+            queue.forget_lost(name); // deleted
+        }
+        Ok(self.usable() == *devices)
+    }
+
+    /// Queues one generation if it is not whole.
+    async fn look(&self, held: &HeldGeneration, devices: &UsableDevices, was_lost: bool) -> Result<(), StoreError> {
+        let queue = &self.core.repairs;
+        let located = self.core.fragments.locate(held.name.locator, held.name.generation).await;
+        // "Unknown" is not "missing": the walk stops and begins again.
+        let located = located.map_err(|error| StoreError::Unavailable { reason: error.to_string() })?;
+        let healthy: BTreeSet<DeviceId> = devices.keys().copied().collect();
+        let glance = Glance::at(held.name, &held.stripe, &located, &healthy);
+        if glance.is_whole && !was_lost {
+            return Ok(());
+        }
+        let margin = held.stripe.margin(glance.good);
+        if !held.is_complete {
+            // Its writer may just be writing it; the permit tells.
+            let later = self.core.ports.now() + NOT_YET_INTERVAL;
+            queue.offer_later(held.name, margin, RepairCause::Missing, later);
+        } else if margin < 0 {
+            self.lost(held.name, &held.stripe, glance.good);
+        } else if glance.good < held.stripe.shape.width() && !has_room_for(held, &located, devices) && !was_lost {
+            self.wait(held.name, &held.stripe, usable_in(devices, held.stripe.pool));
+        } else {
+            queue.offer(held.name, margin, RepairCause::Missing);
+        }
+        Ok(())
+    }
+
+    async fn repair_forever(self: Rc<Self>) {
+        let queue = self.core.repairs.clone();
+        loop {
+            self.pace.ready().await;
+            if self.core.ports.now() < self.no_room_until.get() {
+                self.core.ports.sleep(LOOK_INTERVAL).await;
+                continue;
+            }
+            // None is more urgent than one that can't afford a loss; the others wait until the walk has found those.
+            let margin_max = if self.is_walking.get() { 0 } else { Margin::MAX };
+            let offered = queue.offered();
+            let Some((name, margin)) = queue.take(self.core.ports.now(), margin_max) else {
+                select(offered, self.core.ports.sleep(LOOK_INTERVAL)).await;
+                continue;
+            };
+            // In a task of its own: a stop waits for what has begun, so that no put outlives the guard.
+            let (sender, ended) = oneshot::channel();
+            let repairer = self.clone();
+            self.core.background.finish("repair stripe", async move {
+                let again = repairer.repair(name, margin).await;
+                repairer.core.repairs.done(name);
+                if let Some((margin, at)) = again {
+                    repairer.core.repairs.offer_later(name, margin, RepairCause::Unreadable, at);
+                }
+                let _stopping = sender.send(());
+            });
+            let _ended = ended.await;
+        }
+    }
+
+    /// Repairs one stripe, and decides what becomes of it when that is not possible now: how urgently and from when on it
+    /// is to be tried again, if it is.
+    async fn repair(&self, name: ChunkName, margin: Margin) -> Option<(Margin, Instant)> {
+        let queue = &self.core.repairs;
+        let counters = &self.core.repair_counters;
+        let again = |after: Duration| Some((margin, self.core.ports.now() + after));
+        let home = self.homes.get(&self.core.calls.home_of(&name.locator))?;
+        let (guard, stripe) = match home.permit_repair(name).await {
+            Ok(RepairPermit::Granted(guard, stripe)) => (guard, stripe),
+            Ok(RepairPermit::NotYet) => return again(NOT_YET_INTERVAL),
+            Ok(RepairPermit::Gone) => {
+                self.no_room_until.set(Instant(0)); // it freed what it held
+                queue.forget_lost(&name);
+                return None;
+            }
+            Err(error) => {
+                warn!(%error, "a home can't say whether a stripe may be repaired; tried again");
+                return again(RETRY_INTERVAL);
+            }
+        };
+        let moved = Cell::new(0);
+        let result = repair_stripe(&self.core, name, &stripe, &moved).await;
+        drop(guard);
+        add(&counters.bytes_moved, moved.get());
+        self.pace.pay(moved.get(), self.rate(margin));
+        if !matches!(result, Ok(Repaired::NoRoom)) {
+            self.no_room_until.set(Instant(0));
+        }
+        match result {
+            Ok(Repaired::Whole) => queue.forget_lost(&name),
+            Ok(Repaired::Short { usable }) => {
+                queue.forget_lost(&name);
+                self.wait(name, &stripe, usable);
+            }
+            Ok(Repaired::NoRoom) => {
+                add(&counters.failures, 1);
+                self.no_room_until.set(self.core.ports.now() + NO_ROOM_PAUSE);
+                return Some((Margin::MAX, self.core.ports.now() + NO_ROOM_INTERVAL));
+            }
+            Ok(Repaired::Lost { good }) => self.lost(name, &stripe, good),
+            Err(error) => {
+                add(&counters.failures, 1);
+                warn!(locator = %name.locator, %error, "a stripe could not be repaired; tried again");
+                return again(RETRY_INTERVAL);
+            }
+        }
+        None
+    }
+
+    fn rate(&self, margin: Margin) -> u64 {
+        let rate = self.settings.bytes_per_second_max;
+        if self.serves_clients() && margin > 0 { rate / BUSY_DIVISOR } else { rate }
+    }
+
+    /// Whether clients have moved bytes on this core a moment ago.
+    fn serves_clients(&self) -> bool {
+        let data = &self.core.counters;
+        let bytes = data.bytes_read.get() + data.chunk_bytes_written.get() + data.chunk_bytes_deduplicated.get();
+        let (now, (before, mut until)) = (self.core.ports.now(), self.foreground.get());
+        if bytes != before {
+            until = now + BUSY_FOR;
+            self.foreground.set((bytes, until));
+        }
+        now < until
+    }
+
+    fn wait(&self, name: ChunkName, stripe: &StripeRecord, usable: usize) {
+        let queue = &self.core.repairs;
+        let wanted = stripe.shape.width().saturating_sub(usable);
+        if queue.waiting_count() == 0 {
+            self.devices_wanted.set(0);
+            info!(usable, width = stripe.shape.width(), "stripes wait for devices to reach full width");
+        }
+        self.devices_wanted.set(self.devices_wanted.get().max(wanted));
+        queue.wait_for_devices(name);
+    }
+
+    fn lost(&self, name: ChunkName, stripe: &StripeRecord, good: usize) {
+        if !self.core.repairs.note_lost(name) {
+            return;
+        }
+        add(&self.core.repair_counters.lost, 1);
+        if let Some(more) = self.losses.pass(self.core.ports.now()) {
+            let (locator, generation, needed) = (name.locator, name.generation, stripe.shape.data);
+            error!(
+                %locator, %generation, good, needed, more,
+                "data lost: too few fragments of a stripe are good; bring back devices that hold others"
+            );
+        }
+    }
+}
+
+fn usable_in(devices: &UsableDevices, pool: PoolId) -> usize {
+    devices.values().filter(|of| **of == pool).count()
+}
+
+/// Whether a usable device holds nothing of the stripe, or something that may make room.
+fn has_room_for(
+    held: &HeldGeneration,
+    located: &[kiseki_types::fragment::StoredFragment],
+    devices: &UsableDevices,
+) -> bool {
+    let on_usable = || located.iter().filter(|found| devices.contains_key(&found.extent.device));
+    let holders: BTreeSet<DeviceId> = on_usable().map(|found| found.extent.device).collect();
+    let indices: BTreeSet<u8> = on_usable().map(|found| found.meta.key.index).collect();
+    let of_pool = devices.iter().filter(|(_, pool)| **pool == held.stripe.pool);
+    of_pool.filter(|(device, _)| !holders.contains(device)).count() > 0 || indices.len() < on_usable().count()
+}

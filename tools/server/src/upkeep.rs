@@ -1,0 +1,187 @@
+//! Repair and scrub as `status`, health and metrics show them (I-O2): from what each core says, what the node says.
+
+use crate::status::CoreReport;
+use kiseki_engine::engine::Engine;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// One core's part.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CoreUpkeep {
+    /// Stripes queued or being repaired.
+    pub backlog_stripes: u64,
+    /// Stripes that can't reach full width with the devices that are usable now.
+    pub waiting_stripes: u64,
+    /// Stripes with fewer good fragments than their data need.
+    pub lost_stripes: u64,
+    /// Devices that are missing for the stripes that wait.
+    pub devices_wanted: u64,
+    /// Whether devices had no room for a rebuilt fragment.
+    pub no_room: bool,
+    /// Devices that the last look at every stripe counted on; 0 while the next one is due.
+    pub devices_walked: u64,
+    /// Scrub, unless it is off.
+    pub scrub: Option<CoreScrub>,
+}
+
+/// One core's scrub.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CoreScrub {
+    /// Thousandths of the pass that are done.
+    pub position_permille: u64,
+    /// When the last whole pass ended; 0 when none has.
+    pub last_full_pass_unix_ms: u64,
+    /// Homes whose pass takes longer than the interval.
+    pub overdue: u64,
+}
+
+/// Repair of the whole node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RepairReport {
+    /// Whether every stripe is known to have all its fragments, each on a usable device of its own.
+    pub at_full_width: bool,
+    /// Stripes queued or being repaired.
+    pub backlog_stripes: u64,
+    /// Stripes that wait for what `waits_for` says.
+    pub waiting_stripes: u64,
+    /// Stripes with fewer good fragments than their data need.
+    pub lost_stripes: u64,
+    /// What has to come before repair can go on; empty when nothing.
+    pub waits_for: String,
+    /// Devices that are missing for the stripes that wait.
+    pub devices_wanted: u64,
+    /// Fragments repaired since the start.
+    pub fragments_repaired: u64,
+    /// Payload bytes of those.
+    pub bytes_repaired: u64,
+    /// Repairs that did not work and were tried again.
+    pub failures: u64,
+}
+
+/// Scrub of the whole node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScrubReport {
+    /// Whether it runs at all.
+    pub is_on: bool,
+    /// Thousandths of the pass that are done.
+    pub position_permille: u64,
+    /// Payload bytes read and found good since the start.
+    pub bytes_checked: u64,
+    /// Fragments that failed their check since the start.
+    pub bad_found: u64,
+    /// When everything had been read once, in milliseconds since 1970; 0 when it has not.
+    pub last_full_pass_unix_ms: u64,
+    /// Homes whose pass takes longer than the interval: raise `scrub.mib_per_second_max`.
+    pub homes_overdue: u64,
+}
+
+/// What a core says now: its part of the report, and its counters into `values`.
+pub fn of_core(engine: &Engine, values: &mut BTreeMap<String, u64>) -> CoreUpkeep {
+    let (state, counters) = (engine.repair_state(), &engine.core().repair_counters);
+    let scrub = engine.scrub_state();
+    let found = scrub.unwrap_or_default();
+    for (name, value) in [
+        ("repair_fragments_total", counters.fragments.get()),
+        ("repair_fragment_bytes_total", counters.fragment_bytes.get()),
+        ("repair_bytes_moved_total", counters.bytes_moved.get()),
+        ("repair_released_total", counters.released.get()),
+        ("repair_failures_total", counters.failures.get()),
+        ("repair_walks_total", counters.walks.get()),
+        ("stripes_found_lost_total", counters.lost.get()),
+        ("scrub_bytes_total", found.bytes),
+        ("scrub_bad_total", found.bad),
+        ("scrub_passes_total", found.passes),
+    ] {
+        *values.entry(name.to_owned()).or_default() += value;
+    }
+    CoreUpkeep {
+        backlog_stripes: state.backlog as u64,
+        waiting_stripes: state.waiting as u64,
+        lost_stripes: state.lost as u64,
+        devices_wanted: state.devices_wanted as u64,
+        no_room: state.no_room,
+        devices_walked: state.devices_walked as u64,
+        scrub: scrub.map(|scrub| CoreScrub {
+            position_permille: scrub.position_permille,
+            last_full_pass_unix_ms: scrub.last_full_pass_unix_ms,
+            overdue: scrub.overdue,
+        }),
+    }
+}
+
+/// What the node says: `cores` of them have to report, `devices_healthy` devices are usable.
+#[must_use]
+pub fn of_node(
+    reports: &BTreeMap<String, CoreReport>,
+    cores: u16,
+    devices_healthy: usize,
+) -> (RepairReport, ScrubReport) {
+    let total = |name: &str| reports.values().filter_map(|core| core.values.get(name)).sum();
+    let upkeep = || reports.values().map(|core| &core.upkeep);
+    let sum = |value: fn(&CoreUpkeep) -> u64| upkeep().map(value).sum();
+    let mut repair = RepairReport {
+        at_full_width: false,
+        backlog_stripes: sum(|core| core.backlog_stripes),
+        waiting_stripes: sum(|core| core.waiting_stripes),
+        lost_stripes: sum(|core| core.lost_stripes),
+        waits_for: String::new(),
+        devices_wanted: upkeep().map(|core| core.devices_wanted).max().unwrap_or_default(),
+        fragments_repaired: total("repair_fragments_total"),
+        bytes_repaired: total("repair_fragment_bytes_total"),
+        failures: total("repair_failures_total"),
+    };
+    let all_walked = reports.len() == usize::from(cores)
+        && upkeep().all(|core| core.devices_walked == devices_healthy as u64 && devices_healthy > 0);
+    let open = repair.backlog_stripes + repair.waiting_stripes + repair.lost_stripes;
+    repair.at_full_width = all_walked && open == 0;
+    repair.waits_for = match repair.devices_wanted {
+        0 if upkeep().any(|core| core.no_room) => "space: add a device, or delete data".to_owned(),
+        0 => String::new(),
+        1 => format!("one more device ({devices_healthy} are usable)"),
+        more => format!("{more} more devices ({devices_healthy} are usable)"),
+    };
+    let scrubs = || upkeep().filter_map(|core| core.scrub.as_ref());
+    let scrub = ScrubReport {
+        is_on: scrubs().count() > 0,
+        position_permille: scrubs().map(|scrub| scrub.position_permille).sum::<u64>()
+            / (scrubs().count().max(1) as u64),
+        bytes_checked: total("scrub_bytes_total"),
+        bad_found: total("scrub_bad_total"),
+        last_full_pass_unix_ms: scrubs().map(|scrub| scrub.last_full_pass_unix_ms).min().unwrap_or_default(),
+        homes_overdue: scrubs().map(|scrub| scrub.overdue).sum(),
+    };
+    (repair, scrub)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reports(cores: &[CoreUpkeep]) -> BTreeMap<String, CoreReport> {
+        let report = |upkeep: &CoreUpkeep| CoreReport { upkeep: upkeep.clone(), ..CoreReport::default() };
+        cores.iter().enumerate().map(|(core, upkeep)| (core.to_string(), report(upkeep))).collect()
+    }
+
+    #[test]
+    fn i_o2_full_width_is_said_only_when_every_core_has_looked_at_the_devices_that_are_left() {
+        let done = CoreUpkeep { devices_walked: 6, ..CoreUpkeep::default() };
+        let walking = CoreUpkeep::default();
+        let busy = CoreUpkeep { backlog_stripes: 1, ..done.clone() };
+        let waiting = CoreUpkeep { waiting_stripes: 3, devices_wanted: 1, ..done.clone() };
+        let lost = CoreUpkeep { lost_stripes: 1, ..done.clone() };
+        for (cores, healthy, wanted) in [
+            (vec![done.clone(), done.clone()], 6, true),
+            (vec![done.clone(), done.clone()], 5, false),
+            (vec![done.clone()], 6, false),
+            (vec![done.clone(), walking], 6, false),
+            (vec![done.clone(), busy], 6, false),
+            (vec![done.clone(), waiting.clone()], 6, false),
+            (vec![done.clone(), lost], 6, false),
+        ] {
+            let (repair, _) = of_node(&reports(&cores), 2, healthy);
+            assert_eq!(repair.at_full_width, wanted, "I-O2: {cores:?}, {healthy} healthy");
+        }
+        let (repair, _) = of_node(&reports(&[done, waiting]), 2, 5);
+        assert_eq!(repair.waits_for, "one more device (5 are usable)", "I-D1: it says what it waits for");
+    }
+}
