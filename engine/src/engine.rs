@@ -15,6 +15,7 @@ use crate::orphans;
 use crate::shard_service::ShardService;
 use crate::store::EngineStore;
 use kiseki_types::Ports;
+use kiseki_types::buf::BufferSource;
 use kiseki_types::fragment::{FragmentStore, StripeShape};
 use kiseki_types::ids::{LaneId, ShardId};
 use kiseki_types::link::Link;
@@ -33,6 +34,8 @@ pub struct EngineInputs {
     pub host: Rc<dyn GroupHost>,
     /// The fragments of this node.
     pub fragments: Rc<dyn FragmentStore>,
+    /// Where buffers of chunks and parity come from.
+    pub buffers: BufferSource,
     /// The node's own keys.
     pub keys: Rc<NodeKeys>,
     /// Lanes of this core.
@@ -72,6 +75,7 @@ impl Engine {
             inputs.ports.clone(),
             calls.clone(),
             inputs.fragments.clone(),
+            inputs.buffers.clone(),
             inputs.keys.clone(),
             inputs.pin_epoch_age,
         );
