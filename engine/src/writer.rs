@@ -249,13 +249,19 @@ impl Writer {
         Ok(())
     }
 
-    async fn end(&mut self, finish: FinishWrite) -> Result<ObjectInfo, StoreError> {
+    /// Sends the last chunk on its way and waits for all.
+    async fn collect_all(&mut self) -> Result<(), StoreError> {
         if let Some(last) = self.filling.take() {
             self.launch(last).await?;
         }
         while !self.in_flight.is_empty() {
             self.collect_oldest().await?;
         }
+        Ok(())
+    }
+
+    async fn end(&mut self, finish: FinishWrite) -> Result<ObjectInfo, StoreError> {
+        self.collect_all().await?;
         let last = (!self.references.is_empty()).then(|| self.take_page());
         let written =
             WrittenPages { pages: self.pages.clone(), loose: self.loose.clone(), last, pin_epoch: self.pin_epoch };
@@ -318,6 +324,10 @@ fn usable_capacity(buffer: &IoBuf, shape: StripeShape) -> usize {
 impl ObjectWriter for Writer {
     fn write(&mut self, bytes: Bytes) -> StoreFuture<'_, ()> {
         Box::pin(async move { self.take(&bytes).await })
+    }
+
+    fn drain(&mut self) -> StoreFuture<'_, ()> {
+        Box::pin(self.collect_all())
     }
 
     fn finish(mut self: Box<Self>, finish: FinishWrite) -> StoreFuture<'static, ObjectInfo> {
