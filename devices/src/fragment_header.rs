@@ -2,7 +2,7 @@
 //! payload be checked alone (I-C9). Layout: `docs/formats/fragment.md`.
 
 use crate::crc32c;
-use kiseki_types::buf::{IoBuf, IoBytes};
+use kiseki_types::buf::{BufferSource, IoBuf, IoBytes};
 use kiseki_types::codec::{CodecError, Reader, Writer};
 use kiseki_types::fragment::{FragmentKey, FragmentMeta, StripeShape};
 use kiseki_types::limits::{DEVICE_BLOCK_BYTES_MAX, ENVELOPE_LEN_BYTES_MAX, FRAGMENT_HEADER_BYTES, STRIPE_WIDTH_MAX};
@@ -122,11 +122,11 @@ impl FragmentHeader {
         FragmentHeader { meta, piece_checksums: checksum_pieces(payload) }
     }
 
-    /// The header's block.
+    /// The header's block, in memory of `buffers`.
     ///
     /// Panics on an impossible `meta`: that is our own bug.
     #[must_use]
-    pub fn encode(&self) -> IoBuf {
+    pub fn encode(&self, buffers: &BufferSource) -> IoBuf {
         check_meta(&self.meta).expect("the caller checked the meta");
         let mut writer = Writer::new();
         writer.raw(&MAGIC).u16(VERSION).u16(0);
@@ -140,8 +140,9 @@ impl FragmentHeader {
             writer.u32(*checksum);
         });
         let bytes = writer.finish();
-        let mut block = IoBuf::zeroed(FRAGMENT_HEADER_BYTES);
+        let mut block = buffers(FRAGMENT_HEADER_BYTES);
         block[..bytes.len()].copy_from_slice(&bytes);
+        block[bytes.len()..].fill(0); // I-K1: what the memory held before reaches no device
         let checksum = crc32c(&block[..CHECKSUM_AT]);
         block[CHECKSUM_AT..].copy_from_slice(&checksum.to_le_bytes());
         block
@@ -203,6 +204,7 @@ pub fn piece_range(range: &Range<u32>, payload_len_bytes: u32) -> Range<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kiseki_types::buf::{plain_buffers, stale_buffers};
 
     fn meta() -> FragmentMeta {
         FragmentMeta {
@@ -224,7 +226,7 @@ mod tests {
     #[test]
     fn i_c9_header_reads_back_and_every_flipped_bit_is_seen() {
         let header = FragmentHeader::of(meta(), &[payload()]);
-        let block = header.encode();
+        let block = header.encode(&stale_buffers());
         assert_eq!(block.len(), FRAGMENT_HEADER_BYTES);
         assert_eq!(FragmentHeader::decode(&block), Ok(header));
         for bit in 0..FRAGMENT_HEADER_BYTES * 8 {
@@ -238,12 +240,18 @@ mod tests {
     }
 
     #[test]
+    fn i_k1_what_the_memory_held_before_is_not_in_the_header() {
+        let header = FragmentHeader::of(meta(), &[payload()]);
+        assert!(header.encode(&stale_buffers())[..] == header.encode(&plain_buffers())[..], "I-K1");
+    }
+
+    #[test]
     fn the_widest_header_fits() {
         let mut widest = meta();
         widest.devices = vec![DeviceId([1; 16]); STRIPE_WIDTH_MAX];
         widest.payload_len_bytes = PAYLOAD_LEN_BYTES_MAX as u32;
         let header = FragmentHeader { meta: widest, piece_checksums: vec![u32::MAX; PIECES_MAX] };
-        assert_eq!(FragmentHeader::decode(&header.encode()), Ok(header));
+        assert_eq!(FragmentHeader::decode(&header.encode(&stale_buffers())), Ok(header));
     }
 
     #[test]
@@ -253,7 +261,7 @@ mod tests {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             (state >> 33) as u8
         };
-        let good = FragmentHeader::of(meta(), &[payload()]).encode().to_vec();
+        let good = FragmentHeader::of(meta(), &[payload()]).encode(&stale_buffers()).to_vec();
         for round in 0..20_000 {
             let mut block = if round % 2 == 0 { vec![0; FRAGMENT_HEADER_BYTES] } else { good.clone() };
             let changes = if round % 2 == 0 { 600 } else { 1 + usize::from(next() % 8) };
@@ -265,7 +273,7 @@ mod tests {
             let checksum = crc32c(&block[..CHECKSUM_AT]);
             block[CHECKSUM_AT..].copy_from_slice(&checksum.to_le_bytes());
             if let Ok(header) = FragmentHeader::decode(&block) {
-                assert_eq!(FragmentHeader::decode(&header.encode()), Ok(header), "round {round}");
+                assert_eq!(FragmentHeader::decode(&header.encode(&stale_buffers())), Ok(header), "round {round}");
             }
         }
     }

@@ -27,7 +27,7 @@ use crate::index::{InsertMode, Inserted, LaneIndex};
 use crate::lane::{LaneOnDevice, reserve_blocks};
 use crate::layout::DeviceLayout;
 use crate::recovery;
-use kiseki_types::buf::{IoBuf, IoBytes};
+use kiseki_types::buf::{BufferSource, IoBuf, IoBytes};
 use kiseki_types::device::Device;
 use kiseki_types::fragment::{DeviceState, DeviceStatus, FragmentError, FragmentMeta, FragmentStore, StoredFragment};
 use kiseki_types::link::Link;
@@ -65,9 +65,6 @@ pub struct StoreDevice {
     pub device: Rc<dyn Device>,
 }
 
-/// Gives buffers for reads, of at least the length asked for and set to it; their content does not matter.
-pub type BufferSource = Rc<dyn Fn(usize) -> IoBuf>;
-
 /// How cores reach the lanes of others.
 pub type LaneLink = Rc<dyn Link<LaneRequest, LaneResponse>>;
 
@@ -83,16 +80,10 @@ pub struct FragmentStoreConfig {
     pub devices: Vec<StoreDevice>,
     /// To the cores of all lanes.
     pub link: LaneLink,
-    /// Where read buffers come from; [`plain_buffers`] without a pool.
+    /// Where buffers come from; [`plain_buffers`] without a pool.
     pub buffers: BufferSource,
     /// How often the background task looks for journals to fold.
     pub fold_interval: Duration,
-}
-
-/// Fresh, zeroed buffers.
-#[must_use]
-pub fn plain_buffers() -> BufferSource {
-    Rc::new(IoBuf::zeroed)
 }
 
 /// What a core's store has done; read by the metrics endpoint.
@@ -225,7 +216,7 @@ impl CoreFragmentStore {
                 lanes: BTreeMap::new(),
                 failure_is_known: Cell::new(false),
             };
-            reports.push(recovery::open_device(&config.ports, &config.lanes, &mut device).await?);
+            reports.push(recovery::open_device(&config.ports, &config.buffers, &config.lanes, &mut device).await?);
             devices.insert(device.id, device);
         }
         let indexes = config.lanes.into_iter().map(|own| (own.lane, LaneIndex::new(own.table))).collect();

@@ -26,6 +26,7 @@ pub use open::{JournalReport, format, open};
 pub use region::{MirrorContent, MirrorRegion, RING_PAGES_MIN};
 
 use frame::RECORD_HEADER_BYTES;
+use kiseki_types::buf::BufferSource;
 use kiseki_types::journal::{Journal, JournalError, ReplayedRecord, Sequence};
 use kiseki_types::limits::JOURNAL_RECORD_LEN_BYTES_MAX;
 use kiseki_types::runtime::{LocalBoxFuture, Ports};
@@ -48,6 +49,8 @@ pub struct JournalConfig {
     pub id: JournalId,
     /// Time and tasks.
     pub ports: Ports,
+    /// Where the buffers of frames come from.
+    pub buffers: BufferSource,
     /// Where it lies: at least one mirror, all regions of one length.
     pub mirrors: Vec<MirrorRegion>,
     /// What to do when a mirror fails.

@@ -2,7 +2,8 @@
 //!
 //! The pool hands out [`IoBuf`]s of a few sizes and takes them back when they are dropped. Every ring of the core
 //! registers the same memory, so that a buffer with a slot number can be named to any of them. When a size has run
-//! out, or is not in the pool, callers get ordinary memory: slower by the pinning, otherwise the same.
+//! out, callers get ordinary memory of that size, which is kept for the next one up to a bound: slower by the pinning,
+//! otherwise the same. Only what is larger than every size is made anew each time.
 
 use kiseki_types::IoBuf;
 use kiseki_types::buf::BufHome;
@@ -33,13 +34,22 @@ struct Slot {
     class: usize,
 }
 
+/// Slot numbers from here on are those of ordinary memory: the number of its class behind them. No ring takes such a
+/// number for a registered buffer, see [`BufferPool::holds`].
+const UNREGISTERED_SLOTS: u16 = 0x8000;
+const _: () = assert!(POOL_SLOTS_MAX < UNREGISTERED_SLOTS as usize);
+
 /// Buffers in use and requests that found none, for metrics.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PoolUse {
     /// Buffers lent now.
     pub lent: usize,
-    /// Requests that got ordinary memory.
+    /// Requests that got ordinary memory, new or kept.
     pub missed: u64,
+    /// Requests that memory had to be made for. Once a load is steady this stands still.
+    pub made: u64,
+    /// Bytes of ordinary memory that nobody uses and that are kept.
+    pub kept_len_bytes: usize,
 }
 
 /// The registered buffers of one core.
@@ -49,6 +59,11 @@ pub struct BufferPool {
     /// Free slots of each class; the one used last is lent first, while it is in the CPU's cache.
     free: RefCell<Vec<Vec<u16>>>,
     missed: Cell<u64>,
+    made: Cell<u64>,
+    /// Ordinary memory of each class that came back, and its bytes in all.
+    kept: RefCell<Vec<Vec<Vec<u8>>>>,
+    kept_len_bytes: Cell<usize>,
+    kept_len_bytes_max: usize,
 }
 
 impl BufferPool {
@@ -65,24 +80,35 @@ impl BufferPool {
             slots.extend((0..class.count).map(|_| Slot::new(class.len_bytes, index)));
             free.push((first..slots.len()).map(|slot| u16::try_from(slot).expect("at most 1024")).collect());
         }
-        Rc::new(BufferPool { classes, slots: RefCell::new(slots), free: RefCell::new(free), missed: Cell::new(0) })
+        Rc::new(BufferPool {
+            kept: RefCell::new(vec![Vec::new(); classes.len()]),
+            kept_len_bytes: Cell::new(0),
+            // As much again as is registered: a burst costs no more for good.
+            kept_len_bytes_max: classes.iter().map(|class| class.len_bytes * class.count).sum(),
+            classes,
+            slots: RefCell::new(slots),
+            free: RefCell::new(free),
+            missed: Cell::new(0),
+            made: Cell::new(0),
+        })
     }
 
-    /// A pool of about `len_bytes`, divided for the sizes of this system: headers and journal blocks, parts of
-    /// requests, fragments, envelopes.
+    /// A pool of about `len_bytes`, divided for the sizes of this system: headers and journal frames; parity of small
+    /// objects, and the objects; parity of 1 MiB, and the chunks; the largest chunks.
     #[must_use]
     pub fn with_len_bytes(len_bytes: usize) -> Rc<BufferPool> {
-        let share = len_bytes / 8;
-        let class = |len_bytes: usize, eighths: usize, most: usize| SlabClass {
+        let share = len_bytes / 16;
+        let class = |len_bytes: usize, sixteenths: usize, most: usize| SlabClass {
             len_bytes,
-            count: (share * eighths / len_bytes).min(most),
+            count: (share * sixteenths / len_bytes).min(most),
         };
         BufferPool::new(&[
             class(4 << 10, 1, 256),
-            class(68 << 10, 1, 256),
-            class(388 << 10, 2, 192),
-            class((1 << 20) + (64 << 10), 2, 192),
-            class((4 << 20) + (64 << 10), 2, 64),
+            class(20 << 10, 1, 192),
+            class(96 << 10, 2, 192),
+            class(388 << 10, 3, 128),
+            class((1 << 20) + (64 << 10), 5, 128),
+            class((4 << 20) + (64 << 10), 4, 64),
         ])
     }
 
@@ -98,14 +124,38 @@ impl BufferPool {
             return IoBuf::in_slab(slab, Some((self.clone() as Rc<dyn BufHome>, slot))).resized(len_bytes);
         }
         self.missed.set(self.missed.get() + 1);
-        IoBuf::zeroed(len_bytes)
+        if fitting == self.classes.len() {
+            self.made.set(self.made.get() + 1);
+            return IoBuf::zeroed(len_bytes);
+        }
+        let slab_len = IoBuf::slab_len_bytes(self.classes[fitting].len_bytes);
+        let slab = match self.kept.borrow_mut()[fitting].pop() {
+            Some(slab) => {
+                self.kept_len_bytes.set(self.kept_len_bytes.get() - slab_len);
+                slab
+            }
+            None => {
+                self.made.set(self.made.get() + 1);
+                vec![0; slab_len]
+            }
+        };
+        let home = (self.clone() as Rc<dyn BufHome>, UNREGISTERED_SLOTS + fitting as u16);
+        IoBuf::in_slab(slab, Some(home)).resized(len_bytes)
+    }
+
+    fn keep(&self, slab: Vec<u8>, class: usize) {
+        let kept = self.kept_len_bytes.get() + slab.len();
+        if kept <= self.kept_len_bytes_max {
+            self.kept_len_bytes.set(kept);
+            self.kept.borrow_mut()[class].push(slab);
+        }
     }
 
     /// Use of the pool now.
     #[must_use]
     pub fn usage(&self) -> PoolUse {
         let lent = self.slots.borrow().iter().filter(|slot| slot.slab.is_none()).count();
-        PoolUse { lent, missed: self.missed.get() }
+        PoolUse { lent, missed: self.missed.get(), made: self.made.get(), kept_len_bytes: self.kept_len_bytes.get() }
     }
 
     /// Address and length of every buffer, by slot: what a ring registers.
@@ -133,6 +183,9 @@ impl Slot {
 
 impl BufHome for BufferPool {
     fn take_back(&self, slab: Vec<u8>, slot: u16) {
+        if slot >= UNREGISTERED_SLOTS {
+            return self.keep(slab, usize::from(slot - UNREGISTERED_SLOTS));
+        }
         let mut slots = self.slots.borrow_mut();
         let home = &mut slots[usize::from(slot)];
         assert!(home.slab.is_none(), "slot {slot} came back twice");
@@ -164,9 +217,13 @@ mod tests {
         let second = pool.alloc(100);
         let third = pool.alloc(4096); // the class above
         let fourth = pool.alloc(4096);
-        assert_eq!(pool.usage(), PoolUse { lent: 3, missed: 1 });
+        let usage = PoolUse { lent: 3, missed: 1, made: 1, kept_len_bytes: 0 };
+        assert_eq!(pool.usage(), usage);
         assert!(first.slot().is_some() && second.slot().is_some() && third.slot().is_some());
-        assert!(fourth.slot().is_none() && fourth.len() == 4096);
+        assert!(
+            !pool.holds(fourth.slot().unwrap(), &fourth) && fourth.len() == 4096,
+            "no ring takes it for registered"
+        );
         for buf in [&first, &second, &third] {
             assert!(pool.holds(buf.slot().unwrap(), buf), "{buf:?}");
         }
@@ -176,6 +233,29 @@ mod tests {
         drop((first, second, third, fourth));
         assert_eq!(pool.usage().lent, 0);
         assert!(pool.alloc(8192).slot().is_some());
+    }
+
+    #[test]
+    fn ordinary_memory_is_kept_up_to_a_bound_and_used_again() {
+        let pool = pool();
+        let registered: Vec<IoBuf> = (0..3).map(|_| pool.alloc(4096)).collect();
+        let first = pool.alloc(3000);
+        let (address, slab_len) = (first.as_ptr(), IoBuf::slab_len_bytes(4096));
+        drop(first);
+        assert_eq!(pool.usage().kept_len_bytes, slab_len);
+        let again = pool.alloc(4096);
+        assert_eq!((again.as_ptr(), again.len()), (address, 4096));
+        assert_eq!((pool.usage().made, pool.usage().missed, pool.usage().kept_len_bytes), (1, 2, 0));
+        drop(again);
+        // As many bytes are kept as are registered: 16 KiB, two slabs of the small class, none of the other beside one.
+        let many: Vec<IoBuf> = (0..5).map(|_| pool.alloc(8192)).collect();
+        drop(many);
+        assert_eq!(pool.usage().kept_len_bytes, slab_len);
+        let many: Vec<IoBuf> = (0..5).map(|_| pool.alloc(4096)).collect();
+        drop(many);
+        assert_eq!(pool.usage().kept_len_bytes, 2 * slab_len);
+        drop(pool.alloc(8193));
+        assert_eq!((pool.usage().kept_len_bytes, pool.usage().lent), (2 * slab_len, registered.len()));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::index::{TABLE_EXTENTS, TABLE_META, decode_row, encode_row, extent_row
 use crate::journal::{self, JournalConfig, LaneJournal, MirrorContent, MirrorRegion};
 use crate::lane::{LaneOnDevice, LaneRecord, Recovered, lane_journal_id};
 use crate::zones::Zones;
-use kiseki_types::buf::IoBuf;
+use kiseki_types::buf::{BufferSource, IoBuf, plain_buffers};
 use kiseki_types::device::Device;
 use kiseki_types::fragment::StoredFragment;
 use kiseki_types::journal::{ReplayedRecord, Sequence};
@@ -57,16 +57,24 @@ pub async fn format_journals(
         let (start, len) = layout.journal_extent(lane);
         let region =
             MirrorRegion { device: device.clone(), gate: gate.clone(), start, len, content: MirrorContent::Refill };
-        journal::format(&journal_config(ports, id, name, lane, region)).await?;
+        journal::format(&journal_config(ports, &plain_buffers(), id, name, lane, region)).await?;
     }
     Ok(())
 }
 
-fn journal_config(ports: &Ports, id: DeviceId, name: &str, lane: LaneId, region: MirrorRegion) -> JournalConfig {
+fn journal_config(
+    ports: &Ports,
+    buffers: &BufferSource,
+    id: DeviceId,
+    name: &str,
+    lane: LaneId,
+    region: MirrorRegion,
+) -> JournalConfig {
     JournalConfig {
         name: format!("of lane {lane} on {name}"),
         id: lane_journal_id(id, lane),
         ports: ports.clone(),
+        buffers: buffers.clone(),
         mirrors: vec![region],
         // The journal has fenced the device's gate already, and the gate tells the store.
         on_mirror_failed: Rc::new(|_, _| Box::pin(async { Ok(()) })),
@@ -76,6 +84,7 @@ fn journal_config(ports: &Ports, id: DeviceId, name: &str, lane: LaneId, region:
 /// Opens all own lanes on `device`. A problem with one of them fences the device: no part of it is trusted then.
 pub(crate) async fn open_device(
     ports: &Ports,
+    buffers: &BufferSource,
     lanes: &[OwnLane],
     device: &mut DeviceOnCore,
 ) -> Result<DeviceReport, TableError> {
@@ -88,7 +97,7 @@ pub(crate) async fn open_device(
         problem: None,
     };
     for own in lanes {
-        match open_lane(ports, own, device, &mut report).await {
+        match open_lane(ports, buffers, own, device, &mut report).await {
             Ok(lane) => {
                 report.fragments += lane.zones.borrow().used().count() as u64;
                 device.lanes.insert(own.lane, lane);
@@ -106,12 +115,13 @@ pub(crate) async fn open_device(
 
 async fn open_lane(
     ports: &Ports,
+    buffers: &BufferSource,
     own: &OwnLane,
     device: &DeviceOnCore,
     report: &mut DeviceReport,
 ) -> Result<LaneOnDevice, LaneFailure> {
     let folded = read_folded(own, device.id).await?;
-    let (journal, records) = open_journal(ports, own.lane, device).await?;
+    let (journal, records) = open_journal(ports, buffers, own.lane, device).await?;
     if journal.trimmed_through() > folded {
         // A lost file is lost, never new: its extents would be given out again.
         return Err(LaneFailure::Device(format!(
@@ -147,6 +157,7 @@ async fn read_folded(own: &OwnLane, device: DeviceId) -> Result<Sequence, LaneFa
 
 async fn open_journal(
     ports: &Ports,
+    buffers: &BufferSource,
     lane: LaneId,
     device: &DeviceOnCore,
 ) -> Result<(Rc<LaneJournal>, Vec<ReplayedRecord>), LaneFailure> {
@@ -158,7 +169,7 @@ async fn open_journal(
         len,
         content: MirrorContent::Member,
     };
-    let config = journal_config(ports, device.id, &device.name, lane, region);
+    let config = journal_config(ports, buffers, device.id, &device.name, lane, region);
     match journal::open(config).await {
         Ok((journal, records, _)) => Ok((journal, records)),
         Err(error) => {

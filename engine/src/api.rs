@@ -168,6 +168,9 @@ pub struct FinishWrite {
 pub trait ObjectWriter {
     /// Takes bytes; waits while too much is in flight.
     fn write(&mut self, bytes: Bytes) -> StoreFuture<'_, ()>;
+    /// All bytes are there: ends when they are stored, and nothing is named yet. [`ObjectWriter::finish`] does that too;
+    /// a caller that has something to find out before it commits finds it out behind this.
+    fn drain(&mut self) -> StoreFuture<'_, ()>;
     /// All bytes are there: commits. After Ok the write is durable and visible everywhere.
     fn finish(self: Box<Self>, finish: FinishWrite) -> StoreFuture<'static, ObjectInfo>;
 }

@@ -14,7 +14,7 @@ use crate::stripe::{fragment_payload_len, padded_len, parity_buffer_count, shape
 use futures::StreamExt;
 use futures::future::join;
 use futures::stream::FuturesUnordered;
-use kiseki_types::buf::{IoBuf, IoBytes};
+use kiseki_types::buf::{BufferSource, IoBuf, IoBytes};
 use kiseki_types::fragment::{DeviceState, FragmentError, FragmentKey, FragmentMeta, StripeShape};
 use kiseki_types::ids::{ChunkId, DeviceId, MapEpoch, PinEpoch};
 use kiseki_types::limits::CHUNK_LEN_BYTES_MAX;
@@ -62,14 +62,15 @@ impl From<StoreError> for ChunkFailure {
     }
 }
 
-/// A buffer that holds a chunk of `len_bytes` and, sealed in place, its envelope with padding.
+/// An empty buffer that holds a chunk of `len_bytes` and, sealed in place, its envelope with padding. What lies behind
+/// its length is whatever an earlier user left; sealing clears what it does not overwrite (I-K1).
 #[must_use]
-pub fn chunk_buffer(len_bytes: usize, shape: StripeShape) -> IoBuf {
-    IoBuf::zeroed(chunk_buffer_len(len_bytes, shape)).resized(0)
+pub fn chunk_buffer(buffers: &BufferSource, len_bytes: usize, shape: StripeShape) -> IoBuf {
+    buffers(chunk_buffer_len(len_bytes, shape)).resized(0)
 }
 
 /// Bytes that [`chunk_buffer`] needs.
-pub(crate) fn chunk_buffer_len(len_bytes: usize, shape: StripeShape) -> usize {
+fn chunk_buffer_len(len_bytes: usize, shape: StripeShape) -> usize {
     let len = len_bytes.clamp(1, CHUNK_LEN_BYTES_MAX);
     let envelope = envelope_len(len as u32);
     // The padded length of a slightly shorter chunk in another shape may be longer: take the larger of both shapes.
@@ -151,7 +152,8 @@ struct Stripe {
 /// The payloads of a stripe, in the order of their indices.
 fn encode(core: &Core, stripe: &Stripe, envelope: IoBuf) -> Vec<IoBytes> {
     let payload_len = fragment_payload_len(stripe.envelope_len_bytes, stripe.shape) as usize;
-    let mut parity: Vec<IoBuf> = (0..parity_buffer_count(stripe.shape)).map(|_| IoBuf::zeroed(payload_len)).collect();
+    // I-K1: encoding overwrites all of them.
+    let mut parity: Vec<IoBuf> = (0..parity_buffer_count(stripe.shape)).map(|_| (core.buffers)(payload_len)).collect();
     core.coder.encode(&envelope, stripe.shape, &mut parity);
     let envelope = envelope.freeze();
     if stripe.shape.data == 1 {

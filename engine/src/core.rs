@@ -3,7 +3,6 @@
 use crate::api::StoreError;
 use crate::background::Background;
 use crate::calls::Calls;
-use crate::chunk_buffers::ChunkBuffers;
 use crate::chunker::{ChunkFormat, Chunker};
 use crate::control_cache::ControlCache;
 use crate::delta::ChunkName;
@@ -15,6 +14,7 @@ use crate::repair_queue::RepairQueue;
 use crate::stripe::StripeCoder;
 use crate::throttle::Throttle;
 use kiseki_types::Ports;
+use kiseki_types::buf::BufferSource;
 use kiseki_types::fragment::FragmentStore;
 use kiseki_types::ids::TenantId;
 use std::cell::{Cell, RefCell};
@@ -68,8 +68,8 @@ pub struct Core {
     pub keyring: Keyring,
     /// Buckets and access keys that this core knows.
     pub control_cache: ControlCache,
-    /// Where chunks gather.
-    pub chunk_buffers: Rc<ChunkBuffers>,
+    /// Where buffers of chunks and parity come from.
+    pub buffers: BufferSource,
     /// Hashes chunks.
     pub hash_queue: Rc<HashQueue>,
     /// Encodes and rebuilds.
@@ -98,6 +98,7 @@ impl Core {
         ports: Ports,
         calls: Calls,
         fragments: Rc<dyn FragmentStore>,
+        buffers: BufferSource,
         keys: Rc<NodeKeys>,
         pin_epoch_age: Duration,
     ) -> Rc<Core> {
@@ -110,11 +111,11 @@ impl Core {
             repairs: Rc::default(),
             repair_reports: RefCell::default(),
             repair_counters: RepairCounters::default(),
-            chunk_buffers: ChunkBuffers::new(),
             hash_queue: HashQueue::new(ports.clone()),
             ports,
             calls,
             fragments,
+            buffers,
             keys,
             keyring,
             coder,

@@ -17,6 +17,7 @@ use crate::scrubber::{LaneShare, ScrubSettings, ScrubState, Scrubber};
 use crate::shard_service::ShardService;
 use crate::store::EngineStore;
 use kiseki_types::Ports;
+use kiseki_types::buf::BufferSource;
 use kiseki_types::fragment::{FragmentStore, StripeShape};
 use kiseki_types::ids::{LaneId, ShardId};
 use kiseki_types::link::Link;
@@ -35,6 +36,8 @@ pub struct EngineInputs {
     pub host: Rc<dyn GroupHost>,
     /// The fragments of this node.
     pub fragments: Rc<dyn FragmentStore>,
+    /// Where buffers of chunks and parity come from.
+    pub buffers: BufferSource,
     /// The node's own keys.
     pub keys: Rc<NodeKeys>,
     /// Lanes of this core.
@@ -80,6 +83,7 @@ impl Engine {
             inputs.ports.clone(),
             calls.clone(),
             inputs.fragments.clone(),
+            inputs.buffers.clone(),
             inputs.keys.clone(),
             inputs.pin_epoch_age,
         );

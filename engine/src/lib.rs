@@ -11,7 +11,6 @@
 pub mod api;
 pub mod background;
 pub mod calls;
-pub mod chunk_buffers;
 pub mod chunk_id;
 pub mod chunk_read;
 pub mod chunk_write;

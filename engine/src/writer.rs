@@ -2,7 +2,7 @@
 //! naming delta.
 
 use crate::api::{FinishWrite, ObjectInfo, ObjectWriter, StoreError, StoreFuture};
-use crate::chunk_write::{ChunkFailure, StoredChunk, WriteScope, store_chunk};
+use crate::chunk_write::{ChunkFailure, StoredChunk, WriteScope, chunk_buffer, store_chunk};
 use crate::chunker::{Chunker, Cutter};
 use crate::composition::{ChunkReference, FileEntry, PAGE_REFERENCES_MAX, Page, PageReference, PartEntry};
 use crate::core::{Core, DataCounters};
@@ -117,7 +117,7 @@ impl Writer {
         let longest = self.chunker.format().len_bytes_max as usize;
         let rest = self.len_hint_bytes.map(|hint| hint.saturating_sub(self.len_bytes));
         let rest = rest.and_then(|rest| usize::try_from(rest).ok()).unwrap_or(longest);
-        self.core.chunk_buffers.take(longest.min(held.saturating_add(rest)), self.scope.bucket.shape)
+        chunk_buffer(&self.core.buffers, longest.min(held.saturating_add(rest)), self.scope.bucket.shape)
     }
 
     /// Asks for the pin epoch now and then. What was pinned under an older one is committed before that is closed.
@@ -152,7 +152,7 @@ impl Writer {
             let room = longest.min(usable_capacity(&filling, self.scope.bucket.shape)).saturating_sub(start);
             if room == 0 {
                 // More came than was declared: go on in a buffer of full size.
-                let mut larger = self.core.chunk_buffers.take(longest, self.scope.bucket.shape).resized(start);
+                let mut larger = chunk_buffer(&self.core.buffers, longest, self.scope.bucket.shape).resized(start);
                 larger.copy_from_slice(&filling);
                 self.filling = Some(larger);
                 self.len_hint_bytes = None;
@@ -249,13 +249,19 @@ impl Writer {
         Ok(())
     }
 
-    async fn end(&mut self, finish: FinishWrite) -> Result<ObjectInfo, StoreError> {
+    /// Sends the last chunk on its way and waits for all.
+    async fn collect_all(&mut self) -> Result<(), StoreError> {
         if let Some(last) = self.filling.take() {
             self.launch(last).await?;
         }
         while !self.in_flight.is_empty() {
             self.collect_oldest().await?;
         }
+        Ok(())
+    }
+
+    async fn end(&mut self, finish: FinishWrite) -> Result<ObjectInfo, StoreError> {
+        self.collect_all().await?;
         let last = (!self.references.is_empty()).then(|| self.take_page());
         let written =
             WrittenPages { pages: self.pages.clone(), loose: self.loose.clone(), last, pin_epoch: self.pin_epoch };
@@ -299,7 +305,7 @@ async fn pin_epoch(core: &Core, shard: ShardId) -> Result<PinEpoch, StoreError> 
     }
 }
 
-/// Bytes of plaintext that a buffer made by [`crate::chunk_buffers`] can hold and still be sealed in place, in whichever shape.
+/// Bytes of plaintext that a buffer made by [`chunk_buffer`] can hold and still be sealed in place, in whichever shape.
 fn usable_capacity(buffer: &IoBuf, shape: StripeShape) -> usize {
     let copies = StripeShape { data: 1, parity: shape.parity };
     let fits = |len: usize| {
@@ -318,6 +324,10 @@ fn usable_capacity(buffer: &IoBuf, shape: StripeShape) -> usize {
 impl ObjectWriter for Writer {
     fn write(&mut self, bytes: Bytes) -> StoreFuture<'_, ()> {
         Box::pin(async move { self.take(&bytes).await })
+    }
+
+    fn drain(&mut self) -> StoreFuture<'_, ()> {
+        Box::pin(self.collect_all())
     }
 
     fn finish(mut self: Box<Self>, finish: FinishWrite) -> StoreFuture<'static, ObjectInfo> {

@@ -4,7 +4,7 @@
 //! `memory-key-secret`.
 #![allow(missing_docs)]
 
-#[path = "../tests/memory/mod.rs"]
+#[path = "../tests/gateway/memory/mod.rs"]
 mod memory;
 
 fn main() {

@@ -107,6 +107,8 @@ impl Incoming {
         if received != len_bytes {
             return Err(incomplete_body());
         }
+        // Nobody needs the digests before: so the bodies of other requests have time to gather at the MD5 queue.
+        writer.drain().await.map_err(from_store)?;
         let (md5, computed) = digests.finish().await;
         if content_md5.is_some() && content_md5 != md5 {
             return Err(refuse(
@@ -140,6 +142,7 @@ pub(crate) async fn copy(
         shared.ports.yield_now().await;
         writer.write(bytes).await.map_err(from_store)?;
     }
+    writer.drain().await.map_err(from_store)?;
     let (md5, computed) = digests.finish().await;
     Ok(Received { len_bytes, md5, sums: Sums::of_digests(computed), sent: None })
 }

@@ -7,7 +7,7 @@ use crate::lane::{LaneOnDevice, LaneRecord};
 use bytes::Bytes;
 use futures::channel::oneshot;
 use futures::future::join;
-use kiseki_types::buf::{IoBuf, IoBytes};
+use kiseki_types::buf::IoBytes;
 use kiseki_types::fragment::{FragmentError, FragmentMeta, StoredFragment};
 use kiseki_types::journal::{Journal, JournalError, Sequence};
 use kiseki_types::limits::{DEVICE_BLOCK_BYTES_MAX, FRAGMENT_HEADER_BYTES};
@@ -76,7 +76,7 @@ impl Core {
         let (lane, extent) = self.allocate(device, len)?;
         let header = FragmentHeader::of(meta, &payload);
         let fragment = StoredFragment { meta: header.meta.clone(), extent };
-        let mut parts = vec![header.encode().freeze()];
+        let mut parts = vec![header.encode(&self.buffers).freeze()];
         parts.extend(self.aligned(payload));
         let record = LaneRecord::Allocate(fragment.clone());
         let coming = device.gate.coming();
@@ -221,7 +221,7 @@ impl Core {
             return payload;
         }
         add(&self.counters.parts_copied, payload.len() as u64);
-        let mut whole = IoBuf::zeroed(payload.iter().map(|part| part.len()).sum());
+        let mut whole = (self.buffers)(payload.iter().map(|part| part.len()).sum());
         let mut at = 0;
         for part in &payload {
             whole[at..at + part.len()].copy_from_slice(part);

@@ -4,7 +4,7 @@ use super::{Core, DeviceOnCore, LaneRequest, LaneResponse, add};
 use crate::fragment_header::{FragmentHeader, PIECE_LEN_BYTES, piece_range};
 use futures::channel::oneshot;
 use futures::future::join;
-use kiseki_types::buf::{IoBuf, IoBytes};
+use kiseki_types::buf::{BufferSource, IoBytes};
 use kiseki_types::fragment::{FragmentError, StoredFragment};
 use kiseki_types::limits::FRAGMENT_HEADER_BYTES;
 use kiseki_types::runtime::LocalBoxFuture;
@@ -141,7 +141,7 @@ pub(crate) fn is_fragment(header: &FragmentHeader, fragment: &StoredFragment) ->
 
 /// Header block and the payload bytes of `pieces`: in one read when they are near each other.
 async fn read_pieces(
-    buffers: &super::BufferSource,
+    buffers: &BufferSource,
     device: &DeviceOnCore,
     extent: Extent,
     pieces: Range<usize>,
@@ -156,7 +156,7 @@ async fn read_pieces(
         let header = whole.slice(0..FRAGMENT_HEADER_BYTES);
         return Ok((header, whole.slice(FRAGMENT_HEADER_BYTES + pieces.start..FRAGMENT_HEADER_BYTES + pieces.end)));
     }
-    let header = device.device.read(extent.start, IoBuf::zeroed(FRAGMENT_HEADER_BYTES));
+    let header = device.device.read(extent.start, buffers(FRAGMENT_HEADER_BYTES));
     let bytes = device.device.read(at(pieces.start), buffers(pieces.len()));
     let (header, bytes) = join(header, bytes).await;
     Ok((header?.freeze(), bytes?.freeze()))

@@ -6,6 +6,7 @@ use crate::recovery::format_journals;
 use futures::future::join_all;
 use kiseki_simulator::executor::Interrupted;
 use kiseki_simulator::{CutSwitch, DiskOptions, NodeId, SeededRng, Sim, SimDisk, SimLink};
+use kiseki_types::buf::stale_buffers;
 use kiseki_types::fragment::{FragmentKey, StripeShape};
 use kiseki_types::journal::Journal;
 use kiseki_types::limits::FRAGMENT_HEADER_BYTES;
@@ -157,7 +158,7 @@ impl Rig {
                 })
                 .collect(),
             link: Rc::new(link.clone()),
-            buffers: plain_buffers(),
+            buffers: stale_buffers(),
             fold_interval: Duration::from_millis(50),
         }
     }

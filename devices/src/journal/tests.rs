@@ -4,6 +4,7 @@ use super::*;
 use crate::flush_gate::FlushGate;
 use kiseki_simulator::executor::Interrupted;
 use kiseki_simulator::{CutSwitch, DiskOptions, NodeId, SeededRng, Sim, SimDisk};
+use kiseki_types::buf::{IoBuf, STALE_BYTE, stale_buffers};
 use kiseki_types::{BlockCount, BlockIndex};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -50,7 +51,7 @@ impl Rig {
             let verdict = if may_go_on.get() { Ok(()) } else { Err("no majority".to_string()) };
             Box::pin(async move { verdict })
         });
-        JournalConfig { name: "test".to_string(), id: ID, ports, mirrors, on_mirror_failed }
+        JournalConfig { name: "test".to_string(), id: ID, ports, buffers: stale_buffers(), mirrors, on_mirror_failed }
     }
 
     fn run<T>(&self, future: impl Future<Output = T>) -> T {
@@ -325,6 +326,22 @@ fn i_l10_a_rotten_record_below_what_was_flushed_is_damage_and_a_torn_tail_is_not
     let rig = ten_flushed(5, 1);
     let (_, replayed, _) = rig.open();
     assert_eq!(replayed.iter().filter(|record| record.flushed).count(), 9, "nothing says that the tenth was flushed");
+}
+
+#[test]
+fn i_k1_what_a_buffer_held_before_reaches_no_device() {
+    let rig = Rig::new(11, 1, 20);
+    rig.format();
+    let (journal, ..) = rig.open();
+    let ring = rig.run(async {
+        for len in [0, 1, 3000, 4004, 5000] {
+            let sequence = journal.append(&vec![1; len]).unwrap();
+            journal.flushed(sequence).await.unwrap();
+        }
+        rig.disks[0].open().read(rig.block_of_ring_page(0), IoBuf::zeroed(8 * 4096)).await.unwrap()
+    });
+    assert!(ring.contains(&1), "the records are there");
+    assert!(!ring.windows(16).any(|window| window == [STALE_BYTE; 16]), "I-K1");
 }
 
 #[test]

@@ -250,7 +250,7 @@ impl Writer {
             count += 1;
         }
         let pages = pages_of(payload_len);
-        let mut buf = IoBuf::zeroed(pages as usize * PAGE_LEN_BYTES);
+        let mut buf = (self.config.buffers)(pages as usize * PAGE_LEN_BYTES);
         let mut at = FRAME_HEADER_BYTES;
         for record in state.pending.drain(..count as usize) {
             buf[at..at + RECORD_HEADER_BYTES].copy_from_slice(&(record.len() as u32).to_le_bytes());
@@ -258,6 +258,7 @@ impl Writer {
             buf[at..at + record.len()].copy_from_slice(&record);
             at += record.len();
         }
+        buf[at..].fill(0); // I-K1: what the memory held before reaches no device
         state.pending_bytes -= payload_len;
         let mut header = FrameHeader {
             incarnation: state.incarnation,

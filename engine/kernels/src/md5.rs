@@ -6,6 +6,8 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 #[cfg(test)]
 mod tests;
 
@@ -18,6 +20,75 @@ pub const LANES_MAX: usize = 8;
 /// The state before the first block (RFC 1321, 3.3).
 const INITIAL: [u32; 4] = [0x6745_2301, 0xefcd_ab89, 0x98ba_dcfe, 0x1032_5476];
 
+#[cfg(target_arch = "x86_64")]
+/// Constants of the 64 steps (RFC 1321, 3.4): the whole part of 2^32 |sin i|, i from 1.
+static STEP_CONSTANTS: [u32; 64] = [
+    0xd76a_a478,
+    0xe8c7_b756,
+    0x2420_70db,
+    0xc1bd_ceee,
+    0xf57c_0faf,
+    0x4787_c62a,
+    0xa830_4613,
+    0xfd46_9501,
+    0x6980_98d8,
+    0x8b44_f7af,
+    0xffff_5bb1,
+    0x895c_d7be,
+    0x6b90_1122,
+    0xfd98_7193,
+    0xa679_438e,
+    0x49b4_0821,
+    0xf61e_2562,
+    0xc040_b340,
+    0x265e_5a51,
+    0xe9b6_c7aa,
+    0xd62f_105d,
+    0x0244_1453,
+    0xd8a1_e681,
+    0xe7d3_fbc8,
+    0x21e1_cde6,
+    0xc337_07d6,
+    0xf4d5_0d87,
+    0x455a_14ed,
+    0xa9e3_e905,
+    0xfcef_a3f8,
+    0x676f_02d9,
+    0x8d2a_4c8a,
+    0xfffa_3942,
+    0x8771_f681,
+    0x6d9d_6122,
+    0xfde5_380c,
+    0xa4be_ea44,
+    0x4bde_cfa9,
+    0xf6bb_4b60,
+    0xbebf_bc70,
+    0x289b_7ec6,
+    0xeaa1_27fa,
+    0xd4ef_3085,
+    0x0488_1d05,
+    0xd9d4_d039,
+    0xe6db_99e5,
+    0x1fa2_7cf8,
+    0xc4ac_5665,
+    0xf429_2244,
+    0x432a_ff97,
+    0xab94_23a7,
+    0xfc93_a039,
+    0x655b_59c3,
+    0x8f0c_cc92,
+    0xffef_f47d,
+    0x8584_5dd1,
+    0x6fa8_7e4f,
+    0xfe2c_e6e0,
+    0xa301_4314,
+    0x4e08_11a1,
+    0xf753_7e82,
+    0xbd3a_f235,
+    0x2ad7_d2bb,
+    0xeb86_d391,
+];
+
 /// How blocks of several streams are compressed. The order is from slow to fast.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -27,6 +98,9 @@ pub enum Kernel {
     /// Eight lanes of AVX2.
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    /// The same lanes, with the functions of MD5 and its rotations as one instruction each.
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
 }
 
 /// A stream's state and the whole blocks that go into it.
@@ -42,11 +116,19 @@ impl Kernel {
         if avx2::runs_here() {
             kernels.push(Kernel::Avx2);
         }
+        #[cfg(target_arch = "x86_64")]
+        if avx512::runs_here() {
+            kernels.push(Kernel::Avx512);
+        }
         kernels
     }
 
     /// The fastest kernel; asked on each call, because detection is one cached load.
     fn fastest() -> Kernel {
+        #[cfg(target_arch = "x86_64")]
+        if avx512::runs_here() {
+            return Kernel::Avx512;
+        }
         #[cfg(target_arch = "x86_64")]
         if avx2::runs_here() {
             return Kernel::Avx2;
@@ -60,6 +142,8 @@ impl Kernel {
             // The lanes are a little slower than the plain kernel for one stream, and the faster the more there are.
             #[cfg(target_arch = "x86_64")]
             Kernel::Avx2 if tasks.len() > 1 => avx2::compress(tasks),
+            #[cfg(target_arch = "x86_64")]
+            Kernel::Avx512 if tasks.len() > 1 => avx512::compress(tasks),
             _ => tasks.iter_mut().for_each(|(state, blocks)| md5::block_api::compress(state, blocks)),
         }
     }

@@ -15,7 +15,7 @@ use kiseki_engine::repairer::RepairSettings;
 use kiseki_engine::scrubber::ScrubSettings;
 use kiseki_simulator::{NodeId, Sim, SimLink};
 use kiseki_types::LocalBoxFuture;
-use kiseki_types::buf::{IoBuf, IoBytes};
+use kiseki_types::buf::{IoBuf, IoBytes, STALE_BYTE, stale_buffers};
 use kiseki_types::fragment::{
     DeviceState, DeviceStatus, FragmentError, FragmentKey, FragmentMeta, FragmentStore, StoredFragment, StripeShape,
 };
@@ -277,6 +277,8 @@ impl FragmentStore for MemoryFragments {
     ) -> LocalBoxFuture<'static, Result<Extent, FragmentError>> {
         let bytes: Vec<u8> = payload.iter().flat_map(|part| part.to_vec()).collect();
         assert_eq!(bytes.len(), meta.payload_len_bytes as usize);
+        let stale = bytes.windows(16).any(|window| window == [STALE_BYTE; 16]);
+        assert!(!stale, "I-K1: fragment {} carries what an earlier user of the memory left", meta.key.index);
         let (medium, ports) = (self.medium.clone(), self.ports.clone());
         Box::pin(async move {
             let delay = medium.borrow().put_delay;
@@ -495,6 +497,7 @@ fn start(
         link: Rc::new(link.clone()),
         host: Rc::new(MemoryHost { logs: logs.clone(), ports: ports.clone() }),
         fragments: Rc::new(fragments.clone()),
+        buffers: stale_buffers(),
         keys: Rc::new(node_keys()),
         lanes: (0..LANES).map(LaneId).collect(),
         lane_count: LANES,

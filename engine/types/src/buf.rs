@@ -11,6 +11,29 @@ pub trait BufHome {
     fn take_back(&self, slab: Vec<u8>, slot: u16);
 }
 
+/// Gives buffers of the length asked for: a pool, or [`plain_buffers`] without one. **Their content is whatever an earlier
+/// user left**: whoever takes one overwrites or zeroes all of it before it reaches a device (I-K1).
+pub type BufferSource = Rc<dyn Fn(usize) -> IoBuf>;
+
+/// Fresh, zeroed buffers.
+#[must_use]
+pub fn plain_buffers() -> BufferSource {
+    Rc::new(IoBuf::zeroed)
+}
+
+/// For tests: buffers full of [`STALE_BYTE`], as those of a pool may be.
+#[must_use]
+pub fn stale_buffers() -> BufferSource {
+    Rc::new(|len_bytes| {
+        let mut buf = IoBuf::zeroed(len_bytes);
+        buf.fill(STALE_BYTE);
+        buf
+    })
+}
+
+/// What [`stale_buffers`] are full of.
+pub const STALE_BYTE: u8 = 0xd7;
+
 /// An owned, aligned, zero-initialized buffer.
 ///
 /// Alignment comes from over-allocating and skipping to the first aligned byte, so no unsafe code is needed; the

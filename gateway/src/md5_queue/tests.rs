@@ -23,8 +23,13 @@ async fn digest(queue: &Rc<Md5Queue>, content: &Bytes, slice_len: usize) -> [u8;
     md5.finish().await
 }
 
+/// Bytes that are not hashed yet.
+fn backlog(md5: &BodyMd5) -> usize {
+    md5.body.borrow().backlog_len_bytes
+}
+
 fn is_idle(queue: &Md5Queue) -> bool {
-    !queue.is_running.get() && queue.open.get() == 0 && queue.waiting.borrow().is_empty()
+    !queue.is_running.get() && queue.open.get() == 0 && queue.wanting.get() == 0 && queue.queued.borrow().is_empty()
 }
 
 #[test]
@@ -55,7 +60,7 @@ fn a_body_alone_is_hashed_where_it_is_received() {
     let content = content(100_000, 1);
     let mut md5 = queue.begin(content.len() as u64);
     assert!(md5.update(&content).now_or_never().is_some());
-    assert!(matches!(md5.place, Place::Here(_)) && !queue.is_running.get());
+    assert_eq!((backlog(&md5), queue.is_running.get()), (0, false));
     assert_eq!(md5.finish().now_or_never(), Some(Md5::checksum(&content)));
     assert!(is_idle(&queue));
 }
@@ -70,13 +75,13 @@ fn a_body_that_is_alone_again_goes_on_by_itself() {
         let mut md5 = queue.begin(content.len() as u64);
         md5.update(&content.slice(..10_000)).await;
         md5.update(&content.slice(10_000..100_000)).await;
-        assert_eq!(md5.gathered.len_bytes, 100_000);
+        assert_eq!(backlog(&md5), 100_000);
         md5.update(&content.slice(100_000..150_000)).await;
-        assert!(matches!(md5.place, Place::Queue(_)) && md5.gathered.len_bytes == 0);
+        assert_eq!((backlog(&md5), queue.queued.borrow().len()), (150_000, 1));
         md5.update(&content.slice(150_000..160_000)).await;
         other.take();
         md5.update(&content.slice(160_000..)).await;
-        assert!(matches!(md5.place, Place::Here(_)) && md5.gathered.len_bytes == 0);
+        assert_eq!((backlog(&md5), queue.queued.borrow().len()), (0, 0));
         md5.finish().await
     });
     assert_eq!(digest, Md5::checksum(&content));
@@ -117,13 +122,16 @@ fn what_is_not_hashed_yet_of_a_body_is_bounded() {
         let slices: Vec<Bytes> = (0..200).map(|seed| content(1 + 317 * seed, seed)).collect();
         for slice in &slices {
             md5.update(slice).await;
-            assert!(md5.gathered.len_bytes < HANDED_OVER_LEN_BYTES, "it is handed over");
-            let handed_over: usize = queue.waiting.borrow().iter().flat_map(|job| &job.pieces).map(Bytes::len).sum();
-            assert!(handed_over < HANDED_OVER_LEN_BYTES + slice.len(), "one hand-over at a time");
+            assert!(backlog(&md5) < BACKLOG_LEN_BYTES_MAX, "the body waits");
+            let held: usize = slices.iter().filter(|slice| !slice.is_unique()).map(Bytes::len).sum();
+            assert!(held < BACKLOG_LEN_BYTES_MAX + slice.len(), "what is hashed is let go");
         }
         md5.finish().await;
         let kept = slices.iter().filter(|slice| !slice.is_unique()).count();
         assert_eq!(kept, 0, "slices that are still held when their digest is done");
+        for _ in 0..100 {
+            queue.ports.yield_now().await; // until the hashing task has ended
+        }
     });
     assert_eq!((queue.wanting.get(), queue.is_running.get()), (0, false));
 }
@@ -133,24 +141,61 @@ fn bodies_that_come_side_by_side_are_hashed_together() {
     let sim = Sim::new(10);
     let queue = Md5Queue::new(sim.ports(NodeId(0)));
     sim.block_on(NodeId(0), async {
-        let slice = content(HANDED_OVER_LEN_BYTES, 1);
+        let slice = content(128 * 1024, 1);
         let mut bodies: Vec<BodyMd5> = (0..LANES_MAX).map(|_| queue.begin(5 << 30)).collect();
-        for (index, body) in bodies.iter_mut().enumerate() {
-            assert_eq!(queue.waiting.borrow().len(), index, "all lanes can be filled, so the queue waits a little");
+        let mut late = bodies.pop().unwrap();
+        for body in &mut bodies {
             body.update(&slice).await;
-            if index.is_multiple_of(3) {
+            for _ in 0..20 {
                 queue.ports.yield_now().await;
             }
         }
-        // The first one waits and takes all others along.
+        assert_eq!(queue.queued.borrow().len(), LANES_MAX - 1, "nobody wants a digest, and a lane is free");
+        // The first one that wants its digest takes the others along.
         let digest = bodies.remove(0).finish().await;
         assert_eq!(digest, Md5::checksum(&slice));
-        for mut body in bodies {
-            let is_done = match &mut body.place {
-                Place::Here(_) => panic!("it was handed over"),
-                Place::Queue(hashed) => matches!(hashed.try_recv(), Ok(Some(_))),
-            };
-            assert!(is_done);
+        assert!(bodies.iter().all(|body| backlog(body) == 0));
+        // So does the one that fills the last lane; what it has more is left until it wants its digest.
+        bodies.push(queue.begin(5 << 30));
+        for body in &mut bodies {
+            body.update(&slice.slice(..64 * 1024)).await;
+        }
+        late.update(&slice).await;
+        for _ in 0..20 {
+            queue.ports.yield_now().await;
+        }
+        assert!(bodies.iter().all(|body| backlog(body) == 0));
+        assert_eq!((backlog(&late), queue.is_running.get()), (64 * 1024, false));
+        assert_eq!(late.finish().await, Md5::checksum(&slice));
+    });
+}
+
+#[test]
+fn a_body_to_which_more_comes_all_the_time_keeps_nobody_from_the_lanes() {
+    let sim = Sim::new(11);
+    let queue = Md5Queue::new(sim.ports(NodeId(0)));
+    let slice = content(200_000, 1);
+    sim.block_on(NodeId(0), async {
+        let mut busy: Vec<BodyMd5> = (0..2 * LANES_MAX).map(|_| queue.begin(5 << 30)).collect();
+        let mut last = queue.begin(5 << 30);
+        last.update(&slice).await;
+        queue.withdraw(&last.body); // it comes to the end of the queue
+        for body in &mut busy {
+            body.update(&slice).await;
+        }
+        let wanted = last.finish();
+        futures::pin_mut!(wanted);
+        for turn in 0.. {
+            assert!(turn < 20, "the lanes are never free for it");
+            if let Some(digest) = wanted.as_mut().now_or_never() {
+                assert_eq!(digest, Md5::checksum(&slice));
+                break;
+            }
+            for body in &mut busy {
+                body.body.borrow_mut().push(&slice);
+                queue.enter(&body.body);
+            }
+            queue.ports.yield_now().await;
         }
     });
 }

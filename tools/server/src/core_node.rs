@@ -11,8 +11,7 @@
 
 use crate::group_host::{CoreGroups, Host};
 use kiseki_devices::fragment_store::{
-    BufferSource, CoreFragmentStore, DeviceReport, FragmentStoreConfig, LaneLink, LaneRequest, LaneResponse, OwnLane,
-    StoreDevice,
+    CoreFragmentStore, DeviceReport, FragmentStoreConfig, LaneLink, LaneRequest, LaneResponse, OwnLane, StoreDevice,
 };
 use kiseki_devices::journal::{self, JournalConfig, JournalId, JournalOpenError, MirrorRegion};
 use kiseki_devices::metadata_set::MirroredDir;
@@ -26,6 +25,7 @@ use kiseki_engine::scrubber::ScrubSettings;
 use kiseki_raft::table_file::TableFile;
 use kiseki_raft::table_set::TableSettings;
 use kiseki_raft::{GroupSettings, LaneLog, RaftError};
+use kiseki_types::buf::BufferSource;
 use kiseki_types::fragment::{FragmentError, StripeShape};
 use kiseki_types::ids::{CoreId, LaneId};
 use kiseki_types::journal::Journal;
@@ -117,7 +117,7 @@ pub struct CoreInputs {
     pub lane_link: LaneLink,
     /// To the engines of all lanes.
     pub engine_link: Rc<dyn Link<EngineRequest, EngineResponse>>,
-    /// Where read buffers come from.
+    /// Where buffers come from.
     pub buffers: BufferSource,
     /// The node's own keys.
     pub keys: Rc<NodeKeys>,
@@ -158,7 +158,15 @@ impl CoreNode {
             let log_table =
                 open_table(&inputs.ports, &inputs.meta, format!("lane-{}-log.redb", lane.0), lane, 0).await?;
             let index = open_table(&inputs.ports, &inputs.meta, format!("lane-{}-index.redb", lane.0), lane, 1).await?;
-            let log = open_log(&inputs.ports, &inputs.meta, input, Rc::new(log_table.clone()), inputs.is_new).await?;
+            let log = open_log(
+                &inputs.ports,
+                &inputs.buffers,
+                &inputs.meta,
+                input,
+                Rc::new(log_table.clone()),
+                inputs.is_new,
+            )
+            .await?;
             logs.insert(lane, log);
             own_lanes.push(OwnLane { lane, table: Rc::new(index.clone()) });
             tables.extend([log_table, index]);
@@ -169,7 +177,7 @@ impl CoreNode {
             lanes: own_lanes,
             devices: inputs.devices,
             link: inputs.lane_link,
-            buffers: inputs.buffers,
+            buffers: inputs.buffers.clone(),
             fold_interval: FOLD_INTERVAL,
         })
         .await?;
@@ -180,6 +188,7 @@ impl CoreNode {
             link: inputs.engine_link,
             host: Rc::new(Host(groups.clone())),
             fragments: Rc::new(fragments.clone()),
+            buffers: inputs.buffers,
             keys: inputs.keys,
             lanes,
             lane_count: inputs.lane_count,
@@ -287,6 +296,7 @@ async fn open_table(
 /// Opens the Raft logs of a lane; makes their journal when the cluster is being made and it is not there yet.
 async fn open_log(
     ports: &Ports,
+    buffers: &BufferSource,
     meta: &Arc<MirroredDir>,
     input: LaneInput,
     table: Rc<TableFile>,
@@ -299,6 +309,7 @@ async fn open_log(
         name: format!("Raft log of lane {lane}"),
         id: raft_journal_id(lane),
         ports: ports.clone(),
+        buffers: buffers.clone(),
         mirrors: input.log_mirrors.into_iter().map(|mirror| mirror.region).collect(),
         // The journal goes on without a mirror only when a metadata-set epoch without it is durable.
         on_mirror_failed: Rc::new(move |mirror, error| {

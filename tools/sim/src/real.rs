@@ -6,7 +6,7 @@
 use crate::node::{NodeUnderTest, OpenCore, OpenError, OpenNode};
 use futures::channel::oneshot;
 use futures::future::join_all;
-use kiseki_devices::fragment_store::{LaneRequest, LaneResponse, StoreDevice, plain_buffers};
+use kiseki_devices::fragment_store::{LaneRequest, LaneResponse, StoreDevice};
 use kiseki_devices::journal::{MirrorContent, MirrorRegion};
 use kiseki_devices::layout::DeviceLayout;
 use kiseki_devices::metadata_set::{MemberFate, MetadataSet, MirroredDir};
@@ -24,6 +24,7 @@ use kiseki_server::core_node::{CoreInputs, CoreNode, LaneInput, LogMirror};
 use kiseki_server::metadata::mark_formed;
 use kiseki_simulator::seed::mix64;
 use kiseki_simulator::{CutSwitch, DiskOptions, NodeId, SeededRng, Sim, SimDisk, SimLink, SimMetaDir};
+use kiseki_types::buf::stale_buffers;
 use kiseki_types::fragment::StripeShape;
 use kiseki_types::ids::{ClusterId, CoreId, DeviceId, LaneId, MasterEpoch, PoolId, TenantId};
 use kiseki_types::meta::MetaDir;
@@ -355,7 +356,7 @@ impl RealNode {
             meta: plan.meta.clone(),
             lane_link: Rc::new(lane_link),
             engine_link: Rc::new(engine_link),
-            buffers: plain_buffers(),
+            buffers: stale_buffers(),
             keys: Rc::new(node_keys()),
             first_pool: self.options.shape,
             shards_per_tenant: 2 * self.options.cores,

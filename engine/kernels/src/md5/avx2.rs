@@ -5,76 +5,8 @@
 //! transposes the next blocks in their shadow.
 #![allow(unsafe_code)]
 
-use super::{BLOCK_LEN_BYTES, LANES_MAX, Task};
+use super::{BLOCK_LEN_BYTES, LANES_MAX, STEP_CONSTANTS, Task};
 use std::arch::x86_64::*;
-
-/// Constants of the 64 steps (RFC 1321, 3.4): the whole part of 2^32 |sin i|, i from 1.
-static STEP_CONSTANTS: [u32; 64] = [
-    0xd76a_a478,
-    0xe8c7_b756,
-    0x2420_70db,
-    0xc1bd_ceee,
-    0xf57c_0faf,
-    0x4787_c62a,
-    0xa830_4613,
-    0xfd46_9501,
-    0x6980_98d8,
-    0x8b44_f7af,
-    0xffff_5bb1,
-    0x895c_d7be,
-    0x6b90_1122,
-    0xfd98_7193,
-    0xa679_438e,
-    0x49b4_0821,
-    0xf61e_2562,
-    0xc040_b340,
-    0x265e_5a51,
-    0xe9b6_c7aa,
-    0xd62f_105d,
-    0x0244_1453,
-    0xd8a1_e681,
-    0xe7d3_fbc8,
-    0x21e1_cde6,
-    0xc337_07d6,
-    0xf4d5_0d87,
-    0x455a_14ed,
-    0xa9e3_e905,
-    0xfcef_a3f8,
-    0x676f_02d9,
-    0x8d2a_4c8a,
-    0xfffa_3942,
-    0x8771_f681,
-    0x6d9d_6122,
-    0xfde5_380c,
-    0xa4be_ea44,
-    0x4bde_cfa9,
-    0xf6bb_4b60,
-    0xbebf_bc70,
-    0x289b_7ec6,
-    0xeaa1_27fa,
-    0xd4ef_3085,
-    0x0488_1d05,
-    0xd9d4_d039,
-    0xe6db_99e5,
-    0x1fa2_7cf8,
-    0xc4ac_5665,
-    0xf429_2244,
-    0x432a_ff97,
-    0xab94_23a7,
-    0xfc93_a039,
-    0x655b_59c3,
-    0x8f0c_cc92,
-    0xffef_f47d,
-    0x8584_5dd1,
-    0x6fa8_7e4f,
-    0xfe2c_e6e0,
-    0xa301_4314,
-    0x4e08_11a1,
-    0xf753_7e82,
-    0xbd3a_f235,
-    0x2ad7_d2bb,
-    0xeb86_d391,
-];
 
 /// Whether this processor has every instruction that [`compress`] uses.
 pub(super) fn runs_here() -> bool {
@@ -113,14 +45,14 @@ fn compress_lanes(tasks: &mut [Task<'_>]) {
 
 #[target_feature(enable = "avx2")]
 #[inline]
-fn gather(lanes: [u32; LANES_MAX]) -> __m256i {
+pub(super) fn gather(lanes: [u32; LANES_MAX]) -> __m256i {
     let [a, b, c, d, e, f, g, h] = lanes.map(|lane| lane as i32);
     _mm256_setr_epi32(a, b, c, d, e, f, g, h)
 }
 
 #[target_feature(enable = "avx2")]
 #[inline]
-fn scatter(vector: __m256i) -> [u32; LANES_MAX] {
+pub(super) fn scatter(vector: __m256i) -> [u32; LANES_MAX] {
     let mut lanes = [0; LANES_MAX];
     // SAFETY: 32 writable bytes; the store needs no alignment.
     unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().cast(), vector) }
@@ -130,7 +62,7 @@ fn scatter(vector: __m256i) -> [u32; LANES_MAX] {
 /// Word w of all blocks in vector w, lane by lane.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn load_words(blocks: [&[u8; BLOCK_LEN_BYTES]; LANES_MAX]) -> [__m256i; 16] {
+pub(super) fn load_words(blocks: [&[u8; BLOCK_LEN_BYTES]; LANES_MAX]) -> [__m256i; 16] {
     let mut words = [_mm256_setzero_si256(); 16];
     for quarter in 0..4 {
         // Lanes i and i + 4 in the halves of one vector: what is left is a transposition of 4 by 4 in each half.

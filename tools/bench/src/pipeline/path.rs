@@ -2,12 +2,13 @@
 //! their functions. What those wait for (homes, devices) is left out; what they copy and allocate is not.
 
 use kiseki_devices::fragment_header::FragmentHeader;
-use kiseki_engine::chunk_buffers::ChunkBuffers;
+use kiseki_devices::pool::BufferPool;
 use kiseki_engine::chunk_id::{DedupDomain, locator};
+use kiseki_engine::chunk_write::chunk_buffer;
 use kiseki_engine::envelope::{EnvelopeBinding, envelope_len, seal};
 use kiseki_engine::keys::MasterKeys;
 use kiseki_engine::stripe::{StripeCoder, fragment_payload_len, padded_len, parity_buffer_count, shape_for};
-use kiseki_types::buf::{IoBuf, IoBytes};
+use kiseki_types::buf::{BufferSource, IoBuf, IoBytes, plain_buffers};
 use kiseki_types::fragment::{FragmentKey, FragmentMeta, StripeShape};
 use kiseki_types::ids::{ChunkId, DeviceId, Generation, Locator, MapEpoch, MasterEpoch, PoolId};
 use kiseki_types::secret::SecretKey;
@@ -109,12 +110,12 @@ pub fn header(locator: Locator, envelope_len_bytes: u32, shape: StripeShape, ind
         map_epoch: MapEpoch(1),
         devices: (0..shape.width()).map(|device| DeviceId([device as u8; 16])).collect(),
     };
-    FragmentHeader::of(meta, &[payload]).encode()
+    FragmentHeader::of(meta, &[payload]).encode(&plain_buffers())
 }
 
 /// Takes received bytes in slices into chunk buffers, as the writer of a stream does.
 pub struct Receiver {
-    buffers: Rc<ChunkBuffers>,
+    buffers: BufferSource,
     filling: Option<IoBuf>,
     shape: StripeShape,
     len_bytes_max: usize,
@@ -123,11 +124,12 @@ pub struct Receiver {
 impl Receiver {
     /// At the start of a stream.
     pub fn new(shape: StripeShape, len_bytes_max: usize) -> Receiver {
-        Receiver { buffers: ChunkBuffers::new(), filling: None, shape, len_bytes_max }
+        let pool = BufferPool::with_len_bytes(64 << 20);
+        Receiver { buffers: Rc::new(move |len_bytes| pool.alloc(len_bytes)), filling: None, shape, len_bytes_max }
     }
 
     fn buffer(&self) -> IoBuf {
-        self.buffers.take(self.len_bytes_max, self.shape)
+        chunk_buffer(&self.buffers, self.len_bytes_max, self.shape)
     }
 
     /// Takes a slice; `cut` tells the length of the chunk that the bytes begin with, `done` gets the chunk.
@@ -162,7 +164,6 @@ impl Receiver {
 mod tests {
     use super::*;
     use crate::pipeline::input::{Data, Input};
-    use kiseki_engine::chunk_write::chunk_buffer;
     use kiseki_engine::chunker::Cutter;
 
     #[test]
@@ -182,7 +183,7 @@ mod tests {
     #[test]
     fn what_is_sealed_and_encoded_is_a_whole_stripe() {
         let path = CorePath::new(StripeShape { data: 4, parity: 2 });
-        let mut buf = chunk_buffer(1 << 20, path.shape).resized(1 << 20);
+        let mut buf = chunk_buffer(&plain_buffers(), 1 << 20, path.shape).resized(1 << 20);
         buf.fill(9);
         let chunk = path.domain.chunk_id(&buf);
         let payloads = path.encode(path.seal(&chunk, buf));
@@ -190,6 +191,6 @@ mod tests {
         let kept: Vec<(u8, &[u8])> = (2..6).map(|index| (index as u8, &payloads[index][..])).collect();
         let rebuilt = path.coder.rebuild(path.shape, &kept, &[0, 1]).unwrap();
         assert!(rebuilt[0][..] == payloads[0][..] && rebuilt[1][..] == payloads[1][..]);
-        path.store(&chunk, chunk_buffer(100, path.shape).resized(100)); // a small chunk is stored as copies
+        path.store(&chunk, chunk_buffer(&plain_buffers(), 100, path.shape).resized(100)); // a small chunk is stored as copies
     }
 }

@@ -373,6 +373,10 @@ impl ObjectWriter for ToyWriter {
         Box::pin(async { Ok(()) })
     }
 
+    fn drain(&mut self) -> StoreFuture<'_, ()> {
+        Box::pin(async { Ok(()) })
+    }
+
     fn finish(self: Box<Self>, finish: FinishWrite) -> StoreFuture<'static, ObjectInfo> {
         Box::pin(async move {
             let ToyWriter { inner, bucket, key, part, bytes } = *self;

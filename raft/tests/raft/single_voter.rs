@@ -1,8 +1,6 @@
 //! A group of one voter: what was acknowledged is there after every kind of restart.
 
-mod common;
-
-use common::{Node, SHARD, all_values, command, count, put, value};
+use crate::common::{Node, SHARD, all_values, command, count, put, value};
 use kiseki_raft::{GroupState, GroupStatus, RaftError, ShardGroup};
 use kiseki_simulator::Sim;
 use kiseki_types::ShardId;

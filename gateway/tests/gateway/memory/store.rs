@@ -110,6 +110,10 @@ impl ObjectWriter for Writer {
         done(self.fault.clone().map_or(Ok(()), Err))
     }
 
+    fn drain(&mut self) -> StoreFuture<'_, ()> {
+        Box::pin(async { Ok(()) })
+    }
+
     fn finish(self: Box<Self>, finish: FinishWrite) -> StoreFuture<'static, ObjectInfo> {
         let etag = finish.etag.unwrap_or_else(|| format!("opaque{}", self.now_ms));
         let mut info = ObjectInfo {

@@ -10,6 +10,7 @@ use kiseki_raft::table_file::TableFile;
 use kiseki_raft::table_set::{FileSpec, TableSet, TableSettings};
 use kiseki_raft::{RaftError, ShardGroup};
 use kiseki_simulator::{CutSwitch, DiskOptions, NodeId, Sim, SimDisk, SimMetaDir};
+use kiseki_types::buf::stale_buffers;
 use kiseki_types::group::{Applied, ApplyError, LogPosition, RaftGroup, StateMachine};
 use kiseki_types::journal::Journal;
 use kiseki_types::runtime::{LocalBoxFuture, Ports};
@@ -62,6 +63,7 @@ impl Node {
             name: "raft".to_owned(),
             id: JournalId([7; 16]),
             ports: ports.clone(),
+            buffers: stale_buffers(),
             mirrors: self.disks.iter().map(region).collect(),
             on_mirror_failed: Rc::new(|_, _| Box::pin(async { Ok(()) })),
         }

@@ -1,7 +1,4 @@
 //! Runs `tests/conformance.py` (boto3 and raw requests) against the gateway over a store in memory.
-#![allow(missing_docs)]
-
-mod memory;
 
 use std::process::Command;
 
@@ -9,7 +6,7 @@ use std::process::Command;
 fn real_clients_are_answered_as_aws_would() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let endpoint = format!("http://{}", listener.local_addr().unwrap());
-    std::thread::spawn(move || memory::serve(listener, memory::config()));
+    std::thread::spawn(move || crate::memory::serve(listener, crate::memory::config()));
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/conformance.py");
     let status = Command::new("python3")
         .args([script, "--memory"])

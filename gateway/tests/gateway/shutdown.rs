@@ -1,7 +1,4 @@
 //! A service that is told to stop ends idle connections at once and busy ones after their request.
-#![allow(missing_docs)]
-
-mod memory;
 
 use async_io::Async;
 use kiseki_gateway::{HttpProtocol, S3Service};
@@ -27,13 +24,13 @@ fn idle_connections_end_and_the_service_drains() {
         socket.read_to_end(&mut rest).unwrap();
     });
     let executor = Rc::new(async_executor::LocalExecutor::new());
-    let ports = Rc::new(memory::ports::TestPorts::new(executor.clone()));
-    let store = Rc::new(memory::store::MemoryStore::new(ports.clone()));
+    let ports = Rc::new(crate::memory::ports::TestPorts::new(executor.clone()));
+    let store = Rc::new(crate::memory::store::MemoryStore::new(ports.clone()));
     let service = S3Service::new(ports, store, kiseki_gateway::GatewayConfig::default());
     let listener = Async::new(listener).unwrap();
     async_io::block_on(executor.run(async {
         let (socket, _) = listener.accept().await.unwrap();
-        let connection = service.serve_connection(memory::io::Socket(socket), HttpProtocol::Http1);
+        let connection = service.serve_connection(crate::memory::io::Socket(socket), HttpProtocol::Http1);
         let serving = executor.spawn(connection);
         while was_answered.try_recv().map(|head| assert_eq!(&head, b"HTTP/1.1 403")).is_err() {
             async_io::Timer::after(Duration::from_millis(10)).await;

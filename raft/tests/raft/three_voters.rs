@@ -1,8 +1,6 @@
 //! Three voters in one process: election, replication, a lost leader, catch-up by log and by snapshot.
 
-mod common;
-
-use common::{Node, Running, SHARD, all_values, command, count, put};
+use crate::common::{Node, Running, SHARD, all_values, command, count, put};
 use kiseki_raft::group::GroupSettings;
 use kiseki_raft::network::ProcessLinks;
 use kiseki_raft::snapshot::{KeyedRowSeal, SnapshotReceiver, SnapshotSeals, SnapshotSender};
@@ -193,7 +191,7 @@ fn i_cs1_a_minority_never_acknowledges() {
         let (lonely, ()) = futures::future::join(lonely, new).await;
         assert!(matches!(lonely, Err(ProposeError::Unavailable { .. })), "{lonely:?}");
         caught_up(old, 2).await;
-        let value = common::value(&*old.group.tables(), 1).await;
+        let value = crate::common::value(&*old.group.tables(), 1).await;
         assert_eq!(value.as_deref(), Some(&b"after"[..]));
     });
 }
@@ -203,7 +201,7 @@ fn i_cs1_a_minority_never_acknowledges() {
 fn i_k1_a_snapshot_shows_no_name_and_damage_is_refused() {
     let sim = Sim::new(12);
     let (from, to) = (Node::new(&sim, 1), Node::new(&sim, 2));
-    let seals = || SnapshotSeals::none().with(0, Rc::new(KeyedRowSeal::new(common::key())));
+    let seals = || SnapshotSeals::none().with(0, Rc::new(KeyedRowSeal::new(crate::common::key())));
     sim.block_on(from.id, async {
         from.format(&sim).await;
         let mut running = from.start(&sim).await.expect("starts");

@@ -1,8 +1,6 @@
 //! I-L2 with a journal whose flushes never return: nothing that needs one may be answered.
 
-mod common;
-
-use common::{Ledger, Node, SHARD, command};
+use crate::common::{Ledger, Node, SHARD, command};
 use futures::future::{Either, select};
 use kiseki_raft::ShardGroup;
 use kiseki_raft::group::{GroupParts, GroupSettings};

@@ -1,8 +1,6 @@
 //! Power cuts at random writes: what was acknowledged is there afterwards, and nothing that was never proposed.
 
-mod common;
-
-use common::{Node, Running, SHARD, put, value};
+use crate::common::{Node, Running, SHARD, put, value};
 use kiseki_raft::{GroupStatus, ShardGroup};
 use kiseki_simulator::executor::Interrupted;
 use kiseki_simulator::{SeededRng, Sim};

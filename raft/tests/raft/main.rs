@@ -1,0 +1,8 @@
+//! The tests of this room that need more than one module: one binary, because each links openraft anew.
+
+mod common;
+mod i_l2_unflushed;
+mod power_cut;
+mod runtime_suite;
+mod single_voter;
+mod three_voters;
