@@ -92,14 +92,17 @@ fn i_d1_a_device_that_is_missing_at_the_start_is_rebuilt() {
 #[test]
 fn i_d1_the_most_endangered_stripes_come_first() {
     let repair = RepairSettings { stripes_at_once: 1, ..RepairSettings::default() };
-    let (world, _) = filled(World::with_upkeep(4, 8, CODED, Upkeep { repair, scrub: None }), 160);
-    let width = |count: usize| if count <= 3 { 3 } else { 6 };
+    // Many devices and stripes: few lose two, and the walk takes many steps, so that those come up late.
+    let (world, tenant) = filled(World::with_upkeep(4, 20, CODED, Upkeep { repair, scrub: None }), 0);
+    for index in 0..700 {
+        world.put(tenant, "bucket", &index.to_string(), &noise(index + 1, 20_000)).unwrap();
+    }
     let before = world.fragments.good();
     world.fragments.fail(0);
     world.fragments.fail(1);
     world.fragments.take_puts();
     let lost: BTreeMap<_, usize> =
-        world.fragments.good().iter().map(|(name, good)| (*name, width(before[name].len()) - good.len())).collect();
+        world.fragments.good().iter().map(|(name, good)| (*name, before[name].len() - good.len())).collect();
     let count = |wanted: usize| lost.values().filter(|lost| **lost == wanted).count();
     assert!(count(2) > 10 && count(1) > 10, "{} and {}", count(2), count(1));
     world.await_full_width();
