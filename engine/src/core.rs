@@ -13,6 +13,7 @@ use crate::repair::RepairCounters;
 use crate::repair_queue::RepairQueue;
 use crate::stripe::StripeCoder;
 use crate::throttle::Throttle;
+use crate::write_budget::WriteBudget;
 use kiseki_types::Ports;
 use kiseki_types::buf::BufferSource;
 use kiseki_types::fragment::FragmentStore;
@@ -70,6 +71,8 @@ pub struct Core {
     pub control_cache: ControlCache,
     /// Where buffers of chunks and parity come from.
     pub buffers: BufferSource,
+    /// Memory that writes may hold.
+    pub write_budget: WriteBudget,
     /// Hashes chunks.
     pub hash_queue: Rc<HashQueue>,
     /// Encodes and rebuilds.
@@ -111,6 +114,7 @@ impl Core {
             repairs: Rc::default(),
             repair_reports: RefCell::default(),
             repair_counters: RepairCounters::default(),
+            write_budget: WriteBudget::new(ports.clone()),
             hash_queue: HashQueue::new(ports.clone()),
             ports,
             calls,

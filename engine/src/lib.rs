@@ -47,4 +47,5 @@ pub mod store;
 pub mod stripe;
 pub mod throttle;
 pub mod walk;
+pub mod write_budget;
 pub mod writer;

@@ -11,6 +11,7 @@ use crate::envelope::envelope_len;
 use crate::keys::DekWrapper;
 use crate::message::{HomeRequest, ObjectPath, PinId, ShardRequest, ShardResponse, WrittenPages};
 use crate::stripe::padded_len;
+use crate::write_budget::{Grant, TURN_WAIT_MAX};
 use bytes::Bytes;
 use futures::channel::oneshot;
 use kiseki_types::buf::IoBuf;
@@ -53,6 +54,8 @@ pub struct Writer {
     cutter: Cutter,
     /// The chunk that is being filled.
     filling: Option<IoBuf>,
+    /// Its memory, from the first byte of the stream to the last.
+    filling_grant: Option<Grant>,
     len_hint_bytes: Option<u64>,
     len_bytes: u64,
     in_flight: VecDeque<oneshot::Receiver<Result<StoredChunk, ChunkFailure>>>,
@@ -93,6 +96,7 @@ impl Writer {
             chunker,
             cutter: Cutter::new(),
             filling: None,
+            filling_grant: None,
             len_hint_bytes,
             len_bytes: 0,
             in_flight: VecDeque::new(),
@@ -110,6 +114,36 @@ impl Writer {
 
     fn shard(&self) -> ShardId {
         self.scope.bucket.shard
+    }
+
+    /// Waits for memory to fill a chunk in: with more clients than a core has memory for, some wait with their bodies.
+    async fn await_turn(&mut self) -> Result<(), StoreError> {
+        if self.filling_grant.is_some() {
+            return Ok(());
+        }
+        let longest = self.chunker.format().len_bytes_max as usize;
+        let len = self.len_hint_bytes.and_then(|len| usize::try_from(len).ok()).map_or(longest, |len| len.min(longest));
+        self.filling_grant = self.core.write_budget.fill(len.max(1)).await;
+        if self.filling_grant.is_none() {
+            let reason = format!("too many uploads at once; none of them ended in {} s", TURN_WAIT_MAX.as_secs());
+            return Err(StoreError::Unavailable { reason });
+        }
+        Ok(())
+    }
+
+    /// Memory for a chunk in flight. Chunks of this stream that are under way end first; what others have in flight ends
+    /// by itself.
+    async fn grant(&mut self, bytes: usize) -> Result<Grant, StoreError> {
+        let budget = self.core.write_budget.in_flight.clone();
+        loop {
+            if let Some(grant) = budget.try_take(bytes) {
+                return Ok(grant);
+            }
+            if self.in_flight.is_empty() {
+                return Ok(budget.take(bytes).await);
+            }
+            self.collect_oldest().await?;
+        }
     }
 
     /// A buffer for the next chunk, of which `held` bytes are there: as long as the declared rest when that is short.
@@ -141,6 +175,7 @@ impl Writer {
     }
 
     async fn take(&mut self, mut bytes: &[u8]) -> Result<(), StoreError> {
+        self.await_turn().await?;
         self.refresh_pin_epoch().await?;
         while !bytes.is_empty() {
             let mut filling = match self.filling.take() {
@@ -182,9 +217,11 @@ impl Writer {
         while self.in_flight.len() >= CHUNKS_IN_FLIGHT_MAX {
             self.collect_oldest().await?;
         }
+        let grant = self.grant(plaintext.len()).await?;
         let (sender, receiver) = oneshot::channel();
         let (core, scope, pin_epoch) = (self.core.clone(), self.scope.clone(), self.pin_epoch);
         let task = async move {
+            let _grant = grant;
             // Should the writer be gone, its pin is aborted here: nobody else knows of it.
             if let Err(Ok(chunk)) = sender.send(store_chunk(&core, &scope, pin_epoch, plaintext).await) {
                 abort(&core, vec![(chunk.name, chunk.pin)]).await;
@@ -254,6 +291,7 @@ impl Writer {
         if let Some(last) = self.filling.take() {
             self.launch(last).await?;
         }
+        self.filling_grant = None;
         while !self.in_flight.is_empty() {
             self.collect_oldest().await?;
         }

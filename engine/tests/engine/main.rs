@@ -6,3 +6,4 @@ mod promises;
 mod repair;
 mod scrub;
 mod support;
+mod write_memory;

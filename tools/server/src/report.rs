@@ -92,6 +92,10 @@ fn report(shared: &CoreShared, core: CoreId, node: &CoreNode, gateway: &S3Servic
     set("rebuilds_total", data.rebuilds.get());
     set("data_bytes_read_total", data.bytes_read.get());
     set("writes_abandoned_total", data.writes_abandoned.get());
+    let budget = &node.engine().core().write_budget;
+    set("write_bytes_in_flight", budget.in_flight.used() as u64);
+    set("write_bytes_filling", budget.filling.used() as u64);
+    set("write_budget_waits_total", budget.in_flight.waits.get() + budget.filling.waits.get());
     let control = &node.engine().core().control_cache;
     set("control_cache_hits_total", control.hits.get());
     set("control_cache_misses_total", control.misses.get());
