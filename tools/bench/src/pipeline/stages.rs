@@ -8,7 +8,7 @@ use kiseki_engine::chunk_write::chunk_buffer;
 use kiseki_engine::chunker::Cutter;
 use kiseki_engine::envelope::{EnvelopeBinding, envelope_len, open, seal};
 use kiseki_engine::stripe::{padded_len, parity_buffer_count, shape_for};
-use kiseki_types::buf::{IoBuf, IoBytes};
+use kiseki_types::buf::{IoBuf, IoBytes, plain_buffers};
 use kiseki_types::fragment::StripeShape;
 use kiseki_types::ids::ChunkId;
 use serde::Serialize;
@@ -220,7 +220,7 @@ fn keys<'a>(input: &'a Input, path: CorePath) -> Step<'a> {
 
 /// A chunk in a buffer that holds its envelope too.
 fn in_buffer(chunk: &[u8], shape: StripeShape) -> IoBuf {
-    let mut buf = chunk_buffer(chunk.len(), shape).resized(chunk.len());
+    let mut buf = chunk_buffer(&plain_buffers(), chunk.len(), shape).resized(chunk.len());
     buf.copy_from_slice(chunk);
     buf
 }
@@ -286,7 +286,7 @@ fn checksum_all<'a>(input: &'a Input, path: CorePath) -> Step<'a> {
 /// sealed in place.
 fn kernels<'a>(input: &'a Input, path: CorePath) -> Step<'a> {
     let longest = input.chunker().format().len_bytes_max as usize;
-    let mut bufs: Vec<IoBuf> = (0..ID_BATCH).map(|_| chunk_buffer(longest, path.shape)).collect();
+    let mut bufs: Vec<IoBuf> = (0..ID_BATCH).map(|_| chunk_buffer(&plain_buffers(), longest, path.shape)).collect();
     let mut parity: Vec<IoBuf> = (0..parity_buffer_count(path.shape)).map(|_| IoBuf::zeroed(longest)).collect();
     let mut at = 0;
     Box::new(move || {
