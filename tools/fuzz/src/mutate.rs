@@ -41,7 +41,7 @@ impl Rng {
     }
 
     /// The next number.
-    pub fn next(&mut self) -> u64 {
+    pub fn number(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -51,7 +51,7 @@ impl Rng {
 
     /// A number below `end`; 0 where there is none.
     pub fn below(&mut self, end: u64) -> u64 {
-        if end == 0 { 0 } else { self.next() % end }
+        if end == 0 { 0 } else { self.number() % end }
     }
 
     /// A position in `len` bytes.
@@ -74,7 +74,7 @@ fn change(rng: &mut Rng, input: &mut Vec<u8>, other: &[u8]) {
         2 => {
             let at = rng.at(input.len());
             if let Some(byte) = input.get_mut(at) {
-                *byte = rng.next() as u8;
+                *byte = rng.number() as u8;
             }
         }
         3..=5 => write_number(rng, input),
@@ -90,7 +90,7 @@ fn change(rng: &mut Rng, input: &mut Vec<u8>, other: &[u8]) {
             insert(rng, input, &piece);
         }
         9 => {
-            let piece: Vec<u8> = (0..rng.below(RUN_LEN_BYTES_MAX)).map(|_| rng.next() as u8).collect();
+            let piece: Vec<u8> = (0..rng.below(RUN_LEN_BYTES_MAX)).map(|_| rng.number() as u8).collect();
             insert(rng, input, &piece);
         }
         10 => {

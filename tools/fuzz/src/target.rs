@@ -14,6 +14,9 @@ pub enum Verdict {
 /// A named input that a real encoder made.
 pub type Seed = (&'static str, Vec<u8>);
 
+/// Sets lengths and checksums of an input right.
+pub type Mend = fn(&[u8]) -> Vec<u8>;
+
 /// How much memory a parser may hold at once: `base_bytes + multiple * input`.
 #[derive(Clone, Copy, Debug)]
 pub struct Allowance {
@@ -35,7 +38,7 @@ pub struct Target {
     /// Decodes an input and checks what must hold; panics when it does not.
     pub run: fn(&[u8]) -> Verdict,
     /// Sets lengths and checksums of an input right, so that the input gets behind them.
-    pub mend: Option<fn(&[u8]) -> Vec<u8>>,
+    pub mend: Option<Mend>,
     /// Inputs that the real encoder makes; each is accepted as it is or mended.
     pub seeds: fn() -> Vec<Seed>,
     /// Memory that it may take.
@@ -51,7 +54,7 @@ impl Target {
 
     /// The same with a second mode behind the checksum.
     #[must_use]
-    pub const fn mended(self, mend: fn(&[u8]) -> Vec<u8>) -> Target {
+    pub const fn mended(self, mend: Mend) -> Target {
         Target { mend: Some(mend), ..self }
     }
 
