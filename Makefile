@@ -6,13 +6,15 @@ KISEKI_DIR ?= .kiseki
 S3_PORT ?= 9000
 ADMIN_PORT ?= 9090
 S3_TLS ?= on
+SECONDS ?= 60
+TARGETS ?=
 
 # s3s declares a later compiler than it needs; harmless on newer ones.
 CARGO_FLAGS := --release --ignore-rust-version
 CARGO := cargo
 SERVER := target/release/kiseki-server
 
-.PHONY: help run build init test check clippy fmt docs tidy unit client-test bench bench-smoke deps test-deps
+.PHONY: help run build init test check clippy fmt docs tidy unit client-test bench bench-smoke fuzz deps test-deps
 
 help:
 	@echo 'make run        build, make $(KISEKI_DIR) ready, serve S3 on port $(S3_PORT) in the foreground'
@@ -20,6 +22,7 @@ help:
 	@echo 'make build      server and command line tools'
 	@echo 'make check      the gate without real clients'
 	@echo 'make bench      kiseki-bench'
+	@echo 'make fuzz       fresh inputs for every parser, each for SECONDS=60 (docs/fuzzing.md)'
 	@echo 'make bench-smoke  every verb of kiseki-bench for a second'
 
 deps:
@@ -65,6 +68,10 @@ bench: deps
 
 bench-smoke: build bench
 	scripts/bench-smoke.sh
+
+fuzz: deps
+	$(CARGO) build $(CARGO_FLAGS) -p kiseki-fuzz
+	target/release/kiseki-fuzz $(TARGETS) --seconds $(SECONDS)
 
 test: test-deps
 	@scripts/gate.sh

@@ -14,12 +14,17 @@
 //! Layout: `docs/formats/journal.md`.
 
 mod frame;
+mod fuzz;
 mod open;
 mod region;
 mod scan;
 #[cfg(test)]
 mod tests;
 mod writer;
+
+#[doc(hidden)]
+pub use fuzz::fuzz_region;
+pub(crate) use fuzz::fuzz_scan;
 
 pub use frame::{JournalId, PAGE_LEN_BYTES, REGION_LEN_BYTES_MAX};
 pub use open::{JournalReport, format, open};

@@ -16,6 +16,8 @@ pub mod format;
 pub mod fragment_header;
 pub mod fragment_scan;
 pub mod fragment_store;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod index;
 pub mod journal;
 pub mod lane;

@@ -12,6 +12,7 @@ mod mirrored;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use member::{fuzz_member, fuzz_member_seed};
 pub use mirrored::{MemberStatus, MirroredDir};
 
 use crate::superblock::{METADATA_MEMBERS_MAX, MemberId, MetadataEpoch};

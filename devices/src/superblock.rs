@@ -171,10 +171,10 @@ impl Superblock {
         let code = reader.u8()?;
         let class = DeviceClass::ALL.into_iter().find(|class| class.code() == code);
         let class = class.ok_or_else(|| reader.unknown(u64::from(code)))?;
-        let generation = reader.u64()?;
-        let incarnation = reader.u64()?;
+        let generation = reader.counter()?;
+        let incarnation = reader.counter()?;
         let layout = DeviceLayout::decode(&mut reader)?;
-        let epoch = reader.u64()?;
+        let epoch = reader.counter()?;
         let count = reader.count(METADATA_MEMBERS_MAX)?;
         let members = (0..count).map(|_| reader.array().map(MemberId)).collect::<Result<_, _>>()?;
         let metadata = MetadataEpoch { epoch, members };

@@ -6,7 +6,7 @@ use crate::delta::ChunkName;
 use crate::keys::WrappedDek;
 use kiseki_types::codec::{CodecError, Reader, Writer};
 use kiseki_types::ids::{ChunkId, CompositionId, DirId, Generation, Locator, PageId, ShardId, UploadId};
-use kiseki_types::limits::{COMMAND_LEN_BYTES_MAX, KEY_LEN_BYTES_MAX};
+use kiseki_types::limits::{CHUNK_LEN_BYTES_MAX, COMMAND_LEN_BYTES_MAX, KEY_LEN_BYTES_MAX};
 
 /// Version of the layouts in this file.
 const FORMAT: u8 = 1;
@@ -16,6 +16,12 @@ pub const PAGE_REFERENCES_MAX: usize = 256;
 
 /// Pages of one composition: 5 TiB in chunks of 1 MiB are 20,480 pages, and up to 10,000 parts end in a short one.
 pub const PAGES_MAX: usize = 40_000;
+
+/// Bytes of plaintext in one page.
+const PAGE_LEN_BYTES_MAX: u64 = (PAGE_REFERENCES_MAX * CHUNK_LEN_BYTES_MAX) as u64;
+
+/// Bytes of one composition, far below what makes a sum of parts or pages overflow.
+const LEN_BYTES_MAX: u64 = PAGES_MAX as u64 * PAGE_LEN_BYTES_MAX;
 
 /// Attributes of one object, and bytes of one name or value. S3 allows 2 KiB of user metadata.
 const ATTRIBUTES_MAX: usize = 256;
@@ -93,7 +99,7 @@ impl Page {
                 chunk: ChunkId(reader.array()?),
                 locator: Locator(reader.array()?),
                 generation: Generation(reader.u64()?),
-                len_bytes: reader.u32()?,
+                len_bytes: decode_chunk_len(&mut reader)?,
                 wrapped_dek: WrappedDek(reader.array()?),
             });
         }
@@ -170,12 +176,17 @@ impl Entry {
         let mut reader = versioned("entry", bytes)?;
         let entry = match reader.u8()? {
             1 => {
-                let len_bytes = reader.u64()?;
+                let len_bytes = decode_len(&mut reader, LEN_BYTES_MAX)?;
                 let modified_unix_ms = reader.u64()?;
                 let etag = reader.str(ATTRIBUTE_LEN_BYTES_MAX)?.to_owned();
                 let attributes = decode_attributes(&mut reader)?;
                 let parts = reader.count(PARTS_MAX)?;
-                let part_lens_bytes = (0..parts).map(|_| reader.u64()).collect::<Result<_, _>>()?;
+                let part_lens_bytes: Vec<u64> =
+                    (0..parts).map(|_| decode_len(&mut reader, LEN_BYTES_MAX)).collect::<Result<_, _>>()?;
+                // A read of one part asks for its bytes of the whole.
+                if parts > 0 && part_lens_bytes.iter().sum::<u64>() != len_bytes {
+                    return Err(reader.unknown(len_bytes));
+                }
                 let pages = decode_pages(&mut reader)?;
                 Entry::File(FileEntry { len_bytes, modified_unix_ms, etag, attributes, part_lens_bytes, pages })
             }
@@ -266,7 +277,7 @@ impl PartEntry {
     /// Back from a row.
     pub fn decode(bytes: &[u8]) -> Result<PartEntry, CodecError> {
         let mut reader = versioned("part", bytes)?;
-        let len_bytes = reader.u64()?;
+        let len_bytes = decode_len(&mut reader, LEN_BYTES_MAX)?;
         let modified_unix_ms = reader.u64()?;
         let etag = reader.str(ATTRIBUTE_LEN_BYTES_MAX)?.to_owned();
         let attributes = decode_attributes(&mut reader)?;
@@ -330,9 +341,29 @@ fn encode_pages(writer: &mut Writer, pages: &[PageReference]) {
 
 fn decode_pages(reader: &mut Reader<'_>) -> Result<Vec<PageReference>, CodecError> {
     let count = reader.count(PAGES_MAX)?;
-    (0..count).map(|_| Ok(PageReference { page: PageId(reader.array()?), len_bytes: reader.u64()? })).collect()
+    let page = |reader: &mut Reader<'_>| {
+        Ok(PageReference { page: PageId(reader.array()?), len_bytes: decode_len(reader, PAGE_LEN_BYTES_MAX)? })
+    };
+    (0..count).map(|_| page(reader)).collect()
 }
 
+/// Bytes of a chunk's plaintext: what an envelope is made for.
+fn decode_chunk_len(reader: &mut Reader<'_>) -> Result<u32, CodecError> {
+    match reader.u32()? {
+        len if (1..=CHUNK_LEN_BYTES_MAX).contains(&(len as usize)) => Ok(len),
+        len => Err(reader.unknown(u64::from(len))),
+    }
+}
+
+/// Bytes of a page, a part or a whole.
+fn decode_len(reader: &mut Reader<'_>, limit: u64) -> Result<u64, CodecError> {
+    match reader.u64()? {
+        len if len <= limit => Ok(len),
+        len => Err(reader.unknown(len)),
+    }
+}
+
+const _: () = assert!(LEN_BYTES_MAX.checked_mul(PARTS_MAX as u64).is_some());
 const _: () = assert!(KEY_LEN_BYTES_MAX < ATTRIBUTE_LEN_BYTES_MAX);
 
 #[cfg(test)]
@@ -360,7 +391,7 @@ mod tests {
         };
         let pages = vec![PageReference { page: PageId([1; 16]), len_bytes: 8 }];
         let file = Entry::File(FileEntry {
-            len_bytes: 1,
+            len_bytes: 3,
             modified_unix_ms: 2,
             etag: "e".to_owned(),
             attributes: attributes(),
@@ -381,6 +412,39 @@ mod tests {
         }
         for len in 0..file.encode().len() {
             assert!(Entry::decode(&file.encode()[..len]).is_err());
+        }
+    }
+    #[test]
+    fn i_o5_lengths_that_no_chunk_page_or_part_has_are_refused() {
+        let page = |len_bytes| Page {
+            composition: CompositionId([1; 16]),
+            wrap_salt: [2; 16],
+            kek_epoch: 3,
+            references: vec![ChunkReference {
+                chunk: ChunkId([5; 32]),
+                locator: Locator([6; 32]),
+                generation: Generation(7),
+                len_bytes,
+                wrapped_dek: WrappedDek([9; WRAPPED_DEK_LEN_BYTES]),
+            }],
+        };
+        let longest = CHUNK_LEN_BYTES_MAX as u32;
+        for (len_bytes, fits) in [(0, false), (1, true), (longest, true), (longest + 1, false), (u32::MAX, false)] {
+            assert_eq!(Page::decode(&page(len_bytes).encode()).is_ok(), fits, "a chunk of {len_bytes} bytes");
+        }
+        let file = |len_bytes, part_lens_bytes, page_len_bytes| {
+            let pages = vec![PageReference { page: PageId([1; 16]), len_bytes: page_len_bytes }];
+            let (etag, attributes, modified_unix_ms) = (String::new(), Attributes::new(), 0);
+            Entry::File(FileEntry { len_bytes, modified_unix_ms, etag, attributes, part_lens_bytes, pages })
+        };
+        for (entry, fits) in [
+            (file(3, vec![1, 2], 3), true),
+            (file(3, vec![1, 3], 3), false),
+            (file(3, vec![u64::MAX, 4], 3), false),
+            (file(3, Vec::new(), u64::MAX), false),
+            (file(u64::MAX, Vec::new(), 3), false),
+        ] {
+            assert_eq!(Entry::decode(&entry.encode()).is_ok(), fits, "{entry:?}");
         }
     }
 }

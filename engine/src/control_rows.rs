@@ -4,6 +4,7 @@
 use crate::api::{BucketInfo, EtagMode};
 use crate::chunker::ChunkFormat;
 use crate::message::Dedup;
+use crate::stripe::check_shape;
 use kiseki_types::codec::{CodecError, Reader, Writer};
 use kiseki_types::fragment::StripeShape;
 use kiseki_types::ids::{DirId, NamespaceId, PoolId, ShardId, TenantId};
@@ -199,6 +200,20 @@ pub fn encode_pool(shape: StripeShape) -> Vec<u8> {
 pub fn decode_pool(bytes: &[u8]) -> Result<StripeShape, CodecError> {
     let mut reader = versioned("pool", bytes)?;
     let shape = StripeShape { data: reader.u8()?, parity: reader.u8()? };
+    check_shape(shape).map_err(|_| reader.unknown(u64::from(shape.data)))?;
     reader.end()?;
     Ok(shape)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pool_that_stores_nothing_is_refused() {
+        for (data, parity, fits) in [(4, 2, true), (1, 0, true), (0, 2, false), (200, 200, false)] {
+            let row = encode_pool(StripeShape { data, parity });
+            assert_eq!(decode_pool(&row).is_ok(), fits, "{data}+{parity}");
+        }
+    }
 }

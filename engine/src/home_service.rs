@@ -16,13 +16,14 @@ use crate::latch::{Hold, LatchGuard};
 use crate::leader::{CommitError, DECISIONS_MAX, Draft, Leader, row_damaged};
 use crate::message::{BeginChunk, Collected, Decision, HomeRequest, HomeResponse, PinId, ShardRequest, ShardResponse};
 use crate::repair_queue::{RepairCause, RepairQueue};
-use crate::stripe::shape_for;
+use crate::stripe::{check_shape, shape_for};
 use futures::FutureExt;
 use futures::channel::oneshot;
 use futures::future::Shared;
 use kiseki_types::codec::{CodecError, Reader, Writer};
 use kiseki_types::fragment::{DeviceState, FragmentStore, StripeShape};
 use kiseki_types::ids::{Generation, Locator, MasterEpoch, PinEpoch, PoolId, ShardId, Term};
+use kiseki_types::limits::ENVELOPE_LEN_BYTES_MAX;
 use kiseki_types::runtime::RuntimeExt;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -110,13 +111,43 @@ impl GenerationRecord {
         };
         let pool = PoolId(reader.u16()?);
         let shape = StripeShape { data: reader.u8()?, parity: reader.u8()? };
+        check_shape(shape).map_err(|_| reader.unknown(u64::from(shape.data)))?;
         let envelope_len_bytes = reader.u32()?;
+        if envelope_len_bytes as usize > ENVELOPE_LEN_BYTES_MAX {
+            return Err(reader.unknown(u64::from(envelope_len_bytes)));
+        }
         let master_epoch = MasterEpoch(reader.u32()?);
         let count = reader.count(SHARDS_PER_GENERATION_MAX)?;
         let shards = (0..count).map(|_| Ok(ShardId(reader.u64()?))).collect::<Result<_, CodecError>>()?;
         reader.end()?;
         Ok(GenerationRecord { state, pool, shape, envelope_len_bytes, master_epoch, shards })
     }
+}
+
+/// The record of a generation decoded and encoded again, for `crate::fuzzing`.
+pub(crate) fn fuzz_generation(bytes: &[u8]) -> Option<Vec<u8>> {
+    let record = GenerationRecord::decode(bytes).ok()?;
+    let _shape = shape_for(record.shape, record.envelope_len_bytes);
+    let _payload_len = crate::stripe::fragment_payload_len(record.envelope_len_bytes, record.shape);
+    Some(record.encode())
+}
+
+/// The record of a complete generation, for `crate::fuzzing`.
+pub(crate) fn fuzz_generation_seed() -> Vec<u8> {
+    let record = GenerationRecord {
+        state: GenerationState::Complete,
+        pool: PoolId(1),
+        shape: StripeShape { data: 4, parity: 2 },
+        envelope_len_bytes: 300_000,
+        master_epoch: MasterEpoch(1),
+        shards: BTreeSet::from([ShardId(1024), ShardId(1025)]),
+    };
+    record.encode()
+}
+
+/// The key of a pin taken apart and put together, for `crate::fuzzing`.
+pub(crate) fn fuzz_pin_key(key: &[u8]) -> Option<Vec<u8>> {
+    parse_pin_key(key).ok().map(|(name, pin)| pin_key(name, pin))
 }
 
 /// What a home has done: counters.

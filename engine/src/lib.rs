@@ -23,6 +23,8 @@ pub mod core;
 pub mod delta;
 pub mod engine;
 pub mod envelope;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod hash_queue;
 pub mod home_service;
 pub mod host;

@@ -7,6 +7,7 @@ use crate::delta::{ChunkName, Command, Delta, Outcome, Payload, decode_rows};
 use crate::keys::MetaSealer;
 use futures::future::try_join_all;
 use kiseki_types::LocalBoxFuture;
+use kiseki_types::codec::Reader;
 use kiseki_types::group::{Applied, ApplyError, LogPosition, StateMachine};
 use kiseki_types::ids::PinEpoch;
 use kiseki_types::table::{Scan, TableError, TableReader, TableWrite};
@@ -136,7 +137,7 @@ fn remove(table: u8, key: Vec<u8>) -> TableWrite {
 /// Lowest pin epoch that the shard has not closed.
 pub async fn open_epoch(tables: &dyn TableReader) -> Result<PinEpoch, TableError> {
     let row = tables.get(COUNTS_FILE, EPOCHS, OPEN_EPOCH_KEY).await?;
-    Ok(PinEpoch(row.as_deref().map_or(0, read_u64)))
+    row.as_deref().map_or(Ok(0), read_u64).map(PinEpoch)
 }
 
 /// The pin epoch that a write starting now states: the one above the lowest open one, so that closing an epoch leaves the
@@ -147,11 +148,17 @@ pub async fn current_epoch(tables: &dyn TableReader) -> Result<PinEpoch, TableEr
 
 /// How often the shard names a generation.
 pub async fn count_of(name: ChunkName, tables: &dyn TableReader) -> Result<u64, TableError> {
-    Ok(tables.get(COUNTS_FILE, COUNTS, &name.to_key()).await?.as_deref().map_or(0, read_u64))
+    tables.get(COUNTS_FILE, COUNTS, &name.to_key()).await?.as_deref().map_or(Ok(0), read_u64)
 }
 
-fn read_u64(bytes: &[u8]) -> u64 {
-    bytes.try_into().map_or(0, u64::from_le_bytes)
+/// A count or an epoch. No row is 0; a row that holds no number is damage: read as 0 it would free what is named.
+fn read_u64(bytes: &[u8]) -> Result<u64, TableError> {
+    let damaged = || {
+        let reason = format!("a count or an epoch is damaged: {} bytes", bytes.len());
+        TableError::File { file: "counts".to_owned(), reason }
+    };
+    let number = Reader::new("number", bytes.get(..8).filter(|_| bytes.len() == 8).ok_or_else(damaged)?).counter();
+    number.map_err(|_| damaged())
 }
 
 async fn first_fenced(added: &[(ChunkName, u32)], tables: &dyn TableReader) -> Result<Option<ChunkName>, TableError> {
@@ -206,11 +213,28 @@ async fn close_epochs(epoch: PinEpoch, tables: &dyn TableReader) -> Result<Appli
     }
     // A delta that could meet one of these fences states a closed epoch and is refused for that (DESIGN, collection).
     let fences = tables.scan(Scan::prefix(COUNTS_FILE, FENCES, &[], FENCES_SCANNED_MAX)).await?;
-    let old = fences.into_iter().filter(|(_, set_in)| read_u64(set_in) < epoch.0);
-    let mut writes: Vec<_> = old.take(FENCES_FORGOTTEN_MAX).map(|(key, _)| remove(FENCES, key)).collect();
+    let mut writes = Vec::new();
+    for (key, set_in) in fences {
+        if read_u64(&set_in)? < epoch.0 && writes.len() < FENCES_FORGOTTEN_MAX {
+            writes.push(remove(FENCES, key));
+        }
+    }
     let forgotten = writes.len() as u64;
     if epoch != open {
         writes.push(put(EPOCHS, OPEN_EPOCH_KEY.to_vec(), epoch.0.to_le_bytes().to_vec()));
     }
     Ok(done(forgotten, writes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn i_c2_a_damaged_count_is_an_error_and_never_0() {
+        assert_eq!(read_u64(&7u64.to_le_bytes()).ok(), Some(7));
+        for bytes in [&[][..], &[1; 7], &[1; 9], &u64::MAX.to_le_bytes()] {
+            assert!(read_u64(bytes).is_err(), "{bytes:?}");
+        }
+    }
 }

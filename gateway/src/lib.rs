@@ -23,6 +23,8 @@ pub mod config;
 mod context;
 pub mod counters;
 mod errors;
+#[doc(hidden)]
+pub mod fuzzing;
 mod md5_queue;
 mod meter;
 mod range;

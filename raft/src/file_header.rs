@@ -35,7 +35,7 @@ pub(crate) struct FileHeader {
 }
 
 impl FileHeader {
-    fn encode(&self, page_bytes: u32) -> Vec<u8> {
+    pub fn encode(&self, page_bytes: u32) -> Vec<u8> {
         let mut block = vec![0; HEADER_COPY_BYTES];
         block[..VERSION_AT].copy_from_slice(&self.magic);
         block[VERSION_AT..PAGE_BYTES_AT].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
@@ -49,7 +49,7 @@ impl FileHeader {
     }
 
     /// `None` when the copy fails its checksum; an error when it is whole but not ours to read.
-    fn decode(block: &[u8], magic: [u8; 8], page_bytes: u32, name: &str) -> io::Result<Option<FileHeader>> {
+    pub fn decode(block: &[u8], magic: [u8; 8], page_bytes: u32, name: &str) -> io::Result<Option<FileHeader>> {
         let crc = crc_fast::crc32_iscsi(&block[..CRC_AT]);
         if block[CRC_AT..] != crc.to_le_bytes() {
             return Ok(None);

@@ -15,6 +15,7 @@ mod open;
 mod raft_storage;
 pub mod record;
 
+pub(crate) use group_log::replay_group;
 pub use raft_storage::GroupLogStore;
 
 use crate::error::RaftError;

@@ -15,7 +15,7 @@ use aws_lc_rs::hkdf::{HKDF_SHA256, Salt};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use kiseki_types::ShardId;
-use kiseki_types::codec::{Reader, Writer};
+use kiseki_types::codec::{CodecError, Reader, Writer};
 use kiseki_types::runtime::{Ports, RuntimeExt};
 use kiseki_types::secret::SecretKey;
 use kiseki_types::table::Row;
@@ -135,6 +135,49 @@ fn frame_bytes(frame: &Frame) -> Vec<u8> {
     [&len.to_le_bytes()[..], &json].concat()
 }
 
+fn parse_frame(bytes: &[u8]) -> Result<Frame, &'static str> {
+    let (len, json) = bytes.split_first_chunk::<4>().ok_or("a record has no length")?;
+    if json.len() > FRAME_LEN_BYTES_MAX || u32::from_le_bytes(*len) as usize != json.len() {
+        return Err("a record's length is wrong");
+    }
+    serde_json::from_slice(json).map_err(|_| "a record is no valid JSON")
+}
+
+/// A frame decoded as a receiver does, and encoded again, for `crate::fuzzing`.
+#[must_use]
+pub fn fuzz_frame(bytes: &[u8]) -> Option<Vec<u8>> {
+    let frame = parse_frame(bytes).ok()?;
+    if let Frame::Begin { shard, position, meta, .. } = &frame {
+        let rows = meta.iter().map(|(key, value)| Some((BASE64.decode(key).ok()?, BASE64.decode(value).ok()?)));
+        let _meta = meta_of(ShardId(*shard), *position, &rows.collect::<Option<Vec<Row>>>()?);
+    }
+    Some(frame_bytes(&frame))
+}
+
+/// One frame of each kind, for `crate::fuzzing`; `applied` is the meta row of an entry applied.
+#[must_use]
+pub fn fuzz_frame_seeds(applied: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
+    let meta = vec![(BASE64.encode(META_APPLIED), BASE64.encode(applied))];
+    let begin =
+        Frame::Begin { version: SNAPSHOT_VERSION, shard: 1024, position: 10, stream: BASE64.encode([1; 16]), meta };
+    let rows = vec![(1, BASE64.encode("key"), BASE64.encode("value"))];
+    vec![
+        ("begin", frame_bytes(&begin)),
+        ("rows", frame_bytes(&Frame::Rows { number: 0, file: 1, rows })),
+        ("sealed", frame_bytes(&Frame::Sealed { number: 1, file: 0, count: 2, rows: BASE64.encode([9; 40]) })),
+        ("end", frame_bytes(&Frame::End { rows: 3, sha256: BASE64.encode([7; 32]) })),
+    ]
+}
+
+/// The opened rows of a sealed frame, after a u32 that says how many; for `crate::fuzzing`.
+#[must_use]
+pub fn fuzz_rows(bytes: &[u8]) -> Option<Vec<u8>> {
+    let (count, plain) = bytes.split_first_chunk::<4>()?;
+    let rows = decode_rows(0, u32::from_le_bytes(*count) as usize, plain).ok()?;
+    assert_eq!(rows.len(), u32::from_le_bytes(*count) as usize, "all rows are there that were announced");
+    Some([&count[..], &encode_rows(&rows)].concat())
+}
+
 /// Reads a set and gives out frames.
 pub struct SnapshotSender {
     shard: ShardId,
@@ -248,8 +291,11 @@ fn encode_rows(rows: &[SetRow]) -> Vec<u8> {
 
 fn decode_rows(file: u8, count: usize, bytes: &[u8]) -> Result<Vec<SetRow>, RaftError> {
     let mut input = Reader::new("snapshot rows", bytes);
+    if count > ROWS_PER_FRAME_MAX {
+        return Err(CodecError::TooLong { what: "snapshot rows", len: count as u64, limit: ROWS_PER_FRAME_MAX }.into());
+    }
     let mut rows = Vec::new();
-    for _ in 0..count.min(ROWS_PER_FRAME_MAX) {
+    for _ in 0..count {
         let table = input.u8()?;
         let key = input.bytes(FIELD_LEN_BYTES_MAX)?.to_vec();
         let value = input.bytes(FIELD_LEN_BYTES_MAX)?.to_vec();
@@ -308,14 +354,7 @@ impl SnapshotReceiver {
         if self.whole {
             return Err(self.refuse("a record follows the last"));
         }
-        let Some((len, json)) = bytes.split_first_chunk::<4>() else {
-            return Err(self.refuse("a record has no length"));
-        };
-        if json.len() > FRAME_LEN_BYTES_MAX || u32::from_le_bytes(*len) as usize != json.len() {
-            return Err(self.refuse("a record's length is wrong"));
-        }
-        let frame: Frame = serde_json::from_slice(json).map_err(|_| self.refuse("a record is no valid JSON"))?;
-        match frame {
+        match parse_frame(bytes).map_err(|reason| self.refuse(reason))? {
             Frame::End { rows, sha256 } => self.end(rows, &sha256)?,
             Frame::Begin { version, shard, position, stream, meta } => {
                 if version != SNAPSHOT_VERSION || shard != self.shard.0 || self.started.is_some() {
@@ -389,5 +428,31 @@ impl SnapshotReceiver {
             (true, Some(started)) => Ok((started.meta, SnapshotData::Received(Box::new(started.import)))),
             _ => Err(refused),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_as_many_as_the_record_says() {
+        let row = |key: &[u8]| SetRow { file: 0, table: 1, key: key.to_vec(), value: b"value".to_vec() };
+        let plain = encode_rows(&[row(b"a"), row(b"b")]);
+        assert_eq!(decode_rows(0, 2, &plain).expect("two rows").len(), 2);
+        for count in [0, 1, 3, ROWS_PER_FRAME_MAX + 1, usize::MAX] {
+            assert!(decode_rows(0, count, &plain).is_err(), "{count} rows");
+        }
+    }
+
+    #[test]
+    fn a_snapshot_of_the_last_index_of_all_is_refused() {
+        let membership = crate::type_config::StoredMembership::default();
+        let of = |index| {
+            let applied = crate::log_store::record::encode_applied(crate::type_config::log_id(1, index), &membership);
+            meta_of(ShardId(1024), 10, &[(META_APPLIED.to_vec(), applied)])
+        };
+        assert!(of(9).is_ok());
+        assert!(of(u64::MAX).is_err(), "no position follows it");
     }
 }

@@ -109,13 +109,13 @@ impl FrameHeader {
         reader.u16()?;
         let found: [u8; 16] = reader.array()?;
         let header = FrameHeader {
-            incarnation: reader.u64()?,
-            page: reader.u64()?,
-            first_sequence: reader.u64()?,
+            incarnation: reader.counter()?,
+            page: reader.counter()?,
+            first_sequence: reader.counter()?,
             record_count: reader.u32()?,
             payload_len: reader.u32()?,
             previous_checksum: reader.u32()?,
-            flushed_through: reader.u64()?,
+            flushed_through: reader.counter()?,
             payload_checksum: reader.u32()?,
             checksum: {
                 reader.u64()?;
@@ -124,9 +124,7 @@ impl FrameHeader {
         };
         let plausible = header.record_count > 0
             && header.payload_len as usize <= FRAME_PAYLOAD_BYTES_MAX
-            && header.first_sequence > 0
-            && header.first_sequence.checked_add(u64::from(header.record_count)).is_some()
-            && header.page < u64::MAX / 2;
+            && header.first_sequence > 0;
         let intact = crc32c(&bytes[..FRAME_HEADER_BYTES - 4]) == header.checksum;
         if version != VERSION || found != id.0 || !intact || !plausible {
             return Err(CodecError::Checksum { what: "journal frame" });
@@ -233,15 +231,18 @@ impl RegionHeader {
         let id = JournalId(reader.array()?);
         let header = RegionHeader {
             ring_pages: reader.u64()?,
-            generation: reader.u64()?,
-            incarnation: reader.u64()?,
-            incarnation_page: reader.u64()?,
-            incarnation_sequence: reader.u64()?,
-            start_page: reader.u64()?,
+            generation: reader.counter()?,
+            incarnation: reader.counter()?,
+            incarnation_page: reader.counter()?,
+            incarnation_sequence: reader.counter()?,
+            start_page: reader.counter()?,
             start_checksum: reader.u32()?,
-            trimmed_through: reader.u64()?,
-            flushed_through: reader.u64()?,
+            trimmed_through: reader.counter()?,
+            flushed_through: reader.counter()?,
         };
+        if header.incarnation_sequence == 0 {
+            return Err(reader.unknown(0)); // the first record has sequence 1
+        }
         Ok((id, header))
     }
 }
@@ -294,6 +295,32 @@ mod tests {
             let mut torn = page.clone();
             torn[bit / 8] ^= 1 << (bit % 8);
             assert_eq!(RegionHeader::decode(ID, &torn), HeaderPage::Broken, "region bit {bit}");
+        }
+    }
+
+    #[test]
+    fn counters_that_no_start_can_raise_are_broken() {
+        let header = |incarnation, incarnation_sequence, trimmed_through| RegionHeader {
+            ring_pages: 8,
+            generation: 1,
+            incarnation,
+            incarnation_page: 0,
+            incarnation_sequence,
+            start_page: 0,
+            start_checksum: 0,
+            trimmed_through,
+            flushed_through: 0,
+        };
+        for (header, fits) in [
+            (header(1, 1, 0), true),
+            (header(1, 0, 0), false),
+            (header(u64::MAX, 1, 0), false),
+            (header(1, u64::MAX, 0), false),
+            (header(1, 1, u64::MAX), false),
+        ] {
+            let read = RegionHeader::decode(ID, &header.encode(ID));
+            assert_eq!(read == HeaderPage::Ours(header), fits, "{header:?}");
+            assert_eq!(read == HeaderPage::Broken, !fits, "{header:?}");
         }
     }
 }

@@ -112,11 +112,9 @@ pub async fn open(
     };
     let stated = report.flushed_through;
     let highest = candidates.iter().map(|other| other.scan.highest_sequence).max().unwrap_or(0);
-    let highest = highest.max(best.scan.highest_sequence).max(best.scan.header.incarnation_sequence - 1);
     let generation = candidates.iter().map(|other| other.scan.header.generation).max().unwrap_or(0);
-    let generation = generation.max(best.scan.header.generation) + 1;
-    let first = first_sequence(&best.scan.header, highest);
-    report.incarnation = best.scan.header.incarnation + 1;
+    let NextStart { generation, incarnation, first } = next_start(&best.scan, highest, generation);
+    report.incarnation = incarnation;
     let state = initial_state(&config, &best.scan, first, stated, generation);
     let writer = Writer::new(config.clone(), best.scan.header.ring_pages, state);
     writer.go_on_without(take_lost(&mut lost, &mut report)).await.map_err(|error| fenced(&config, &error))?;
@@ -205,10 +203,28 @@ fn choose(
     Ok(Some(best))
 }
 
+/// The numbers of a new start.
+pub(super) struct NextStart {
+    pub generation: u64,
+    pub incarnation: u64,
+    pub first: Sequence,
+}
+
+/// The numbers of the start that follows `best`; `highest` and `generation` are the highest ones of the other mirrors.
+pub(super) fn next_start(best: &MirrorScan, highest: Sequence, generation: u64) -> NextStart {
+    let highest = highest.max(best.highest_sequence).max(best.header.incarnation_sequence - 1);
+    NextStart {
+        generation: generation.max(best.header.generation) + 1,
+        incarnation: best.header.incarnation + 1,
+        first: first_sequence(&best.header, highest),
+    }
+}
+
 /// The first sequence of a new incarnation: beyond everything that an earlier one can have handed out. What is not
 /// seen in the region was queued or in flight, so it was limited by the ring.
 fn first_sequence(header: &RegionHeader, highest: Sequence) -> Sequence {
-    if header.incarnation == 0 {
+    // Only where nothing ever was: a number that is trimmed already would not be replayed.
+    if header.incarnation == 0 && highest == 0 {
         return 1;
     }
     highest + header.ring_pages * (PAGE_LEN_BYTES / RECORD_HEADER_BYTES) as u64 + 1

@@ -63,7 +63,7 @@ impl MemberRecord {
         let cluster = ClusterId(reader.array()?);
         let set = reader.array()?;
         let id = MemberId(reader.array()?);
-        let epoch = reader.u64()?;
+        let epoch = reader.counter()?;
         let count = reader.count(METADATA_MEMBERS_MAX)?;
         let members = (0..count).map(|_| reader.array().map(MemberId)).collect::<Result<_, _>>()?;
         reader.end()?;
@@ -78,6 +78,18 @@ impl MemberRecord {
         file.sync()?;
         dir.rename(MEMBER_FILE_NEXT, MEMBER_FILE)
     }
+}
+
+/// Decoded and encoded again, for `crate::fuzzing`.
+pub(crate) fn fuzz_member(bytes: &[u8]) -> Option<Vec<u8>> {
+    MemberRecord::decode(bytes).ok().map(|record| record.encode())
+}
+
+/// The file of a set of two, for `crate::fuzzing`.
+pub(crate) fn fuzz_member_seed() -> Vec<u8> {
+    let members = vec![MemberId([1; 16]), MemberId([2; 16])];
+    let epoch = MetadataEpoch { epoch: 3, members };
+    MemberRecord { cluster: ClusterId([4; 16]), set: [5; 16], id: MemberId([1; 16]), epoch }.encode()
 }
 
 /// What a directory says about itself. "Blank", "ours" and "unreadable" are different answers.

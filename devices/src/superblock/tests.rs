@@ -199,3 +199,18 @@ proptest! {
         prop_assert!(Superblock::decode(&bytes, copy).is_err());
     }
 }
+
+#[test]
+fn counters_that_no_start_can_raise_are_damage() {
+    let top = kiseki_types::limits::COUNTER_MAX;
+    assert!(Superblock::decode(&sample(top).encode(0), 0).is_ok());
+    let epoch = MetadataEpoch { epoch: top + 1, members: Vec::new() };
+    let bad = [
+        sample(top + 1),
+        Superblock { incarnation: u64::MAX, ..sample(1) },
+        Superblock { metadata: epoch, ..sample(1) },
+    ];
+    for superblock in bad {
+        assert!(matches!(Superblock::decode(&superblock.encode(0), 0), Err(SuperblockDamage::Codec(_))));
+    }
+}

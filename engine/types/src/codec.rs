@@ -3,6 +3,7 @@
 //! Formats are written by hand so that `docs/formats/` can state each byte. Reading is input: it returns errors, has
 //! limits, and never panics.
 
+use crate::limits::COUNTER_MAX;
 use thiserror::Error;
 
 /// What is wrong with bytes that were to be decoded.
@@ -168,6 +169,13 @@ impl<'a> Reader<'a> {
     pub fn u64(&mut self) -> Result<u64, CodecError> {
         self.array().map(u64::from_le_bytes)
     }
+    /// A number that is raised by one each time, at most [`COUNTER_MAX`].
+    pub fn counter(&mut self) -> Result<u64, CodecError> {
+        match self.u64()? {
+            value if value <= COUNTER_MAX => Ok(value),
+            value => Err(self.unknown(value)),
+        }
+    }
     /// A byte string of at most `limit` bytes.
     pub fn bytes(&mut self, limit: usize) -> Result<&'a [u8], CodecError> {
         let len = self.count(limit)?;
@@ -224,6 +232,8 @@ mod tests {
             assert!(read(&bytes[..len]).is_err(), "truncated to {len}");
         }
         assert!(matches!(Reader::new("test", &[9, 0, 0, 0]).bytes(8), Err(CodecError::TooLong { len: 9, .. })));
+        assert_eq!(Reader::new("test", &COUNTER_MAX.to_le_bytes()).counter(), Ok(COUNTER_MAX));
+        assert!(Reader::new("test", &(COUNTER_MAX + 1).to_le_bytes()).counter().is_err(), "it could not be raised");
         assert!(matches!(Reader::new("test", &[9]).end(), Err(CodecError::Trailing { left: 1, .. })));
     }
 }

@@ -40,5 +40,9 @@ pub const COMMAND_LEN_BYTES_MAX: usize = 1024 * 1024;
 /// Longest record in a journal: a command and its envelope.
 pub const JOURNAL_RECORD_LEN_BYTES_MAX: usize = COMMAND_LEN_BYTES_MAX + 64 * 1024;
 
+/// Highest counter (a generation, an incarnation, an epoch, a sequence, a term, an index) that is believed when it comes
+/// from a disk or a peer. One that is raised by one each time never gets there, and whoever reads it can raise it.
+pub const COUNTER_MAX: u64 = u64::MAX / 2;
+
 const _: () = assert!(FRAGMENT_HEADER_BYTES.is_multiple_of(DEVICE_BLOCK_BYTES_MAX));
 const _: () = assert!(CHUNK_LEN_BYTES_MAX.is_multiple_of(SEGMENT_LEN_BYTES));

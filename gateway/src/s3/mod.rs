@@ -20,6 +20,11 @@ use s3s::{S3, S3ErrorCode, S3Request, S3Response, S3Result};
 use send_wrapper::SendWrapper;
 use std::rc::Rc;
 
+/// An upload id as clients bring it back, for `crate::fuzzing`.
+pub(crate) fn fuzz_upload_id(text: &str) -> Option<[u8; 16]> {
+    multipart::upload_id(text).ok().map(|upload| upload.0)
+}
+
 /// The operations that are there, by the names that counters and the access log show.
 pub(crate) const OPERATIONS: &[&str] = &[
     "AbortMultipartUpload",

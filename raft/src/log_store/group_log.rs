@@ -256,6 +256,27 @@ impl GroupLog {
     }
 }
 
+/// Replays changes and folds what they commit, for `crate::fuzzing`: how many of them fitted.
+pub(crate) fn replay_group(shard: ShardId, row: GroupRow, changes: impl Iterator<Item = Change>) -> usize {
+    let mut group = GroupLog::from_row(shard, row);
+    let mut fitting = 0;
+    for (number, change) in changes.enumerate() {
+        if group.replay(change, number as u64 + 1).is_err() {
+            break;
+        }
+        fitting += 1;
+    }
+    let _missing = group.missing();
+    let row = group.row_now();
+    assert!(
+        group.uncommitted().all(|held| held.entry.log_id.index >= next(row.folded)),
+        "folded entries are committed"
+    );
+    group.fold_done(row);
+    assert_eq!(group.in_memory(0..u64::MAX).len(), group.entries.len(), "memory holds consecutive entries");
+    fitting
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

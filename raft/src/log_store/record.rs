@@ -134,7 +134,7 @@ fn put_log_id(out: &mut Writer, id: LogId) {
 }
 
 fn take_log_id(input: &mut Reader<'_>) -> Result<LogId, CodecError> {
-    Ok(log_id(input.u64()?, input.u64()?))
+    Ok(log_id(input.counter()?, input.counter()?)) // openraft and this room count on from both
 }
 
 fn put_log_id_option(out: &mut Writer, id: Option<LogId>) {
@@ -161,7 +161,7 @@ fn put_vote(out: &mut Writer, vote: &Vote) {
 }
 
 fn take_vote(input: &mut Reader<'_>) -> Result<Vote, CodecError> {
-    let (term, voted_for, committed) = (input.u64()?, input.u64()?, take_bool(input)?);
+    let (term, voted_for, committed) = (input.counter()?, input.u64()?, take_bool(input)?);
     Ok(if committed { Vote::new_committed(term, voted_for) } else { Vote::new(term, voted_for) })
 }
 
@@ -417,5 +417,14 @@ mod tests {
             bad[bit / 8] ^= 1 << (bit % 8);
             assert!(GroupRow::decode(&bad).is_err(), "bit {bit}");
         }
+    }
+    #[test]
+    fn terms_and_indexes_behind_which_none_can_follow_are_refused() {
+        for (term, index, fits) in [(1, 2, true), (u64::MAX, 2, false), (1, u64::MAX, false)] {
+            let record = Record { shard: ShardId(1024), previous: 5, change: Change::Purge(log_id(term, index)) };
+            assert_eq!(Record::decode(&record.encode()).is_ok(), fits, "term {term}, index {index}");
+        }
+        let vote = Record { shard: ShardId(1024), previous: 5, change: Change::Vote(Vote::new(u64::MAX, 7)) };
+        assert!(Record::decode(&vote.encode()).is_err());
     }
 }

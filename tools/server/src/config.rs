@@ -357,7 +357,7 @@ impl Config {
             cores => cores,
         };
         let side_threads = match overrides.side_threads.unwrap_or(file.side_threads) {
-            0 => (2 * cores).max(8),
+            0 => cores.saturating_mul(2).max(8), // refused below where it is too much
             threads => threads,
         };
         let config = Config {
@@ -518,6 +518,7 @@ mod tests {
     #[test]
     fn values_that_can_not_work_are_named() {
         for (text, key) in [
+            ("cores = 40000\nmetadata_dirs = ['m']\ndevices = ['d']", "cores"),
             ("devices = ['d0']", "metadata_dirs"),
             ("metadata_dirs = ['m']", "devices"),
             ("metadata_dirs = ['m']\ndevices = ['d', 'd']", "devices"),

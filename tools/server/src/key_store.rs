@@ -200,25 +200,7 @@ impl KeyStore {
     }
 
     fn unseal(file: &[u8], passphrase: &[u8]) -> Result<KeyStore, UnsealError> {
-        let mut reader = Reader::new("key store", file);
-        if reader.array::<8>()? != *MAGIC {
-            return Err(reader.unknown(0).into());
-        }
-        match reader.u16()? {
-            VERSION => {}
-            version => return Err(reader.unknown(u64::from(version)).into()),
-        }
-        match (reader.u8()?, reader.u8()?) {
-            (KDF_PBKDF2_SHA256, 0) => {}
-            (kdf, _) => return Err(reader.unknown(u64::from(kdf)).into()),
-        }
-        let iterations = reader.u32()?;
-        if !ITERATIONS_RANGE.contains(&iterations) {
-            return Err(reader.unknown(u64::from(iterations)).into());
-        }
-        let (salt, nonce) = (reader.array::<SALT_LEN_BYTES>()?, reader.array::<NONCE_LEN_BYTES>()?);
-        let mut sealed = Zeroizing::new(reader.bytes(FILE_LEN_BYTES_MAX as usize)?.to_vec());
-        reader.end()?;
+        let SealedFile { iterations, salt, nonce, mut sealed } = SealedFile::parse(file)?;
         let key = derive(passphrase, &salt, iterations);
         let aad = Aad::from(&file[..HEADER_LEN_BYTES]);
         let plain = key
@@ -226,6 +208,49 @@ impl KeyStore {
             .map_err(|_| UnsealError::Refused)?;
         Ok(KeyStore::decode(plain)?)
     }
+}
+
+/// What stands in a key store file in clear, and the sealed rest.
+struct SealedFile {
+    iterations: u32,
+    salt: [u8; SALT_LEN_BYTES],
+    nonce: [u8; NONCE_LEN_BYTES],
+    sealed: Zeroizing<Vec<u8>>,
+}
+
+impl SealedFile {
+    fn parse(file: &[u8]) -> Result<SealedFile, CodecError> {
+        let mut reader = Reader::new("key store", file);
+        if reader.array::<8>()? != *MAGIC {
+            return Err(reader.unknown(0));
+        }
+        match reader.u16()? {
+            VERSION => {}
+            version => return Err(reader.unknown(u64::from(version))),
+        }
+        match (reader.u8()?, reader.u8()?) {
+            (KDF_PBKDF2_SHA256, 0) => {}
+            (kdf, _) => return Err(reader.unknown(u64::from(kdf))),
+        }
+        let iterations = reader.u32()?;
+        if !ITERATIONS_RANGE.contains(&iterations) {
+            return Err(reader.unknown(u64::from(iterations)));
+        }
+        let (salt, nonce) = (reader.array()?, reader.array()?);
+        let sealed = Zeroizing::new(reader.bytes(FILE_LEN_BYTES_MAX as usize)?.to_vec());
+        reader.end()?;
+        Ok(SealedFile { iterations, salt, nonce, sealed })
+    }
+}
+
+/// The opened part decoded and encoded again, for `crate::fuzzing`.
+pub(crate) fn fuzz_plain(bytes: &[u8]) -> Option<Vec<u8>> {
+    KeyStore::decode(bytes).ok().map(|keys| keys.encode().to_vec())
+}
+
+/// Whether the head of a file is one of ours, for `crate::fuzzing`.
+pub(crate) fn fuzz_header(bytes: &[u8]) -> bool {
+    SealedFile::parse(bytes).is_ok_and(|file| NonZeroU32::new(file.iterations).is_some())
 }
 
 #[derive(Debug)]

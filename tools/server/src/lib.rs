@@ -22,6 +22,8 @@ pub mod executor;
 pub mod files;
 pub mod first_tenant;
 pub mod format;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod group_host;
 pub mod init;
 pub mod key_store;

@@ -31,7 +31,7 @@ const ROOMS: [Room; 8] = [
 ];
 
 /// Crates of ours that only tools may import.
-const TOOLS: [&str; 3] = ["kiseki-sim", "kiseki-cli", "kiseki-bench"];
+const TOOLS: [&str; 4] = ["kiseki-sim", "kiseki-cli", "kiseki-bench", "kiseki-fuzz"];
 
 /// Where the executor may be named in sources; everyone else has the ports.
 const EXECUTOR: [&str; 4] = ["devices/", "net/", "tools/", "raft/tests/"];

@@ -1,0 +1,198 @@
+//! What lies on a device and in a metadata directory.
+
+use crate::mend;
+use crate::target::{Seed, Target, Verdict, accepted, bytes_settle, bytes_survive, value_survives};
+use kiseki_devices::fragment_header::FragmentHeader;
+use kiseki_devices::fuzzing;
+use kiseki_devices::layout::{DeviceLayout, SUPERBLOCK_COPIES};
+use kiseki_devices::probe;
+use kiseki_devices::superblock::{DeviceClass, MemberId, MetadataEpoch, Superblock, SuperblockState};
+use kiseki_types::device::DeviceGeometry;
+use kiseki_types::fragment::{FragmentKey, FragmentMeta, StripeShape};
+use kiseki_types::{BlockCount, ClusterId, DeviceId, Generation, LaneId, Locator, MapEpoch, PoolId};
+
+/// One copy of a superblock, read as each of the four.
+pub const SUPERBLOCK: Target = Target::new("superblock", superblock, superblock_seeds).mended(mend::block);
+/// Both ends of a device that may belong to somebody else.
+pub const PROBE: Target = Target::new("probe", probe_ends, probe_seeds);
+/// The header in front of a fragment.
+pub const FRAGMENT_HEADER: Target =
+    Target::new("fragment_header", fragment_header, fragment_header_seeds).mended(mend::block);
+/// A record in the journal of a lane on a device.
+pub const LANE_RECORD: Target = Target::new("lane_record", lane_record, || seeds_of("lane_record/"));
+/// A row of the fragment index.
+pub const INDEX_ROW: Target = Target::new("index_row", index_row, || seeds_of("index_row/"));
+/// The `member` file of a metadata directory.
+pub const MEMBER_FILE: Target = Target::new("member_file", member_file, || seeds_of("member_file/")).mended(mend::tail);
+/// A journal's region: pages, each without the zeros behind it, so a page of memory for two bytes of input.
+pub const JOURNAL: Target = Target::new("journal", journal, journal_seeds)
+    .mended(mend_journal)
+    .allowed(4 * JOURNAL_PAGES_MAX * mend::BLOCK_BYTES, 16);
+
+/// Pages of a fuzzed journal.
+const JOURNAL_PAGES_MAX: usize = 64;
+
+fn superblock(bytes: &[u8]) -> Verdict {
+    let copies = [0, 1, 2, 3].map(|copy| Superblock::decode(bytes, copy));
+    let Some(found) = copies.iter().flatten().next().cloned() else {
+        let _state = SuperblockState::choose(copies);
+        return Verdict::Refused;
+    };
+    for copy in 0..SUPERBLOCK_COPIES {
+        assert_eq!(Superblock::decode(&found.encode(copy), copy).as_ref(), Ok(&found));
+    }
+    assert!(matches!(SuperblockState::choose(copies), SuperblockState::Present { .. }));
+    let _writes = found.writes();
+    // What a start does with it.
+    let next = [found.generation, found.incarnation, found.metadata.epoch].map(|counter| counter.checked_add(1));
+    assert!(next.iter().all(Option::is_some), "a superblock can be followed by the next one");
+    check_layout(&found.layout);
+    Verdict::Accepted
+}
+
+/// Every area can be asked for and lies on the device.
+fn check_layout(layout: &DeviceLayout) {
+    let end = layout.geometry().block_count.0;
+    let last_lane = LaneId(layout.lanes() - 1);
+    for (start, len) in [layout.journal_extent(last_lane), layout.zone(layout.zone_count() - 1)] {
+        assert!(start.0 + len.0 <= end, "I-C8: an area leaves the device");
+        assert!(len.0 > 0);
+    }
+    let (start, len) = layout.zone(0);
+    assert_eq!(layout.zone_of(start.plus(BlockCount(len.0 - 1))), Some(0));
+    assert!(layout.capacity_bytes() <= layout.geometry().len_bytes());
+    assert!(layout.zones(last_lane).all(|(start, len)| start.0 + len.0 <= end));
+}
+
+fn superblock_seeds() -> Vec<Seed> {
+    let seed = |len_bytes: u64, lanes, copy, members: u8| {
+        let geometry = DeviceGeometry { block_len_bytes: 4096, block_count: BlockCount(len_bytes / 4096) };
+        let superblock = Superblock {
+            cluster: ClusterId([1; 16]),
+            device: DeviceId([2; 16]),
+            pool: PoolId(3),
+            class: DeviceClass::Nvme,
+            layout: DeviceLayout::compute(geometry, lanes).expect("the device is large enough"),
+            generation: 4,
+            incarnation: 5,
+            metadata: MetadataEpoch { epoch: 6, members: (0..members).map(|member| MemberId([member; 16])).collect() },
+        };
+        mend::block_body(&superblock.encode(copy))
+    };
+    vec![("large", seed(8 << 30, 4, 0, 2)), ("small", seed(16 << 20, 2, 3, 0))]
+}
+
+fn probe_ends(bytes: &[u8]) -> Verdict {
+    // The first bytes say how long the device is and which part of the input is its far end.
+    let Some((shape, ends)) = bytes.split_first_chunk::<4>() else { return Verdict::Refused };
+    let [blocks_low, blocks_high, small, cut] = *shape;
+    let block_count = BlockCount(u64::from(u16::from_le_bytes([blocks_low, blocks_high])));
+    let geometry = DeviceGeometry { block_len_bytes: if small & 1 == 1 { 512 } else { 4096 }, block_count };
+    let (front, far) = ends.split_at(ends.len() * usize::from(cut) / 256);
+    accepted(probe::probe(front, far, geometry).first())
+}
+
+fn probe_seeds() -> Vec<Seed> {
+    let ends = |front: &[u8], far: &[u8]| {
+        let cut = (front.len() * 256).div_ceil(front.len() + far.len());
+        [&[1, 0, 1, cut as u8][..], front, far].concat()
+    };
+    let mut boot = vec![0x33; 510];
+    boot.extend_from_slice(&[0x55, 0xaa]);
+    boot.extend_from_slice(b"EFI PART");
+    vec![("xfs", ends(b"XFSB\0\0\x10\0", &[0; 512])), ("boot", ends(&boot, &[0; 256]))]
+}
+
+fn fragment_header(bytes: &[u8]) -> Verdict {
+    value_survives(bytes, FragmentHeader::decode, |header| header.encode(&kiseki_types::buf::plain_buffers()).to_vec())
+}
+
+fn fragment_header_seeds() -> Vec<Seed> {
+    let meta = FragmentMeta {
+        key: FragmentKey { locator: Locator([9; 32]), generation: Generation(7), index: 5 },
+        shape: StripeShape { data: 4, parity: 2 },
+        pool: PoolId(3),
+        envelope_len_bytes: 300_000,
+        payload_len_bytes: 77_824,
+        map_epoch: MapEpoch(12),
+        devices: (0..6).map(|device| DeviceId([device; 16])).collect(),
+    };
+    let header = FragmentHeader { meta, piece_checksums: vec![1, 2, 3] };
+    vec![("wide", mend::block_body(&header.encode(&kiseki_types::buf::plain_buffers())))]
+}
+
+fn seeds_of(prefix: &str) -> Vec<Seed> {
+    let own = fuzzing::seeds().into_iter();
+    own.filter_map(|(name, bytes)| name.strip_prefix(prefix).map(|name| (name, bytes))).collect()
+}
+
+fn lane_record(bytes: &[u8]) -> Verdict {
+    bytes_settle(bytes, fuzzing::lane_record)
+}
+
+fn index_row(bytes: &[u8]) -> Verdict {
+    bytes_settle(bytes, fuzzing::index_row)
+}
+
+fn member_file(bytes: &[u8]) -> Verdict {
+    bytes_survive(bytes, fuzzing::member_file)
+}
+
+fn region_of(bytes: &[u8]) -> Vec<u8> {
+    let mut region = Vec::new();
+    for page in mend::unpack(bytes, JOURNAL_PAGES_MAX) {
+        let start = region.len();
+        region.extend_from_slice(&page[..page.len().min(mend::BLOCK_BYTES)]);
+        region.resize(start + mend::BLOCK_BYTES, 0);
+    }
+    region
+}
+
+fn journal(bytes: &[u8]) -> Verdict {
+    accepted(fuzzing::journal_scan(&region_of(bytes)))
+}
+
+fn packed_region(region: &[u8]) -> Vec<u8> {
+    let pages: Vec<Vec<u8>> = region.chunks(mend::BLOCK_BYTES).map(mend::without_zeros).collect();
+    mend::pack(pages.iter().map(|page| &page[..]))
+}
+
+/// Offsets in `docs/formats/journal.md`: of the checksum of a region header, and of four fields of a frame header.
+const REGION_SUM: usize = 96;
+const FRAME_HEADER_BYTES: usize = 88;
+const FRAME_PAYLOAD_LEN: usize = 56;
+const FRAME_PREVIOUS_SUM: usize = 60;
+const FRAME_PAYLOAD_SUM: usize = 72;
+const FRAME_SUM: usize = 84;
+
+/// Checksums of headers, of frames and of their payloads, and the chain of the frames.
+fn mend_journal(bytes: &[u8]) -> Vec<u8> {
+    let mut region = region_of(bytes);
+    let pages = region.len() / mend::BLOCK_BYTES;
+    let mut previous = [0; 4];
+    for page in 0..pages {
+        let start = page * mend::BLOCK_BYTES;
+        if region[start..].starts_with(b"KSKJHEAD") {
+            let sum = kiseki_devices::crc32c(&region[start..start + REGION_SUM]);
+            region[start + REGION_SUM..start + REGION_SUM + 4].copy_from_slice(&sum.to_le_bytes());
+        } else if region[start..].starts_with(b"KSKJFRAM") {
+            let len: [u8; 4] = region[start + FRAME_PAYLOAD_LEN..][..4].try_into().expect("four bytes");
+            let payload = start + FRAME_HEADER_BYTES;
+            let end = (payload + u32::from_le_bytes(len) as usize).min(region.len());
+            let payload_sum = kiseki_devices::crc32c(&region[payload..end]).to_le_bytes();
+            region[start + FRAME_PAYLOAD_SUM..][..4].copy_from_slice(&payload_sum);
+            region[start + FRAME_PREVIOUS_SUM..][..4].copy_from_slice(&previous);
+            previous = kiseki_devices::crc32c(&region[start..start + FRAME_SUM]).to_le_bytes();
+            region[start + FRAME_SUM..][..4].copy_from_slice(&previous);
+        }
+    }
+    packed_region(&region)
+}
+
+fn journal_seeds() -> Vec<Seed> {
+    let frames: [&[&[u8]]; 4] = [&[b"first", b"second"], &[b"third"], &[b""], &[b"fifth", b"sixth"]];
+    vec![
+        ("four-frames", packed_region(&fuzzing::journal_region(6, &frames))),
+        ("empty", packed_region(&fuzzing::journal_region(4, &[]))),
+    ]
+}
