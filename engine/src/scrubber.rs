@@ -3,7 +3,7 @@
 //!
 //! Pace: what the core's lanes hold, over the interval, but no slower than [`RATE_MIN`] (a small store is done soon, and
 //! then waits for its next turn) and no faster than the configured cap. Each home remembers how far it is, so a restart
-//! goes on from there, at most [`KEEP_INTERVAL`] of work behind.
+//! goes on from there, at most ten minutes of work behind.
 
 use crate::api::StoreError;
 use crate::core::Core;

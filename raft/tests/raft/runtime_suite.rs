@@ -142,11 +142,7 @@ fn the_suite_passes_in_the_simulator() {
 
 #[test]
 fn a_panicking_task_ends_alone() {
-    let before = std::panic::take_hook();
-    std::panic::set_hook(Box::new(|_| {
-        // What the process's own hook does: only a guarded task may panic.
-        assert!(kiseki_raft::in_guarded_task());
-    }));
+    crate::common::only_guarded_tasks_may_panic();
     Sim::new(1).block_on(NodeId(1), async {
         let bad = PortsRuntime::spawn(async { panic!("a bug") });
         let good = PortsRuntime::spawn(async { 7 });
@@ -155,5 +151,5 @@ fn a_panicking_task_ends_alone() {
         assert_eq!(good.await, Ok(7));
         assert!(!kiseki_raft::in_guarded_task());
     });
-    std::panic::set_hook(before);
+    let _ended = std::panic::take_hook();
 }

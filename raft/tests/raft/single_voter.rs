@@ -178,9 +178,7 @@ fn a_full_journal_is_folded_while_writers_wait() {
 fn a_panic_in_a_groups_task_rebuilds_that_group_alone() {
     let sim = Sim::new(7);
     let node = Node::new(&sim, 1);
-    std::panic::set_hook(Box::new(|info| {
-        assert!(kiseki_raft::in_guarded_task(), "only guarded tasks may panic: {info}");
-    }));
+    crate::common::only_guarded_tasks_may_panic();
     sim.block_on(node.id, async {
         node.format(&sim).await;
         let mut running = node.start(&sim).await.expect("starts");

@@ -27,11 +27,7 @@ pub fn devices_opened(board: &StatusBoard, reports: &[DeviceReport]) {
 }
 
 fn fail(board: &StatusBoard, id: &str, reason: &str) {
-    let mut board = board.lock();
-    for device in board.devices.iter_mut().filter(|device| device.id == id && device.state == "healthy") {
-        device.state = "failed".to_owned();
-        device.reason = reason.to_owned();
-    }
+    board.lock().lose_device(id, "failed", reason);
 }
 
 /// Why a device that still works should not be used any more: somebody else found it failed.
@@ -135,8 +131,7 @@ fn report(shared: &CoreShared, core: CoreId, node: &CoreNode, gateway: &S3Servic
     let mut board = shared.board.lock();
     board.core_reports.insert(core.0.to_string(), report);
     let board = &mut *board;
-    let healthy = board.devices.iter().filter(|device| device.state == "healthy").count();
-    (board.repair, board.scrub) = upkeep::of_node(&board.core_reports, board.cores, healthy);
+    board.settle_upkeep();
     for device in &mut board.devices {
         device.free_bytes = board.core_reports.values().filter_map(|core| core.device_free_bytes.get(&device.id)).sum();
     }

@@ -118,6 +118,21 @@ impl NodeReport {
         self.core_reports.iter().filter(|(_, report)| silent(report)).map(|(core, _)| core.clone()).collect()
     }
 
+    /// A device is not used any more. What was said of repair counted on it, so that is said anew (I-O2).
+    pub fn lose_device(&mut self, id: &str, state: &str, reason: &str) {
+        for device in self.devices.iter_mut().filter(|device| device.id == id && device.state == "healthy") {
+            device.state = state.to_owned();
+            device.reason = reason.to_owned();
+        }
+        self.settle_upkeep();
+    }
+
+    /// What the node says of repair and scrub, from what its cores say and the devices that are healthy.
+    pub fn settle_upkeep(&mut self) {
+        let healthy = self.devices.iter().filter(|device| device.state == "healthy").count();
+        (self.repair, self.scrub) = crate::upkeep::of_node(&self.core_reports, self.cores, healthy);
+    }
+
     /// Whether every device and directory is as it should be and no data is lost.
     #[must_use]
     pub fn is_healthy(&self) -> bool {

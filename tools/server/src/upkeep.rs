@@ -163,6 +163,27 @@ mod tests {
     }
 
     #[test]
+    fn i_o2_full_width_is_not_said_of_a_device_that_is_lost() {
+        let device = |id: &str| crate::status::DeviceReport {
+            id: id.to_owned(),
+            state: "healthy".to_owned(),
+            ..Default::default()
+        };
+        let done = CoreUpkeep { devices_walked: 2, ..CoreUpkeep::default() };
+        let mut node = crate::status::NodeReport {
+            cores: 1,
+            devices: vec![device("a"), device("b")],
+            core_reports: reports(&[done]),
+            ..Default::default()
+        };
+        node.settle_upkeep();
+        assert!(node.repair.at_full_width);
+        node.lose_device("b", "absent", "it is gone");
+        assert!(!node.repair.at_full_width, "I-O2: before the cores have reported again");
+        assert_eq!((node.devices[1].state.as_str(), node.devices[1].reason.as_str()), ("absent", "it is gone"));
+    }
+
+    #[test]
     fn i_o2_full_width_is_said_only_when_every_core_has_looked_at_the_devices_that_are_left() {
         let done = CoreUpkeep { devices_walked: 6, ..CoreUpkeep::default() };
         let walking = CoreUpkeep::default();

@@ -129,10 +129,7 @@ fn look_at_devices(
         if suspects.insert(device.path.clone(), problem.clone()).as_ref() != Some(&problem) {
             continue;
         }
-        let mut board = board.lock();
-        for report in board.devices.iter_mut().filter(|report| report.id == device.id && report.state == "healthy") {
-            (report.state, report.reason) = (problem.0.to_owned(), problem.1.clone());
-        }
+        board.lock().lose_device(&device.id, problem.0, &problem.1);
     }
 }
 

@@ -195,3 +195,16 @@ pub async fn count(tables: &dyn TableReader) -> u64 {
 pub async fn all_values(tables: &dyn TableReader) -> Vec<(Vec<u8>, Vec<u8>)> {
     tables.scan(Scan::prefix(0, 0, &[], 1_000_000)).await.expect("readable")
 }
+
+/// Does what the process's own hook does, to this thread: a panic outside a guarded task ends everything. Tests of other
+/// threads go on as they were.
+pub fn only_guarded_tasks_may_panic() {
+    let (here, before) = (std::thread::current().id(), std::panic::take_hook());
+    std::panic::set_hook(Box::new(move |info| {
+        if std::thread::current().id() == here {
+            assert!(kiseki_raft::in_guarded_task(), "only guarded tasks may panic: {info}");
+        } else {
+            before(info);
+        }
+    }));
+}
