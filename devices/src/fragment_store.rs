@@ -80,7 +80,7 @@ pub struct FragmentStoreConfig {
     pub devices: Vec<StoreDevice>,
     /// To the cores of all lanes.
     pub link: LaneLink,
-    /// Where buffers come from; [`plain_buffers`] without a pool.
+    /// Where buffers come from; [`plain_buffers`](kiseki_types::buf::plain_buffers) without a pool.
     pub buffers: BufferSource,
     /// How often the background task looks for journals to fold.
     pub fold_interval: Duration,

@@ -10,7 +10,7 @@
 //! when the executor ends.
 //!
 //! It knows nothing of devices, sockets or messages. In reading order: [`executor`], [`tasks`], [`ring`],
-//! [`readiness`], [`timers`].
+//! [`mod@readiness`], [`timers`].
 
 pub mod executor;
 pub mod readiness;
