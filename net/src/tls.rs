@@ -1,4 +1,4 @@
-//! TLS towards clients: rustls on aws-lc-rs, HTTP/2 and HTTP/1.1 by ALPN.
+//! TLS towards clients: rustls on aws-lc-rs, HTTP/1.1 by ALPN.
 
 use crate::error::NetError;
 use crate::socket::{Stream, TcpSocket};
@@ -36,7 +36,9 @@ impl TlsAcceptor {
             .with_safe_default_protocol_versions()
             .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key))
             .map_err(|error| refused(error.to_string()))?;
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        // As S3 itself does, and for a reason: over HTTP/2 nobody answers `Expect: 100-continue` for us, and clients that
+        // send it with every part (rclone, the Go SDK) would wait a second for each.
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(TlsAcceptor { inner: Arc::new(config).into() })
     }
 
