@@ -1,3 +1,5 @@
+//! Of records: which changes are taken, and what they leave.
+
 use super::*;
 
 const DEVICE: DeviceId = DeviceId([7; 16]);
