@@ -13,7 +13,7 @@ impl Core {
     /// From the zones, so what is being written and what waits for its reads counts too. `None` when the lanes are not
     /// open on the device, so that nobody knows.
     pub fn use_of(&self, device: DeviceId) -> Option<DeviceUse> {
-        let device = self.devices.get(&device)?;
+        let device = self.devices.get(device)?;
         let is_whole = self.indexes.keys().all(|lane| device.lanes.contains_key(lane));
         let block = u64::from(device.layout.block_len_bytes());
         is_whole.then(|| DeviceUse {
