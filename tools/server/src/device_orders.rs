@@ -8,6 +8,9 @@ use futures::StreamExt;
 use futures::channel::mpsc;
 use kiseki_devices::pool::BufferPool;
 use kiseki_devices::superblock::Superblock;
+use kiseki_engine::device_record::{DeviceRecord, DeviceUpdate};
+use kiseki_engine::message::{ControlRequest, ControlResponse};
+use kiseki_types::fragment::DeviceState;
 use kiseki_types::ids::{CoreId, DeviceId};
 use kiseki_types::runtime::Ports;
 use std::path::PathBuf;
@@ -37,6 +40,22 @@ pub enum DeviceOrder {
     Admit(DeviceId),
     /// Use it no more, and close it.
     Remove(DeviceId),
+    /// Write into the control shard what became of a device (I-D2). For one core.
+    Record {
+        /// Which.
+        device: DeviceId,
+        /// What.
+        update: Box<DeviceUpdate>,
+    },
+    /// Write into the control shard that a device has left for good, if it is known there. For one core.
+    RecordRemoved {
+        /// Its id, where that is known.
+        device: Option<DeviceId>,
+        /// Where it was.
+        path: String,
+        /// Why.
+        reason: String,
+    },
 }
 
 struct GivenOrder {
@@ -76,19 +95,27 @@ impl DeviceOrders {
     ///
     /// Errors: what the first core that could not says; the others have carried it out, or could not either.
     pub fn give(&self, order: &DeviceOrder) -> Result<(), String> {
-        let answers: Vec<Receiver<_>> = self.cores.iter().map(|core| give_one(core, order.clone())).collect();
-        let deadline = Instant::now() + ORDER_PATIENCE;
-        let wait = |(core, answer): (usize, Receiver<Result<(), String>>)| match answer
-            .recv_timeout(deadline.saturating_duration_since(Instant::now()))
-        {
-            Ok(answer) => answer,
-            Err(RecvTimeoutError::Timeout) => Err(format!("core {core} does not answer")),
-            Err(RecvTimeoutError::Disconnected) => Err("the node is stopping".to_owned()),
-        };
-        // All of them are waited for, whatever the first one says: an undo must not overtake an order.
-        let results: Vec<Result<(), String>> = answers.into_iter().enumerate().map(wait).collect();
-        results.into_iter().collect()
+        await_all(self.cores.iter().map(|core| give_one(core, order.clone())).collect())
     }
+
+    /// Has the first core carry out an order and waits for it. Blocks: never called on an executor.
+    pub fn give_first(&self, order: DeviceOrder) -> Result<(), String> {
+        await_all(vec![give_one(&self.cores[0], order)])
+    }
+}
+
+fn await_all(answers: Vec<Receiver<Result<(), String>>>) -> Result<(), String> {
+    let deadline = Instant::now() + ORDER_PATIENCE;
+    let wait = |(core, answer): (usize, Receiver<Result<(), String>>)| match answer
+        .recv_timeout(deadline.saturating_duration_since(Instant::now()))
+    {
+        Ok(answer) => answer,
+        Err(RecvTimeoutError::Timeout) => Err(format!("core {core} does not answer")),
+        Err(RecvTimeoutError::Disconnected) => Err("the node is stopping".to_owned()),
+    };
+    // All of them are waited for, whatever the first one says: an undo must not overtake an order.
+    let results: Vec<Result<(), String>> = answers.into_iter().enumerate().map(wait).collect();
+    results.into_iter().collect()
 }
 
 fn give_one(core: &Mutex<mpsc::Sender<GivenOrder>>, order: DeviceOrder) -> Receiver<Result<(), String>> {
@@ -124,7 +151,28 @@ async fn carry_out(node: &CoreNode, pool: &Rc<BufferPool>, order: DeviceOrder) -
         }
         DeviceOrder::Admit(device) => node.admit_device(device).map_err(|error| error.to_string()),
         DeviceOrder::Remove(device) => node.remove_device(device).await.map_err(|error| error.to_string()),
+        DeviceOrder::Record { device, update } => {
+            let request = ControlRequest::UpdateDevice { device, update: *update };
+            node.engine().calls().control(request).await.map(drop).map_err(|error| error.to_string())
+        }
+        DeviceOrder::RecordRemoved { device, path, reason } => record_removed(node, device, &path, reason).await,
     }
+}
+
+async fn record_removed(node: &CoreNode, device: Option<DeviceId>, path: &str, reason: String) -> Result<(), String> {
+    let calls = node.engine().calls();
+    let records = match calls.control(ControlRequest::Devices).await.map_err(|error| error.to_string())? {
+        ControlResponse::Devices(_, records) => records,
+        _ => return Err("the control shard answers in another kind".to_owned()),
+    };
+    let is_it = |record: &&DeviceRecord| match device {
+        Some(device) => record.device == device,
+        None => record.place.path == path,
+    };
+    let there = records.iter().filter(|record| record.state() != DeviceState::Removed);
+    let Some(record) = there.filter(is_it).max_by_key(|record| record.last().at_unix_ms) else { return Ok(()) };
+    let request = ControlRequest::UpdateDevice { device: record.device, update: DeviceUpdate::Remove { reason } };
+    calls.control(request).await.map(drop).map_err(|error| error.to_string())
 }
 
 #[cfg(test)]

@@ -20,12 +20,17 @@ use crate::executor::CoreShared;
 use crate::status::{DeviceReport, Phase};
 use kiseki_devices::superblock::{Enrolled, Superblock};
 use kiseki_engine::control_service::FIRST_POOL;
+use kiseki_engine::device_record::{DeviceActor, DevicePlace, DeviceUpdate};
+use kiseki_types::fragment::DeviceState;
 use kiseki_types::ids::{ClusterId, DeviceId};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
 /// A device of less than one part in so many of what the others hold is worth a warning.
 const SMALL_DIVISOR: u64 = 2;
+
+/// Who takes devices back that were away.
+pub const NODE_ACTOR: &str = "node";
 
 /// Whether a change is made or only tried.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,6 +80,7 @@ enum Done {
     Joined { device: DeviceId, enrolled: Enrolled },
     Added(DeviceId),
     Configured(DevicesChange),
+    Recorded(DeviceId),
 }
 
 /// One change of a node's devices; nobody else makes one meanwhile.
@@ -114,7 +120,22 @@ pub fn replace(
             old.path
         ));
     }
+    check_dispensable(shared, &old)?;
     change.enroll(path, Some(old), actor)
+}
+
+/// What a replaced device held counts as gone, so first it must be known that the others have enough of every stripe.
+fn check_dispensable(shared: &CoreShared, old: &DeviceReport) -> Result<(), String> {
+    let board = shared.board.lock();
+    let beside = format!("to add a device without giving {} up, `kiseki-devctl enroll` it", old.path);
+    match board.repair.lost_stripes {
+        0 if crate::upkeep::is_walked(&board) => Ok(()),
+        0 => Err(format!(
+            "repair has not looked at every stripe without {} yet; try again in a moment; {beside}",
+            old.path
+        )),
+        lost => Err(format!("{lost} stripes can't be read without what {} holds; bring it back; {beside}", old.path)),
+    }
 }
 
 /// Lets go of a device on which nothing lives any more (I-D5): no core uses it, its files are closed, its lock is
@@ -160,7 +181,7 @@ impl<'a> Change<'a> {
         if self.mode == ChangeMode::DryRun {
             return Ok(plan.joined);
         }
-        match self.carry_out(plan, &path) {
+        match self.carry_out(plan, &path, actor) {
             Ok(joined) => {
                 tracing::info!(device = %joined.device, path = %shown, actor, kind = ?joined.kind, "device enrolled");
                 Ok(joined)
@@ -233,7 +254,7 @@ impl<'a> Change<'a> {
         .into_iter()
         .flatten()
         .collect();
-        Ok(Plan { claimed, leaving, place, joined })
+        Ok(Plan { claimed, leaving, place, joined, replaced: replaced.cloned() })
     }
 
     /// The device itself, under whatever name, is not in use.
@@ -251,7 +272,7 @@ impl<'a> Change<'a> {
         Ok(())
     }
 
-    fn carry_out(&mut self, mut plan: Plan, path: &Path) -> Result<JoinedDevice, String> {
+    fn carry_out(&mut self, mut plan: Plan, path: &Path, actor: &str) -> Result<JoinedDevice, String> {
         let shared = self.shared;
         let known = shared.meta.dir.epoch();
         for open in &plan.leaving {
@@ -274,11 +295,12 @@ impl<'a> Change<'a> {
         shared.devices.join(device, &known, enrolled).map_err(|error| with_causes(&error))?;
         self.done.push(Done::Joined { device: id, enrolled });
         self.done.push(Done::Added(id)); // by some cores, whatever comes out
-        shared.orders.give(&DeviceOrder::Add { path: path.to_owned(), superblock })?;
+        shared.orders.give(&DeviceOrder::Add { path: path.to_owned(), superblock: superblock.clone() })?;
         if let Some((change, back)) = plan.place.config_change(path) {
             self.config.change(&change).map_err(|error| with_causes(&error))?;
             self.done.push(Done::Configured(back));
         }
+        self.record(&plan, &superblock, actor)?;
         let before = self.put_on_board(&plan, path);
         if let Err(message) = shared.orders.give(&DeviceOrder::Admit(id)) {
             let mut board = shared.board.lock();
@@ -286,7 +308,35 @@ impl<'a> Change<'a> {
             board.devices_changed();
             return Err(message);
         }
+        if let Some(old) = &plan.replaced {
+            let device = device_id(&old.id);
+            let reason = format!("device {} took its place", plan.joined.device);
+            let record = DeviceOrder::RecordRemoved { device, path: old.path.clone(), reason };
+            if let Err(message) = shared.orders.give_first(record) {
+                let warning = format!("{} is replaced, but that could not be recorded: {message}", old.path);
+                plan.joined.warnings.push(warning);
+            }
+        }
         Ok(plan.joined)
+    }
+
+    /// The control shard knows that the device is used (I-D2); it refuses one that has left for good.
+    fn record(&mut self, plan: &Plan, superblock: &Superblock, actor: &str) -> Result<(), String> {
+        let place = DevicePlace {
+            path: plan.joined.path.clone(),
+            pool: superblock.pool,
+            class: superblock.class.name().to_owned(),
+        };
+        let reason = match plan.joined.kind {
+            JoinKind::New => format!("enrolled by {actor}"),
+            JoinKind::Returned => format!("reopened and checked, asked for by {actor}"),
+            JoinKind::Replaced => format!("enrolled by {actor} in place of another one"),
+        };
+        let by = if actor == NODE_ACTOR { DeviceActor::Node } else { DeviceActor::Operator };
+        let update = Box::new(DeviceUpdate::Opened { place, actor: by, reason });
+        self.shared.orders.give_first(DeviceOrder::Record { device: superblock.device, update })?;
+        self.done.push(Done::Recorded(superblock.device));
+        Ok(())
     }
 
     /// Status knows it, in its place; returns what status knew before.
@@ -318,6 +368,11 @@ impl<'a> Change<'a> {
         while let Some(done) = self.done.pop() {
             let undone = match done {
                 Done::Configured(back) => self.config.change(&back).map_err(|error| with_causes(&error)),
+                Done::Recorded(device) => {
+                    let reason = "it could not be enrolled".to_owned();
+                    let update = Box::new(DeviceUpdate::Lost { state: DeviceState::Unreachable, reason });
+                    self.shared.orders.give_first(DeviceOrder::Record { device, update })
+                }
                 Done::Added(device) => self.shared.orders.give(&DeviceOrder::Remove(device)),
                 Done::Joined { device, enrolled } => {
                     self.shared.devices.leave(device, &known, enrolled).map_err(|error| error.to_string())
@@ -338,6 +393,8 @@ struct Plan {
     leaving: Vec<OpenDevice>,
     place: Place,
     joined: JoinedDevice,
+    /// The one whose place it takes.
+    replaced: Option<DeviceReport>,
 }
 
 /// Where in the configuration a device belongs.
@@ -409,6 +466,12 @@ pub fn size_warning(capacity_bytes: u64, mut others: Vec<u64>) -> Option<String>
             gib(usual)
         )
     })
+}
+
+/// An id as reports show it.
+fn device_id(text: &str) -> Option<DeviceId> {
+    let bytes = hex::decode(text).ok()?;
+    <[u8; 16]>::try_from(bytes).ok().map(DeviceId)
 }
 
 /// Whether reads and writes reach it, as far as status knows.

@@ -23,6 +23,7 @@ pub mod device_table;
 pub mod devices;
 pub mod doctor;
 pub mod enroll;
+pub mod enroll_offline;
 pub mod executor;
 pub mod files;
 pub mod first_tenant;

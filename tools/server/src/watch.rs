@@ -179,7 +179,7 @@ impl Returns {
 }
 
 fn take_back(shared: &CoreShared, path: &Path) {
-    match enroll::enroll(shared, path, "node", ChangeMode::Make) {
+    match enroll::enroll(shared, path, enroll::NODE_ACTOR, ChangeMode::Make) {
         Ok(_) => {}
         Err(message) => {
             tracing::warn!(device = %path.display(), reason = %message, "a device is back and could not be taken up");
