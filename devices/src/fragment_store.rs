@@ -9,6 +9,7 @@
 //! Order of a start, per node: [`CoreFragmentStore::open`] on every core, requests of other cores go to
 //! [`CoreFragmentStore::handle`], then [`CoreFragmentStore::publish_recovered`] on every core, then serving.
 
+mod discard;
 mod fold;
 mod messages;
 pub(crate) mod put;
@@ -27,6 +28,7 @@ use crate::index::{InsertMode, Inserted, LaneIndex};
 use crate::lane::{LaneOnDevice, reserve_blocks};
 use crate::layout::DeviceLayout;
 use crate::recovery;
+use crate::space::{DeviceSpace, PutPurpose, SpacePolicy};
 use kiseki_types::buf::{BufferSource, IoBuf, IoBytes};
 use kiseki_types::device::Device;
 use kiseki_types::fragment::{DeviceState, DeviceStatus, FragmentError, FragmentMeta, FragmentStore, StoredFragment};
@@ -61,6 +63,8 @@ pub struct StoreDevice {
     pub name: String,
     /// How it is divided, from the superblock.
     pub layout: DeviceLayout,
+    /// How its space is used.
+    pub space: SpacePolicy,
     /// This core's own queue on it.
     pub device: Rc<dyn Device>,
 }
@@ -107,6 +111,12 @@ pub struct FragmentCounters {
     pub corrupt: Cell<u64>,
     /// Reads that the device failed.
     pub read_errors: Cell<u64>,
+    /// Bytes discarded after their fragments were released, or because they were free at the start.
+    pub discarded_bytes: Cell<u64>,
+    /// Runs that were discarded for that.
+    pub discards: Cell<u64>,
+    /// Discards that failed.
+    pub discard_errors: Cell<u64>,
     /// Fragments released.
     pub releases: Cell<u64>,
     /// Devices fenced on this core (I-D6).
@@ -128,12 +138,15 @@ pub(crate) struct DeviceOnCore {
     pub pool: PoolId,
     pub name: String,
     pub layout: DeviceLayout,
+    pub space: SpacePolicy,
     pub device: Rc<dyn Device>,
     pub gate: FlushGate,
     /// This core's lanes; empty when one of their journals could not be opened (the gate is fenced then).
     pub lanes: BTreeMap<LaneId, LaneOnDevice>,
     /// Whether another core told of the failure, so that it is not told again.
     failure_is_known: Cell<bool>,
+    /// A discard failed: none is tried until the next start.
+    pub discard_failed: Cell<bool>,
 }
 
 impl DeviceOnCore {
@@ -211,10 +224,12 @@ impl CoreFragmentStore {
                 pool: given.pool,
                 name: given.name,
                 layout: given.layout,
+                space: given.space,
                 device: given.device,
                 gate,
                 lanes: BTreeMap::new(),
                 failure_is_known: Cell::new(false),
+                discard_failed: Cell::new(false),
             };
             reports.push(recovery::open_device(&config.ports, &config.buffers, &config.lanes, &mut device).await?);
             devices.insert(device.id, device);
@@ -277,6 +292,13 @@ impl CoreFragmentStore {
     pub fn flushes(&self) -> (u64, u64) {
         let gates = || self.core.devices.values().map(|device| &device.gate);
         (gates().map(FlushGate::flush_count).sum(), gates().map(FlushGate::waiter_count).sum())
+    }
+
+    /// Space of every usable device on this core's lanes.
+    #[must_use]
+    pub fn space(&self) -> BTreeMap<DeviceId, DeviceSpace> {
+        let usable = self.core.devices.values().filter(|device| device.check().is_ok());
+        usable.map(|device| (device.id, device.report_space())).collect()
     }
 
     /// Highest fill of any journal of this core, 0.0 to 1.0.
@@ -375,9 +397,12 @@ impl Core {
                 index.table().checkpoint().await.map_err(unknown)?;
                 Ok(LaneResponse::Done)
             }
-            LaneRequest::Put { device, meta, payload } => {
+            LaneRequest::Put { device, meta, payload, purpose } => {
                 let payload = vec![IoBuf::copy_of(&payload).freeze()];
-                self.clone().start_put(device, meta, payload, PutScope::OwnLanes).await.map(LaneResponse::Stored)
+                self.clone()
+                    .start_put(device, meta, payload, purpose, PutScope::OwnLanes)
+                    .await
+                    .map(LaneResponse::Stored)
             }
             LaneRequest::ReleaseExtent { fragment } => {
                 self.clone().release_own(fragment).await?;
@@ -445,7 +470,16 @@ impl FragmentStore for CoreFragmentStore {
         meta: FragmentMeta,
         payload: Vec<IoBytes>,
     ) -> LocalBoxFuture<'static, Result<Extent, FragmentError>> {
-        self.core.clone().start_put(device, meta, payload, PutScope::AllLanes)
+        self.core.clone().start_put(device, meta, payload, PutPurpose::Client, PutScope::AllLanes)
+    }
+
+    fn put_for_upkeep(
+        &self,
+        device: DeviceId,
+        meta: FragmentMeta,
+        payload: Vec<IoBytes>,
+    ) -> LocalBoxFuture<'static, Result<Extent, FragmentError>> {
+        self.core.clone().start_put(device, meta, payload, PutPurpose::Upkeep, PutScope::AllLanes)
     }
 
     fn locate(

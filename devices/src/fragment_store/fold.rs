@@ -59,6 +59,7 @@ impl Core {
         self.is_published.set(true);
         let core = CoreFragmentStore { core: self.clone() };
         self.ports.spawn("fold journals", Box::pin(fold_forever(core)));
+        self.start_discarding();
         Ok(())
     }
 
