@@ -5,8 +5,8 @@
 //! chunks beyond the fragment port.
 //!
 //! Reading order: [`layout`], [`superblock`], [`probe`], [`mod@format`], then [`pool`], [`ring`], [`file_device`], and
-//! [`meta_dir`], [`metadata_set`]. What lies in a device: [`flush_gate`], [`journal`], [`zones`], [`fragment_header`],
-//! [`lane`], [`space`], [`index`], [`recovery`], [`fragment_store`], [`fragment_scan`].
+//! [`meta_dir`], [`metadata_set`]. Drives: [`nvme`]. What lies in a device: [`flush_gate`], [`journal`], [`zones`],
+//! [`fragment_header`], [`lane`], [`space`], [`index`], [`recovery`], [`fragment_store`], [`fragment_scan`].
 
 mod checksum;
 mod discard_unit;
@@ -25,6 +25,7 @@ pub mod lane;
 pub mod layout;
 pub mod meta_dir;
 pub mod metadata_set;
+pub mod nvme;
 pub mod pool;
 pub mod probe;
 pub mod recovery;

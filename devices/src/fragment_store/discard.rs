@@ -13,8 +13,8 @@ use crate::zones::DiscardWish;
 use futures::future::join_all;
 use kiseki_types::BlockCount;
 use kiseki_types::limits::{DEVICE_BLOCK_BYTES_MAX, ENVELOPE_LEN_BYTES_MAX, FRAGMENT_HEADER_BYTES};
-use kiseki_types::runtime::{Instant, RuntimeExt};
-use std::rc::{Rc, Weak};
+use kiseki_types::runtime::RuntimeExt;
+use std::rc::Weak;
 use std::time::Duration;
 
 /// Between two rounds; neighbors that are freed within one become one run.
@@ -73,16 +73,16 @@ impl DeviceOnCore {
 
 impl Core {
     /// Discards what has become free since the last round, as far as the rate allows.
-    async fn discard_round(&self, started: Instant) {
-        let age = self.ports.now().since(started);
-        let devices = self.devices.values().map(|device| self.discard_on(device, age));
+    async fn discard_round(&self) {
+        let devices = self.devices.all().into_iter().map(|device| async move { self.discard_on(&device).await });
         join_all(devices).await;
     }
 
-    async fn discard_on(&self, device: &DeviceOnCore, age: Duration) {
+    async fn discard_on(&self, device: &DeviceOnCore) {
         let Some(policy) = device.discard_policy() else { return };
         let block = u64::from(device.layout.block_len_bytes());
         let mut left = (policy.bytes_per_second_max * ROUND_INTERVAL.as_secs()) / block;
+        let age = self.ports.now().since(device.opened);
         let also_unknown = policy.unknown_after.is_some_and(|delay| age >= delay);
         for lane in device.lanes.values() {
             self.discard_in(device, lane, also_unknown, &mut left).await;
@@ -113,7 +113,7 @@ impl Core {
                 Err(error) => {
                     add(&self.counters.discard_errors, 1);
                     device.discard_failed.set(true);
-                    tracing::warn!(device = %device.id, name = %device.name, %error, "discard failed; no more until the next start");
+                    tracing::warn!(device = %device.id, name = %device.name, %error, "discard failed; no more until it is opened again");
                 }
             }
         }
@@ -121,22 +121,11 @@ impl Core {
 }
 
 /// Discards until nobody holds the store any more.
-async fn discard_forever(weak: Weak<Core>) {
-    let Some(core) = weak.upgrade() else { return };
-    let (ports, started) = (core.ports.clone(), core.ports.now());
-    drop(core);
+pub(super) async fn discard_forever(weak: Weak<Core>) {
+    let Some(ports) = weak.upgrade().map(|core| core.ports.clone()) else { return };
     loop {
         ports.sleep(ROUND_INTERVAL).await;
         let Some(core) = weak.upgrade() else { return };
-        core.discard_round(started).await;
-    }
-}
-
-impl Core {
-    /// Starts the task, when any device is to be told.
-    pub(super) fn start_discarding(self: &Rc<Core>) {
-        if self.devices.values().any(|device| device.space.discard.is_some()) {
-            self.ports.spawn("discard", Box::pin(discard_forever(Rc::downgrade(self))));
-        }
+        core.discard_round().await;
     }
 }

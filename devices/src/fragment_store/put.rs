@@ -76,7 +76,7 @@ impl Core {
         self.check_published()?;
         let block = device.layout.block_len_bytes();
         let len = BlockCount::holding((FRAGMENT_HEADER_BYTES + meta.payload_len_bytes as usize) as u64, block);
-        let (lane, extent) = self.room(device, len, purpose).await?;
+        let (lane, extent) = self.room(&device, len, purpose).await?;
         let header = FragmentHeader::of(meta, &payload);
         let fragment = StoredFragment { meta: header.meta.clone(), extent };
         let mut parts = vec![header.encode(&self.buffers).freeze()];
@@ -99,7 +99,7 @@ impl Core {
             return Err(device.fenced_error());
         }
         self.keep_row(lane, &fragment);
-        self.publish(device, lane, fragment, sequence).await?;
+        self.publish(&device, lane, fragment, sequence).await?;
         Ok(extent)
     }
 
@@ -189,7 +189,10 @@ impl Core {
     /// refuses when all cores do.
     fn check_critical(&self, pool: PoolId, len: BlockCount) -> Result<(), FragmentError> {
         let (mut used, mut limit, mut critical_percent) = (len.0, 0, 100);
-        for device in self.devices.values().filter(|device| device.pool == pool && device.check().is_ok()) {
+        let devices = self.devices.all();
+        let counts =
+            |device: &&Rc<DeviceOnCore>| device.pool == pool && device.is_admitted.get() && device.check().is_ok();
+        for device in devices.iter().filter(counts) {
             critical_percent = critical_percent.min(device.space.fill.critical_percent);
             for (of_lane, total) in device.lanes.values().map(LaneOnDevice::used_of_total) {
                 used += of_lane;

@@ -2,6 +2,7 @@
 
 mod faults;
 mod images;
+mod moving;
 mod prefixes;
 
 use super::*;
@@ -71,6 +72,14 @@ impl TableMedium {
         }
     }
 
+    fn get(&self, table: u8, key: &[u8]) -> Option<Vec<u8>> {
+        let waiting = self.waiting.iter().flatten().rev().find(|write| write.table == table && write.key == key);
+        match waiting {
+            Some(write) => write.value.clone(),
+            None => self.durable.get(&(table, key.to_vec())).cloned(),
+        }
+    }
+
     fn power_cut(&mut self, rng: &SeededRng) {
         let keep = rng.below(self.waiting.len() as u64 + 1) as usize;
         for writes in self.waiting.drain(..).take(keep) {
@@ -96,7 +105,7 @@ impl MemoryTable {
 
 impl TableReader for MemoryTable {
     fn get(&self, _: u8, table: u8, key: &[u8]) -> LocalBoxFuture<'static, Result<Option<Vec<u8>>, TableError>> {
-        let value = self.view().get(&(table, key.to_vec())).cloned();
+        let value = self.medium.borrow().get(table, key);
         let pause = self.ports.yield_now();
         Box::pin(async move {
             pause.await;
@@ -140,6 +149,12 @@ impl TableStore for MemoryTable {
     }
 }
 
+/// So every test runs beside discards.
+fn discards_at_once() -> SpacePolicy {
+    let discard = DiscardPolicy { bytes_per_second_max: 1 << 30, unknown_after: Some(Duration::ZERO) };
+    SpacePolicy { discard: Some(discard), ..SpacePolicy::default() }
+}
+
 struct Rig {
     sim: Sim,
     switch: Arc<CutSwitch>,
@@ -165,10 +180,7 @@ impl Rig {
             sim.block_on(NODE, format_journals(&ports, *id, "disk", layout, &device)).unwrap();
         }
         let tables = (0..LANES).map(|_| Rc::default()).collect();
-        // Discards at once, so that every test runs beside them.
-        let discard = DiscardPolicy { bytes_per_second_max: 1 << 30, unknown_after: Some(Duration::ZERO) };
-        let space = SpacePolicy { discard: Some(discard), ..SpacePolicy::default() };
-        Rig { sim, switch, disks, tables, cores, space }
+        Rig { sim, switch, disks, tables, cores, space: discards_at_once() }
     }
 
     fn config(&self, core: u16, link: &SimLink<LaneRequest, LaneResponse>) -> FragmentStoreConfig {
@@ -358,7 +370,7 @@ fn no_extent_is_shared(stores: &[CoreFragmentStore], model: &RefCell<Model>) -> 
             }
         }
     }
-    for device in stores.iter().flat_map(|store| store.core.devices.values()) {
+    for device in stores.iter().flat_map(|store| store.core.devices.all()) {
         for lane in device.lanes.values() {
             for (start, len) in lane.zones.borrow().used() {
                 for block in start.0..start.0 + len.0 {
@@ -638,7 +650,7 @@ fn i_o3_a_device_with_a_damaged_journal_is_reported_and_the_rest_goes_on() {
             put(&stores[0], rig.disks[0].0, chunk, &payload(chunk, 3)).await.unwrap();
         }
         for lane in 0..LANES {
-            let journal = &stores[0].core.devices[&rig.disks[0].0].lanes[&LaneId(lane)].journal;
+            let journal = stores[0].core.devices.get(rig.disks[0].0).unwrap().lanes[&LaneId(lane)].journal.clone();
             assert!(journal.last() > 0);
         }
     });
@@ -662,7 +674,7 @@ fn i_l10_a_lost_table_file_is_lost_and_its_extents_are_not_given_out_again() {
         let (stores, _) = rig.start().await;
         put(&stores[0], rig.disks[0].0, 1, &payload(1, 3)).await.unwrap();
         stores[0].fold().await.unwrap();
-        for lane in stores[0].core.devices[&rig.disks[0].0].lanes.values() {
+        for lane in stores[0].core.devices.get(rig.disks[0].0).unwrap().lanes.values() {
             lane.journal.trim_persisted().await.unwrap();
         }
     });

@@ -3,3 +3,5 @@
 //! `kiseki` speaks to the node's admin socket and opens no file of the node. `kiseki-devctl` opens devices directly
 //! and needs no node; it never touches one that carries someone's signature without being told so by name (I-D7).
 #![forbid(unsafe_code)]
+
+pub mod devctl;

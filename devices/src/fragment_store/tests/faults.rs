@@ -35,7 +35,7 @@ async fn short_workload(store: &CoreFragmentStore, device: DeviceId, model: &Ref
             Err(FragmentError::DeviceFailed { .. }) => refused += 1,
             Err(other) => panic!("{other}"),
         }
-        if round == 2 && store.core.devices[&device].check().is_ok() {
+        if round == 2 && store.core.device(device).is_ok() {
             // A device that fails while it is trimmed is met by the next operation on it.
             let _failed = store.fold().await;
         }

@@ -195,7 +195,7 @@ impl Recorded {
 
 /// I-C8: used and free blocks of each lane are all of its blocks.
 fn nothing_is_lost(stores: &[CoreFragmentStore]) -> Result<(), String> {
-    for device in stores.iter().flat_map(|store| store.core.devices.values()) {
+    for device in stores.iter().flat_map(|store| store.core.devices.all()) {
         for lane in device.lanes.values() {
             let zones = lane.zones.borrow();
             let used: u64 = zones.used().map(|(_, len)| len.0).sum();
@@ -250,15 +250,14 @@ async fn step(
     }
 }
 
-/// Cuts a recorded run behind every `stride`th event; returns how many cuts were tried, and the first that failed.
-fn cut_everywhere(recorded: &Recorded, stride: usize) -> (usize, Result<(), String>) {
+/// Cuts a recorded run behind every event: nothing that was not flushed survives, and then some or all of it. Returns how many cuts were tried, and the first that failed.
+fn cut_everywhere(recorded: &Recorded) -> (usize, Result<(), String>) {
     let mut replay = recorded.recorder().replay();
     let mut cuts = 0;
-    for events in (0..=recorded.events()).step_by(stride) {
+    for events in 0..=recorded.events() {
         replay.advance_to(events);
-        for (choice, mode) in
-            [CutMode::DropAll, CutMode::KeepAll, CutMode::Mixed, CutMode::Mixed].into_iter().enumerate()
-        {
+        let another = [CutMode::Mixed, CutMode::KeepAll, CutMode::Mixed][events % 3];
+        for (choice, mode) in [CutMode::DropAll, another].into_iter().enumerate() {
             let rng = SeededRng::new((events * 8 + choice) as u64);
             cuts += 1;
             let result = recorded.check_cut(events, replay.images(mode, &rng), &rng);
@@ -274,11 +273,12 @@ fn cut_everywhere(recorded: &Recorded, stride: usize) -> (usize, Result<(), Stri
 fn i_c8_behind_every_event_of_a_recorded_run_all_that_was_acknowledged_is_there_and_nothing_else() {
     let mut cuts = 0;
     for (seed, cores) in [(1, 1), (2, 2)] {
-        let recorded = Recorded::run(seed, 2, cores, 10);
+        let recorded = Recorded::run(seed, 2, cores, 6);
         assert!(recorded.events() > 300, "{} events", recorded.events());
-        let (tried, result) = cut_everywhere(&recorded, 1);
+        let (tried, result) = cut_everywhere(&recorded);
         assert_eq!(result, Ok(()), "seed {seed}");
         cuts += tried;
     }
-    assert!(cuts > 2000, "{cuts} cuts");
+    println!("{cuts} cuts");
+    assert!(cuts > 1000, "{cuts} cuts");
 }

@@ -1,0 +1,77 @@
+//! `kiseki-devctl`: the verbs that format, inspect, list and verify devices, each in a file of its own.
+//!
+//! A verb is a file with `Args` (its flags; the doc comment is its help) and `run`. It is added by its `mod`, its
+//! variant and its arm below.
+
+mod completion;
+mod format;
+mod inspect;
+mod list;
+mod node;
+mod render;
+mod verify;
+
+use anyhow::Result;
+use clap::{CommandFactory, Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Formats and examines the devices of Kiseki nodes.
+///
+/// A device that carries somebody's data (a file system, a partition table, another cluster) is never written to
+/// unless each signature on it is named with --wipe.
+#[derive(Parser)]
+#[command(name = "kiseki-devctl", version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// The verbs.
+#[derive(Subcommand)]
+enum Command {
+    Format(format::Args),
+    Inspect(inspect::Args),
+    List(list::Args),
+    Verify(verify::Args),
+    Completion(completion::Args),
+}
+
+impl Command {
+    fn run(self) -> Result<ExitCode> {
+        match self {
+            Command::Format(args) => format::run(args),
+            Command::Inspect(args) => inspect::run(args),
+            Command::List(args) => list::run(args),
+            Command::Verify(args) => verify::run(args),
+            Command::Completion(args) => completion::run(args),
+        }
+    }
+}
+
+/// The whole command line, for completions and manual pages.
+#[must_use]
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
+/// Parses the command line, runs the verb, and says what its exit code is.
+#[must_use]
+pub fn main() -> ExitCode {
+    match Cli::parse().command.run() {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("kiseki-devctl: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        command().debug_assert();
+    }
+}
