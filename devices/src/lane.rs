@@ -141,6 +141,16 @@ impl LaneOnDevice {
         zones.free_blocks().0.saturating_sub(reserve_blocks(zones.total_blocks()))
     }
 
+    /// Extents in use, those that are being written or given back included.
+    pub fn used_count(&self) -> u64 {
+        self.zones.borrow().used_count()
+    }
+
+    /// Blocks of those.
+    pub fn used_blocks(&self) -> u64 {
+        self.used_of_total().0
+    }
+
     /// (blocks that extents hold, blocks in all).
     pub fn used_of_total(&self) -> (u64, u64) {
         let zones = self.zones.borrow();
