@@ -76,6 +76,11 @@ impl ClaimedDevice {
             Ok((lock, raw, superblock))
         };
         let (lock, raw, superblock) = open().map_err(|error| with_causes(&error))?;
+        if superblock.is_retired() {
+            return Err(format!(
+                "it was retired: nothing lives on it; take it out of `devices`, or format it anew: kiseki-devctl format {name}"
+            ));
+        }
         if superblock.cluster != cluster {
             return Err(format!(
                 "it belongs to cluster {}, this node to {cluster}; take it out of `devices`, or format it by name with \
@@ -116,8 +121,9 @@ impl DeviceDescription {
     #[must_use]
     pub fn summary(&self) -> String {
         let block = &self.superblock;
+        let retired = if block.is_retired() { "retired, nothing lives on it: " } else { "" };
         format!(
-            "device {} of cluster {}, {} lanes, {:.1} GiB for fragments, generation {}",
+            "{retired}device {} of cluster {}, {} lanes, {:.1} GiB for fragments, generation {}",
             block.device,
             block.cluster,
             block.layout.lanes(),
@@ -158,7 +164,7 @@ pub fn open_all(paths: &[PathBuf], cluster: ClusterId) -> NodeDevices {
                 Some(device)
             }
             Err(reason) => {
-                report.state = if path.exists() { "failed" } else { "absent" }.to_owned();
+                report.state = if path.exists() { "failed" } else { "unreachable" }.to_owned();
                 report.reason = reason;
                 None
             }
