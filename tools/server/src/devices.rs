@@ -4,6 +4,7 @@ use crate::status::DeviceReport;
 use kiseki_devices::DeviceError;
 use kiseki_devices::file_device::{DeviceLock, RawDevice};
 use kiseki_devices::superblock::{Superblock, SuperblockKeeper, read_superblock_blocking};
+use kiseki_types::fragment::DeviceState;
 use kiseki_types::ids::ClusterId;
 use kiseki_types::meta::MetaFile;
 use std::os::unix::fs::MetadataExt;
@@ -166,6 +167,9 @@ pub fn open_all(paths: &[PathBuf], cluster: ClusterId) -> NodeDevices {
             Err(reason) => {
                 report.state = if path.exists() { "failed" } else { "unreachable" }.to_owned();
                 report.reason = reason;
+                if describe(path).is_ok_and(|found| found.superblock.is_retired()) {
+                    report.state = DeviceState::Removed.name().to_owned();
+                }
                 None
             }
         };

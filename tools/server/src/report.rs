@@ -126,6 +126,9 @@ fn report(shared: &CoreShared, core: CoreId, node: &CoreNode, gateway: &S3Servic
             device_fragments.insert(id.clone(), used.fragments);
             device_used_bytes.insert(id.clone(), used.bytes);
         }
+        if node.engine().core().devices.is_removed(device.id) {
+            continue; // it is being closed
+        }
         if device.state == DeviceState::Failed {
             fail(&shared.board, &id, "it failed an operation and is fenced until it is reopened");
         } else if let Some(reason) = reason_to_leave(&shared.board, &id) {

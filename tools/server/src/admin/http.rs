@@ -189,6 +189,7 @@ fn device_metrics(registry: &mut Registry, report: &NodeReport) {
     type Labels = Vec<(&'static str, String)>;
     let (states, errors) = (Family::<Labels, Gauge>::default(), Family::<Labels, Gauge>::default());
     let (fragments, bytes) = (Family::<Labels, Gauge>::default(), Family::<Labels, Gauge>::default());
+    let (used, media_errors) = (Family::<Labels, Gauge>::default(), Family::<Labels, Gauge>::default());
     let count = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
     for device in &report.devices {
         let labels = || vec![("device", device.id.clone()), ("path", device.path.clone())];
@@ -198,6 +199,10 @@ fn device_metrics(registry: &mut Registry, report: &NodeReport) {
             states.get_or_create(&labels).set(i64::from(device.state == state.name()));
         }
         errors.get_or_create(&labels()).set(count(device.read_errors));
+        if let Some(wear) = &device.wear {
+            used.get_or_create(&labels()).set(i64::from(wear.used_percent));
+            media_errors.get_or_create(&labels()).set(count(wear.media_errors));
+        }
         if let Some(evacuation) = &device.evacuation {
             fragments.get_or_create(&labels()).set(count(evacuation.fragments_left));
             bytes.get_or_create(&labels()).set(count(evacuation.bytes_left));
@@ -205,6 +210,8 @@ fn device_metrics(registry: &mut Registry, report: &NodeReport) {
     }
     registry.register("device_state", "Whether a device is in a state", states);
     registry.register("device_read_errors", "Errors that reads met on a device since its record began", errors);
+    registry.register("device_used_percent", "Life of a drive that is used, by its maker's estimate", used);
+    registry.register("device_media_errors", "Media errors that a drive counts", media_errors);
     registry.register("evacuation_fragments_left", "Fragments left on a device that is emptied", fragments);
     registry.register("evacuation_bytes_left", "Bytes left on a device that is emptied", bytes);
 }
