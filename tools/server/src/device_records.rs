@@ -103,7 +103,9 @@ impl DeviceRecorder {
         };
         let task = async move {
             while !recorder.shared.stop.is_stopped() {
-                if let Err(error) = recorder.look().await {
+                if let Err(error) = recorder.look().await
+                    && !recorder.shared.stop.is_stopped()
+                {
                     tracing::warn!(%error, "what became of the devices could not be recorded; tried again");
                 }
                 recorder.show();
