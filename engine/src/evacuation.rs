@@ -100,13 +100,13 @@ pub async fn move_stripe(
             let mut hint = held_by.clone();
             hint.insert(index, device);
             let meta = fragment_meta(name, stripe, index, hint.values().copied().collect());
-            match core.fragments.put(device, meta, vec![payload.clone()]).await {
+            match core.fragments.put_for_upkeep(device, meta, vec![payload.clone()]).await {
                 Ok(_) => {
                     held_by = hint;
                     break;
                 }
                 Err(unknown @ FragmentError::Unknown { .. }) => return Err(unknown),
-                Err(FragmentError::Full { .. }) => refused = true,
+                Err(error) if error.is_space() => refused = true,
                 Err(error) => {
                     refused = true;
                     warn!(%error, "a fragment could not be moved there; another device takes it");

@@ -2,6 +2,7 @@
 //! start; the result is made of checked types and printed at start.
 
 use crate::paths::{DEFAULT_DIR, KisekiDir};
+use crate::space::{DiscardSection, FillSection};
 use crate::wear::WearLimits;
 use clap::{Args, ValueEnum};
 use kiseki_engine::repairer::RepairSettings;
@@ -92,6 +93,10 @@ pub struct FileConfig {
     pub scrub: ScrubSection,
     /// From when on a device is emptied.
     pub health: HealthSection,
+    /// How full devices may get.
+    pub fill: FillSection,
+    /// Telling devices of freed space.
+    pub discard: DiscardSection,
     /// Health and metrics.
     pub admin: AdminSection,
     /// The key store.
@@ -338,6 +343,10 @@ pub struct Config {
     pub scrub: ScrubSection,
     /// From when on a device is emptied.
     pub health: HealthSection,
+    /// How full devices may get.
+    pub fill: FillSection,
+    /// Telling devices of freed space.
+    pub discard: DiscardSection,
     /// Health and metrics.
     pub admin: AdminSection,
     /// The key store.
@@ -368,7 +377,7 @@ impl Config {
 
     /// Lays overrides over a file and checks the result.
     pub fn combine(dir: KisekiDir, file: FileConfig, overrides: &Overrides) -> Result<Config, ConfigError> {
-        let FileConfig { mut s3, mut admin, mut keys, mut log, repair, scrub, health, .. } = file;
+        let FileConfig { mut s3, mut admin, mut keys, mut log, repair, scrub, health, fill, discard, .. } = file;
         if let Some(host) = overrides.s3_host {
             s3.listen.set_ip(host);
         }
@@ -412,6 +421,8 @@ impl Config {
             repair,
             scrub,
             health,
+            fill,
+            discard,
             admin,
             keys,
             log,
@@ -465,6 +476,11 @@ impl Config {
             let value = self.health.smart_interval_s.to_string();
             return refuse("health.smart_interval_s", value, "10 seconds to one day, 86400: wear watch is never off");
         }
+        self.fill.check()?;
+        if self.discard.mib_per_second_max == 0 {
+            let reason = "at least 1; to discard nothing, set discard.classes = []";
+            return refuse("discard.mib_per_second_max", "0".to_owned(), reason);
+        }
         if self.s3.listen == self.admin.listen && self.s3.listen.port() != 0 {
             let value = self.admin.listen.to_string();
             return refuse("admin.listen", value, "S3 listens there; choose another port");
@@ -514,6 +530,8 @@ impl Config {
             repair: self.repair.clone(),
             scrub: self.scrub.clone(),
             health: self.health.clone(),
+            fill: self.fill.clone(),
+            discard: self.discard.clone(),
             admin: self.admin.clone(),
             keys: self.keys.clone(),
             log: self.log.clone(),
@@ -572,6 +590,8 @@ mod tests {
             ("metadata_dirs = ['m']\ndevices = ['d']\n[scrub]\ninterval_h = 0", "scrub.interval_h"),
             ("metadata_dirs = ['m']\ndevices = ['d']\n[repair]\nstripes_at_once = 0", "repair.stripes_at_once"),
             ("metadata_dirs = ['m']\ndevices = ['d']\n[health]\nsmart_interval_s = 0", "health.smart_interval_s"),
+            ("metadata_dirs = ['m']\ndevices = ['d']\n[fill.ssd]\nwarn_percent = 91", "fill.ssd"),
+            ("metadata_dirs = ['m']\ndevices = ['d']\n[discard]\nmib_per_second_max = 0", "discard.mib_per_second_max"),
             ("metadata_dirs = ['m']\ndevices = ['d']\n[admin]\nlisten = '127.0.0.1:9000'", "admin.listen"),
         ] {
             let error = combine(text, &Overrides::default()).unwrap_err();

@@ -3,7 +3,7 @@
 //! One thread at a time gives an order to all cores and waits for all of them; no executor waits for another here.
 
 use crate::core_node::CoreNode;
-use crate::executor::open_queue;
+use crate::executor::{CoreShared, open_queue};
 use futures::StreamExt;
 use futures::channel::mpsc;
 use kiseki_devices::pool::BufferPool;
@@ -15,8 +15,8 @@ use kiseki_types::ids::{CoreId, DeviceId};
 use kiseki_types::runtime::Ports;
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// Orders that wait for one core: they are given one after the other, and an undo follows on an order without answer.
@@ -127,22 +127,27 @@ fn give_one(core: &Mutex<mpsc::Sender<GivenOrder>>, order: DeviceOrder) -> Recei
 }
 
 /// Carries orders out until the executor ends.
-pub fn serve(queue: OrderQueue, node: &Rc<CoreNode>, pool: Rc<BufferPool>, ports: &Ports) {
-    let node = node.clone();
+pub fn serve(shared: &Arc<CoreShared>, core: CoreId, node: &Rc<CoreNode>, pool: Rc<BufferPool>, ports: &Ports) {
+    let (shared, node) = (shared.clone(), node.clone());
     let task = async move {
-        let mut orders = queue.0;
+        let mut orders = shared.orders.take(core).0;
         while let Some(given) = orders.next().await {
-            let result = carry_out(&node, &pool, given.order).await;
+            let result = carry_out(&shared, &node, &pool, given.order).await;
             let _gave_up = given.answer.try_send(result);
         }
     };
     ports.spawn("device orders", Box::pin(task));
 }
 
-async fn carry_out(node: &CoreNode, pool: &Rc<BufferPool>, order: DeviceOrder) -> Result<(), String> {
+async fn carry_out(
+    shared: &CoreShared,
+    node: &CoreNode,
+    pool: &Rc<BufferPool>,
+    order: DeviceOrder,
+) -> Result<(), String> {
     match order {
         DeviceOrder::Add { path, superblock } => {
-            let given = open_queue(&path, &superblock, pool).map_err(|error| format!("{error:#}"))?;
+            let given = open_queue(&shared.config, &path, &superblock, pool).map_err(|error| format!("{error:#}"))?;
             let report = node.add_device(given).await.map_err(|error| error.to_string())?;
             tracing::debug!(
                 device = %report.device, fragments = report.fragments, replayed = report.replayed, "device opened"

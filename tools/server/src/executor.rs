@@ -8,7 +8,7 @@ use crate::core_node::{CoreInputs, CoreNode, LaneInput, LogMirror, RAFT_JOURNAL_
 use crate::device_admin::DeviceAdmin;
 use crate::device_orders::{self, DeviceOrders};
 use crate::device_records::DeviceRecorder;
-use crate::device_table::DeviceTable;
+use crate::device_table::{DeviceTable, OpenDevice};
 use crate::key_store::KeyStore;
 use crate::metadata::{NodeMetadata, mark_formed, raft_journal_path};
 use crate::report;
@@ -165,7 +165,7 @@ async fn run_core(shared: Arc<CoreShared>, core: CoreId, calls: Option<AdminCall
         shared.board.lock().set_pool_shape(shape);
     }
     node.start_background();
-    device_orders::serve(shared.orders.take(core), &node, pool, &ports);
+    device_orders::serve(&shared, core, &node, pool, &ports);
     serve_until_stopped(&shared, core, &node, &ports, calls).await?;
     shared.steps.done(5, &ports).await?;
     // Nobody serves any more; the cores still answer each other while they make everything durable.
@@ -250,11 +250,12 @@ fn serve_admin(mut calls: AdminCalls, store: Rc<EngineAdmin>, devices: Rc<Device
 }
 
 fn open_devices(shared: &CoreShared, pool: &Rc<BufferPool>) -> Result<Vec<StoreDevice>> {
-    shared.devices.all().iter().map(|device| open_queue(&device.path, &device.superblock, pool)).collect()
+    let open = |device: &OpenDevice| open_queue(&shared.config, &device.path, &device.superblock, pool);
+    shared.devices.all().iter().map(open).collect()
 }
 
 /// This core's queue on a device of the node.
-pub fn open_queue(path: &Path, superblock: &Superblock, pool: &Rc<BufferPool>) -> Result<StoreDevice> {
+pub fn open_queue(config: &Config, path: &Path, superblock: &Superblock, pool: &Rc<BufferPool>) -> Result<StoreDevice> {
     let name = path.display().to_string();
     match open_device(path, RingOptions::default(), Some(pool.clone())) {
         Ok(queue) => Ok(StoreDevice {
@@ -262,6 +263,7 @@ pub fn open_queue(path: &Path, superblock: &Superblock, pool: &Rc<BufferPool>) -
             pool: superblock.pool,
             name,
             layout: superblock.layout,
+            space: crate::space::policy(&config.fill, &config.discard, superblock.class, config.cores),
             device: queue,
         }),
         // It was there a moment ago: more likely our own limits than the device.

@@ -1,6 +1,7 @@
 //! What a node says about itself: to `kiseki status`, to health checks and to metrics. Cores write their part a few
 //! times a second, side threads read it; nothing here is on the path of a byte.
 
+use crate::space::{CoreSpace, PoolReport, SpaceReport};
 use crate::upkeep::{CoreUpkeep, RepairReport, ScrubReport};
 use crate::wear::WearReading;
 use kiseki_types::fragment::DeviceState;
@@ -24,6 +25,9 @@ pub struct DeviceReport {
     pub capacity_bytes: u64,
     /// Bytes that are free.
     pub free_bytes: u64,
+    /// How full it is and how its free space is cut up.
+    #[serde(default)]
+    pub space: SpaceReport,
     /// Fragments that lie on it, those that are being written included.
     #[serde(default)]
     pub used_fragments: u64,
@@ -131,6 +135,9 @@ pub struct CoreReport {
     pub values: BTreeMap<String, u64>,
     /// Free bytes on this core's lanes, by device id.
     pub device_free_bytes: BTreeMap<String, u64>,
+    /// Space on this core's lanes, by device id.
+    #[serde(default)]
+    pub device_space: BTreeMap<String, CoreSpace>,
     /// Fragments that this core's lanes hold, by device id; nothing where that is not known.
     #[serde(default)]
     pub device_fragments: BTreeMap<String, u64>,
@@ -185,6 +192,9 @@ pub struct NodeReport {
     pub paths_in_use: BTreeMap<String, String>,
     /// Devices, in the order of the configuration.
     pub devices: Vec<DeviceReport>,
+    /// How full the pools are.
+    #[serde(default)]
+    pub pools: Vec<PoolReport>,
     /// The metadata set.
     pub metadata_dirs: Vec<MetadataDirReport>,
     /// Settings that weaken durability or secrecy (I-O1).

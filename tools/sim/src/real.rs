@@ -15,6 +15,7 @@ use kiseki_devices::journal::{MirrorContent, MirrorRegion};
 use kiseki_devices::layout::DeviceLayout;
 use kiseki_devices::metadata_set::{MemberFate, MetadataSet, MirroredDir};
 use kiseki_devices::recovery::format_journals;
+use kiseki_devices::space::{DiscardPolicy, SpacePolicy};
 use kiseki_devices::superblock::{
     DeviceClass, MetadataEpoch, Superblock, SuperblockKeeper, SuperblockWitness, write_superblock,
 };
@@ -418,6 +419,7 @@ impl RealNode {
             pool: superblock.pool,
             name: disk.name(),
             layout: superblock.layout,
+            space: space_policy(),
             device: disk.open(),
         };
         CoreInputs {
@@ -477,6 +479,15 @@ impl RealNode {
             ControlResponse::Tenant(tenant) => Ok(tenant.tenant),
             _ => Err(OpenError("the control shard answers in another kind".to_owned())),
         }
+    }
+}
+
+/// Freed extents are discarded within a run.
+fn space_policy() -> SpacePolicy {
+    SpacePolicy {
+        // All that is free, as soon as there is time: what is discarded must be missed by nobody.
+        discard: Some(DiscardPolicy { bytes_per_second_max: u64::MAX >> 20, unknown_after: Some(Duration::ZERO) }),
+        ..SpacePolicy::default()
     }
 }
 

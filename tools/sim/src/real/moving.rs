@@ -1,6 +1,6 @@
 //! Disks that join a node at work, leave it, and come back.
 
-use super::{OpenError, failed, on_core};
+use super::{OpenError, failed, on_core, space_policy};
 use kiseki_devices::fragment_store::StoreDevice;
 use kiseki_devices::metadata_set::MirroredDir;
 use kiseki_devices::superblock::{Enrolled, Superblock, SuperblockKeeper, SuperblockWitness, read_superblock_blocking};
@@ -90,6 +90,7 @@ impl Moving {
                     pool: superblock.pool,
                     name: disk.name(),
                     layout: superblock.layout,
+                    space: space_policy(),
                     device: disk.open(),
                 };
                 node.add_device(given).await.map(drop).map_err(failed)
