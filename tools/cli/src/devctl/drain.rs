@@ -9,10 +9,13 @@ use kiseki_server::admin_client::AdminClient;
 use kiseki_server::device_admin::DeviceAnswer;
 use kiseki_server::status::{DeviceReport, EvacuationReport};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Between two looks at how far it is.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+
+/// How long status may take to show a drain that was answered.
+const BEGIN_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Moves everything on a device to the others, while the node serves; then the device can be retired.
 ///
@@ -71,13 +74,19 @@ fn sentence(answer: &DeviceAnswer, is_cancel: bool) -> String {
 pub fn await_empty(client: &mut AdminClient, answer: &DeviceAnswer, asking: &Asking) -> Result<DeviceReport> {
     let bar = if asking.json { ProgressBar::hidden() } else { ProgressBar::new(answer.bytes_left) };
     bar.set_style(ProgressStyle::with_template("{bar:30} {bytes}/{total_bytes} {msg}")?);
-    let mut total = answer.bytes_left;
+    let (mut total, began, mut has_begun) = (answer.bytes_left, Instant::now(), false);
     loop {
         let report = report_of(client, &answer.device)?;
         let Some(report) = report else { bail!("{} is no device of the node any more", answer.path) };
         let Some(evacuation) = &report.evacuation else {
+            // Status hears of it a moment after the node has answered.
+            if !has_begun && began.elapsed() < BEGIN_PATIENCE {
+                std::thread::sleep(LOOK_INTERVAL);
+                continue;
+            }
             bail!("the drain of {} was cancelled; it is {}", report.path, report.state)
         };
+        has_begun = true;
         if !report.is_usable() {
             bail!(
                 "{} is {} ({}): repair rebuilds what it held on the others, see `kiseki status`",
