@@ -3,6 +3,7 @@
 use crate::file_device::{DeviceLock, create_image, open_device};
 use crate::pool::{BufferPool, SlabClass};
 use crate::ring::RingOptions;
+use crate::ring::backend::Backend;
 use crate::testing::on_executor;
 use kiseki_types::device::Device;
 use kiseki_types::{BlockCount, BlockIndex, IoBuf, IoBytes};
@@ -27,7 +28,7 @@ fn filled(len: usize, byte: u8) -> IoBytes {
 }
 
 fn open(path: &Path, depth: u16, pool: Option<Rc<BufferPool>>) -> Rc<dyn Device> {
-    open_device(path, RingOptions { depth }, pool).unwrap()
+    open_device(path, RingOptions { depth, ..RingOptions::default() }, pool).unwrap()
 }
 
 #[test]
@@ -176,7 +177,9 @@ fn i_d6_after_a_failed_write_nothing_is_written_or_flushed() {
     let (dir, path) = image();
     on_executor(async move {
         let file = std::fs::OpenOptions::new().read(true).write(true).open("/dev/full").unwrap();
-        let ring = super::Ring::start("full", file, RingOptions { depth: 4 }, None).unwrap();
+        let ring =
+            super::Ring::start("full", file, Backend::File, RingOptions { depth: 4, ..RingOptions::default() }, None)
+                .unwrap();
         let error = ring.write(0, vec![filled(4096, 1)]).await.unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::ENOSPC));
         let error = ring.write(0, vec![filled(4096, 1)]).await.unwrap_err();
