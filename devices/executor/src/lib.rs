@@ -13,6 +13,7 @@
 //! [`queue`], [`mod@readiness`], [`timers`].
 
 pub mod executor;
+mod held;
 pub mod queue;
 pub mod readiness;
 pub mod ring;

@@ -2,6 +2,7 @@
 
 #![allow(unsafe_code)]
 
+use crate::held::{Held, kernel_reads_late};
 use io_uring::types::{SubmitArgs, Timespec};
 use io_uring::{IoUring, Submitter, cqueue, squeue};
 use std::cell::{Cell, RefCell};
@@ -11,6 +12,10 @@ use std::time::Duration;
 
 /// Submissions that a ring holds between two turns. More of them wait in memory for the next turn.
 const SUBMISSIONS: u32 = 1024;
+
+/// The same where a submission must not take the place of a command that is not answered: so many go by while a command is
+/// under way.
+const SUBMISSIONS_HELD: u32 = 16384;
 
 /// Completions that a ring holds; the kernel keeps what goes beyond.
 const COMPLETIONS: u32 = 8192;
@@ -86,12 +91,15 @@ pub(crate) struct Queue {
     ring: RefCell<Ring>,
     /// Submissions that found the ring full.
     backlog: RefCell<VecDeque<Submission>>,
+    /// On a kernel that reads commands late.
+    held: Option<RefCell<Held>>,
     enters: Cell<u64>,
 }
 
 impl Queue {
     fn of(ring: Ring) -> Queue {
-        Queue { ring: RefCell::new(ring), backlog: RefCell::default(), enters: Cell::new(0) }
+        let held = (matches!(ring, Ring::Wide(_)) && kernel_reads_late()).then(RefCell::default);
+        Queue { ring: RefCell::new(ring), backlog: RefCell::default(), held, enters: Cell::new(0) }
     }
 
     /// A ring for ordinary operations.
@@ -101,17 +109,19 @@ impl Queue {
 
     /// A ring that takes commands to devices besides. Kernels before 5.19 have none.
     pub fn wide() -> io::Result<Queue> {
-        Ok(Queue::of(Ring::Wide(build(SUBMISSIONS, COMPLETIONS)?)))
+        let submissions = if kernel_reads_late() { SUBMISSIONS_HELD } else { SUBMISSIONS };
+        Ok(Queue::of(Ring::Wide(build(submissions, COMPLETIONS.max(submissions))?)))
     }
 
     /// A wide ring whose completions are looked for on the device, without interrupts.
     pub fn polled() -> io::Result<Queue> {
+        let submissions = if kernel_reads_late() { SUBMISSIONS_HELD } else { POLLED_SUBMISSIONS };
         let mut builder = Wide::builder();
-        builder.setup_clamp().setup_cqsize(POLLED_COMPLETIONS).setup_iopoll();
+        builder.setup_clamp().setup_cqsize(POLLED_COMPLETIONS.max(submissions)).setup_iopoll();
         let mut deferred = builder.clone();
         deferred.setup_single_issuer().setup_defer_taskrun();
-        let ring = match deferred.build(POLLED_SUBMISSIONS) {
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => builder.build(POLLED_SUBMISSIONS)?,
+        let ring = match deferred.build(submissions) {
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => builder.build(submissions)?,
             other => other?,
         };
         Ok(Queue::of(Ring::Wide(ring)))
@@ -135,6 +145,29 @@ impl Queue {
     }
 
     fn try_push(&self, submission: &Submission) -> bool {
+        if self.is_held() {
+            return false;
+        }
+        let is_pushed = self.push_into_ring(submission);
+        if let Some(held) = self.held.as_ref().filter(|_| is_pushed) {
+            let command = match submission {
+                Submission::Plain(_) => None,
+                Submission::Wide(entry) => Some(entry.get_user_data()),
+            };
+            held.borrow_mut().put(command);
+        }
+        is_pushed
+    }
+
+    /// Whether the next submission has to wait for the answer to a command.
+    fn is_held(&self) -> bool {
+        self.held.as_ref().is_some_and(|held| {
+            let places = of_any_width!(&mut *self.ring.borrow_mut(), ring => ring.submission().capacity());
+            held.borrow().is_full(places as u64)
+        })
+    }
+
+    fn push_into_ring(&self, submission: &Submission) -> bool {
         let mut ring = self.ring.borrow_mut();
         // SAFETY: whoever queued the submission vouches for the memory that it names, see `CoreRing::submit`.
         unsafe {
@@ -161,7 +194,7 @@ impl Queue {
     /// Hands over what is queued and lets the kernel post what is done, if there is any of that; never waits.
     pub fn pass(&self) {
         self.refill();
-        while self.has_work() && self.enter(0, None) && !self.backlog.borrow().is_empty() {
+        while self.has_work() && self.enter(0, None) && !self.backlog.borrow().is_empty() && !self.is_held() {
             self.refill();
         }
     }
@@ -176,7 +209,7 @@ impl Queue {
     /// The same, and sleeps until something is done or `span` has passed.
     pub fn wait(&self, span: Option<Duration>) {
         self.refill();
-        if self.backlog.borrow().is_empty() {
+        if self.backlog.borrow().is_empty() || self.is_held() {
             self.enter(1, span);
         } else {
             self.pass();
@@ -187,7 +220,7 @@ impl Queue {
     pub fn poll(&self) {
         loop {
             self.refill();
-            if !self.enter(0, None) || self.backlog.borrow().is_empty() {
+            if !self.enter(0, None) || self.backlog.borrow().is_empty() || self.is_held() {
                 return;
             }
         }
@@ -218,6 +251,9 @@ impl Queue {
     pub fn take_answers(&self, answers: &mut Vec<Answer>) {
         of_any_width!(&mut *self.ring.borrow_mut(), ring => answers.extend(ring.completion().map(|entry| {
             let entry: cqueue::Entry = entry.into();
+            if let Some(held) = &self.held {
+                held.borrow_mut().answer(entry.user_data());
+            }
             Answer { user_data: entry.user_data(), result: entry.result(), flags: entry.flags() }
         })));
     }
