@@ -24,6 +24,12 @@ const COMPLETIONS: u32 = 8192;
 const POLLED_SUBMISSIONS: u32 = 512;
 const POLLED_COMPLETIONS: u32 = 2048;
 
+/// Operations that are queued before they go to the kernel in the middle of a turn. A drive that is idle would have to wait
+/// for the end of the turn, in which every task that is ready runs: with 32 reads of 4 KiB in flight, handing over all
+/// at once leaves the drive idle a fifth of the time. One alone waits for the turn's own call, so that depth 1 costs no
+/// second one; and the kernel gathers requests (at the cost of starting none) only from the third on.
+const HANDED_OVER_AT: usize = 2;
+
 type Plain = IoUring<squeue::Entry, cqueue::Entry>;
 type Wide = IoUring<squeue::Entry128, cqueue::Entry32>;
 
@@ -93,13 +99,21 @@ pub(crate) struct Queue {
     backlog: RefCell<VecDeque<Submission>>,
     /// On a kernel that reads commands late.
     held: Option<RefCell<Held>>,
+    /// Operations queued since the last system call.
+    queued: Cell<usize>,
     enters: Cell<u64>,
 }
 
 impl Queue {
     fn of(ring: Ring) -> Queue {
         let held = (matches!(ring, Ring::Wide(_)) && kernel_reads_late()).then(RefCell::default);
-        Queue { ring: RefCell::new(ring), backlog: RefCell::default(), held, enters: Cell::new(0) }
+        Queue {
+            ring: RefCell::new(ring),
+            backlog: RefCell::default(),
+            held,
+            queued: Cell::new(0),
+            enters: Cell::new(0),
+        }
     }
 
     /// A ring for ordinary operations.
@@ -141,6 +155,16 @@ impl Queue {
         let mut backlog = self.backlog.borrow_mut();
         if !backlog.is_empty() || !self.try_push(&submission) {
             backlog.push_back(submission);
+        }
+    }
+
+    /// Queues an operation of a device.
+    pub fn push_operation(&self, submission: Submission) {
+        self.push(submission);
+        self.queued.set(self.queued.get() + 1);
+        if self.queued.get() >= HANDED_OVER_AT {
+            // Where the kernel wants completions to be taken first, the end of the turn tries again.
+            let _taken = self.enter(0, None);
         }
     }
 
@@ -229,6 +253,7 @@ impl Queue {
     /// One system call. False: the kernel took nothing and wants completions to be taken first.
     fn enter(&self, want: usize, span: Option<Duration>) -> bool {
         self.enters.set(self.enters.get() + 1);
+        self.queued.set(0);
         let ring = self.ring.borrow();
         let result = match span {
             None => ring.submitter().submit_and_wait(want),

@@ -205,8 +205,8 @@ impl CoreRing {
         Ok(true)
     }
 
-    /// Queues an operation; it goes to the kernel at the end of this turn, whether or not anyone waits. A wide submission
-    /// needs a wide ring, [`Way::Polled`] a polled one.
+    /// Queues an operation; it goes to the kernel at the end of this turn at the latest, whether or not anyone waits. A wide
+    /// submission needs a wide ring, [`Way::Polled`] a polled one.
     ///
     /// # Safety
     /// All memory that `submission` names belongs to `owner` and stays where it is until `owner` hears of the end; the
@@ -216,10 +216,10 @@ impl CoreRing {
         self.operations.set(self.operations.get() + 1);
         let submission = submission.user_data(user_data);
         match way {
-            Way::Interrupt => self.main.push(submission),
+            Way::Interrupt => self.main.push_operation(submission),
             Way::Polled => {
                 self.operations_polled.set(self.operations_polled.get() + 1);
-                self.polled.as_ref().expect("the caller looked at `rings`").push(submission);
+                self.polled.as_ref().expect("the caller looked at `rings`").push_operation(submission);
             }
         }
     }

@@ -3,6 +3,7 @@
 
 use crate::paths::{DEFAULT_DIR, KisekiDir};
 use clap::{Args, ValueEnum};
+use kiseki_devices::nvme::path::PathPreference;
 use kiseki_engine::repairer::RepairSettings;
 use kiseki_engine::scrubber::ScrubSettings;
 use serde::{Deserialize, Serialize};
@@ -74,6 +75,8 @@ pub struct FileConfig {
     pub metadata_dirs: Vec<PathBuf>,
     /// Image files and block devices.
     pub devices: Vec<PathBuf>,
+    /// How NVMe drives are driven.
+    pub device_path: DevicePath,
     /// One copy of every chunk on one device: a lost device loses data. Needed to run with a single device.
     pub unsafe_single_copy: bool,
     /// Never read what nobody asks for: rot is found when it is too late. The one way to turn scrub off, and named so
@@ -159,6 +162,29 @@ pub struct LogSection {
     pub filter: String,
     /// Text or JSON.
     pub format: LogFormat,
+}
+
+/// How NVMe drives are driven; files and other block devices have one way only.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DevicePath {
+    /// By commands to the character device where that can be done, else through the block device.
+    #[default]
+    Auto,
+    /// By commands; a drive that can't be is not used.
+    Passthrough,
+    /// Through the block device.
+    IoUring,
+}
+
+impl From<DevicePath> for PathPreference {
+    fn from(path: DevicePath) -> PathPreference {
+        match path {
+            DevicePath::Auto => PathPreference::Auto,
+            DevicePath::Passthrough => PathPreference::Passthrough,
+            DevicePath::IoUring => PathPreference::IoUring,
+        }
+    }
 }
 
 /// How log lines look.
@@ -287,6 +313,8 @@ pub struct Config {
     pub metadata_dirs: Vec<PathBuf>,
     /// Devices, in the order of the file.
     pub devices: Vec<PathBuf>,
+    /// How NVMe drives are driven.
+    pub device_path: DevicePath,
     /// Run with one copy on one device.
     pub unsafe_single_copy: bool,
     /// Never scrub.
@@ -365,6 +393,7 @@ impl Config {
             side_threads,
             metadata_dirs: file.metadata_dirs.iter().map(|path| dir.resolve(path)).collect(),
             devices: file.devices.iter().map(|path| dir.resolve(path)).collect(),
+            device_path: file.device_path,
             unsafe_single_copy: file.unsafe_single_copy,
             unsafe_no_scrub: file.unsafe_no_scrub,
             s3,
@@ -462,6 +491,7 @@ impl Config {
             side_threads: self.side_threads,
             metadata_dirs: self.metadata_dirs.clone(),
             devices: self.devices.clone(),
+            device_path: self.device_path,
             unsafe_single_copy: self.unsafe_single_copy,
             unsafe_no_scrub: self.unsafe_no_scrub,
             s3: self.s3.clone(),

@@ -3,6 +3,7 @@
 use crate::status::DeviceReport;
 use kiseki_devices::DeviceError;
 use kiseki_devices::file_device::{DeviceLock, RawDevice};
+use kiseki_devices::nvme::path::{PathChoice, PathPreference};
 use kiseki_devices::superblock::{Superblock, SuperblockKeeper, read_superblock_blocking};
 use kiseki_types::ids::ClusterId;
 use kiseki_types::meta::MetaFile;
@@ -17,6 +18,8 @@ pub struct NodeDevice {
     pub superblock: Superblock,
     /// Writes its superblock.
     pub keeper: Arc<SuperblockKeeper>,
+    /// Which way the cores drive it.
+    pub choice: PathChoice,
     /// Nobody else opens it meanwhile.
     _lock: DeviceLock,
 }
@@ -71,16 +74,18 @@ fn read(device: &RawDevice, name: &str) -> Result<Superblock, DeviceError> {
 
 /// Opens what can be opened. A device that is missing, foreign or damaged is one warning with its remedy; the node goes
 /// on with the rest (I-O3).
-pub fn open_all(paths: &[PathBuf], cluster: ClusterId) -> NodeDevices {
+pub fn open_all(paths: &[PathBuf], cluster: ClusterId, preference: PathPreference) -> NodeDevices {
     let mut opened: Vec<Option<NodeDevice>> = Vec::new();
     let mut reports = Vec::new();
     for path in paths {
         let mut report = DeviceReport { path: path.display().to_string(), ..DeviceReport::default() };
-        let device = match open_one(path, cluster) {
+        let device = match open_one(path, cluster, preference) {
             Ok(device) => {
                 report.id = device.superblock.device.to_string();
                 report.state = "healthy".to_owned();
                 report.capacity_bytes = device.superblock.layout.capacity_bytes();
+                report.io_path = device.choice.in_use.word().to_owned();
+                report.io_path_reason.clone_from(&device.choice.reason);
                 Some(device)
             }
             Err(reason) => {
@@ -123,7 +128,7 @@ fn most_common(values: impl Iterator<Item = u16>) -> Option<u16> {
     counts.into_iter().max_by_key(|(value, count)| (*count, std::cmp::Reverse(*value))).map(|(value, _)| value)
 }
 
-fn open_one(path: &Path, cluster: ClusterId) -> Result<NodeDevice, String> {
+fn open_one(path: &Path, cluster: ClusterId, preference: PathPreference) -> Result<NodeDevice, String> {
     if !path.exists() {
         return Err("it is not there; plug it in, or take it out of `devices` once its data is rebuilt".to_owned());
     }
@@ -142,10 +147,13 @@ fn open_one(path: &Path, cluster: ClusterId) -> Result<NodeDevice, String> {
             superblock.cluster
         ));
     }
+    // While nobody writes to it: the ways are compared.
+    let choice = PathChoice::make(path, preference).map_err(|error| with_causes(&error))?;
+    tracing::info!(device = %name, path = %choice.in_use, reason = %choice.reason, "way to the device");
     let keeper = Arc::new(SuperblockKeeper::new(&name, Arc::new(raw) as Arc<dyn MetaFile>, superblock));
     // Durable before any journal of the device is appended to.
     let superblock = keeper.update(|next| next.incarnation += 1).map_err(|error| with_causes(&error))?;
-    Ok(NodeDevice { path: path.to_owned(), superblock, keeper, _lock: lock })
+    Ok(NodeDevice { path: path.to_owned(), superblock, keeper, choice, _lock: lock })
 }
 
 /// An error and what caused it, in one line.

@@ -13,7 +13,7 @@ use crate::status::{Phase, StatusBoard};
 use crate::steps::Steps;
 use anyhow::{Context, Result};
 use futures::StreamExt;
-use kiseki_devices::file_device::{create_image, open_device};
+use kiseki_devices::file_device::{create_image, open_device, open_device_by};
 use kiseki_devices::fragment_store::{LaneRequest, LaneResponse, StoreDevice};
 use kiseki_devices::journal::{MirrorContent, MirrorRegion};
 use kiseki_devices::pool::BufferPool;
@@ -22,7 +22,7 @@ use kiseki_engine::engine::PIN_EPOCH_AGE;
 use kiseki_engine::keyring::NodeKeys;
 use kiseki_engine::keys::MasterKeys;
 use kiseki_engine::message::{EngineRequest, EngineResponse};
-use kiseki_executor::{Executor, ExecutorOptions};
+use kiseki_executor::{Executor, ExecutorOptions, Rings};
 use kiseki_gateway::{GatewayConfig, HttpProtocol, S3Service};
 use kiseki_net::{
     Connection, CoreRuntime, Listener, Mesh, MeshCaller, MeshShape, ServeLimits, SidePool, StopSignal, TlsAcceptor,
@@ -61,6 +61,8 @@ pub struct CoreShared {
     pub engine_mesh: Mesh<EngineRequest, EngineResponse>,
     /// Usable devices.
     pub devices: Vec<NodeDevice>,
+    /// The rings that every core needs for them.
+    pub rings: Rings,
     /// The metadata set.
     pub meta: NodeMetadata,
     /// Side threads.
@@ -87,7 +89,7 @@ pub fn spawn(shared: Arc<CoreShared>, core: u16, calls: Option<AdminCalls>) -> R
     let cpu = cpus.get(usize::from(core)).copied().filter(|_| usize::from(shared.config.cores) <= cpus.len());
     let thread = std::thread::Builder::new().name(format!("kiseki-core-{core}"));
     let handle = thread.spawn(move || {
-        let result = match Executor::new(ExecutorOptions { cpu }) {
+        let result = match Executor::new(ExecutorOptions { cpu, rings: shared.rings }) {
             Ok(executor) => executor.run(run_core(shared.clone(), CoreId(core), calls)),
             Err(error) => Err(anyhow::anyhow!("core {core} can't start: {error}; try `kiseki-server doctor`")),
         };
@@ -238,7 +240,7 @@ fn open_devices(shared: &CoreShared, pool: &Rc<BufferPool>) -> Result<Vec<StoreD
     let mut devices = Vec::new();
     for device in &shared.devices {
         let name = device.path.display().to_string();
-        match open_device(&device.path, RingOptions::default(), Some(pool.clone())) {
+        match open_device_by(&device.path, &device.choice, RingOptions::default(), Some(pool.clone())) {
             Ok(queue) => devices.push(StoreDevice {
                 id: device.superblock.device,
                 pool: device.superblock.pool,
@@ -266,7 +268,7 @@ fn lane_input(shared: &CoreShared, lane: LaneId, ports: &Ports) -> Result<LaneIn
             create_image(&path, RAFT_JOURNAL_LEN_BYTES)?;
             refill = !shared.meta.is_new;
         }
-        let device = open_device(&path, RingOptions { depth: 64 }, None)?;
+        let device = open_device(&path, RingOptions { depth: 64, ..RingOptions::default() }, None)?;
         let len = device.geometry().block_count;
         let mut region = MirrorRegion::new(ports.clone(), device, BlockIndex(0), len);
         if refill {

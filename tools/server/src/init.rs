@@ -13,6 +13,7 @@ use crate::metadata;
 use crate::paths::KisekiDir;
 use anyhow::{Context, Result, bail};
 use kiseki_devices::file_device::create_image;
+use kiseki_devices::nvme::path::PathPreference;
 use kiseki_types::ids::ClusterId;
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
@@ -119,6 +120,8 @@ fn config_text(options: &InitOptions) -> String {
          metadata_dirs = [{metadata}]\n\
          # Image files and block devices, formatted by `kiseki-devctl format`. The order does not matter.\n\
          devices = [{devices}]\n\
+         # How NVMe drives are driven: \"auto\" (by commands where that can be done), \"passthrough\" or \"io_uring\".\n\
+         device_path = \"auto\"\n\
          # Run on a single device, one copy of everything: a lost device loses its data. Shown in health.\n\
          unsafe_single_copy = false\n\
          # Never read what nobody asks for, so that rot is found when it is too late. Shown in health.\n\
@@ -276,7 +279,7 @@ fn make_metadata(options: &InitOptions, config: &FileConfig, cluster: ClusterId,
     if paths.iter().any(knows_of_set) {
         return Ok(());
     }
-    let found = devices::open_all(&paths, cluster);
+    let found = devices::open_all(&paths, cluster, PathPreference::IoUring);
     let witness = metadata::witness(&found.usable, paths.len());
     if metadata::create_if_new(cluster, &resolve(&config.metadata_dirs), witness)? {
         made.push("metadata set".to_owned());

@@ -85,7 +85,7 @@ fn open(
     board: Arc<StatusBoard>,
     stop: kiseki_net::StopSignal,
 ) -> Result<CoreShared> {
-    let found = devices::open_all(&config.devices, keys.cluster);
+    let found = devices::open_all(&config.devices, keys.cluster, config.device_path.into());
     if found.usable.is_empty() {
         let reasons: Vec<String> =
             found.reports.iter().map(|report| format!("  {}: {}", report.path, report.reason)).collect();
@@ -98,6 +98,7 @@ fn open(
     let mesh_shape = MeshShape { core_count: config.cores, lane_count: found.lanes };
     let side = SidePool::start(usize::from(config.side_threads)).context("can't start side threads")?;
     let usable: Vec<NodeDevice> = found.usable;
+    let rings = usable.iter().map(|device| device.choice.in_use.rings()).max().unwrap_or_default();
     Ok(CoreShared {
         lanes: found.lanes,
         shape,
@@ -107,6 +108,7 @@ fn open(
         engine_mesh: Mesh::new(mesh_shape),
         mesh_shape,
         devices: usable,
+        rings,
         meta,
         side,
         keys,
@@ -217,7 +219,7 @@ fn describe(
         data => format!("EC {data}+{}", shape.parity),
     };
     report.paths_in_use = machine::cpu_paths().into_iter().map(|(what, path)| (what.to_owned(), path)).collect();
-    report.paths_in_use.insert("devices".to_owned(), "io_uring, O_DIRECT".to_owned());
+    report.paths_in_use.insert("devices".to_owned(), io_paths(devices));
     report.devices = devices.to_vec();
     report.metadata_dirs = meta.reports.clone();
     report.unsafe_settings = config.unsafe_settings().into_iter().map(str::to_owned).collect();
@@ -227,6 +229,15 @@ fn describe(
                 .to_owned(),
         );
     }
+}
+
+/// How many devices are driven in which way: `4 passthrough_polled, 2 file`.
+fn io_paths(devices: &[crate::status::DeviceReport]) -> String {
+    let mut counts = std::collections::BTreeMap::<&str, usize>::new();
+    for device in devices.iter().filter(|device| !device.io_path.is_empty()) {
+        *counts.entry(&device.io_path).or_default() += 1;
+    }
+    counts.iter().map(|(path, count)| format!("{count} {path}")).collect::<Vec<_>>().join(", ")
 }
 
 /// The first SIGINT or SIGTERM stops the node cleanly, a second one ends it at once (what is acknowledged stays). While

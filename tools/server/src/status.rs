@@ -21,6 +21,12 @@ pub struct DeviceReport {
     pub capacity_bytes: u64,
     /// Bytes that are free.
     pub free_bytes: u64,
+    /// How it is driven: `passthrough`, `passthrough_polled`, `block` or `file`; empty when it could not be opened.
+    #[serde(default)]
+    pub io_path: String,
+    /// Why an NVMe drive is not driven by commands.
+    #[serde(default)]
+    pub io_path_reason: String,
 }
 
 /// A metadata directory as `status` shows it.

@@ -212,7 +212,12 @@ fn print_status(report: &NodeReport) {
         report.durability
     );
     for device in &report.devices {
-        let space = format!("{:.1} of {:.1} GiB free", gib(device.free_bytes), gib(device.capacity_bytes));
+        let (free, all, path) = (gib(device.free_bytes), gib(device.capacity_bytes), &device.io_path);
+        let why = match device.io_path_reason.as_str() {
+            "" => String::new(),
+            reason => format!(": {reason}"),
+        };
+        let space = format!("{free:.1} of {all:.1} GiB free, {path}{why}");
         println!(
             "  device    {:<9} {} {}",
             device.state,

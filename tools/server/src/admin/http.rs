@@ -3,7 +3,8 @@
 use crate::status::{NodeReport, Phase, StatusBoard};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::ConstCounter;
-use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::Registry;
 use std::fmt::Write as _;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -164,6 +165,11 @@ fn metrics(report: &NodeReport, now: u64) -> Answer {
     let sum = |value: fn(&crate::status::DeviceReport) -> u64| report.devices.iter().map(value).sum();
     gauge(&mut registry, "capacity_bytes", "Bytes for fragments on all devices", sum(|device| device.capacity_bytes));
     gauge(&mut registry, "free_bytes", "Free bytes on all devices", sum(|device| device.free_bytes));
+    let paths = Family::<Vec<(String, String)>, Gauge>::default();
+    for device in report.devices.iter().filter(|device| !device.io_path.is_empty()) {
+        paths.get_or_create(&vec![("path".to_owned(), device.io_path.clone())]).inc();
+    }
+    registry.register("device_io_paths", "Devices by the way that they are driven", paths);
     let names: std::collections::BTreeSet<&String> =
         report.core_reports.values().flat_map(|core| core.values.keys()).collect();
     for name in names {
@@ -203,6 +209,8 @@ mod tests {
             let mut report = board.lock();
             report.phase = Phase::Serving;
             report.unsafe_settings = vec!["unsafe_s3_plaintext".to_owned()];
+            let device = crate::status::DeviceReport { io_path: "passthrough".to_owned(), ..Default::default() };
+            report.devices = vec![device.clone(), device];
             let core = report.core_reports.entry("0".to_owned()).or_default();
             core.values.insert("requests_total".to_owned(), 7);
         }
@@ -212,6 +220,7 @@ mod tests {
         let metrics = get(address, "GET /metrics");
         assert!(metrics.contains("kiseki_requests_total 7"), "{metrics}");
         assert!(metrics.contains("kiseki_ready 1"), "{metrics}");
+        assert!(metrics.contains("kiseki_device_io_paths{path=\"passthrough\"} 2"), "{metrics}");
         assert!(get(address, "POST /metrics").starts_with("HTTP/1.1 405"));
         assert!(get(address, "GET /").starts_with("HTTP/1.1 404"));
     }
