@@ -12,6 +12,8 @@
 #              NVME       more properties of every drive, for example ",mdts=5"
 #              APPEND     more arguments of the kernel (nvme.poll_queues=1)
 #              MEM SMP LIMIT_S   MiB (768), processors (1), seconds until it is ended (300)
+#              FORWARD    "HOST_PORT:GUEST_PORT ..." of 127.0.0.1 to the guest's 10.0.2.15
+#              PIDFILE    where QEMU writes its process id, so that the plug can be pulled
 #              KEEP       a directory that keeps drive0.img, ... from one run to the next
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -98,8 +100,9 @@ base_root() {
     cp "$(find "$dir/busybox" -path '*bin/busybox' -type f | head -n1)" "$root/bin/busybox"
     for command in $(busybox --list); do [ -e "$root/bin/$command" ] || ln -s busybox "$root/bin/$command"; done
     # In the order in which they are loaded, where the kernel does not have them built in.
-    for module in crc16 crc32c_generic libcrc32c mbcache jbd2 ext4; do
+    for module in crc16 crc32c_generic libcrc32c mbcache jbd2 ext4 failover net_failover virtio_net; do
         file=$(find "$dir/kernel" -name "$module.ko*" | head -n1)
+        [ -z "$file" ] || echo "$module" >>"$root/mods/order"
         case $file in
         *.xz) xz -dc "$file" >"$root/mods/$module.ko" ;;
         ?*) cp "$file" "$root/mods/" ;;
@@ -163,6 +166,11 @@ execute() {
             -device "nvme-ns,drive=d$index,bus=c$index,nsid=1,logical_block_size=$block,physical_block_size=$block")
         index=$((index + 1))
     done
+    if [ -n "${FORWARD:-}" ]; then
+        args+=(-netdev "user,id=net$(for pair in $FORWARD; do printf ',hostfwd=tcp:127.0.0.1:%s-:%s' "${pair%:*}" "${pair#*:}"; done)"
+            -device virtio-net-pci,netdev=net,romfile=)
+    fi
+    [ -z "${PIDFILE:-}" ] || args+=(-pidfile "$PIDFILE")
     LD_LIBRARY_PATH="$dir/qemu/usr/lib/x86_64-linux-gnu" timeout -k 2 "${LIMIT_S:-300}" \
         "$dir/qemu/usr/bin/qemu-system-x86_64" -L "$dir/qemu/usr/share/qemu" -L "$dir/qemu/usr/share/seabios" \
         -accel tcg,thread=multi -M q35 -cpu max -smp "${SMP:-1}" -m "${MEM:-768}" -display none -no-reboot -nodefaults \
@@ -175,5 +183,5 @@ execute() {
 case ${1:-} in
 setup) setup ;;
 exec) shift && execute "$@" ;;
-*) sed -n '2,18s/^# \{0,1\}//p' "$0" && exit 2 ;;
+*) sed -n '2,20s/^# \{0,1\}//p' "$0" && exit 2 ;;
 esac

@@ -274,19 +274,23 @@ impl Queue {
 
     /// Takes what the kernel has answered.
     pub fn take_answers(&self, answers: &mut Vec<Answer>) {
-        of_any_width!(&mut *self.ring.borrow_mut(), ring => answers.extend(ring.completion().map(|entry| {
-            let entry: cqueue::Entry = entry.into();
-            if let Some(held) = &self.held {
-                held.borrow_mut().answer(entry.user_data());
-            }
-            Answer { user_data: entry.user_data(), result: entry.result(), flags: entry.flags() }
-        })));
+        let first = answers.len();
+        of_any_width!(&mut *self.ring.borrow_mut(), ring => answers.extend(ring.completion().map(answer_of)));
+        if let Some(held) = &self.held {
+            let mut held = held.borrow_mut();
+            answers[first..].iter().for_each(|answer| held.answer(answer.user_data));
+        }
     }
 
     /// System calls so far.
     pub fn enters(&self) -> u64 {
         self.enters.get()
     }
+}
+
+fn answer_of<C: cqueue::EntryMarker>(entry: C) -> Answer {
+    let entry: cqueue::Entry = entry.into();
+    Answer { user_data: entry.user_data(), result: entry.result(), flags: entry.flags() }
 }
 
 /// A ring that works on completions only when we ask for it, so that nothing interrupts a running task; on kernels

@@ -441,7 +441,8 @@ mod tests {
 
     #[test]
     fn what_can_not_be_driven_by_commands_is_told() {
-        let cases: [(&str, fn(&mut Found)); 7] = [
+        type Spoil = fn(&mut Found);
+        let cases: [(&str, Spoil); 7] = [
             ("metadata", |found| found.namespace_identity.format.metadata_len_bytes = 8),
             ("metadata", |found| found.namespace_identity.protection = 1),
             ("zoned", |found| found.queue.is_zoned = true),

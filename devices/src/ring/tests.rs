@@ -252,3 +252,27 @@ fn a_drive_starts_in_the_middle_of_a_turn_and_one_operation_costs_no_extra_call(
         }
     });
 }
+
+#[test]
+fn files_work_on_rings_of_every_kind() {
+    use kiseki_executor::{Executor, ExecutorOptions, Rings};
+    let (_dir, path) = image();
+    for (byte, rings) in [(1, Rings::Plain), (2, Rings::Wide), (3, Rings::WideAndPolled)] {
+        Executor::new(ExecutorOptions { cpu: None, rings }).unwrap().run(async {
+            assert_eq!(kiseki_executor::core_ring().rings(), rings);
+            let pool = BufferPool::new(&[SlabClass { len_bytes: 64 << 10, count: 2 }]);
+            let device = open(&path, 8, Some(pool.clone()));
+            let mut registered = pool.alloc(64 << 10);
+            registered.fill(byte);
+            let parts = vec![registered.freeze(), filled(4096, byte + 10)];
+            device.write(BlockIndex(0), parts).await.unwrap();
+            device.flush().await.unwrap();
+            let found = device.read(BlockIndex(0), pool.alloc(64 << 10)).await.unwrap();
+            assert!(found.iter().all(|found| *found == byte), "{rings:?}");
+            // Nothing is on the polled ring, so the core sleeps.
+            let sleeps = kiseki_executor::stats().sleeps;
+            kiseki_executor::sleep(std::time::Duration::from_millis(5)).await;
+            assert!(kiseki_executor::stats().sleeps > sleeps, "{rings:?}");
+        });
+    }
+}
