@@ -19,7 +19,7 @@ program=$(cargo test --release --ignore-rust-version -p kiseki-devices --test nv
 failed=0
 # A transfer limit of 128 KiB, so that larger ones are cut.
 DRIVES='256M:512 256M:4096 faulty=64M:512' NVME=,mdts=5 MEM=1024 scripts/nvme-vm.sh exec "
-    export KISEKI_NVME_DRIVES='/dev/nvme0n1 /dev/nvme1n1' KISEKI_NVME_FAULTY=/dev/nvme2n1
+    export KISEKI_NVME_DRIVES='/dev/drive0 /dev/drive1' KISEKI_NVME_FAULTY=/dev/drive2
     /t/$(basename "$program") --ignored --test-threads=1 2>&1" "$program" || failed=1
 
 mkdir -p target/tmp

@@ -6,7 +6,7 @@
 #   nvme-vm.sh exec 'commands' FILE...  boots, runs the commands as root with the FILEs (programs with their libraries) in
 #                                       /t, and exits with their exit code (125: the guest came to no end)
 #
-# Environment: DRIVES     "SIZE:BLOCK ..." in order, for example "256M:512 256M:4096" (serial numbers kiseki0, kiseki1, ...);
+# Environment: DRIVES     "SIZE:BLOCK ..." for example "256M:512 256M:4096": /dev/drive0, /dev/drive1, ... (serial numbers kiseki0, ...);
 #                         SIZE may be nbd://HOST:PORT/ of a server that holds the drive, or faulty=SIZE for one that fails
 #                         reads of the first block of its fifth MiB and writes of the first block of its ninth
 #              NVME       more properties of every drive, for example ",mdts=5"
@@ -114,6 +114,11 @@ export PATH=/t:/bin HOME=/tmp
 mount -t devtmpfs d /dev; mount -t proc p /proc; mount -t sysfs s /sys; mount -t tmpfs t /tmp
 ip link set lo up
 ulimit -l unlimited
+# The kernel numbers controllers as they answer; /dev/drive0, /dev/drive1, ... are in the order of DRIVES.
+for controller in /sys/class/nvme/nvme*; do
+    serial=$(echo $(cat $controller/serial))
+    ln -s $(basename $controller)n1 /dev/drive${serial#kiseki}
+done
 echo "guest $(uname -r) up after $(cut -d' ' -f1 /proc/uptime) s"
 sh /t/commands; echo "exit-status=$?"
 poweroff -f

@@ -29,14 +29,14 @@ DEVICES = 3
 DEVICE_BYTES = 160 * MIB
 METADATA_BYTES = 320 * MIB
 # Software emulation on a loaded machine.
-READY_SECONDS_MAX = 150
+READY_SECONDS_MAX = 90
 WRITE_SECONDS = 12
 WRITERS = 3
 
 GUEST = """
 for module in $(cat /mods/order); do insmod /mods/$module.ko 2>/dev/null; done
 ip addr add 10.0.2.15/24 dev eth0 && ip link set eth0 up
-mount -t ext4 /dev/nvme0n1 /mnt || exit 90
+mount -t ext4 /dev/drive0 /mnt || exit 90
 export KISEKI_DIR=/mnt/node
 if [ ! -e $KISEKI_DIR/kiseki.toml ]; then
     mkdir -p $KISEKI_DIR
@@ -54,7 +54,7 @@ TOML
     kiseki-devctl format --lanes 2 NAMES || exit 92
     kiseki-server init --dir $KISEKI_DIR --lanes 2 || exit 93
 fi
-(while [ ! -e $KISEKI_DIR/env ]; do sleep 1; done; sed -n 's/^export \\(AWS_[A-Z]*KEY[A-Z_]*\\)=/credential \\1=/p' $KISEKI_DIR/env) &
+(while [ ! -e $KISEKI_DIR/env ]; do sleep 1; done; sed -n 's/^export \\(AWS_[A-Z_]*KEY[A-Z_]*\\)=/credential \\1=/p' $KISEKI_DIR/env) &
 kiseki-server run --dir $KISEKI_DIR --cores 1
 """
 
@@ -65,7 +65,7 @@ failed = 0
 def result(name, is_good, detail=""):
     global passed, failed
     passed, failed = passed + bool(is_good), failed + (not is_good)
-    print(f"{'ok   ' if is_good else 'FAIL '} {name}" + (f" ({detail})" if detail else ""), flush=True)
+    print(f"{'ok   ' if is_good else 'FAIL '} {name}" + (f" ({detail})" if detail and not is_good else ""), flush=True)
 
 
 class Machine:
@@ -75,8 +75,8 @@ class Machine:
         self.console_path = work / f"{name}.console"
         self.pid_path = work / f"{name}.pid"
         self.s3_port, self.admin_port = free_port(), free_port()
-        names = " ".join(f"/dev/nvme{index}n1" for index in range(1, DEVICES + 1))
-        devices = ", ".join(f'"/dev/nvme{index}n1"' for index in range(1, DEVICES + 1))
+        names = " ".join(f"/dev/drive{index}" for index in range(1, DEVICES + 1))
+        devices = ", ".join(f'"/dev/drive{index}"' for index in range(1, DEVICES + 1))
         blocks = [512, 4096, 512, 4096]
         environment = dict(
             os.environ,
@@ -259,12 +259,18 @@ def cut_and_look(work, name, lies, seed):
     machine = Machine(work, f"{name}-after", [CutDrive(content) for content, _ in left])
     try:
         if not machine.wait_ready():
-            return [f"the node does not start: {machine.console()[-600:]}"]
+            return [f"the node does not start: {last_words(machine.console())}"]
         return missing(machine, acknowledged)
     except (OSError, http.client.HTTPException) as error:
         return [f"the node went away: {error}"]
     finally:
         machine.end()
+
+
+def last_words(console):
+    """The server's own message, where there is one."""
+    lines = [line for line in console.splitlines() if line.startswith("kiseki-server") or " ERROR " in line]
+    return lines[-1] if lines else console[-600:]
 
 
 def main():

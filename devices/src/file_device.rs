@@ -133,6 +133,7 @@ impl DeviceLock {
 pub struct FileDevice {
     name: String,
     geometry: DeviceGeometry,
+    discard_unit: Option<BlockCount>,
     ring: Ring,
 }
 
@@ -166,10 +167,11 @@ pub fn open_device_by(
     assert!(choice.in_use.rings() <= rings, "{name}: {} on a core with {rings:?} rings", choice.in_use);
     let opened = DirectFile::open(path, 0)?;
     let geometry = opened.geometry;
+    let discard_unit = crate::discard_unit::of(&opened.file, geometry.block_len_bytes);
     let (file, backend) = choice.open()?.unwrap_or((opened.file, Backend::File));
     let ring = Ring::start(&name, file, backend, options, pool)
         .map_err(|source| DeviceError::io(&name, "setting up io_uring", source))?;
-    Ok(Rc::new(FileDevice { name, geometry, ring }))
+    Ok(Rc::new(FileDevice { name, geometry, discard_unit, ring }))
 }
 
 impl FileDevice {
@@ -223,6 +225,10 @@ impl Device for FileDevice {
             0 => Box::pin(std::future::ready(Ok(()))),
             _ => self.ring.discard(offset, len_bytes),
         }
+    }
+
+    fn discard_granularity(&self) -> Option<BlockCount> {
+        self.discard_unit
     }
 }
 

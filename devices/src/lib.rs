@@ -6,9 +6,10 @@
 //!
 //! Reading order: [`layout`], [`superblock`], [`probe`], [`mod@format`], then [`pool`], [`ring`], [`file_device`], and
 //! [`meta_dir`], [`metadata_set`]. Drives: [`nvme`]. What lies in a device: [`flush_gate`], [`journal`], [`zones`],
-//! [`fragment_header`], [`lane`], [`index`], [`recovery`], [`fragment_store`], [`fragment_scan`].
+//! [`fragment_header`], [`lane`], [`space`], [`index`], [`recovery`], [`fragment_store`], [`fragment_scan`].
 
 mod checksum;
+mod discard_unit;
 pub mod error;
 pub mod file_device;
 pub mod flush_gate;
@@ -29,6 +30,8 @@ pub mod pool;
 pub mod probe;
 pub mod recovery;
 pub mod ring;
+mod runs;
+pub mod space;
 pub mod superblock;
 #[cfg(test)]
 mod testing;

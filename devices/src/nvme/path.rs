@@ -29,6 +29,9 @@ const COMMAND_LEN_BYTES_MAX: u64 = 1 << 20;
 /// Blocks of one command that its field can count.
 const COMMAND_BLOCKS_MAX: u64 = 1 << 16;
 
+/// Times that the first block is read both ways before the two are said to differ.
+const COMPARISONS_MAX: usize = 5;
+
 /// Which way an operator wants.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PathPreference {
@@ -312,15 +315,19 @@ fn try_commands(block: &Path, generic: &Path, backend: CommandBackend) -> Result
         return Err(format!("the page cache of {} stays: {}", block.display(), io::Error::last_os_error()));
     }
     let file = open_generic(generic).map_err(|error| format!("{}: {error}", generic.display()))?;
-    let mut expected = IoBuf::zeroed(BLOCK_LEN_BYTES as usize);
-    let is_readable = device.read_exact_at(&mut expected, 0).is_ok();
-    let check = |backend: &CommandBackend| match read_first_block(&file, backend) {
-        Ok(Some(found)) if is_readable && found[..] != expected[..] => {
-            Err(format!("{} and {} are not the same", generic.display(), block.display()))
+    let check = |backend: &CommandBackend| {
+        // The superblock may be written while it is read, by ourselves.
+        for _ in 0..COMPARISONS_MAX {
+            let mut expected = IoBuf::zeroed(BLOCK_LEN_BYTES as usize);
+            let is_readable = device.read_exact_at(&mut expected, 0).is_ok();
+            match read_first_block(&file, backend) {
+                Ok(Some(found)) if is_readable && found[..] != expected[..] => {}
+                // A bad first block is no reason: superblocks have other copies.
+                Ok(_) => return Ok(()),
+                Err(error) => return Err(format!("{} takes no commands: {error}", generic.display())),
+            }
         }
-        // A bad first block is no reason: superblocks have other copies.
-        Ok(_) => Ok(()),
-        Err(error) => Err(format!("{} takes no commands: {error}", generic.display())),
+        Err(format!("{} and {} are not the same", generic.display(), block.display()))
     };
     let mut plain = backend.clone();
     plain.is_polled = false;
