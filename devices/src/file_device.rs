@@ -8,7 +8,7 @@ use crate::nvme::path::{PathChoice, PathInUse, PathPreference};
 use crate::pool::BufferPool;
 use crate::ring::backend::Backend;
 use crate::ring::{Ring, RingOptions};
-use kiseki_executor::core_ring;
+use kiseki_executor::{Rings, core_ring};
 use kiseki_types::device::{Device, DeviceGeometry};
 use kiseki_types::limits::DEVICE_BLOCK_BYTES_MAX;
 use kiseki_types::meta::MetaFile;
@@ -148,7 +148,13 @@ pub fn open_device(
     options: RingOptions,
     pool: Option<Rc<BufferPool>>,
 ) -> Result<Rc<dyn Device>, DeviceError> {
-    let choice = PathChoice::make(path, options.path)?.on_rings(core_ring().rings());
+    let rings = core_ring().rings();
+    let preference = match options.path {
+        // Nothing to try out where no commands can be sent.
+        PathPreference::Auto if rings == Rings::Plain => PathPreference::IoUring,
+        other => other,
+    };
+    let choice = PathChoice::make(path, preference)?.on_rings(rings);
     if options.path == PathPreference::Passthrough && choice.in_use == PathInUse::Block {
         return Err(DeviceError::PassthroughRefused { device: path.display().to_string(), reason: choice.reason });
     }
