@@ -548,6 +548,15 @@ mod tests {
     }
 
     #[test]
+    fn the_way_to_drives_is_one_of_three() {
+        assert_eq!(combine(SMALL, &Overrides::default()).unwrap().device_path, DevicePath::Auto);
+        let config = combine(&format!("device_path = 'io_uring'\n{SMALL}"), &Overrides::default()).unwrap();
+        assert_eq!(PathPreference::from(config.device_path), PathPreference::IoUring);
+        assert!(config.describe().contains("device_path = \"io_uring\""));
+        assert!(FileConfig::parse("device_path = 'spdk'").unwrap_err().contains("passthrough"));
+    }
+
+    #[test]
     fn overrides_win_over_the_file_and_paths_start_at_the_directory() {
         let text = format!("cores = 3\n{SMALL}[s3]\nlisten = '0.0.0.0:7000'\n");
         let config = combine(&text, &Overrides::default()).unwrap();
