@@ -4,11 +4,14 @@
 //! variant and its arm below.
 
 mod completion;
+mod enroll;
 mod format;
 mod inspect;
+mod join;
 mod list;
 mod node;
 mod render;
+mod replace;
 mod verify;
 
 use anyhow::Result;
@@ -32,6 +35,8 @@ enum Command {
     Format(format::Args),
     Inspect(inspect::Args),
     List(list::Args),
+    Enroll(enroll::Args),
+    Replace(replace::Args),
     Verify(verify::Args),
     Completion(completion::Args),
 }
@@ -42,6 +47,8 @@ impl Command {
             Command::Format(args) => format::run(args),
             Command::Inspect(args) => inspect::run(args),
             Command::List(args) => list::run(args),
+            Command::Enroll(args) => enroll::run(args),
+            Command::Replace(args) => replace::run(args),
             Command::Verify(args) => verify::run(args),
             Command::Completion(args) => completion::run(args),
         }
