@@ -270,3 +270,55 @@ fn i_l10_a_rotten_record_is_damage_wherever_it_lies_and_a_torn_tail_is_not() {
         put(&stores[0], rig.disks[0].0, 500, &payload(500, 2)).await.unwrap();
     });
 }
+
+#[test]
+fn i_c8_a_released_extent_is_given_out_again_only_when_its_reads_have_ended_on_every_core() {
+    for reader in 0..2 {
+        let rig = Rig::new(23, 1, 2);
+        rig.run(async {
+            let (stores, _) = rig.start().await;
+            let (device, ports) = (rig.disks[0].0, rig.sim.ports(NODE));
+            let extent = put(&stores[0], device, 1, &payload(1, 5)).await.unwrap();
+            let is_used = || {
+                let lanes = stores.iter().map(|store| store.core.device(device).unwrap());
+                lanes.into_iter().any(|opened| {
+                    opened.lanes.values().any(|lane| lane.zones.borrow().used_at(extent.start) == Some(extent.len))
+                })
+            };
+            let read = stores[reader].core.pins.pin(extent);
+            stores[1].release(&find(&stores[1], 1).await[0]).await.unwrap();
+            assert_eq!(find(&stores[0], 1).await, [], "it is released");
+            ports.sleep(Duration::from_secs(5)).await;
+            assert!(is_used(), "I-C8: core {reader} still reads it");
+            drop(read);
+            ports.sleep(Duration::from_secs(1)).await;
+            assert!(!is_used(), "I-C8: nobody reads it any more");
+        });
+    }
+}
+
+#[test]
+fn i_c5_a_put_waits_for_the_discard_that_stands_in_its_way() {
+    let rig = Rig::new(24, 1, 1);
+    rig.run(async {
+        let (stores, _) = rig.start().await;
+        let (store, device) = (stores[0].clone(), rig.disks[0].0);
+        let opened = store.core.device(device).unwrap();
+        let wish = crate::zones::DiscardWish { blocks_max: 1 << 20, granularity: 1, also_unknown: true };
+        let mut taken = Vec::new();
+        for lane in opened.lanes.values() {
+            while let Some(run) = lane.zones.borrow_mut().take_discard(wish) {
+                taken.push((lane, run));
+            }
+        }
+        let waiting = store.put(device, meta(1, 0, &payload(1, 5)), parts(&payload(1, 5)));
+        let waiting = match futures::future::select(waiting, rig.sim.ports(NODE).sleep(Duration::from_secs(1))).await {
+            futures::future::Either::Left((early, _)) => panic!("no block is out of discards: {early:?}"),
+            futures::future::Either::Right((_, waiting)) => waiting,
+        };
+        for (lane, (start, len)) in taken {
+            lane.discarded(start, len);
+        }
+        waiting.await.expect("I-C5: there is room enough");
+    });
+}
