@@ -781,10 +781,11 @@ def a_node_is_killed_while_a_device_joins(directory):
             new_image(image, 64)
             devctl(node, "format", image)
             count = len(configured(node))
-            command = [PROGRAMS / "kiseki-devctl", "enroll", image, "--dir", node.dir]
-            with Load(objects, f"during{attempt}-", 100 * KIB) as load:
+            request = {"command": "device-enroll", "path": str(image), "actor": "test"}
+            with Load(objects, f"during{attempt}-", 100 * KIB) as load, socket.socket(socket.AF_UNIX) as admin:
                 await_that("the load runs", lambda: load.count > 3)
-                enrolling = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+                admin.connect(str(node.dir / "admin.sock"))
+                admin.sendall(json.dumps(request).encode() + b"\n")
                 if attempt % 2 == 0:
                     deadline = time.monotonic() + PATIENCE_SECONDS
                     while len(configured(node)) == count and time.monotonic() < deadline:
@@ -793,7 +794,6 @@ def a_node_is_killed_while_a_device_joins(directory):
                     time.sleep(random.Random(attempt).uniform(0.0, 0.04))
                 node.kill()
                 load.stop.set()
-            enrolling.wait(PATIENCE_SECONDS)
             named = len(configured(node)) > count
             kept["with" if named else "without"] += 1
             node.start()
