@@ -118,7 +118,7 @@ fn open(
 }
 
 /// Two nodes in one directory would take each other's devices.
-fn lock_dir(config: &Config) -> Result<File> {
+pub(crate) fn lock_dir(config: &Config) -> Result<File> {
     let path = config.dir.lock_file();
     let file = File::create(&path).with_context(|| format!("can't make {}", path.display()))?;
     match file.try_lock() {
