@@ -5,9 +5,9 @@
 //! chunks beyond the fragment port.
 //!
 //! Reading order: [`layout`], [`superblock`], [`probe`], [`mod@format`], then [`pool`], [`ring`], [`file_device`], and
-//! [`meta_dir`], [`metadata_set`]. What lies in a device: [`flush_gate`], [`journal`], [`zones`], [`fragment_header`],
-//! [`lane`], [`index`], [`recovery`], [`fragment_store`]. What a stopped node's devices say: [`image`], [`verify`],
-//! [`index_rebuild`].
+//! [`meta_dir`], [`metadata_set`]. Drives: [`nvme`]. What lies in a device: [`flush_gate`], [`journal`], [`zones`],
+//! [`fragment_header`], [`lane`], [`index`], [`recovery`], [`fragment_store`]. What a stopped node's devices say:
+//! [`image`], [`verify`], [`index_rebuild`].
 
 mod checksum;
 pub mod error;
@@ -27,6 +27,7 @@ pub mod lane;
 pub mod layout;
 pub mod meta_dir;
 pub mod metadata_set;
+pub mod nvme;
 pub mod pool;
 pub mod probe;
 pub mod recovery;

@@ -18,7 +18,7 @@ use kiseki_types::fragment::StoredFragment;
 use kiseki_types::journal::{ReplayedRecord, Sequence};
 use kiseki_types::limits::FRAGMENT_HEADER_BYTES;
 use kiseki_types::runtime::Ports;
-use kiseki_types::table::{Direction, Scan, TableError, TableWrite, prefix_end};
+use kiseki_types::table::{Direction, Scan, TableError, TableStore, TableWrite, prefix_end};
 use kiseki_types::{BlockCount, BlockIndex, DeviceId, LaneId};
 use std::ops::Bound;
 use std::rc::Rc;
@@ -82,10 +82,10 @@ fn journal_config(
 }
 
 /// Opens all own lanes on `device`. A problem with one of them fences the device: no part of it is trusted then.
-pub(crate) async fn open_device(
+pub(crate) async fn open_device<'a>(
     ports: &Ports,
     buffers: &BufferSource,
-    lanes: &[OwnLane],
+    lanes: impl Iterator<Item = (LaneId, &'a Rc<dyn TableStore>)>,
     device: &mut DeviceOnCore,
 ) -> Result<DeviceReport, TableError> {
     let mut report = DeviceReport {
@@ -96,11 +96,12 @@ pub(crate) async fn open_device(
         disbelieved: 0,
         problem: None,
     };
-    for own in lanes {
-        match open_lane(ports, buffers, own, device, &mut report).await {
-            Ok(lane) => {
-                report.fragments += lane.zones.borrow().used().count() as u64;
-                device.lanes.insert(own.lane, lane);
+    for (lane, table) in lanes {
+        let own = OwnLane { lane, table: table.clone() };
+        match open_lane(ports, buffers, &own, device, &mut report).await {
+            Ok(opened) => {
+                report.fragments += opened.zones.borrow().used().count() as u64;
+                device.lanes.insert(lane, opened);
             }
             Err(LaneFailure::Table(error)) => return Err(error),
             Err(LaneFailure::Device(problem)) => {

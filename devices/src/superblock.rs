@@ -8,7 +8,7 @@ mod keeper;
 #[cfg(test)]
 mod tests;
 
-pub use keeper::{SuperblockKeeper, SuperblockWitness};
+pub use keeper::{Enrolled, SuperblockKeeper, SuperblockWitness};
 
 use crate::checksum::crc32c;
 use crate::error::DeviceError;

@@ -88,7 +88,7 @@ impl Core {
         let pieces = piece_range(&range, fragment.meta.payload_len_bytes);
         let read = {
             let _pin = self.pins.pin(fragment.extent);
-            read_pieces(&self.buffers, device, fragment.extent, pieces.clone()).await
+            read_pieces(&self.buffers, &device, fragment.extent, pieces.clone()).await
         };
         let (header, bytes) = match read {
             Ok(read) => read,

@@ -3,10 +3,12 @@
 //! A verb is a file with `Args` (its flags; the doc comment is its help) and `run`. It is added by its `mod`, its
 //! variant and its arm below.
 
+mod bench;
 mod completion;
 mod format;
 mod inspect;
 mod list;
+mod man;
 mod node;
 mod render;
 mod verify;
@@ -33,7 +35,10 @@ enum Command {
     Inspect(inspect::Args),
     List(list::Args),
     Verify(verify::Args),
+    Bench(bench::Args),
     Completion(completion::Args),
+    #[command(hide = true)]
+    Man(man::Args),
 }
 
 impl Command {
@@ -43,7 +48,9 @@ impl Command {
             Command::Inspect(args) => inspect::run(args),
             Command::List(args) => list::run(args),
             Command::Verify(args) => verify::run(args),
+            Command::Bench(args) => bench::run(args),
             Command::Completion(args) => completion::run(args),
+            Command::Man(args) => man::run(args),
         }
     }
 }

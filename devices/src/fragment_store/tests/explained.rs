@@ -324,7 +324,7 @@ fn a_record_that_makes_no_sense_is_named() {
     rig.write_superblocks();
     rig.run(async {
         let (stores, _) = rig.start().await;
-        let journal = stores[0].core.devices[&rig.disks[0].0].lanes[&LaneId(1)].journal.clone();
+        let journal = stores[0].core.devices.get(rig.disks[0].0).unwrap().lanes[&LaneId(1)].journal.clone();
         let sequence = journal.append(b"no record").unwrap();
         journal.flushed(sequence).await.unwrap();
     });
@@ -436,7 +436,7 @@ fn i_l10_rows_that_were_half_replaced_are_not_used() {
             put(&stores[0], rig.disks[0].0, chunk, &payload(chunk, 3)).await.unwrap();
         }
         stores[0].fold().await.unwrap();
-        for lane in stores[0].core.devices[&rig.disks[0].0].lanes.values() {
+        for lane in stores[0].core.devices.get(rig.disks[0].0).unwrap().lanes.values() {
             lane.journal.trim_persisted().await.unwrap();
         }
     });

@@ -5,6 +5,8 @@ use crate::target::{Seed, Target, Verdict, accepted, bytes_settle, bytes_survive
 use kiseki_devices::fragment_header::FragmentHeader;
 use kiseki_devices::fuzzing;
 use kiseki_devices::layout::{DeviceLayout, SUPERBLOCK_COPIES};
+use kiseki_devices::nvme::identify::{self, ControllerIdentity, IDENTIFY_LEN_BYTES, NamespaceIdentity};
+use kiseki_devices::nvme::smart::{SMART_LEN_BYTES, SmartLog};
 use kiseki_devices::probe;
 use kiseki_devices::superblock::{DeviceClass, MemberId, MetadataEpoch, Superblock, SuperblockState};
 use kiseki_types::device::DeviceGeometry;
@@ -28,6 +30,17 @@ pub const MEMBER_FILE: Target = Target::new("member_file", member_file, || seeds
 pub const JOURNAL: Target = Target::new("journal", journal, journal_seeds)
     .mended(mend_journal)
     .allowed(4 * JOURNAL_PAGES_MAX * mend::BLOCK_BYTES, 16);
+/// What an NVMe controller says of itself; pages of a drive are kept without the zeros behind them.
+pub const NVME_CONTROLLER: Target =
+    Target::new("nvme_controller", nvme_controller, nvme_controller_seeds).mended(whole_identify_page);
+/// What an NVMe namespace says of itself.
+pub const NVME_NAMESPACE: Target =
+    Target::new("nvme_namespace", nvme_namespace, nvme_namespace_seeds).mended(whole_identify_page);
+/// The namespaces that a controller lists.
+pub const NVME_NAMESPACE_LIST: Target =
+    Target::new("nvme_namespace_list", nvme_namespace_list, nvme_namespace_list_seeds).mended(whole_identify_page);
+/// How a drive fares.
+pub const NVME_SMART: Target = Target::new("nvme_smart", nvme_smart, nvme_smart_seeds).mended(whole_smart_page);
 
 /// Pages of a fuzzed journal.
 const JOURNAL_PAGES_MAX: usize = 64;
@@ -195,4 +208,91 @@ fn journal_seeds() -> Vec<Seed> {
         ("four-frames", packed_region(&fuzzing::journal_region(6, &frames))),
         ("empty", packed_region(&fuzzing::journal_region(4, &[]))),
     ]
+}
+
+fn padded(bytes: &[u8], len_bytes: usize) -> Vec<u8> {
+    let mut page = bytes[..bytes.len().min(len_bytes)].to_vec();
+    page.resize(len_bytes, 0);
+    page
+}
+
+fn whole_identify_page(bytes: &[u8]) -> Vec<u8> {
+    padded(bytes, IDENTIFY_LEN_BYTES)
+}
+
+fn whole_smart_page(bytes: &[u8]) -> Vec<u8> {
+    padded(bytes, SMART_LEN_BYTES)
+}
+
+/// A page with some fields set.
+fn page_with(fields: &[(usize, &[u8])]) -> Vec<u8> {
+    let mut page = vec![0; IDENTIFY_LEN_BYTES];
+    fields.iter().for_each(|(offset, bytes)| page[*offset..*offset + bytes.len()].copy_from_slice(bytes));
+    mend::without_zeros(&page)
+}
+
+/// Nothing of a drive's texts can move a terminal's cursor or grow.
+fn check_text(text: &str, len_bytes_max: usize) {
+    assert!(text.len() <= len_bytes_max && text.bytes().all(|byte| (b' '..=b'~').contains(&byte)), "{text:?}");
+}
+
+fn nvme_controller(bytes: &[u8]) -> Verdict {
+    let Ok(found) = ControllerIdentity::parse(bytes) else { return Verdict::Refused };
+    check_text(&found.serial, 20);
+    check_text(&found.model, 40);
+    check_text(&found.firmware, 8);
+    // What the passthrough device cuts its commands by.
+    assert!(found.transfer_len_bytes_max.is_none_or(|len| len.is_power_of_two() && len >= 8192));
+    assert!(found.atomic_blocks > 0 && found.atomic_blocks_power_fail > 0);
+    Verdict::Accepted
+}
+
+fn nvme_controller_seeds() -> Vec<Seed> {
+    let serial: (usize, &[u8]) = (4, b"S64H1               ");
+    let model: (usize, &[u8]) = (24, b"ACME Fast Drive");
+    let limits: (usize, &[u8]) = (77, &[7]);
+    let features: (usize, &[u8]) = (520, &[0x8c, 0, 0, 0, 1, 1, 127, 0, 31, 0]);
+    vec![("drive", page_with(&[serial, model, limits, features])), ("bare", page_with(&[(0, &[1])]))]
+}
+
+fn nvme_namespace(bytes: &[u8]) -> Verdict {
+    let Ok(found) = NamespaceIdentity::parse(bytes) else { return Verdict::Refused };
+    assert!(found.block_count > 0 && found.len_bytes() <= i64::MAX as u64);
+    assert!(found.capacity_blocks <= found.block_count && found.used_blocks <= found.block_count);
+    assert!(found.formats.contains(&found.format) && found.formats.len() <= 64);
+    assert!(found.preferred_format().is_none_or(|best| found.formats.contains(&best) && best.metadata_len_bytes == 0));
+    assert!(found.boundary_blocks.is_none_or(|blocks| blocks > 0));
+    Verdict::Accepted
+}
+
+fn nvme_namespace_seeds() -> Vec<Seed> {
+    let blocks: (usize, &[u8]) = (0, &[0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 0, 0]);
+    let two: (usize, &[u8]) = (24, &[0x12, 1, 1]);
+    let formats: (usize, &[u8]) = (128, &[0, 0, 9, 2, 0, 0, 12, 0]);
+    let many: Vec<u8> = (0..33).flat_map(|_| [0, 0, 9, 0]).collect();
+    vec![
+        ("two-formats", page_with(&[blocks, two, formats, (104, &[9; 24])])),
+        ("many-formats", page_with(&[blocks, (25, &[32, 0x40]), (128, &many)])),
+    ]
+}
+
+fn nvme_namespace_list(bytes: &[u8]) -> Verdict {
+    let Ok(found) = identify::parse_namespace_list(bytes) else { return Verdict::Refused };
+    assert!(found.len() <= IDENTIFY_LEN_BYTES / 4 && found.windows(2).all(|pair| pair[0] < pair[1]));
+    Verdict::Accepted
+}
+
+fn nvme_namespace_list_seeds() -> Vec<Seed> {
+    vec![("two", page_with(&[(0, &[1, 0, 0, 0, 3])]))]
+}
+
+fn nvme_smart(bytes: &[u8]) -> Verdict {
+    let Ok(found) = SmartLog::parse(bytes) else { return Verdict::Refused };
+    let (_texts, _temperature) = (found.critical.texts(), found.temperature_celsius());
+    assert!(found.bytes_written() >= found.data_units_written && found.bytes_read() >= found.data_units_read);
+    Verdict::Accepted
+}
+
+fn nvme_smart_seeds() -> Vec<Seed> {
+    vec![("worn", page_with(&[(0, &[0x19, 0x43, 1, 97, 10, 91]), (48, &[1, 2, 3]), (160, &[0xff; 16])]))]
 }
