@@ -1,4 +1,4 @@
-//! What `verify --json` prints. Keys are stable: new ones may come, none goes or changes its meaning (docs/devctl.md).
+//! What `verify --json` prints. Keys are stable: new ones may come, none goes or changes its meaning (docs/verify.md).
 
 use kiseki_devices::verify::{CopyState, FragmentState, Verdict, VerifiedFragment};
 use kiseki_types::fragment::StoredFragment;
