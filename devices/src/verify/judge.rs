@@ -29,7 +29,7 @@ impl UsedExtents {
         let mut used = UsedExtents { by_start: BTreeMap::new() };
         for lane in lanes {
             for fragment in lane.history.live() {
-                used.add(&superblock.layout, fragment, "its journal", verdict);
+                used.add(&superblock.layout, lane.lane, fragment, "its journal", verdict);
             }
         }
         for (lane, row) in known.into_iter().flat_map(|rows| rows.extents_of(superblock.device)) {
@@ -38,21 +38,28 @@ impl UsedExtents {
             let touched = lanes.iter().any(|other| other.history.touching(start, end).is_some());
             if !touched {
                 let source = format!("the index table of lane {}", lane.0);
-                used.add(&superblock.layout, row, &source, verdict);
+                used.add(&superblock.layout, lane, row, &source, verdict);
             }
         }
         used
     }
 
-    fn add(&mut self, layout: &DeviceLayout, fragment: &StoredFragment, source: &str, verdict: &mut Verdict) {
-        let extent = fragment.extent;
-        let lane = lane_of(layout, fragment);
-        let in_zone = layout.zone_of(extent.start).is_some_and(|zone| {
+    /// Takes an extent up that lane `owner` says it gave out.
+    fn add(
+        &mut self,
+        layout: &DeviceLayout,
+        owner: LaneId,
+        fragment: &StoredFragment,
+        source: &str,
+        verdict: &mut Verdict,
+    ) {
+        let (extent, lane) = (fragment.extent, Some(owner));
+        let in_own_zone = layout.zone_of(extent.start).is_some_and(|zone| {
             let (start, len) = layout.zone(zone);
-            extent.end() <= start.plus(len)
+            layout.lane_of_zone(zone) == owner && extent.end() <= start.plus(len)
         });
-        if !in_zone {
-            let text = format!("{source} names {extent}, which leaves the zones");
+        if !in_own_zone {
+            let text = format!("{source} names {extent}, which lies outside the lane's zones");
             verdict.problem(Problem::at(ProblemKind::FragmentOutside, lane, extent.start, text));
             return;
         }

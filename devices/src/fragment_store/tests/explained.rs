@@ -169,10 +169,11 @@ fn cases() -> Vec<(&'static str, Damage, Vec<ProblemKind>)> {
             vec![P::DeviceShrunk, P::SuperblockDamaged, P::SuperblockDamaged],
         ),
         (
-            "cut off in the middle of a fragment, the last one of its zone",
+            // The record of the very last one is not stated as flushed: it was never acknowledged.
+            "cut off in the middle of a fragment, the last but one of its zone",
             Box::new(|sample, bytes| {
                 let last = (0..sample.extents.len()).map(|fragment| sample.at(fragment)).max().unwrap();
-                bytes.truncate(last + 5 * PAGE + 100);
+                bytes.truncate(last - sample.fragment_len() + 5 * PAGE + 100);
             }),
             vec![P::DeviceShrunk, P::FragmentPayload, P::SuperblockDamaged, P::SuperblockDamaged],
         ),
@@ -295,16 +296,19 @@ fn i_c8_what_tables_and_journals_say_is_held_against_the_bytes() {
     let unspoken = verified(with_second.clone(), None);
     assert_eq!((kinds(&unspoken), unspoken.doubles), (vec![], 1), "it may be a leftover");
     assert_eq!(verified(with_second.clone(), Some(&NodeRows::default())).count(FragmentState::Leftover), 1);
+    let (last_zone, last_len) = layout.zone(layout.zone_count() - 1);
+    let last = BlockIndex(last_zone.0 + last_len.0 - 20 * unit);
     let cases = [
-        ("second of its stripe", second.clone(), vec![ProblemKind::SecondOfStripe]),
-        ("leaves its zone", row_of(70, BlockIndex(free.0 + unit), 40 * unit), vec![ProblemKind::FragmentOutside]),
-        ("nothing there", row_of(71, BlockIndex(free.0 - 60 * unit), 21 * unit), vec![ProblemKind::FragmentMissing]),
+        ("second of its stripe", 0, second.clone(), vec![ProblemKind::SecondOfStripe]),
+        ("leaves its zone", 1, row_of(70, last, 21 * unit), vec![ProblemKind::FragmentOutside]),
+        ("another lane's", 0, row_of(70, BlockIndex(last.0 - unit), 21 * unit), vec![ProblemKind::FragmentOutside]),
+        ("nothing there", 0, row_of(71, BlockIndex(free.0 - 60 * unit), 21 * unit), vec![ProblemKind::FragmentMissing]),
     ];
-    for (name, row, expected) in cases {
+    for (name, table, row, expected) in cases {
         let value = Some(encode_row(&row));
         let put = write(TABLE_EXTENTS, extent_row_key(id, row.extent.start), value);
-        sample.rig.tables[0].borrow_mut().durable = Tables::new();
-        apply(&mut sample.rig.tables[0].borrow_mut().durable, &[put]);
+        sample.rig.tables.iter().for_each(|table| table.borrow_mut().durable = Tables::new());
+        apply(&mut sample.rig.tables[table].borrow_mut().durable, &[put]);
         let verdict = verified(with_second.clone(), Some(&sample.rig.node_rows()));
         assert_eq!(kinds(&verdict), expected, "{name}: {:?}", verdict.problems);
     }
@@ -372,8 +376,9 @@ fn i_c8_an_index_made_from_the_bytes_is_the_nodes_and_serves_everything() {
             let work = async {
                 let (stores, reports) = rig.start().await;
                 assert!(reports.iter().all(|report| report.problem.is_none()), "seed {seed}: {reports:?}");
-                check(&stores, &model).await.unwrap_or_else(|error| panic!("seed {seed}, round {round}: {error}"));
                 free_orphans(&stores, &model).await;
+                rig.sim.ports(NODE).sleep(Duration::from_secs(1)).await; // until their extents are free
+                check(&stores, &model).await.unwrap_or_else(|error| panic!("seed {seed}, round {round}: {error}"));
                 for _ in 0..12 {
                     let steps = (0..1 + rng.below(6)).map(|_| {
                         let store = rng.pick(&stores).clone();
@@ -417,6 +422,8 @@ fn i_c8_an_index_made_from_the_bytes_is_the_nodes_and_serves_everything() {
         rig.run(async {
             let (stores, reports) = rig.start().await;
             assert!(reports.iter().all(|report| report.problem.is_none()), "seed {seed}: {reports:?}");
+            free_orphans(&stores, &model).await;
+            rig.sim.ports(NODE).sleep(Duration::from_secs(1)).await;
             check(&stores, &model).await.unwrap_or_else(|error| panic!("seed {seed}: {error}"));
         });
     }
@@ -505,7 +512,11 @@ async fn free_orphans(stores: &[CoreFragmentStore], model: &RefCell<Model>) {
     for store in stores {
         for (locator, generation) in store.list(None, 10_000).await.unwrap() {
             let chunk = u64::from_le_bytes(locator.0[8..16].try_into().unwrap());
-            if !model.borrow().there.contains_key(&chunk) {
+            let is_known = {
+                let model = model.borrow();
+                model.there.contains_key(&chunk) || model.in_doubt.contains_key(&chunk)
+            };
+            if !is_known {
                 for fragment in store.locate(locator, generation).await.unwrap() {
                     store.release(&fragment).await.unwrap();
                 }

@@ -59,7 +59,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let bar = if args.json { ProgressBar::hidden() } else { ProgressBar::new(steps.len() as u64) };
     bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}")?);
     let measured: Vec<Measured> = on_executor(async |_| {
-        let device = open_device(path, RingOptions { depth: load::DEPTH_MAX }, None)?;
+        let pool = load::pool();
+        let device = open_device(path, RingOptions { depth: load::DEPTH_MAX }, Some(pool.clone()))?;
         let len_bytes = device.geometry().len_bytes();
         if len_bytes < LEN_BYTES_MIN {
             bail!("{shown} has {}; figures need {} at least", HumanBytes(len_bytes), HumanBytes(LEN_BYTES_MIN));
@@ -70,7 +71,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         let mut measured = Vec::new();
         for step in steps {
             bar.set_message(step.name());
-            measured.push(load::measure(&device, step, args.runtime).await);
+            measured.push(load::measure(&device, &pool, step, args.runtime).await);
             bar.inc(1);
         }
         anyhow::Ok(measured)

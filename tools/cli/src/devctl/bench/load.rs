@@ -119,15 +119,21 @@ struct Load {
     error: RefCell<Option<String>>,
 }
 
+/// Registered buffers for all steps, as a node's cores have them.
+pub fn pool() -> Rc<BufferPool> {
+    let slabs = |step: Step| SlabClass { len_bytes: step.len_bytes(), count: usize::from(step.depth()) };
+    BufferPool::new(&[slabs(Step::RandomRead32), slabs(Step::Read8)])
+}
+
 /// Does one step for `runtime`.
-pub async fn measure(device: &Rc<dyn Device>, step: Step, runtime: Duration) -> Measured {
+pub async fn measure(device: &Rc<dyn Device>, pool: &Rc<BufferPool>, step: Step, runtime: Duration) -> Measured {
     let geometry = device.geometry();
     let block = u64::from(geometry.block_len_bytes);
     let used = geometry.len_bytes().saturating_sub(2 * PROBE_LEN_BYTES);
     let begin = Instant::now();
     let load = Load {
         device: device.clone(),
-        pool: BufferPool::new(&[SlabClass { len_bytes: step.len_bytes(), count: usize::from(step.depth()) }]),
+        pool: pool.clone(),
         step,
         begin,
         end: begin + runtime,
