@@ -11,6 +11,7 @@
 //! and go while it serves: [`CoreFragmentStore::add_device`], [`CoreFragmentStore::remove_device`].
 
 mod fold;
+mod held;
 mod messages;
 pub(crate) mod put;
 mod read;
@@ -32,12 +33,14 @@ use crate::layout::DeviceLayout;
 use crate::recovery;
 use kiseki_types::buf::{BufferSource, IoBuf, IoBytes};
 use kiseki_types::device::Device;
-use kiseki_types::fragment::{DeviceState, DeviceStatus, FragmentError, FragmentMeta, FragmentStore, StoredFragment};
+use kiseki_types::fragment::{
+    DeviceState, DeviceStatus, DeviceUse, FragmentError, FragmentMeta, FragmentStore, StoredFragment,
+};
 use kiseki_types::link::Link;
 use kiseki_types::runtime::{LocalBoxFuture, Ports};
 use kiseki_types::table::{TableError, TableStore};
 use kiseki_types::units::Extent;
-use kiseki_types::{DeviceId, Generation, LaneId, Locator, PoolId};
+use kiseki_types::{BlockIndex, DeviceId, Generation, LaneId, Locator, PoolId};
 use put::PutScope;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -138,6 +141,8 @@ pub(crate) struct DeviceOnCore {
     pub lanes: BTreeMap<LaneId, LaneOnDevice>,
     /// Whether another core told of the failure, so that it is not told again.
     failure_is_known: Cell<bool>,
+    /// Reads that it failed.
+    pub read_errors: Cell<u64>,
     /// Whether all cores of the node have it, so that fragments may be placed on it.
     is_admitted: Cell<bool>,
     /// Whether it is being taken out: then its fence is no failure.
@@ -155,6 +160,7 @@ impl DeviceOnCore {
             device: given.device,
             lanes: BTreeMap::new(),
             failure_is_known: Cell::new(false),
+            read_errors: Cell::new(0),
             is_admitted: Cell::new(is_admitted),
             is_leaving: Cell::new(false),
         }
@@ -425,6 +431,7 @@ impl Core {
             capacity_bytes: device.layout.capacity_bytes().saturating_sub(reserve),
             free_bytes: device.lanes.values().map(LaneOnDevice::free_blocks).sum::<u64>() * block,
             state: if device.gate.fenced().is_some() { DeviceState::Failed } else { DeviceState::Healthy },
+            read_errors: device.read_errors.get(),
         }
     }
 
@@ -488,6 +495,24 @@ impl FragmentStore for CoreFragmentStore {
 
     fn release(&self, fragment: &StoredFragment) -> LocalBoxFuture<'static, Result<(), FragmentError>> {
         self.core.clone().start_release(fragment.clone())
+    }
+
+    fn use_of(&self, device: DeviceId) -> Option<DeviceUse> {
+        self.core.use_of(device)
+    }
+
+    fn held_on(
+        &self,
+        device: DeviceId,
+        after: Option<BlockIndex>,
+        limit: usize,
+    ) -> LocalBoxFuture<'static, Result<Vec<StoredFragment>, FragmentError>> {
+        Box::pin(self.core.clone().held_on(device, after, limit))
+    }
+
+    fn forget(&self, fragment: &StoredFragment) -> LocalBoxFuture<'static, Result<(), FragmentError>> {
+        let (core, fragment) = (self.core.clone(), fragment.clone());
+        Box::pin(async move { core.forget(&fragment).await })
     }
 
     fn list(

@@ -95,6 +95,7 @@ impl Core {
             Err(error) => {
                 // One unreadable block is no reason to give up the device: the fragment is rebuilt elsewhere.
                 add(&self.counters.read_errors, 1);
+                add(&device.read_errors, 1);
                 tracing::warn!(device = %device.id, extent = %fragment.extent, %error, "read failed");
                 device.check()?;
                 return Err(self.corrupt(fragment));

@@ -103,7 +103,7 @@ impl Core {
     }
 
     /// Takes the fragment out of the index.
-    async fn forget(self: &Rc<Core>, fragment: &StoredFragment) -> Result<(), FragmentError> {
+    pub async fn forget(self: &Rc<Core>, fragment: &StoredFragment) -> Result<(), FragmentError> {
         let (key, extent) = (fragment.meta.key, fragment.extent);
         self.call(self.index_lane(key.locator), LaneRequest::IndexRemove { key, extent }).await.map(|_| ())
     }
