@@ -19,6 +19,7 @@ pub use problem::{Problem, ProblemKind};
 
 use crate::image::Image;
 use crate::index_rebuild::NodeRows;
+use crate::layout::{SUPERBLOCK_COPIES, SUPERBLOCK_LEN_BYTES};
 use crate::probe::{self, FoundSignature};
 use crate::superblock::{Superblock, SuperblockState};
 use kiseki_types::BlockCount;
@@ -31,6 +32,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Most threads that read one device: beyond this depth drives gain little.
 pub const THREADS_MAX: usize = 32;
+
+/// What is shorter was never a device: it has no room for the copies of a superblock.
+const LEN_BYTES_MIN: u64 = (SUPERBLOCK_COPIES * SUPERBLOCK_LEN_BYTES) as u64;
 
 /// How a device is verified.
 #[derive(Clone, Copy)]
@@ -197,7 +201,7 @@ fn explain_stranger(image: &Image, state: &SuperblockState, verdict: &mut Verdic
         SuperblockState::TooNew { version } => {
             Problem::new(ProblemKind::FormatTooNew, format!("its superblock has format {version}"))
         }
-        SuperblockState::Unreadable { reason } => {
+        SuperblockState::Unreadable { reason } if image.len_bytes() >= LEN_BYTES_MIN => {
             Problem::new(ProblemKind::SuperblockLost, format!("no copy of its superblock verifies: {reason}"))
         }
         _ => Problem::new(ProblemKind::NotFormatted, format!("it carries no Kiseki superblock, but {carried}")),

@@ -434,6 +434,26 @@ fn i_c8_an_index_made_from_the_bytes_is_the_nodes_and_serves_everything() {
 }
 
 #[test]
+fn i_c2_what_a_journal_released_gets_no_row_although_its_bytes_are_there() {
+    let rig = Rig::new(12, 1, 1);
+    rig.write_superblocks();
+    rig.run(async {
+        let (stores, _) = rig.start().await;
+        for chunk in 0..4 {
+            put(&stores[0], rig.disks[0].0, chunk, &payload(chunk, 3)).await.unwrap();
+        }
+        let found = find(&stores[0], 2).await.remove(0);
+        stores[0].release(&found).await.unwrap();
+    });
+    let verdict = verified(rig.bytes(0), None);
+    assert_eq!((verdict.count(FragmentState::Used), verdict.count(FragmentState::Leftover)), (3, 1));
+    assert!(verdict.is_clean(), "a leftover is normal");
+    let released = meta(2, 0, &payload(2, 3)).key;
+    let rows: Vec<_> = rig.rebuilt()[0].rows().map(|row| row.meta.key).collect();
+    assert!(rows.len() == 3 && !rows.contains(&released), "I-C2: {rows:?}");
+}
+
+#[test]
 fn i_l10_rows_that_were_half_replaced_are_not_used() {
     let rig = Rig::new(11, 1, 1);
     rig.write_superblocks();

@@ -5,12 +5,14 @@ mod as_json;
 mod rebuild;
 mod text;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
+use kiseki_devices::DeviceError;
 use kiseki_devices::image::Image;
 use kiseki_devices::index_rebuild::NodeRows;
 use kiseki_devices::superblock::Superblock;
 use kiseki_devices::verify::{Progress, Verdict, VerifyOptions, superblock, verify};
+use kiseki_server::devices::with_causes;
 use kiseki_server::stopped_node::StoppedNode;
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -80,21 +82,26 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let mut output =
         json!({ "devices": verdicts.iter().map(|it| as_json::device(it, args.fragments)).collect::<Vec<_>>() });
     if !args.json {
-        verdicts.iter().for_each(|verdict| text::device(verdict, args.fragments));
+        verdicts.iter().for_each(|verdict| say(&text::device(verdict, args.fragments)));
     }
     let mut is_clean = verdicts.iter().all(Verdict::is_clean) && say_twins(&verdicts, args.json);
-    for (lane, reason) in tables.iter().flat_map(|tables| &tables.lost) {
-        is_clean = false;
-        if !args.json {
-            println!(
-                "the index table of lane {} is lost: {reason}\n  -> --rebuild-index --write makes it anew",
-                lane.0
-            );
+    let lost: Vec<String> = tables
+        .iter()
+        .flat_map(|tables| &tables.lost)
+        .map(|(lane, reason)| format!("the index table of lane {} is lost: {reason}", lane.0))
+        .collect();
+    is_clean &= lost.is_empty() || args.write;
+    output["index_lost"] = json!(lost);
+    if !args.json && !lost.is_empty() {
+        say(&lost.join("\n"));
+        if !args.write {
+            say("  -> kiseki-devctl verify --rebuild-index --write --dir DIR makes it anew");
         }
     }
     if args.rebuild_index {
         let rebuilt = rebuild::make(&verdicts);
-        let rows = tables.as_ref().map(|tables| &tables.rows);
+        // A table that is lost is nothing to compare with.
+        let rows = tables.as_ref().filter(|tables| tables.lost.is_empty()).map(|tables| &tables.rows);
         let comparison = rebuild::report(&rebuilt, rows, args.fragments, args.json);
         is_clean &= comparison.is_explained || args.write;
         output["rebuild"] = comparison.json;
@@ -105,14 +112,14 @@ pub fn run(args: Args) -> Result<ExitCode> {
             let written = node.replace_index(&rebuilt.devices, &rebuilt.unsound)?;
             output["rebuild"]["rows_written"] = json!(written);
             if !args.json {
-                println!("{written} rows written; the node can start");
+                say(&format!("{written} rows written; the node can start"));
             }
         }
     }
     output["refused"] = json!(refused);
     output["is_clean"] = json!(is_clean && refused.is_empty());
     match args.json {
-        true => println!("{output:#}"),
+        true => say(&format!("{output:#}")),
         false => refused.iter().for_each(|reason| eprintln!("kiseki-devctl: {reason}")),
     }
     Ok(match (refused.is_empty(), is_clean) {
@@ -120,6 +127,12 @@ pub fn run(args: Args) -> Result<ExitCode> {
         (true, false) => ExitCode::FAILURE,
         (true, true) => ExitCode::SUCCESS,
     })
+}
+
+/// Prints a line or more. Whoever reads it may stop reading (`| head`): that is no failure.
+fn say(text: &str) {
+    use std::io::Write;
+    let _gone = writeln!(std::io::stdout(), "{}", text.trim_end());
 }
 
 /// Opens what can be opened; the others with their reason. Errors: one device given twice.
@@ -132,18 +145,12 @@ fn open_all(paths: &[PathBuf]) -> Result<(Vec<Image>, Vec<String>)> {
     }
     let (mut images, mut refused) = (Vec::new(), Vec::new());
     for path in paths {
-        match Image::open(path).with_context(|| path.display().to_string()) {
+        match Image::open(path) {
             Ok(image) => images.push(image),
-            Err(error) => {
-                let busy = error.root_cause().downcast_ref::<kiseki_devices::DeviceError>();
-                let hint = match busy {
-                    Some(kiseki_devices::DeviceError::Busy { .. }) => {
-                        "; a running node checks its devices itself (kiseki status): stop it to verify one here"
-                    }
-                    _ => "",
-                };
-                refused.push(format!("{error:#}{hint}"));
-            }
+            Err(error @ DeviceError::Busy { .. }) => refused.push(format!(
+                "{error}; a running node checks its devices itself (kiseki status): stop it to verify one here"
+            )),
+            Err(error) => refused.push(with_causes(&error)),
         }
     }
     Ok((images, refused))
@@ -179,7 +186,7 @@ fn say_twins(verdicts: &[Verdict], is_json: bool) -> bool {
         if let Some(twin) = verdicts[..at].iter().find(same).filter(|_| id.is_some()) {
             none = false;
             if !is_json {
-                println!("{} is a copy of {}; a node uses one of them at most", verdict.name, twin.name);
+                say(&format!("{} is a copy of {}; a node uses one of them at most", verdict.name, twin.name));
             }
         }
     }

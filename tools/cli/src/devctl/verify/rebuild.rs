@@ -1,6 +1,6 @@
 //! `verify --rebuild-index`: rows made from the devices' bytes, and how they differ from the node's.
 
-use super::as_json;
+use super::{as_json, say};
 use kiseki_devices::index_rebuild::{Comparison, NodeRows, RebuiltDevice, compare, rebuild};
 use kiseki_devices::verify::Verdict;
 use kiseki_types::DeviceId;
@@ -51,10 +51,7 @@ pub fn report(rebuilt: &Rebuilt, node: Option<&NodeRows>, lists_all: bool, is_js
         let Some(node) = node else {
             devices.push(json!({ "path": device.name, "device": device.device.to_string(), "rows": rows }));
             if !is_json {
-                println!(
-                    "{}: {rows} fragments explain themselves; --dir compares them with a node's index",
-                    device.name
-                );
+                say(&format!("{}: {rows} fragments explain themselves", device.name));
             }
             continue;
         };
@@ -66,7 +63,7 @@ pub fn report(rebuilt: &Rebuilt, node: Option<&NodeRows>, lists_all: bool, is_js
         }
     }
     if !is_json {
-        rebuilt.refused.iter().for_each(|reason| println!("{reason}"));
+        rebuilt.refused.iter().for_each(|reason| say(reason));
     }
     Report {
         is_explained,
@@ -97,18 +94,21 @@ fn comparison_json(device: &RebuiltDevice, rows: usize, comparison: &Comparison,
 
 fn print_comparison(device: &RebuiltDevice, rows: usize, comparison: &Comparison, lists_all: bool) {
     let Comparison { same, journaled, missing, surplus } = comparison;
-    println!(
-        "{}: {rows} fragments explain themselves; of the node's index rows {same} are the same, {journaled} are still \
-         with a journal, {} are not explained; {} rows more (released fragments that nothing has overwritten yet)",
+    let mut line = format!(
+        "{}: {rows} fragments explain themselves; of the node's index rows {same} are the same, {journaled} are with a \
+         journal, {} are not explained",
         device.name,
-        missing.len(),
-        surplus.len()
+        missing.len()
     );
+    if !surplus.is_empty() {
+        line.push_str(&format!("; {} more are of released fragments that nothing has overwritten yet", surplus.len()));
+    }
+    say(&line);
     let shown = if lists_all { usize::MAX } else { SHOWN_MAX };
     for (table, row) in missing.iter().take(shown) {
-        println!("  not explained: row of {} for {} at {}", table.name(), row.meta.key.locator, row.extent);
+        say(&format!("  not explained: row of {} for {} at {}", table.name(), row.meta.key.locator, row.extent));
     }
     for (table, row) in surplus.iter().filter(|_| lists_all) {
-        println!("  more: row of {} for {} at {}", table.name(), row.meta.key.locator, row.extent);
+        say(&format!("  more: row of {} for {} at {}", table.name(), row.meta.key.locator, row.extent));
     }
 }

@@ -8,20 +8,22 @@ use kiseki_devices::verify::{CopyState, FragmentState, Problem, Verdict};
 const SAME_KIND_MAX: usize = 20;
 
 /// One device.
-pub fn device(verdict: &Verdict, with_fragments: bool) {
-    println!("{}: {}", verdict.name, headline(verdict));
+pub fn device(verdict: &Verdict, with_fragments: bool) -> String {
+    let mut lines = vec![format!("{}: {}", verdict.name, headline(verdict))];
     if verdict.superblock.is_some() {
-        println!("  superblock  {}", copies(verdict));
-        println!("  journals    {}", journals(verdict));
-        println!("  fragments   {}", fragments(verdict));
+        lines.push(format!("  superblock  {}", copies(verdict)));
+        lines.push(format!("  journals    {}", journals(verdict)));
+        lines.push(format!("  fragments   {}", fragments(verdict)));
     }
     for found in verdict.fragments.iter().filter(|_| with_fragments) {
         let (key, extent) = (&found.fragment.meta.key, found.fragment.extent);
         let (start, len) = (extent.start.0, extent.len.0);
         let state = state_name(found.state);
-        println!("  block {start:>10} +{len:<6} {} {} index {} {state}", key.locator, key.generation, key.index);
+        let name = format!("{} {} index {}", key.locator, key.generation, key.index);
+        lines.push(format!("  block {start:>10} +{len:<6} {name} {state}"));
     }
-    problems(&verdict.problems);
+    problems(&verdict.problems, &mut lines);
+    lines.join("\n")
 }
 
 fn headline(verdict: &Verdict) -> String {
@@ -84,16 +86,16 @@ fn fragments(verdict: &Verdict) -> String {
     line
 }
 
-fn problems(problems: &[Problem]) {
+fn problems(problems: &[Problem], lines: &mut Vec<String>) {
     let mut kinds: Vec<_> = problems.iter().map(|problem| problem.kind).collect();
     kinds.sort_unstable();
     kinds.dedup();
     for kind in kinds {
         let same: Vec<&Problem> = problems.iter().filter(|problem| problem.kind == kind).collect();
-        same.iter().take(SAME_KIND_MAX).for_each(|problem| println!("  {problem}"));
+        lines.extend(same.iter().take(SAME_KIND_MAX).map(|problem| format!("  {problem}")));
         if same.len() > SAME_KIND_MAX {
-            println!("  {kind}: and {} more (--json lists all)", same.len() - SAME_KIND_MAX);
+            lines.push(format!("  {kind}: and {} more (--json lists all)", same.len() - SAME_KIND_MAX));
         }
-        println!("    -> {}", kind.advice());
+        lines.push(format!("    -> {}", kind.advice()));
     }
 }
