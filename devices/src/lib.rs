@@ -6,10 +6,11 @@
 //!
 //! Reading order: [`layout`], [`superblock`], [`probe`], [`mod@format`], then [`pool`], [`ring`], [`file_device`], and
 //! [`meta_dir`], [`metadata_set`]. Drives: [`nvme`]. What lies in a device: [`flush_gate`], [`journal`], [`zones`],
-//! [`fragment_header`], [`lane`], [`index`], [`recovery`], [`fragment_store`]. What a stopped node's devices say:
-//! [`image`], [`verify`], [`index_rebuild`].
+//! [`fragment_header`], [`lane`], [`space`], [`index`], [`recovery`], [`fragment_store`]. What a stopped node's devices
+//! say: [`image`], [`verify`], [`index_rebuild`].
 
 mod checksum;
+mod discard_unit;
 pub mod error;
 pub mod file_device;
 pub mod flush_gate;
@@ -32,6 +33,8 @@ pub mod pool;
 pub mod probe;
 pub mod recovery;
 pub mod ring;
+mod runs;
+pub mod space;
 pub mod superblock;
 #[cfg(test)]
 mod testing;

@@ -34,6 +34,7 @@ pub mod node;
 pub mod paths;
 pub mod report;
 pub mod scratch_dir;
+pub mod space;
 pub mod status;
 pub mod steps;
 pub mod stopped_node;

@@ -15,20 +15,30 @@ use std::os::unix::fs::PermissionsExt;
 const FRAME: &[u8] = b"KSKJFRAM";
 const PAGE: usize = 4096;
 
+fn superblock(id: DeviceId, layout: &DeviceLayout) -> Superblock {
+    Superblock {
+        cluster: ClusterId([9; 16]),
+        device: id,
+        pool: PoolId(1),
+        class: DeviceClass::File,
+        layout: *layout,
+        generation: 1,
+        incarnation: 1,
+        metadata: MetadataEpoch::default(),
+    }
+}
+
+/// Where intact fragments lie in the bytes of a device, whatever else is known of them; it needs no superblock.
+pub(super) fn intact_extents(id: DeviceId, layout: &DeviceLayout, mut bytes: Vec<u8>) -> Vec<Extent> {
+    bytes[..PAGE].copy_from_slice(&superblock(id, layout).encode(0));
+    verified(bytes, None).fragments.into_iter().map(|found| found.fragment.extent).collect()
+}
+
 impl Rig {
     /// Writes superblocks, as format does.
     fn write_superblocks(&self) {
         for (id, disk, layout) in &self.disks {
-            let mut superblock = Superblock {
-                cluster: ClusterId([9; 16]),
-                device: *id,
-                pool: PoolId(1),
-                class: DeviceClass::File,
-                layout: *layout,
-                generation: 1,
-                incarnation: 1,
-                metadata: MetadataEpoch::default(),
-            };
+            let mut superblock = superblock(*id, layout);
             let device = disk.open();
             self.run(async {
                 write_superblock(&*device, &superblock).await.unwrap();
@@ -39,7 +49,7 @@ impl Rig {
     }
 
     /// All bytes of a disk.
-    fn bytes(&self, disk: usize) -> Vec<u8> {
+    pub(super) fn bytes(&self, disk: usize) -> Vec<u8> {
         let geometry = self.disks[disk].2.geometry();
         let bytes = self.disks[disk].1.peek(BlockIndex(0), geometry.block_count);
         assert_eq!(bytes.len() as u64, geometry.len_bytes());
