@@ -92,7 +92,7 @@ fn i_c8_image_files_cut_two_hundred_times_hold_what_was_acknowledged() {
         let tables = recorded.tables(events, &rng);
         let Promised { model, released, .. } = recorded.promised(events);
         let model = RefCell::new(model);
-        let scanned = on_executor(async {
+        on_executor(async {
             let (store, report) = open_store(&path, device, &tables).await;
             assert_eq!(report.problem, None, "cut {cut} behind event {events}");
             store.publish_recovered().await.unwrap();
