@@ -537,17 +537,19 @@ impl TableStore for CutOff {
     }
 }
 
-/// What the node's search for orphans does: chunks that nobody knows are released.
+/// What a node's search for orphans and its repair do: chunks that nobody knows are released, and so are the rests of puts
+/// that a cut tore before they were answered (their headers are whole, so the bytes alone give them a row).
 async fn free_orphans(stores: &[CoreFragmentStore], model: &RefCell<Model>) {
     for store in stores {
         for (locator, generation) in store.list(None, 10_000).await.unwrap() {
             let chunk = u64::from_le_bytes(locator.0[8..16].try_into().unwrap());
-            let is_known = {
-                let model = model.borrow();
-                model.there.contains_key(&chunk) || model.in_doubt.contains_key(&chunk)
-            };
-            if !is_known {
-                for fragment in store.locate(locator, generation).await.unwrap() {
+            if model.borrow().there.contains_key(&chunk) {
+                continue;
+            }
+            let is_in_doubt = model.borrow().in_doubt.contains_key(&chunk);
+            for fragment in store.locate(locator, generation).await.unwrap() {
+                let whole = store.read(&fragment, 0..fragment.meta.payload_len_bytes).await;
+                if !is_in_doubt || whole.is_err() {
                     store.release(&fragment).await.unwrap();
                 }
             }
