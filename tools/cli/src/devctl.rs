@@ -5,12 +5,15 @@
 
 mod bench;
 mod completion;
+mod enroll;
 mod format;
 mod inspect;
+mod join;
 mod list;
 mod man;
 mod node;
 mod render;
+mod replace;
 mod verify;
 
 use anyhow::Result;
@@ -34,6 +37,8 @@ enum Command {
     Format(format::Args),
     Inspect(inspect::Args),
     List(list::Args),
+    Enroll(enroll::Args),
+    Replace(replace::Args),
     Verify(verify::Args),
     Bench(bench::Args),
     Completion(completion::Args),
@@ -47,6 +52,8 @@ impl Command {
             Command::Format(args) => format::run(args),
             Command::Inspect(args) => inspect::run(args),
             Command::List(args) => list::run(args),
+            Command::Enroll(args) => enroll::run(args),
+            Command::Replace(args) => replace::run(args),
             Command::Verify(args) => verify::run(args),
             Command::Bench(args) => bench::run(args),
             Command::Completion(args) => completion::run(args),

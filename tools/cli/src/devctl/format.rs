@@ -48,7 +48,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
 }
 
 /// What the node's key store and its other devices say about a new device.
-fn format_options(
+pub fn format_options(
     dir: &Path,
     cluster: Option<ClusterId>,
     lanes: Option<u16>,
@@ -86,7 +86,8 @@ fn format_options(
     })
 }
 
-fn format_devices(devices: &[PathBuf], options: &FormatOptions, json: bool) -> Result<()> {
+/// Formats them one after the other, with a bar.
+pub fn format_devices(devices: &[PathBuf], options: &FormatOptions, json: bool) -> Result<()> {
     let bar = if json { ProgressBar::hidden() } else { ProgressBar::new(devices.len() as u64) };
     bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}")?);
     let mut done = Vec::new();
