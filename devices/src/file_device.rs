@@ -84,7 +84,7 @@ impl DirectFile {
     }
 }
 
-fn block_device_len(file: &File, device: &str) -> Result<u64, DeviceError> {
+pub(crate) fn block_device_len(file: &File, device: &str) -> Result<u64, DeviceError> {
     let mut block_len: libc::c_int = 0;
     let mut len_bytes: u64 = 0;
     // SAFETY: the request writes one int, into a variable of that type that lives across the call.

@@ -6,7 +6,8 @@
 //!
 //! Reading order: [`layout`], [`superblock`], [`probe`], [`mod@format`], then [`pool`], [`ring`], [`file_device`], and
 //! [`meta_dir`], [`metadata_set`]. Drives: [`nvme`]. What lies in a device: [`flush_gate`], [`journal`], [`zones`],
-//! [`fragment_header`], [`lane`], [`space`], [`index`], [`recovery`], [`fragment_store`], [`fragment_scan`].
+//! [`fragment_header`], [`lane`], [`space`], [`index`], [`recovery`], [`fragment_store`]. What a stopped node's devices
+//! say: [`image`], [`verify`], [`index_rebuild`].
 
 mod checksum;
 mod discard_unit;
@@ -15,11 +16,13 @@ pub mod file_device;
 pub mod flush_gate;
 pub mod format;
 pub mod fragment_header;
-pub mod fragment_scan;
 pub mod fragment_store;
 #[doc(hidden)]
 pub mod fuzzing;
+mod history;
+pub mod image;
 pub mod index;
+pub mod index_rebuild;
 pub mod journal;
 pub mod lane;
 pub mod layout;
@@ -35,6 +38,7 @@ pub mod space;
 pub mod superblock;
 #[cfg(test)]
 mod testing;
+pub mod verify;
 pub mod zones;
 
 pub use checksum::crc32c;

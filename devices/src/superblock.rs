@@ -311,12 +311,15 @@ impl SuperblockState {
 }
 
 /// Where the far copies lie: where the front ones say, else where the device ends now.
-fn far_offsets(front: &[Result<Superblock, SuperblockDamage>], found: DeviceGeometry) -> [u64; SUPERBLOCK_COPIES] {
+pub(crate) fn far_offsets(
+    front: &[Result<Superblock, SuperblockDamage>],
+    found: DeviceGeometry,
+) -> [u64; SUPERBLOCK_COPIES] {
     let formatted = front.iter().flatten().max_by_key(|superblock| superblock.generation);
     DeviceLayout::superblock_offsets(formatted.map_or(found, |superblock| superblock.layout.geometry()))
 }
 
-fn four<T>(front: Vec<T>, far: Vec<T>) -> [T; SUPERBLOCK_COPIES] {
+pub(crate) fn four<T>(front: Vec<T>, far: Vec<T>) -> [T; SUPERBLOCK_COPIES] {
     let all: Vec<T> = front.into_iter().chain(far).collect();
     all.try_into().unwrap_or_else(|_| unreachable!("two copies at each end"))
 }

@@ -4,6 +4,7 @@
 //! variant and its arm below.
 
 mod asking;
+mod bench;
 mod completion;
 mod drain;
 mod enroll;
@@ -11,6 +12,7 @@ mod format;
 mod inspect;
 mod join;
 mod list;
+mod man;
 mod node;
 mod render;
 mod replace;
@@ -43,7 +45,10 @@ enum Command {
     Drain(drain::Args),
     Retire(retire::Args),
     Verify(verify::Args),
+    Bench(bench::Args),
     Completion(completion::Args),
+    #[command(hide = true)]
+    Man(man::Args),
 }
 
 impl Command {
@@ -57,7 +62,9 @@ impl Command {
             Command::Drain(args) => drain::run(args),
             Command::Retire(args) => retire::run(args),
             Command::Verify(args) => verify::run(args),
+            Command::Bench(args) => bench::run(args),
             Command::Completion(args) => completion::run(args),
+            Command::Man(args) => man::run(args),
         }
     }
 }

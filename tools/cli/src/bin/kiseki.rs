@@ -45,6 +45,12 @@ enum Command {
         /// The shell.
         shell: Shell,
     },
+    /// Writes the manual pages into a directory.
+    #[command(hide = true)]
+    Man {
+        /// The directory.
+        dir: PathBuf,
+    },
 }
 
 #[derive(Subcommand)]
@@ -135,6 +141,7 @@ fn run(cli: Cli) -> Result<()> {
             clap_complete::generate(shell, &mut Cli::command(), "kiseki", &mut std::io::stdout());
             return Ok(());
         }
+        Command::Man { dir } => return Ok(clap_mangen::generate_to(Cli::command(), dir)?),
         Command::Tenant(TenantCommand::Create { name, dedup, json }) => {
             let dedup = match dedup {
                 DedupArg::Shared => Dedup::Shared,
