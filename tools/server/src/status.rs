@@ -70,6 +70,12 @@ impl DeviceReport {
     pub fn is_usable(&self) -> bool {
         DeviceState::from_name(&self.state).is_some_and(DeviceState::is_readable)
     }
+
+    /// Says which way the device is driven.
+    pub fn drive_by(&mut self, choice: &PathChoice) {
+        choice.in_use.word().clone_into(&mut self.io_path);
+        self.io_path_reason.clone_from(&choice.reason);
+    }
 }
 
 /// A change of a device's state as `status` shows it (I-D2).
@@ -117,14 +123,6 @@ pub struct CoreEvacuation {
     pub devices_wanted: u64,
     /// Whether devices had no room.
     pub no_room: bool,
-}
-
-impl DeviceReport {
-    /// Says which way the device is driven.
-    pub fn drive_by(&mut self, choice: &PathChoice) {
-        choice.in_use.word().clone_into(&mut self.io_path);
-        self.io_path_reason.clone_from(&choice.reason);
-    }
 }
 
 /// A metadata directory as `status` shows it.
