@@ -34,7 +34,8 @@ fn headline(verdict: &Verdict) -> String {
     };
     match &verdict.superblock {
         Some(superblock) => format!(
-            "{state}; device {} of cluster {}, {} lanes, {}",
+            "{state}; {}device {} of cluster {}, {} lanes, {}",
+            if superblock.is_retired() { "retired " } else { "" },
             superblock.device,
             superblock.cluster,
             superblock.layout.lanes(),
