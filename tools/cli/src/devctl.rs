@@ -3,7 +3,9 @@
 //! A verb is a file with `Args` (its flags; the doc comment is its help) and `run`. It is added by its `mod`, its
 //! variant and its arm below.
 
+mod asking;
 mod completion;
+mod drain;
 mod enroll;
 mod format;
 mod inspect;
@@ -12,6 +14,7 @@ mod list;
 mod node;
 mod render;
 mod replace;
+mod retire;
 mod verify;
 
 use anyhow::Result;
@@ -37,6 +40,8 @@ enum Command {
     List(list::Args),
     Enroll(enroll::Args),
     Replace(replace::Args),
+    Drain(drain::Args),
+    Retire(retire::Args),
     Verify(verify::Args),
     Completion(completion::Args),
 }
@@ -49,6 +54,8 @@ impl Command {
             Command::List(args) => list::run(args),
             Command::Enroll(args) => enroll::run(args),
             Command::Replace(args) => replace::run(args),
+            Command::Drain(args) => drain::run(args),
+            Command::Retire(args) => retire::run(args),
             Command::Verify(args) => verify::run(args),
             Command::Completion(args) => completion::run(args),
         }
