@@ -669,12 +669,33 @@ def devices_join_a_running_node(directory):
         await_that("what was rebuilt twice is released", lambda: at_full_width(node, 8))
         assert metric(node, "repair_released_total") > 0
         objects.all_there()
+
+        # One that failed is trusted again only when somebody says so (I-D6).
+        kept, junk = node.dir / "kept", node.dir / "junk"
+        os.link(image[3], kept)
+        new_image(junk, 128)
+        os.replace(junk, image[3])
+        await_that("the stranger is noticed", lambda: state_of(node, image[3]) == "failed")
+        os.replace(kept, image[3])
+        time.sleep(3)  # nothing is to happen
+        assert state_of(node, image[3]) == "failed"
+        said = devctl(node, "enroll", image[3], "--wait")
+        assert "is back" in said and "full width" in said, said
+        assert len(configured(node)) == 8 and not problems(node, "devices")
         assert node.stop() == 0
-        for lost in (image[0], image[8]):  # any two, after a restart with the edited configuration
-            lost.unlink()
+
+        # Any two are away at a restart with the edited configuration, and come back while it runs.
+        away = [(image[0], node.dir / "away0"), (image[8], node.dir / "away8")]
+        for path, kept in away:
+            path.rename(kept)
         node.start()
         objects.all_there()
         assert len(problems(node, "devices")) == 2 and status(node)["durability"] == "EC 4+2"
+        for path, kept in away:
+            kept.rename(path)
+        await_that("both are taken up", lambda: not problems(node, "devices"))
+        await_that("full width again", lambda: at_full_width(node, 8))
+        objects.all_there()
         assert node.stop() == 0
 
 
