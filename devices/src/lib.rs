@@ -4,8 +4,9 @@
 //! are, and keep metadata files mirrored. What it does not: it never meets plaintext or keys, and knows nothing of
 //! chunks beyond the fragment port.
 //!
-//! Reading order: [`layout`], [`superblock`], [`probe`], [`mod@format`], then [`pool`], [`ring`], [`file_device`], and
-//! [`meta_dir`], [`metadata_set`]. Drives: [`nvme`]. What lies in a device: [`flush_gate`], [`journal`], [`zones`],
+//! Reading order: [`layout`], [`superblock`]; what is there before it is ours: [`topology`], [`slot`], [`in_use`],
+//! [`partition_table`], [`probe`], [`mod@format`]; then [`pool`], [`ring`], [`file_device`], and [`meta_dir`],
+//! [`metadata_set`]. Drives: [`nvme`]. What lies in a device: [`flush_gate`], [`journal`], [`zones`],
 //! [`fragment_header`], [`lane`], [`index`], [`recovery`], [`fragment_store`], [`fragment_scan`].
 
 mod checksum;
@@ -18,6 +19,7 @@ pub mod fragment_scan;
 pub mod fragment_store;
 #[doc(hidden)]
 pub mod fuzzing;
+pub mod in_use;
 pub mod index;
 pub mod journal;
 pub mod lane;
@@ -25,13 +27,16 @@ pub mod layout;
 pub mod meta_dir;
 pub mod metadata_set;
 pub mod nvme;
+pub mod partition_table;
 pub mod pool;
 pub mod probe;
 pub mod recovery;
 pub mod ring;
+pub mod slot;
 pub mod superblock;
 #[cfg(test)]
 mod testing;
+pub mod topology;
 pub mod zones;
 
 pub use checksum::crc32c;

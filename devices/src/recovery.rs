@@ -44,13 +44,14 @@ impl From<TableError> for LaneFailure {
 }
 
 /// Formats the journal of every lane on a device, as `kiseki-devctl format` does after the superblock's layout is
-/// decided and before the superblock is written.
+/// decided and before the superblock is written; tells after each how many are done.
 pub async fn format_journals(
     ports: &Ports,
     id: DeviceId,
     name: &str,
     layout: &crate::layout::DeviceLayout,
     device: &Rc<dyn Device>,
+    mut done: impl FnMut(usize),
 ) -> Result<(), journal::JournalOpenError> {
     let gate = FlushGate::new(ports.clone(), device.clone());
     for lane in (0..layout.lanes()).map(LaneId) {
@@ -58,6 +59,7 @@ pub async fn format_journals(
         let region =
             MirrorRegion { device: device.clone(), gate: gate.clone(), start, len, content: MirrorContent::Refill };
         journal::format(&journal_config(ports, &plain_buffers(), id, name, lane, region)).await?;
+        done(usize::from(lane.0) + 1);
     }
     Ok(())
 }

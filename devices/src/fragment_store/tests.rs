@@ -132,7 +132,7 @@ impl Rig {
         let ports = sim.ports(NODE);
         for (id, disk, layout) in &disks {
             let device = disk.open();
-            sim.block_on(NODE, format_journals(&ports, *id, "disk", layout, &device)).unwrap();
+            sim.block_on(NODE, format_journals(&ports, *id, "disk", layout, &device, |_| ())).unwrap();
         }
         let tables = (0..LANES).map(|_| Rc::default()).collect();
         Rig { sim, switch, disks, tables, cores }

@@ -13,6 +13,7 @@ use crate::metadata;
 use crate::paths::KisekiDir;
 use anyhow::{Context, Result, bail};
 use kiseki_devices::file_device::create_image;
+use kiseki_devices::format::namespace::NamespaceChoice;
 use kiseki_types::ids::ClusterId;
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
@@ -239,6 +240,7 @@ fn make_devices(options: &InitOptions, config: &FileConfig, cluster: ClusterId, 
         class: None,
         metadata: newest.map(|superblock| superblock.metadata).unwrap_or_default(),
         wipe: Vec::new(),
+        namespace: NamespaceChoice::default(),
     };
     let mut unfinished = Vec::new();
     for path in &missing {
