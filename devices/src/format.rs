@@ -11,12 +11,12 @@ mod writes;
 use crate::error::DeviceError;
 use crate::layout::DeviceLayout;
 use crate::probe::{FoundSignature, probe_device};
-use crate::recovery::format_journals;
+use crate::recovery::format_journal;
 use crate::superblock::{DeviceClass, FormatMarker, MetadataEpoch, Superblock, write_superblock};
 use futures::stream::{self, StreamExt, TryStreamExt};
 use kiseki_types::device::Device;
 use kiseki_types::runtime::Ports;
-use kiseki_types::{BlockIndex, ClusterId, DeviceId, IoBuf, IoBytes, PoolId};
+use kiseki_types::{BlockIndex, ClusterId, DeviceId, IoBuf, IoBytes, LaneId, PoolId};
 use std::rc::Rc;
 pub use writes::{FormatStep, PlannedWrite, planned_writes};
 
@@ -92,9 +92,13 @@ pub async fn format(
             FormatStep::Mark => mark(&**device, request, write).await?,
             FormatStep::Unmark | FormatStep::ClearEnds => zero(&**device, write, &mut report).await?,
             FormatStep::StartJournals => {
-                let lanes_done = |count: usize| report(write.runs[..count].iter().map(|(_, len)| len).sum());
-                let started = format_journals(ports, request.device, device.name(), &layout, device, lanes_done).await;
-                started.map_err(Box::new)?;
+                let mut written = 0;
+                for (lane, (_, len)) in (0..).map(LaneId).zip(&write.runs) {
+                    let started = format_journal(ports, request.device, device.name(), &layout, device, lane).await;
+                    started.map_err(Box::new)?;
+                    written += len;
+                    report(written);
+                }
             }
             FormatStep::Superblock { generation } => {
                 superblock.generation = generation;

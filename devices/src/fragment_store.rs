@@ -7,13 +7,16 @@
 //! - In the background each lane's journals are folded into its table file ([`CoreFragmentStore::fold`]).
 //!
 //! Order of a start, per node: [`CoreFragmentStore::open`] on every core, requests of other cores go to
-//! [`CoreFragmentStore::handle`], then [`CoreFragmentStore::publish_recovered`] on every core, then serving.
+//! [`CoreFragmentStore::handle`], then [`CoreFragmentStore::publish_recovered`] on every core, then serving. Devices come
+//! and go while it serves: [`CoreFragmentStore::add_device`], [`CoreFragmentStore::remove_device`].
 
 mod fold;
+mod held;
 mod messages;
 pub(crate) mod put;
 mod read;
 mod release;
+mod table;
 #[cfg(test)]
 mod tests;
 
@@ -21,6 +24,7 @@ pub(crate) use fold::folded_key;
 pub use messages::{LaneRequest, LaneResponse};
 pub use read::READ_GAP_BYTES_MAX;
 pub(crate) use read::is_fragment;
+pub use table::{AddDeviceError, StillInFlight};
 
 use crate::flush_gate::{DeviceFenced, FlushGate};
 use crate::index::{InsertMode, Inserted, LaneIndex};
@@ -29,18 +33,21 @@ use crate::layout::DeviceLayout;
 use crate::recovery;
 use kiseki_types::buf::{BufferSource, IoBuf, IoBytes};
 use kiseki_types::device::Device;
-use kiseki_types::fragment::{DeviceState, DeviceStatus, FragmentError, FragmentMeta, FragmentStore, StoredFragment};
+use kiseki_types::fragment::{
+    DeviceState, DeviceStatus, DeviceUse, FragmentError, FragmentMeta, FragmentStore, StoredFragment,
+};
 use kiseki_types::link::Link;
 use kiseki_types::runtime::{LocalBoxFuture, Ports};
 use kiseki_types::table::{TableError, TableStore};
 use kiseki_types::units::Extent;
-use kiseki_types::{DeviceId, Generation, LaneId, Locator, PoolId};
+use kiseki_types::{BlockIndex, DeviceId, Generation, LaneId, Locator, PoolId};
 use put::PutScope;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
+use table::DeviceTable;
 
 /// A lane of this core and its table file.
 pub struct OwnLane {
@@ -130,13 +137,35 @@ pub(crate) struct DeviceOnCore {
     pub layout: DeviceLayout,
     pub device: Rc<dyn Device>,
     pub gate: FlushGate,
-    /// This core's lanes; empty when one of their journals could not be opened (the gate is fenced then).
+    /// This core's lanes; some are missing when a journal could not be opened (the gate is fenced then).
     pub lanes: BTreeMap<LaneId, LaneOnDevice>,
     /// Whether another core told of the failure, so that it is not told again.
     failure_is_known: Cell<bool>,
+    /// Reads that it failed.
+    pub read_errors: Cell<u64>,
+    /// Whether all cores of the node have it, so that fragments may be placed on it.
+    is_admitted: Cell<bool>,
+    /// Whether it is being taken out: then its fence is no failure.
+    is_leaving: Cell<bool>,
 }
 
 impl DeviceOnCore {
+    fn new(ports: &Ports, given: StoreDevice, is_admitted: bool) -> DeviceOnCore {
+        DeviceOnCore {
+            gate: FlushGate::new(ports.clone(), given.device.clone()),
+            id: given.id,
+            pool: given.pool,
+            name: given.name,
+            layout: given.layout,
+            device: given.device,
+            lanes: BTreeMap::new(),
+            failure_is_known: Cell::new(false),
+            read_errors: Cell::new(0),
+            is_admitted: Cell::new(is_admitted),
+            is_leaving: Cell::new(false),
+        }
+    }
+
     /// The device's error, when it is fenced.
     pub fn check(&self) -> Result<(), FragmentError> {
         self.gate.fenced().map_or(Ok(()), |fenced| Err(self.failed(&fenced)))
@@ -160,7 +189,7 @@ pub(crate) struct Core {
     pub ports: Ports,
     pub lane_count: u16,
     pub indexes: BTreeMap<LaneId, LaneIndex>,
-    pub devices: BTreeMap<DeviceId, DeviceOnCore>,
+    pub devices: DeviceTable,
     pub link: LaneLink,
     pub buffers: BufferSource,
     pub counters: FragmentCounters,
@@ -201,23 +230,13 @@ impl CoreFragmentStore {
     /// Opens this core's lanes on every device. A device with a damaged journal is reported and treated as failed; it
     /// does not keep the store from opening (I-O3). Only an unreadable table file of an own lane does.
     pub async fn open(config: FragmentStoreConfig) -> Result<(CoreFragmentStore, Vec<DeviceReport>), TableError> {
-        let mut devices = BTreeMap::new();
-        let mut reports = Vec::new();
+        let (devices, mut reports) = (DeviceTable::default(), Vec::new());
         for given in config.devices {
             assert_eq!(given.layout.lanes(), config.lane_count, "device {} has other lanes", given.name);
-            let gate = FlushGate::new(config.ports.clone(), given.device.clone());
-            let mut device = DeviceOnCore {
-                id: given.id,
-                pool: given.pool,
-                name: given.name,
-                layout: given.layout,
-                device: given.device,
-                gate,
-                lanes: BTreeMap::new(),
-                failure_is_known: Cell::new(false),
-            };
-            reports.push(recovery::open_device(&config.ports, &config.buffers, &config.lanes, &mut device).await?);
-            devices.insert(device.id, device);
+            let mut device = DeviceOnCore::new(&config.ports, given, true);
+            let tables = config.lanes.iter().map(|own| (own.lane, &own.table));
+            reports.push(recovery::open_device(&config.ports, &config.buffers, tables, &mut device).await?);
+            devices.insert(Rc::new(device));
         }
         let indexes = config.lanes.into_iter().map(|own| (own.lane, LaneIndex::new(own.table))).collect();
         let core = Rc::new(Core {
@@ -235,8 +254,8 @@ impl CoreFragmentStore {
             fold_kick: RefCell::default(),
             fold_interval: config.fold_interval,
         });
-        for id in core.devices.keys() {
-            core.watch_fence(*id);
+        for device in core.devices.all() {
+            core.watch_fence(&device);
         }
         Ok((CoreFragmentStore { core }, reports))
     }
@@ -261,7 +280,7 @@ impl CoreFragmentStore {
 
     /// Marks a device as failed on this core and all others: an operator or the map says so.
     pub fn fail_device(&self, device: DeviceId, reason: &str) {
-        if let Some(found) = self.core.devices.get(&device) {
+        if let Some(found) = self.core.devices.get(device) {
             found.gate.fence(reason);
         }
     }
@@ -272,25 +291,22 @@ impl CoreFragmentStore {
         &self.core.counters
     }
 
-    /// (flushes, waiters that shared them) of all devices on this core.
+    /// (flushes, waiters that shared them) of all devices on this core, those that have gone included.
     #[must_use]
     pub fn flushes(&self) -> (u64, u64) {
-        let gates = || self.core.devices.values().map(|device| &device.gate);
-        (gates().map(FlushGate::flush_count).sum(), gates().map(FlushGate::waiter_count).sum())
+        self.core.devices.flushes()
     }
 
     /// Highest fill of any journal of this core, 0.0 to 1.0.
     #[must_use]
     pub fn journal_fill(&self) -> f64 {
-        use kiseki_types::journal::Journal;
-        let lanes = self.core.devices.values().flat_map(|device| device.lanes.values());
-        lanes.map(|lane| lane.journal.fill()).fold(0.0, f64::max)
+        self.core.fullest_journal()
     }
 }
 
 impl Core {
-    pub fn device(&self, id: DeviceId) -> Result<&DeviceOnCore, FragmentError> {
-        let found = self.devices.get(&id).ok_or_else(|| FragmentError::DeviceFailed {
+    pub fn device(&self, id: DeviceId) -> Result<Rc<DeviceOnCore>, FragmentError> {
+        let found = self.devices.get(id).ok_or_else(|| FragmentError::DeviceFailed {
             device: id,
             reason: "it is missing on this node".to_string(),
         })?;
@@ -298,13 +314,17 @@ impl Core {
         Ok(found)
     }
 
-    /// When the device is fenced here, tells the other cores.
-    fn watch_fence(self: &Rc<Core>, id: DeviceId) {
-        let core = Rc::downgrade(self);
-        self.devices[&id].gate.on_fenced(Rc::new(move |fenced| {
-            let Some(core) = core.upgrade() else { return };
+    /// When the device is fenced here, ends what waits for its journals and tells the other cores.
+    fn watch_fence(self: &Rc<Core>, device: &Rc<DeviceOnCore>) {
+        let (core, watched) = (Rc::downgrade(self), Rc::downgrade(device));
+        device.gate.on_fenced(Rc::new(move |fenced| {
+            let (Some(core), Some(device)) = (core.upgrade(), watched.upgrade()) else { return };
+            device.lanes.values().for_each(|lane| lane.journal.fence(&fenced.reason));
+            if device.is_leaving.get() {
+                return;
+            }
             add(&core.counters.fenced, 1);
-            let device = &core.devices[&id];
+            let id = device.id;
             tracing::error!(device = %id, name = %device.name, reason = %fenced.reason, "device fenced; repair takes over");
             if !device.failure_is_known.replace(true) {
                 let reason = fenced.reason.clone();
@@ -391,7 +411,7 @@ impl Core {
                 index.list(after, limit).await.map(LaneResponse::Pairs).map_err(unknown)
             }
             LaneRequest::DeviceFailed { device, reason } => {
-                if let Some(found) = self.devices.get(&device) {
+                if let Some(found) = self.devices.get(device) {
                     found.failure_is_known.set(true);
                     found.gate.fence(&reason);
                 }
@@ -411,6 +431,7 @@ impl Core {
             capacity_bytes: device.layout.capacity_bytes().saturating_sub(reserve),
             free_bytes: device.lanes.values().map(LaneOnDevice::free_blocks).sum::<u64>() * block,
             state: if device.gate.fenced().is_some() { DeviceState::Failed } else { DeviceState::Healthy },
+            read_errors: device.read_errors.get(),
         }
     }
 
@@ -436,7 +457,8 @@ pub(crate) fn unknown(error: TableError) -> FragmentError {
 
 impl FragmentStore for CoreFragmentStore {
     fn devices(&self) -> Vec<DeviceStatus> {
-        self.core.devices.values().map(|device| self.core.status(device)).collect()
+        let devices = self.core.devices.all().into_iter();
+        devices.filter(|device| device.is_admitted.get()).map(|device| self.core.status(&device)).collect()
     }
 
     fn put(
@@ -473,6 +495,24 @@ impl FragmentStore for CoreFragmentStore {
 
     fn release(&self, fragment: &StoredFragment) -> LocalBoxFuture<'static, Result<(), FragmentError>> {
         self.core.clone().start_release(fragment.clone())
+    }
+
+    fn use_of(&self, device: DeviceId) -> Option<DeviceUse> {
+        self.core.use_of(device)
+    }
+
+    fn held_on(
+        &self,
+        device: DeviceId,
+        after: Option<BlockIndex>,
+        limit: usize,
+    ) -> LocalBoxFuture<'static, Result<Vec<StoredFragment>, FragmentError>> {
+        Box::pin(self.core.clone().held_on(device, after, limit))
+    }
+
+    fn forget(&self, fragment: &StoredFragment) -> LocalBoxFuture<'static, Result<(), FragmentError>> {
+        let (core, fragment) = (self.core.clone(), fragment.clone());
+        Box::pin(async move { core.forget(&fragment).await })
     }
 
     fn list(

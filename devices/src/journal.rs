@@ -134,6 +134,11 @@ impl LaneJournal {
         Box::pin(async move { writer.room(fill_max).await })
     }
 
+    /// Takes nothing any more and answers everybody who waits: its only device is not used any more (I-D6).
+    pub(crate) fn fence(&self, reason: &str) {
+        self.writer.fence(reason);
+    }
+
     /// Everything up to here is durable.
     #[must_use]
     pub fn flushed_through(&self) -> Sequence {

@@ -137,6 +137,17 @@ impl LaneOnDevice {
         zones.free_blocks().0.saturating_sub(reserve_blocks(zones.total_blocks()))
     }
 
+    /// Extents in use, those that are being written or given back included.
+    pub fn used_count(&self) -> u64 {
+        self.zones.borrow().used_count()
+    }
+
+    /// Blocks of those.
+    pub fn used_blocks(&self) -> u64 {
+        let zones = self.zones.borrow();
+        zones.total_blocks().0 - zones.free_blocks().0
+    }
+
     /// Takes an extent for a new fragment, leaving the reserve alone (I-C5).
     pub fn allocate(&self, len: BlockCount) -> Option<BlockIndex> {
         if self.free_blocks() < len.0 {

@@ -17,7 +17,7 @@ use kiseki_types::fragment::StoredFragment;
 use kiseki_types::journal::{ReplayedRecord, Sequence};
 use kiseki_types::limits::FRAGMENT_HEADER_BYTES;
 use kiseki_types::runtime::Ports;
-use kiseki_types::table::{Direction, Scan, TableError, TableWrite, prefix_end};
+use kiseki_types::table::{Direction, Scan, TableError, TableStore, TableWrite, prefix_end};
 use kiseki_types::{BlockCount, BlockIndex, DeviceId, LaneId};
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -44,24 +44,33 @@ impl From<TableError> for LaneFailure {
 }
 
 /// Formats the journal of every lane on a device, as `kiseki-devctl format` does after the superblock's layout is
-/// decided and before the superblock is written; tells after each how many are done.
+/// decided and before the superblock is written.
 pub async fn format_journals(
     ports: &Ports,
     id: DeviceId,
     name: &str,
     layout: &crate::layout::DeviceLayout,
     device: &Rc<dyn Device>,
-    mut done: impl FnMut(usize),
 ) -> Result<(), journal::JournalOpenError> {
-    let gate = FlushGate::new(ports.clone(), device.clone());
     for lane in (0..layout.lanes()).map(LaneId) {
-        let (start, len) = layout.journal_extent(lane);
-        let region =
-            MirrorRegion { device: device.clone(), gate: gate.clone(), start, len, content: MirrorContent::Refill };
-        journal::format(&journal_config(ports, &plain_buffers(), id, name, lane, region)).await?;
-        done(usize::from(lane.0) + 1);
+        format_journal(ports, id, name, layout, device, lane).await?;
     }
     Ok(())
+}
+
+/// Formats the journal of one lane: zeros, then its header.
+pub(crate) async fn format_journal(
+    ports: &Ports,
+    id: DeviceId,
+    name: &str,
+    layout: &crate::layout::DeviceLayout,
+    device: &Rc<dyn Device>,
+    lane: LaneId,
+) -> Result<(), journal::JournalOpenError> {
+    let gate = FlushGate::new(ports.clone(), device.clone());
+    let (start, len) = layout.journal_extent(lane);
+    let region = MirrorRegion { device: device.clone(), gate, start, len, content: MirrorContent::Refill };
+    journal::format(&journal_config(ports, &plain_buffers(), id, name, lane, region)).await
 }
 
 fn journal_config(
@@ -84,10 +93,10 @@ fn journal_config(
 }
 
 /// Opens all own lanes on `device`. A problem with one of them fences the device: no part of it is trusted then.
-pub(crate) async fn open_device(
+pub(crate) async fn open_device<'a>(
     ports: &Ports,
     buffers: &BufferSource,
-    lanes: &[OwnLane],
+    lanes: impl Iterator<Item = (LaneId, &'a Rc<dyn TableStore>)>,
     device: &mut DeviceOnCore,
 ) -> Result<DeviceReport, TableError> {
     let mut report = DeviceReport {
@@ -98,11 +107,12 @@ pub(crate) async fn open_device(
         disbelieved: 0,
         problem: None,
     };
-    for own in lanes {
-        match open_lane(ports, buffers, own, device, &mut report).await {
-            Ok(lane) => {
-                report.fragments += lane.zones.borrow().used().count() as u64;
-                device.lanes.insert(own.lane, lane);
+    for (lane, table) in lanes {
+        let own = OwnLane { lane, table: table.clone() };
+        match open_lane(ports, buffers, &own, device, &mut report).await {
+            Ok(opened) => {
+                report.fragments += opened.zones.borrow().used().count() as u64;
+                device.lanes.insert(lane, opened);
             }
             Err(LaneFailure::Table(error)) => return Err(error),
             Err(LaneFailure::Device(problem)) => {

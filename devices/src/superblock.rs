@@ -9,7 +9,7 @@ mod marker;
 #[cfg(test)]
 mod tests;
 
-pub use keeper::{SuperblockKeeper, SuperblockWitness};
+pub use keeper::{Enrolled, SuperblockKeeper, SuperblockWitness};
 pub use marker::FormatMarker;
 
 use crate::checksum::crc32c;

@@ -75,6 +75,12 @@ impl Zones {
         self.used.iter().map(|(start, len)| (BlockIndex(*start), BlockCount(*len)))
     }
 
+    /// How many extents are used.
+    #[must_use]
+    pub fn used_count(&self) -> u64 {
+        self.used.len() as u64
+    }
+
     /// Blocks of the used extent that starts at `start`.
     #[must_use]
     pub fn used_at(&self, start: BlockIndex) -> Option<BlockCount> {

@@ -1,6 +1,7 @@
 //! Typed calls to shards, over a link.
 
 use crate::api::StoreError;
+use crate::device_record::DeviceRecord;
 use crate::message::{
     ControlRequest, ControlResponse, EngineRequest, EngineResponse, HomeRequest, HomeResponse, OpenShard, RequestBody,
     ResponseBody, ShardRequest, ShardResponse,
@@ -72,6 +73,16 @@ impl Calls {
         let calls = (0..self.lane_count).map(|lane| {
             let request = EngineRequest { shard: ShardId::CONTROL, body: RequestBody::Forget };
             self.link.call(LaneId(lane), request)
+        });
+        join_all(calls).await;
+    }
+
+    /// Has every core of the node act on what is recorded of the devices. A core that does not answer is stopping; the
+    /// next start reads the records.
+    pub async fn tell_devices_everywhere(&self, version: u64, records: &[DeviceRecord]) {
+        let calls = (0..self.lane_count).map(|lane| {
+            let body = RequestBody::Devices { version, records: records.to_vec() };
+            self.link.call(LaneId(lane), EngineRequest { shard: ShardId::CONTROL, body })
         });
         join_all(calls).await;
     }

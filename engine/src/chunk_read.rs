@@ -10,8 +10,7 @@ use crate::repairer;
 use crate::stripe::fragment_payload_len;
 use futures::future::{join_all, try_join, try_join_all};
 use kiseki_types::buf::IoBytes;
-use kiseki_types::fragment::{DeviceState, FragmentError, StoredFragment, StripeShape};
-use kiseki_types::ids::DeviceId;
+use kiseki_types::fragment::{FragmentError, StoredFragment, StripeShape};
 use kiseki_types::secret::SecretKey;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -52,13 +51,7 @@ pub async fn read_chunk(
 }
 
 async fn locate(core: &Rc<Core>, reference: &ChunkReference) -> Result<Fragments, StoreError> {
-    let healthy: BTreeSet<DeviceId> = core
-        .fragments
-        .devices()
-        .into_iter()
-        .filter(|device| device.state == DeviceState::Healthy)
-        .map(|device| device.id)
-        .collect();
+    let readable = core.devices.readable();
     let stored = core.fragments.locate(reference.locator, reference.generation).await;
     let stored = stored.map_err(|error| StoreError::Unavailable { reason: error.to_string() })?;
     // Generations are never combined: `locate` was asked for exactly one, and all its fragments are of one shape.
@@ -68,7 +61,7 @@ async fn locate(core: &Rc<Core>, reference: &ChunkReference) -> Result<Fragments
     };
     let by_index: BTreeMap<u8, StoredFragment> = stored
         .into_iter()
-        .filter(|fragment| fragment.meta.shape == shape && healthy.contains(&fragment.extent.device))
+        .filter(|fragment| fragment.meta.shape == shape && readable.contains(&fragment.extent.device))
         .map(|fragment| (fragment.meta.key.index, fragment))
         .collect();
     if by_index.len() < usize::from(shape.data) {

@@ -15,7 +15,7 @@ use futures::StreamExt;
 use futures::future::join;
 use futures::stream::FuturesUnordered;
 use kiseki_types::buf::{BufferSource, IoBuf, IoBytes};
-use kiseki_types::fragment::{DeviceState, FragmentError, FragmentKey, FragmentMeta, StripeShape};
+use kiseki_types::fragment::{FragmentError, FragmentKey, FragmentMeta, StripeShape};
 use kiseki_types::ids::{ChunkId, DeviceId, MapEpoch, PinEpoch};
 use kiseki_types::limits::CHUNK_LEN_BYTES_MAX;
 use kiseki_types::runtime::RuntimeExt;
@@ -166,19 +166,31 @@ fn encode(core: &Core, stripe: &Stripe, envelope: IoBuf) -> Vec<IoBytes> {
     data.chain(parity.into_iter().map(IoBuf::freeze)).collect()
 }
 
-/// Writes all fragments of a stripe to distinct devices (I-D4). A fragment may be missing only because no usable device
-/// is left for it, and only down to the ack width; a full device is no excuse.
-async fn write_stripe(core: &Rc<Core>, stripe: &Stripe, envelope: IoBuf) -> Result<(), StoreError> {
-    let payloads = encode(core, stripe, envelope);
-    let devices = core.fragments.devices();
+/// The devices that may take fragments of a stripe, in placement order. Those that are being emptied come last: a stripe
+/// gets its full width even so.
+fn usable_devices(core: &Core, stripe: &Stripe) -> Vec<DeviceId> {
+    let devices = core.devices.devices();
     let candidates: Vec<PlacementCandidate> = devices
         .iter()
         .filter(|device| device.pool == stripe.pool)
         .map(|device| PlacementCandidate { device: device.id, weight: device.capacity_bytes })
         .collect();
-    let healthy = |id: DeviceId| devices.iter().any(|device| device.id == id && device.state == DeviceState::Healthy);
     let order = placement::order(&stripe.name.locator, &candidates);
-    let mut usable = placement::choose(&order, order.len(), healthy);
+    let takes = |id: DeviceId| devices.iter().any(|device| device.id == id && device.state.takes_fragments());
+    let mut usable = placement::choose(&order, order.len(), takes);
+    if usable.len() < stripe.shape.width() {
+        let last = core.devices.last_resort(stripe.pool);
+        usable.extend(placement::choose(&order, order.len(), |id| last.contains(&id)));
+    }
+    usable
+}
+
+/// Writes all fragments of a stripe to distinct devices (I-D4). A fragment may be missing only because no usable device
+/// is left for it, and only down to the ack width; a full device is no excuse.
+async fn write_stripe(core: &Rc<Core>, stripe: &Stripe, envelope: IoBuf) -> Result<(), StoreError> {
+    let payloads = encode(core, stripe, envelope);
+    let _placement = core.devices.place();
+    let mut usable = usable_devices(core, stripe);
     let spare = usable.split_off(usable.len().min(stripe.shape.width()));
     let mut spare = spare.into_iter();
     let hint = usable.clone();

@@ -25,6 +25,8 @@ pub const SHARDS: u8 = 6;
 pub const COUNTERS: u8 = 7;
 /// Pool -> shape of its stripes, see [`encode_pool`].
 pub const POOLS: u8 = 8;
+/// Device -> [`DeviceRecord`](crate::device_record::DeviceRecord).
+pub const DEVICES: u8 = 9;
 
 const FORMAT: u8 = 1;
 const NAME_LEN_BYTES_MAX: usize = 1024;

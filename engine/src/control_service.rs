@@ -1,4 +1,6 @@
-//! The leader of the control shard: tenants, access keys, buckets, pools, the shard map.
+//! The leader of the control shard: tenants, access keys, buckets, pools, the shard map, devices.
+
+mod devices;
 
 use crate::api::{BucketInfo, EtagMode, StoreError};
 use crate::calls::Calls;
@@ -118,6 +120,14 @@ impl ControlService {
                 self.forgotten(changed).await
             }
             ControlRequest::Buckets(tenant) => self.buckets(tenant).await.map(ControlResponse::Buckets),
+            ControlRequest::Devices => {
+                let (version, records) = self.device_records().await?;
+                Ok(ControlResponse::Devices(version, records))
+            }
+            ControlRequest::UpdateDevice { device, update } => {
+                let record = self.update_device(device, update).await?;
+                Ok(ControlResponse::Device(Box::new(record)))
+            }
         }
     }
 
@@ -379,11 +389,16 @@ impl ControlService {
 
     /// Takes `count` numbers from a counter that starts at `first`; the new value becomes part of the draft.
     async fn count(&self, draft: &mut Draft, name: &str, count: u64, first: u64) -> Result<u64, StoreError> {
-        let row = self.leader.row(COUNTERS, name.as_bytes()).await?;
-        let next = row.map_or(Ok(first), |bytes| read_be(&bytes))?;
+        let next = self.next_number(name, first).await?;
         let value = (next + count).to_be_bytes().to_vec();
         draft.rows.push(RowChange::put(COUNTERS, name.as_bytes().to_vec(), value));
         Ok(next)
+    }
+
+    /// What a counter that starts at `first` gives out next.
+    async fn next_number(&self, name: &str, first: u64) -> Result<u64, StoreError> {
+        let row = self.leader.row(COUNTERS, name.as_bytes()).await?;
+        row.map_or(Ok(first), |bytes| read_be(&bytes))
     }
 
     async fn decide<T>(&self, decision: impl AsyncFn(Term) -> Result<T, CommitError>) -> Result<T, StoreError> {

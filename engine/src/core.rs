@@ -6,6 +6,7 @@ use crate::calls::Calls;
 use crate::chunker::{ChunkFormat, Chunker};
 use crate::control_cache::ControlCache;
 use crate::delta::ChunkName;
+use crate::device_board::DeviceBoard;
 use crate::hash_queue::HashQueue;
 use crate::keyring::{Keyring, NodeKeys};
 use crate::message::{Bucket, ControlRequest, ControlResponse};
@@ -63,6 +64,8 @@ pub struct Core {
     pub calls: Calls,
     /// The fragments of this node.
     pub fragments: Rc<dyn FragmentStore>,
+    /// The devices that they lie on, and what is recorded of those.
+    pub devices: Rc<DeviceBoard>,
     /// The node's own keys.
     pub keys: Rc<NodeKeys>,
     /// Tenants' keys.
@@ -109,6 +112,7 @@ impl Core {
         let (coder, counters) = (StripeCoder::new(), DataCounters::default());
         Rc::new(Core {
             background: Background::new(ports.clone()),
+            devices: DeviceBoard::new(fragments.clone()),
             control_cache: ControlCache::default(),
             unreadable: Throttle::default(),
             repairs: Rc::default(),

@@ -4,13 +4,16 @@ use crate::api::{Store, StoreError};
 use crate::calls::Calls;
 use crate::control_service::ControlService;
 use crate::core::Core;
+use crate::device_record::{DeviceRecord, DeviceUpdate};
 use crate::home_service::HomeService;
 use crate::host::{FileSpec, GroupHost, GroupSpec};
 use crate::keyring::{NodeKeys, shard_deltas, shard_pages};
 use crate::keys::MetaSealer;
 use crate::leader::Leader;
 use crate::machine::Machine;
-use crate::message::{EngineRequest, EngineResponse, OpenShard, RequestBody, ResponseBody};
+use crate::message::{
+    ControlRequest, ControlResponse, EngineRequest, EngineResponse, OpenShard, RequestBody, ResponseBody,
+};
 use crate::orphans;
 use crate::repairer::{RepairSettings, RepairState, Repairer};
 use crate::scrubber::{LaneShare, ScrubSettings, ScrubState, Scrubber};
@@ -19,7 +22,7 @@ use crate::store::EngineStore;
 use kiseki_types::Ports;
 use kiseki_types::buf::BufferSource;
 use kiseki_types::fragment::{FragmentStore, StripeShape};
-use kiseki_types::ids::{LaneId, ShardId};
+use kiseki_types::ids::{DeviceId, LaneId, ShardId};
 use kiseki_types::link::Link;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -165,6 +168,7 @@ impl Engine {
                 leader,
                 self.calls.clone(),
                 self.inputs.fragments.clone(),
+                self.core.devices.clone(),
                 self.core.background.clone(),
                 self.core.repairs.clone(),
             );
@@ -174,8 +178,32 @@ impl Engine {
         Ok(())
     }
 
-    /// Step 2, when step 1 is done on every core: the core of the control shard has all tenants' shards opened.
+    /// What is recorded of all devices, in the order of their ids.
+    pub async fn device_records(&self) -> Result<Vec<DeviceRecord>, StoreError> {
+        self.recorded_devices().await.map(|(_, records)| records)
+    }
+
+    async fn recorded_devices(&self) -> Result<(u64, Vec<DeviceRecord>), StoreError> {
+        match self.calls.control(ControlRequest::Devices).await? {
+            ControlResponse::Devices(version, records) => Ok((version, records)),
+            _ => panic!("the control shard answers Devices with Devices"),
+        }
+    }
+
+    /// Changes what is recorded of a device (I-D2), and answers the record as it is then. On Ok the change is durable
+    /// and every core acts on it.
+    pub async fn record_device(&self, device: DeviceId, update: DeviceUpdate) -> Result<DeviceRecord, StoreError> {
+        match self.calls.control(ControlRequest::UpdateDevice { device, update }).await? {
+            ControlResponse::Device(record) => Ok(*record),
+            _ => panic!("the control shard answers UpdateDevice with Device"),
+        }
+    }
+
+    /// Step 2, when step 1 is done on every core: this core takes up what is recorded of the devices, and the core of
+    /// the control shard has all tenants' shards opened.
     pub async fn open_tenant_shards(&self) -> Result<(), StoreError> {
+        let (version, records) = self.recorded_devices().await?;
+        self.core.devices.take_up(version, records);
         let control = self.control.borrow().clone();
         match control {
             Some(control) => control.open_tenant_shards().await,
@@ -254,6 +282,10 @@ impl Engine {
             RequestBody::Open(open) => self.open_shard(shard, open).await.map(|()| ResponseBody::Done),
             RequestBody::Forget => {
                 self.core.control_cache.forget();
+                Ok(ResponseBody::Done)
+            }
+            RequestBody::Devices { version, records } => {
+                self.core.devices.take_up(version, records);
                 Ok(ResponseBody::Done)
             }
         }

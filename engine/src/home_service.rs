@@ -12,6 +12,7 @@ use crate::api::StoreError;
 use crate::background::Background;
 use crate::calls::Calls;
 use crate::delta::{ChunkName, RowChange};
+use crate::device_board::DeviceBoard;
 use crate::latch::{Hold, LatchGuard};
 use crate::leader::{CommitError, DECISIONS_MAX, Draft, Leader, row_damaged};
 use crate::message::{BeginChunk, Collected, Decision, HomeRequest, HomeResponse, PinId, ShardRequest, ShardResponse};
@@ -21,7 +22,7 @@ use futures::FutureExt;
 use futures::channel::oneshot;
 use futures::future::Shared;
 use kiseki_types::codec::{CodecError, Reader, Writer};
-use kiseki_types::fragment::{DeviceState, FragmentStore, StripeShape};
+use kiseki_types::fragment::{FragmentStore, StripeShape};
 use kiseki_types::ids::{Generation, Locator, MasterEpoch, PinEpoch, PoolId, ShardId, Term};
 use kiseki_types::limits::ENVELOPE_LEN_BYTES_MAX;
 use kiseki_types::runtime::RuntimeExt;
@@ -173,6 +174,7 @@ pub struct HomeService {
     leader: Leader,
     calls: Calls,
     fragments: Rc<dyn FragmentStore>,
+    devices: Rc<DeviceBoard>,
     /// Counts the starts of this home, through its log: generations are numbered (incarnation, sequence), so a number
     /// that was handed out but not committed before a crash never comes again.
     incarnation: Cell<u64>,
@@ -200,6 +202,7 @@ impl HomeService {
         leader: Leader,
         calls: Calls,
         fragments: Rc<dyn FragmentStore>,
+        devices: Rc<DeviceBoard>,
         background: Rc<Background>,
         repairs: Rc<RepairQueue>,
     ) -> Rc<HomeService> {
@@ -211,6 +214,7 @@ impl HomeService {
             unsettled: Cell::new(true),
             calls,
             fragments,
+            devices,
             incarnation: Cell::new(0),
             sequence: Cell::new(0),
             live_pins: RefCell::default(),
@@ -394,18 +398,12 @@ impl HomeService {
     }
 
     async fn is_readable(&self, name: ChunkName, shape: StripeShape) -> Result<bool, StoreError> {
-        let healthy: BTreeSet<_> = self
-            .fragments
-            .devices()
-            .into_iter()
-            .filter(|device| device.state == DeviceState::Healthy)
-            .map(|device| device.id)
-            .collect();
+        let readable = self.devices.readable();
         let stored = self.fragments.locate(name.locator, name.generation).await;
         let stored = stored.map_err(|error| StoreError::Unavailable { reason: error.to_string() })?;
         let usable: BTreeSet<u8> = stored
             .iter()
-            .filter(|fragment| healthy.contains(&fragment.extent.device))
+            .filter(|fragment| readable.contains(&fragment.extent.device))
             .map(|fragment| fragment.meta.key.index)
             .collect();
         Ok(usable.len() >= shape.ack_width())
@@ -542,20 +540,21 @@ impl HomeService {
                 return Ok(false);
             }
         };
-        let usable: BTreeSet<_> = self
-            .fragments
-            .devices()
-            .into_iter()
-            .filter(|device| device.state == DeviceState::Healthy)
-            .map(|device| device.id)
-            .collect();
+        let readable = self.devices.readable();
         let mut all = true;
         for fragment in stored {
-            // A fragment on a device that is gone keeps the generation condemned: should the device come back, the
-            // fragment is freed then, not left behind as an orphan.
-            if !usable.contains(&fragment.extent.device) {
-                all = false;
-            } else if let Err(error) = self.fragments.release(&fragment).await {
+            // A fragment on a device that is away keeps the generation condemned: should the device come back, the
+            // fragment is freed then, not left behind as an orphan. One that is gone for good is let go of.
+            let device = fragment.extent.device;
+            let freed = match self.devices.is_removed(device) {
+                true => self.fragments.forget(&fragment).await,
+                false if readable.contains(&device) => self.fragments.release(&fragment).await,
+                false => {
+                    all = false;
+                    continue;
+                }
+            };
+            if let Err(error) = freed {
                 warn!(%error, "a fragment of a condemned generation could not be freed; tried again");
                 all = false;
             }

@@ -4,7 +4,8 @@
 //! offers [`api`] to gateways. Reading order: [`api`]; the write path [`writer`], [`chunk_write`]; the read path
 //! [`reader`], [`chunk_read`]; what they are made of ([`chunker`], [`chunk_id`], [`keys`], [`envelope`], [`stripe`],
 //! [`placement`]); then what shards do: [`delta`], [`machine`], [`leader`], [`shard_service`], [`home_service`],
-//! [`control_service`]; what keeps it whole: [`repairer`], [`repair`], [`scrubber`]; and [`engine`], which puts one core
+//! [`control_service`]; what keeps it whole: [`device_record`], [`device_board`],
+//! [`repairer`], [`repair`], [`scrubber`]; and [`engine`], which puts one core
 //! together.
 #![forbid(unsafe_code)]
 
@@ -21,6 +22,8 @@ pub mod control_rows;
 pub mod control_service;
 pub mod core;
 pub mod delta;
+pub mod device_board;
+pub mod device_record;
 pub mod engine;
 pub mod envelope;
 #[doc(hidden)]

@@ -8,10 +8,12 @@ use crate::api::{
 use crate::chunker::ChunkFormat;
 use crate::composition::{FileEntry, Page, PageReference, PartEntry};
 use crate::delta::ChunkName;
+use crate::device_record::{DeviceRecord, DeviceUpdate};
 use crate::repair_queue::{Margin, RepairCause};
 use kiseki_types::fragment::StripeShape;
 use kiseki_types::ids::{
-    DirId, Generation, Locator, MasterEpoch, NamespaceId, PageId, PinEpoch, PoolId, ShardId, TenantId, UploadId,
+    DeviceId, DirId, Generation, Locator, MasterEpoch, NamespaceId, PageId, PinEpoch, PoolId, ShardId, TenantId,
+    UploadId,
 };
 use kiseki_types::secret::SecretKey;
 use zeroize::Zeroizing;
@@ -36,6 +38,13 @@ pub enum RequestBody {
     Open(OpenShard),
     /// Of the core of the lane: forget what it remembers of the control shard.
     Forget,
+    /// Of the core of the lane: act on what is recorded of the devices from now on.
+    Devices {
+        /// Which change of the records this is.
+        version: u64,
+        /// All of them.
+        records: Vec<DeviceRecord>,
+    },
 }
 
 /// What a shard answers.
@@ -440,6 +449,15 @@ pub enum ControlRequest {
         /// The new mode.
         mode: EtagMode,
     },
+    /// What is recorded of all devices.
+    Devices,
+    /// Changes what is recorded of a device; answered when every core acts on it.
+    UpdateDevice {
+        /// Which.
+        device: DeviceId,
+        /// How.
+        update: DeviceUpdate,
+    },
 }
 
 /// What the control shard answers.
@@ -460,4 +478,8 @@ pub enum ControlResponse {
     Bucket(Box<Bucket>),
     /// To `Buckets`.
     Buckets(Vec<BucketInfo>),
+    /// To `Devices`: which change of the records this is, and all of them.
+    Devices(u64, Vec<DeviceRecord>),
+    /// To `UpdateDevice`: the record as it is now.
+    Device(Box<DeviceRecord>),
 }

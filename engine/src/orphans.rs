@@ -60,8 +60,15 @@ async fn pass(core: &Core) -> Result<u64, String> {
             };
             for name in unknown {
                 let stored = core.fragments.locate(name.locator, name.generation).await;
+                let readable = core.devices.readable();
                 for fragment in stored.map_err(|error| error.to_string())? {
-                    core.fragments.release(&fragment).await.map_err(|error| error.to_string())?;
+                    let device = fragment.extent.device;
+                    let freed = match core.devices.is_removed(device) {
+                        true => core.fragments.forget(&fragment).await,
+                        false if readable.contains(&device) => core.fragments.release(&fragment).await,
+                        false => continue, // should the device come back, the start that finds it looks again
+                    };
+                    freed.map_err(|error| error.to_string())?;
                 }
                 freed.set(freed.get() + 1);
             }

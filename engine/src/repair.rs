@@ -11,9 +11,7 @@ use crate::repair_queue::Margin;
 use crate::stripe::fragment_payload_len;
 use futures::future::join_all;
 use kiseki_types::buf::IoBytes;
-use kiseki_types::fragment::{
-    DeviceState, DeviceStatus, FragmentError, FragmentKey, FragmentMeta, StoredFragment, StripeShape,
-};
+use kiseki_types::fragment::{DeviceStatus, FragmentError, FragmentKey, FragmentMeta, StoredFragment, StripeShape};
 use kiseki_types::ids::{DeviceId, MapEpoch, PoolId};
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -98,12 +96,6 @@ pub(crate) fn add(counter: &Cell<u64>, amount: u64) {
     counter.set(counter.get() + amount);
 }
 
-/// Devices whose fragments can be read.
-#[must_use]
-pub fn healthy_devices(devices: &[DeviceStatus]) -> BTreeSet<DeviceId> {
-    devices.iter().filter(|device| device.state == DeviceState::Healthy).map(|device| device.id).collect()
-}
-
 /// A stripe as the index has it: nothing is read.
 pub struct Glance {
     /// Indices that lie on usable devices.
@@ -119,9 +111,9 @@ impl Glance {
         name: ChunkName,
         stripe: &StripeRecord,
         located: &[StoredFragment],
-        healthy: &BTreeSet<DeviceId>,
+        readable: &BTreeSet<DeviceId>,
     ) -> Glance {
-        let usable = || located.iter().filter(|found| healthy.contains(&found.extent.device));
+        let usable = || located.iter().filter(|found| readable.contains(&found.extent.device));
         let fitting = || usable().filter(|found| stripe.fits(name, &found.meta));
         let indices: BTreeSet<u8> = fitting().map(|found| found.meta.key.index).collect();
         let devices: BTreeSet<DeviceId> = fitting().map(|found| found.extent.device).collect();
@@ -158,17 +150,13 @@ pub async fn repair_stripe(
     stripe: &StripeRecord,
     moved: &Cell<u64>,
 ) -> Result<Repaired, FragmentError> {
-    let devices = core.fragments.devices();
-    let healthy = healthy_devices(&devices);
-    let candidates: Vec<PlacementCandidate> = devices
-        .iter()
-        .filter(|device| device.pool == stripe.pool && device.state == DeviceState::Healthy)
-        .map(|device| PlacementCandidate { device: device.id, weight: device.capacity_bytes })
-        .collect();
-    let order = placement::order(&name.locator, &candidates);
+    let _placement = core.devices.place();
+    let devices = core.devices.devices();
+    let readable = core.devices.readable();
+    let order = destinations(core, name, stripe, &devices);
     let located = core.fragments.locate(name.locator, name.generation).await?;
     let holders: BTreeSet<DeviceId> = located.iter().map(|found| found.extent.device).collect();
-    let mut examined = examine(core, name, stripe, located, &healthy, &order, moved).await?;
+    let mut examined = examine(core, name, stripe, located, &readable, &order, moved).await?;
     let good = examined.payloads.len();
     if good < usize::from(stripe.shape.data) {
         return Ok(Repaired::Lost { good });
@@ -202,33 +190,49 @@ pub async fn repair_stripe(
     })
 }
 
+/// The devices that fragments of a stripe may be put on, in placement order; one that is being emptied comes last, and
+/// only while the stripe would not get its full width on the others.
+fn destinations(core: &Core, name: ChunkName, stripe: &StripeRecord, devices: &[DeviceStatus]) -> Vec<DeviceId> {
+    let order = |devices: Vec<&DeviceStatus>| {
+        let weigh = |device: &&DeviceStatus| PlacementCandidate { device: device.id, weight: device.capacity_bytes };
+        placement::order(&name.locator, &devices.iter().map(weigh).collect::<Vec<_>>())
+    };
+    let of_pool = || devices.iter().filter(|device| device.pool == stripe.pool);
+    let mut all = order(of_pool().filter(|device| device.state.takes_fragments()).collect());
+    if all.len() < stripe.shape.width() {
+        let last = core.devices.last_resort(stripe.pool);
+        all.extend(order(of_pool().filter(|device| last.contains(&device.id)).collect()));
+    }
+    all
+}
+
 /// Reads every fragment of the generation whole; each piece is checked against its header (I-C9).
 async fn examine(
     core: &Core,
     name: ChunkName,
     stripe: &StripeRecord,
     located: Vec<StoredFragment>,
-    healthy: &BTreeSet<DeviceId>,
+    readable: &BTreeSet<DeviceId>,
     order: &[DeviceId],
     moved: &Cell<u64>,
 ) -> Result<Examined, FragmentError> {
     let mut examined = Examined::default();
-    let mut readable = Vec::new();
+    let mut fitting = Vec::new();
     for found in located {
-        if !healthy.contains(&found.extent.device) {
+        if !readable.contains(&found.extent.device) {
             examined.unusable.insert(found.meta.key.index, found.extent.device);
         } else if stripe.fits(name, &found.meta) {
-            readable.push(found);
+            fitting.push(found);
         } else {
             examined.bad.push((found, "it is of another shape than its stripe".to_owned()));
         }
     }
     // Of two good ones of an index the one stays whose device comes first.
     let rank = |device: &DeviceId| order.iter().position(|other| other == device).unwrap_or(usize::MAX);
-    readable.sort_by_key(|found| (found.meta.key.index, rank(&found.extent.device), found.extent.device));
+    fitting.sort_by_key(|found| (found.meta.key.index, rank(&found.extent.device), found.extent.device));
     let len = stripe.payload_len_bytes();
-    let reads = readable.iter().map(|found| core.fragments.read(found, 0..len));
-    for (found, read) in readable.iter().zip(join_all(reads).await) {
+    let reads = fitting.iter().map(|found| core.fragments.read(found, 0..len));
+    for (found, read) in fitting.iter().zip(join_all(reads).await) {
         let index = found.meta.key.index;
         match read {
             Ok(payload) => {

@@ -18,7 +18,6 @@ use crate::repair_queue::{Margin, RepairCause};
 use crate::throttle::Throttle;
 use futures::channel::oneshot;
 use futures::future::{join_all, select};
-use kiseki_types::fragment::DeviceState;
 use kiseki_types::ids::{DeviceId, PoolId, ShardId};
 use kiseki_types::runtime::{Instant, RuntimeExt};
 use std::cell::{Cell, RefCell};
@@ -173,8 +172,8 @@ impl Repairer {
     }
 
     fn usable(&self) -> UsableDevices {
-        let devices = self.core.fragments.devices().into_iter();
-        devices.filter(|device| device.state == DeviceState::Healthy).map(|device| (device.id, device.pool)).collect()
+        let devices = self.core.devices.devices().into_iter();
+        devices.filter(|device| device.state.is_readable()).map(|device| (device.id, device.pool)).collect()
     }
 
     async fn walk_forever(self: Rc<Self>) {

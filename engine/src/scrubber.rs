@@ -9,7 +9,7 @@ use crate::api::StoreError;
 use crate::core::Core;
 use crate::home_service::{HeldGeneration, HomeService, ScrubMark};
 use crate::pace::Pace;
-use crate::repair::{Glance, add, healthy_devices};
+use crate::repair::{Glance, add};
 use crate::repair_queue::RepairCause;
 use kiseki_types::fragment::FragmentError;
 use kiseki_types::ids::Locator;
@@ -204,12 +204,12 @@ impl Scrubber {
 
     /// Reads all fragments of a generation, one after the other; the payload bytes read.
     async fn check(&self, held: &HeldGeneration) -> u64 {
-        let healthy = healthy_devices(&self.core.fragments.devices());
+        let readable = self.core.devices.readable();
         // "Unknown" is not bad: the next pass looks again, and whoever reads it looks before.
         let located = self.core.fragments.locate(held.name.locator, held.name.generation).await.unwrap_or_default();
-        let glance = Glance::at(held.name, &held.stripe, &located, &healthy);
+        let glance = Glance::at(held.name, &held.stripe, &located, &readable);
         let (mut bytes, mut bad) = (0, 0);
-        for found in located.iter().filter(|found| healthy.contains(&found.extent.device)) {
+        for found in located.iter().filter(|found| readable.contains(&found.extent.device)) {
             let len = found.meta.payload_len_bytes;
             match self.core.fragments.read(found, 0..len).await {
                 Ok(_) => add(&self.bytes, u64::from(len)),

@@ -23,6 +23,12 @@ const COMPLETIONS: u32 = 8192;
 /// Files that can be registered: devices and journals of a core (I-O5).
 pub const FILES_MAX: u32 = 256;
 
+/// Operations that are queued before they go to the kernel in the middle of a turn. A drive that is idle would have to wait
+/// for the end of the turn, in which every task that is ready runs: with 32 reads of 4 KiB in flight, handing over all
+/// at once leaves the drive idle a fifth of the time. One alone waits for the turn's own call, so that depth 1 costs no
+/// second one; and the kernel gathers requests (at the cost of starting none) only from the third on.
+const HANDED_OVER_AT: usize = 2;
+
 /// User data of what nobody waits for, and of the bell. Slots never get that far.
 const NOBODY: u64 = u64::MAX;
 const BELL: u64 = u64::MAX - 1;
@@ -79,6 +85,8 @@ pub struct CoreRing {
     backlog: RefCell<VecDeque<squeue::Entry>>,
     /// Operations that the kernel has memory for.
     operations: Cell<usize>,
+    /// Operations queued since the last system call.
+    queued: Cell<usize>,
     completed: RefCell<Vec<(u64, i32, u32)>>,
     files_free: RefCell<Vec<u32>>,
     /// Keeps registered memory alive, and says whose it is.
@@ -122,6 +130,7 @@ impl CoreRing {
             slots: RefCell::default(),
             backlog: RefCell::default(),
             operations: Cell::new(0),
+            queued: Cell::new(0),
             completed: RefCell::default(),
             files_free: RefCell::new((0..files.unwrap_or(0)).rev().collect()),
             buffers: RefCell::default(),
@@ -166,7 +175,7 @@ impl CoreRing {
         Ok(true)
     }
 
-    /// Queues an operation; it goes to the kernel at the end of this turn, whether or not anyone waits.
+    /// Queues an operation; it goes to the kernel at the end of this turn at the latest, whether or not anyone waits.
     ///
     /// # Safety
     /// All memory that `entry` names belongs to `owner` and stays where it is until `owner` hears of the end; the ring
@@ -175,6 +184,11 @@ impl CoreRing {
         let user_data = self.slots.borrow_mut().take_in(Waiter::Operation { owner, token });
         self.operations.set(self.operations.get() + 1);
         self.push(entry.user_data(user_data));
+        self.queued.set(self.queued.get() + 1);
+        if self.queued.get() >= HANDED_OVER_AT {
+            // Where the kernel wants completions to be taken first, the end of the turn tries again.
+            let _taken = self.enter(0, None);
+        }
     }
 
     pub(crate) fn poll_add(&self, fd: RawFd, interest: Interest, state: Rc<PollState>) -> u64 {
@@ -246,6 +260,7 @@ impl CoreRing {
     /// One system call. False: the kernel took nothing and wants completions to be taken first.
     fn enter(&self, want: usize, span: Option<Duration>) -> bool {
         self.enters.set(self.enters.get() + 1);
+        self.queued.set(0);
         let ring = self.ring.borrow();
         let result = match span {
             None => ring.submitter().submit_and_wait(want),

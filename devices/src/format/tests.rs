@@ -215,6 +215,10 @@ fn i_d7_a_format_cut_at_any_write_says_so_and_the_same_command_goes_on() {
                 (SuperblockState::Present { superblock, .. }, false) if superblock.cluster == ClusterId([9; 16]) => {
                     assert!(cuts <= 3, "cut {cuts}: an old superblock over cleared journals");
                 }
+                // All but the last of four copies.
+                (SuperblockState::Present { superblock, damaged_copies: 1 }, false) => {
+                    assert_eq!((superblock.cluster, superblock.generation), (ClusterId([1; 16]), 2), "cut {cuts}");
+                }
                 (SuperblockState::FormatInterrupted(marker), false) => {
                     interrupted += 1;
                     assert_eq!(marker.cluster, ClusterId([1; 16]));

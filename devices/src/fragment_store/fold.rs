@@ -4,7 +4,7 @@
 //! together with the rows of its extents; only then is the journal trimmed. A crash between any two steps replays more
 //! than needed, which changes nothing.
 
-use super::{Core, CoreFragmentStore, LaneRequest, add};
+use super::{Core, CoreFragmentStore, DeviceOnCore, LaneRequest, add};
 use crate::index::{InsertMode, TABLE_META, write};
 use crate::lane::{LaneOnDevice, Recovered};
 use futures::channel::oneshot;
@@ -42,13 +42,24 @@ impl Core {
     }
 
     pub async fn publish_recovered(self: Rc<Core>) -> Result<(), FragmentError> {
-        for device in self.devices.values().filter(|device| device.check().is_ok()) {
+        self.publish_devices(&self.devices.all()).await?;
+        self.is_published.set(true);
+        let core = CoreFragmentStore { core: self.clone() };
+        self.ports.spawn("fold journals", Box::pin(fold_forever(core)));
+        Ok(())
+    }
+
+    /// Tells the index lanes what the journals of these devices replayed, makes that durable and trims the journals.
+    pub async fn publish_devices(self: &Rc<Core>, devices: &[Rc<DeviceOnCore>]) -> Result<(), FragmentError> {
+        for device in devices.iter().filter(|device| device.check().is_ok()) {
             for lane in device.lanes.values() {
                 self.publish_lane(lane).await?;
             }
         }
-        self.fold_all().await?;
-        for device in self.devices.values().filter(|device| device.check().is_ok()) {
+        for lane in self.indexes.keys() {
+            self.fold_lane(*lane, devices).await?;
+        }
+        for device in devices.iter().filter(|device| device.check().is_ok()) {
             for lane in device.lanes.values() {
                 // Before anything is appended: later records would make the journal call these flushed.
                 if lane.journal.trim_persisted().await.is_err() {
@@ -56,9 +67,6 @@ impl Core {
                 }
             }
         }
-        self.is_published.set(true);
-        let core = CoreFragmentStore { core: self.clone() };
-        self.ports.spawn("fold journals", Box::pin(fold_forever(core)));
         Ok(())
     }
 
@@ -81,19 +89,18 @@ impl Core {
 
     /// Folds all lanes on all devices that work.
     pub async fn fold_all(self: &Rc<Core>) -> Result<(), FragmentError> {
-        let lanes: Vec<LaneId> = self.indexes.keys().copied().collect();
-        for lane in lanes {
-            self.fold_lane(lane).await?;
+        for lane in self.indexes.keys() {
+            self.fold_lane(*lane, &self.devices.all()).await?;
         }
         Ok(())
     }
 
-    /// Folds one lane's journals on all devices, with one checkpoint of each file.
-    async fn fold_lane(self: &Rc<Core>, lane: LaneId) -> Result<(), FragmentError> {
+    /// Folds one lane's journals on these devices, with one checkpoint of each file.
+    async fn fold_lane(self: &Rc<Core>, lane: LaneId, devices: &[Rc<DeviceOnCore>]) -> Result<(), FragmentError> {
         let _one_at_a_time = self.fold_lock.lock().await;
         let mut folds: Vec<(DeviceId, &LaneOnDevice, Sequence)> = Vec::new();
         let mut touched = BTreeSet::new();
-        for device in self.devices.values().filter(|device| device.check().is_ok()) {
+        for device in devices.iter().filter(|device| device.check().is_ok()) {
             let Some(on_device) = device.lanes.get(&lane) else { continue };
             let through = on_device.foldable();
             if through > on_device.folded.get() {
@@ -136,9 +143,12 @@ impl Core {
         table.checkpoint().await.map_err(super::unknown)
     }
 
-    fn fullest_journal(&self) -> f64 {
-        let lanes = self.devices.values().flat_map(|device| device.lanes.values());
-        lanes.map(|lane| lane.journal.fill()).fold(0.0, f64::max)
+    pub fn fullest_journal(&self) -> f64 {
+        let fill = |device: Rc<DeviceOnCore>| {
+            let lanes = device.lanes.values();
+            lanes.map(|lane| lane.journal.fill()).fold(0.0, f64::max)
+        };
+        self.devices.all().into_iter().map(fill).fold(0.0, f64::max)
     }
 }
 

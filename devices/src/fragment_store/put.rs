@@ -73,7 +73,7 @@ impl Core {
         self.check_published()?;
         let block = device.layout.block_len_bytes();
         let len = BlockCount::holding((FRAGMENT_HEADER_BYTES + meta.payload_len_bytes as usize) as u64, block);
-        let (lane, extent) = self.allocate(device, len)?;
+        let (lane, extent) = self.allocate(&device, len)?;
         let header = FragmentHeader::of(meta, &payload);
         let fragment = StoredFragment { meta: header.meta.clone(), extent };
         let mut parts = vec![header.encode(&self.buffers).freeze()];
@@ -96,7 +96,7 @@ impl Core {
             return Err(device.fenced_error());
         }
         self.keep_row(lane, &fragment);
-        self.publish(device, lane, fragment, sequence).await?;
+        self.publish(&device, lane, fragment, sequence).await?;
         Ok(extent)
     }
 

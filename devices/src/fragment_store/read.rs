@@ -88,13 +88,14 @@ impl Core {
         let pieces = piece_range(&range, fragment.meta.payload_len_bytes);
         let read = {
             let _pin = self.pins.pin(fragment.extent);
-            read_pieces(&self.buffers, device, fragment.extent, pieces.clone()).await
+            read_pieces(&self.buffers, &device, fragment.extent, pieces.clone()).await
         };
         let (header, bytes) = match read {
             Ok(read) => read,
             Err(error) => {
                 // One unreadable block is no reason to give up the device: the fragment is rebuilt elsewhere.
                 add(&self.counters.read_errors, 1);
+                add(&device.read_errors, 1);
                 tracing::warn!(device = %device.id, extent = %fragment.extent, %error, "read failed");
                 device.check()?;
                 return Err(self.corrupt(fragment));

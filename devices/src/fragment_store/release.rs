@@ -1,16 +1,16 @@
 //! Giving a fragment's extent back: a flushed record, the index row, the end of its reads, and only then reuse (I-C8).
 
 use super::put::stopping;
-use super::{Core, LaneRequest, add};
+use super::{Core, DeviceOnCore, LaneRequest, add};
 use crate::index::{TABLE_EXTENTS, decode_row, extent_row_key, write};
 use crate::lane::{LaneOnDevice, LaneRecord};
 use futures::channel::oneshot;
 use futures::future::join_all;
+use kiseki_types::LaneId;
 use kiseki_types::fragment::{FragmentError, StoredFragment};
 use kiseki_types::journal::Journal;
 use kiseki_types::runtime::LocalBoxFuture;
 use kiseki_types::units::Extent;
-use kiseki_types::{DeviceId, LaneId};
 use std::rc::Rc;
 
 /// A release may use all of a journal.
@@ -58,15 +58,15 @@ impl Core {
             return self.forget(&fragment).await;
         }
         lane.releasing.borrow_mut().insert(start.0, Vec::new());
-        let result = self.release_used(lane, &fragment).await;
+        let result = self.release_used(&device, lane, &fragment).await;
         let waiters = lane.releasing.borrow_mut().remove(&start.0);
         let answer = result.clone().map(|_| ());
         for waiter in waiters.into_iter().flatten() {
             let _ = waiter.send(answer.clone());
         }
         if result == Ok(true) {
-            let core = self.clone();
-            let task = async move { core.reuse(fragment.extent).await };
+            let (core, device) = (self.clone(), device.clone());
+            let task = async move { core.reuse(&device, fragment.extent).await };
             self.ports.spawn("reuse extent", Box::pin(task));
         }
         answer
@@ -75,10 +75,10 @@ impl Core {
     /// Whether the extent held the fragment and its release is durable now.
     async fn release_used(
         self: &Rc<Core>,
+        device: &DeviceOnCore,
         lane: &LaneOnDevice,
         fragment: &StoredFragment,
     ) -> Result<bool, FragmentError> {
-        let device = self.device(fragment.extent.device)?;
         let table = self.indexes[&lane.lane].table().clone();
         let row_key = extent_row_key(fragment.extent.device, fragment.extent.start);
         let row = table.get(0, TABLE_EXTENTS, &row_key).await.map_err(super::unknown)?;
@@ -103,28 +103,23 @@ impl Core {
     }
 
     /// Takes the fragment out of the index.
-    async fn forget(self: &Rc<Core>, fragment: &StoredFragment) -> Result<(), FragmentError> {
+    pub async fn forget(self: &Rc<Core>, fragment: &StoredFragment) -> Result<(), FragmentError> {
         let (key, extent) = (fragment.meta.key, fragment.extent);
         self.call(self.index_lane(key.locator), LaneRequest::IndexRemove { key, extent }).await.map(|_| ())
     }
 
     /// Frees the extent when reads of it have ended on every core. A core that does not answer may still read: then
-    /// the extent stays out of use until the next start.
-    async fn reuse(self: Rc<Core>, extent: Extent) {
+    /// the extent stays out of use until the next start. It is freed where it was released, on the device as it was
+    /// opened then: one that left and came back meanwhile has replayed the release.
+    async fn reuse(self: Rc<Core>, device: &DeviceOnCore, extent: Extent) {
         self.pins.ended(extent).await;
         let others = (0..self.lane_count).map(LaneId).filter(|lane| !self.indexes.contains_key(lane));
         let ended = others.map(|lane| self.link.call(lane, LaneRequest::AwaitReads { extent }));
         let all_ended = join_all(ended).await.iter().all(Result::is_ok);
         if all_ended {
-            self.free_now(extent);
+            let zone = device.layout.zone_of(extent.start).expect("a used extent lies in a zone");
+            let lane = &device.lanes[&device.layout.lane_of_zone(zone)];
+            lane.zones.borrow_mut().free(extent.start, extent.len);
         }
-    }
-
-    fn free_now(&self, extent: Extent) {
-        let device: &DeviceId = &extent.device;
-        let device = &self.devices[device];
-        let zone = device.layout.zone_of(extent.start).expect("a used extent lies in a zone");
-        let lane = &device.lanes[&device.layout.lane_of_zone(zone)];
-        lane.zones.borrow_mut().free(extent.start, extent.len);
     }
 }

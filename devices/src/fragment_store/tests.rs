@@ -1,5 +1,7 @@
 //! The store of one or two cores on simulated devices, with power cuts at any write.
 
+mod moving;
+
 use super::*;
 use crate::fragment_scan::{ScanProblemKind, scan_device};
 use crate::recovery::format_journals;
@@ -132,7 +134,7 @@ impl Rig {
         let ports = sim.ports(NODE);
         for (id, disk, layout) in &disks {
             let device = disk.open();
-            sim.block_on(NODE, format_journals(&ports, *id, "disk", layout, &device, |_| ())).unwrap();
+            sim.block_on(NODE, format_journals(&ports, *id, "disk", layout, &device)).unwrap();
         }
         let tables = (0..LANES).map(|_| Rc::default()).collect();
         Rig { sim, switch, disks, tables, cores }
@@ -324,7 +326,7 @@ fn no_extent_is_shared(stores: &[CoreFragmentStore], model: &RefCell<Model>) -> 
             }
         }
     }
-    for device in stores.iter().flat_map(|store| store.core.devices.values()) {
+    for device in stores.iter().flat_map(|store| store.core.devices.all()) {
         for lane in device.lanes.values() {
             for (start, len) in lane.zones.borrow().used() {
                 for block in start.0..start.0 + len.0 {
@@ -555,7 +557,7 @@ fn i_o3_a_device_with_a_damaged_journal_is_reported_and_the_rest_goes_on() {
             put(&stores[0], rig.disks[0].0, chunk, &payload(chunk, 3)).await.unwrap();
         }
         for lane in 0..LANES {
-            let journal = &stores[0].core.devices[&rig.disks[0].0].lanes[&LaneId(lane)].journal;
+            let journal = stores[0].core.devices.get(rig.disks[0].0).unwrap().lanes[&LaneId(lane)].journal.clone();
             assert!(journal.last() > 0);
         }
     });
@@ -579,7 +581,7 @@ fn i_l10_a_lost_table_file_is_lost_and_its_extents_are_not_given_out_again() {
         let (stores, _) = rig.start().await;
         put(&stores[0], rig.disks[0].0, 1, &payload(1, 3)).await.unwrap();
         stores[0].fold().await.unwrap();
-        for lane in stores[0].core.devices[&rig.disks[0].0].lanes.values() {
+        for lane in stores[0].core.devices.get(rig.disks[0].0).unwrap().lanes.values() {
             lane.journal.trim_persisted().await.unwrap();
         }
     });

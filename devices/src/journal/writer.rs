@@ -409,7 +409,7 @@ impl Writer {
     }
 
     /// Takes nothing any more: every waiter, present and future, gets an error (I-D6).
-    fn fence(&self, reason: &str) {
+    pub fn fence(&self, reason: &str) {
         let mut state = self.state.borrow_mut();
         if state.fenced.is_some() {
             return;

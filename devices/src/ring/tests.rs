@@ -229,3 +229,23 @@ fn a_device_is_locked_against_a_second_process_and_what_is_no_device_is_refused(
     assert!(error.to_string().contains("neither"), "{error}");
     crate::file_device::RawDevice::open(&dir.path().join("absent")).unwrap_err();
 }
+
+#[test]
+fn a_drive_starts_in_the_middle_of_a_turn_and_one_operation_costs_no_extra_call() {
+    let (_dir, path) = image();
+    on_executor(async move {
+        let device = open(&path, 8, None);
+        let read = |block| device.read(BlockIndex(block), IoBuf::zeroed(4096));
+        let calls = || kiseki_executor::stats().enters;
+        let before = calls();
+        let first = read(0);
+        assert_eq!(calls(), before, "one alone waits for the call that ends the turn");
+        let second = read(1);
+        assert_eq!(calls(), before + 1, "two are handed over though the turn goes on");
+        let third = read(2);
+        assert_eq!(calls(), before + 1);
+        for done in [first, second, third] {
+            done.await.unwrap();
+        }
+    });
+}

@@ -77,11 +77,28 @@ impl fmt::Debug for SuperblockKeeper {
 }
 
 /// The superblocks of a node as the witness of metadata-set epochs: a majority has to hold each.
+///
+/// Devices join and leave while the node runs. Whatever the majority is counted of afterwards, it still holds the
+/// newest epoch: one that joins, and every one that stays when another leaves, is brought up to it first.
 #[derive(Debug)]
 pub struct SuperblockWitness {
+    state: Mutex<WitnessState>,
+}
+
+#[derive(Debug)]
+struct WitnessState {
     keepers: Vec<Arc<SuperblockKeeper>>,
     /// Devices that the node should have, those that are missing now included.
     enrolled: usize,
+}
+
+/// How the number of devices that the node should have changes with one that joins or leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Enrolled {
+    /// It is one more, or one less.
+    Changes,
+    /// It stays: a device comes back, goes missing, or takes the place of another one.
+    Stays,
 }
 
 impl SuperblockWitness {
@@ -89,34 +106,107 @@ impl SuperblockWitness {
     #[must_use]
     pub fn new(keepers: Vec<Arc<SuperblockKeeper>>, enrolled: usize) -> SuperblockWitness {
         assert!(keepers.len() <= enrolled, "{} devices open, {enrolled} enrolled", keepers.len());
-        SuperblockWitness { keepers, enrolled }
+        SuperblockWitness { state: Mutex::new(WitnessState { keepers, enrolled }) }
+    }
+
+    /// Lets a device take part, with the newest epoch durable on it; `known` is what the directories say it is. Blocks.
+    /// Errors: its superblock can't be written; then it does not take part.
+    pub fn join(
+        &self,
+        keeper: &Arc<SuperblockKeeper>,
+        known: &MetadataEpoch,
+        enrolled: Enrolled,
+    ) -> Result<(), DeviceError> {
+        let mut state = self.lock();
+        let newest = state.newest(known);
+        bring_up(keeper, &newest)?;
+        state.keepers.push(keeper.clone());
+        state.enrolled = match enrolled {
+            Enrolled::Changes => state.enrolled + 1,
+            Enrolled::Stays => state.enrolled.max(state.keepers.len()),
+        };
+        Ok(())
+    }
+
+    /// Lets a device take no more part. Blocks. Errors: the ones that stay are no majority, or too few of them take the
+    /// newest epoch; then it still takes part.
+    pub fn leave(&self, keeper: &Arc<SuperblockKeeper>, known: &MetadataEpoch, enrolled: Enrolled) -> io::Result<()> {
+        let mut state = self.lock();
+        let newest = state.newest(known);
+        let staying: Vec<_> = state.keepers.iter().filter(|other| !Arc::ptr_eq(other, keeper)).cloned().collect();
+        let left = usize::from(enrolled == Enrolled::Changes);
+        let next = WitnessState { keepers: staying, enrolled: state.enrolled.saturating_sub(left) };
+        if enrolled == Enrolled::Changes {
+            next.hold(&newest)?;
+        }
+        *state = next;
+        Ok(())
+    }
+
+    /// A device that was not taking part is not expected any more. Blocks. Errors: as [`SuperblockWitness::leave`].
+    pub fn forget_missing(&self, known: &MetadataEpoch) -> io::Result<()> {
+        let mut state = self.lock();
+        let enrolled = state.enrolled.saturating_sub(1).max(state.keepers.len());
+        let next = WitnessState { keepers: state.keepers.clone(), enrolled };
+        next.hold(&state.newest(known))?;
+        *state = next;
+        Ok(())
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, WitnessState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl EpochWitness for SuperblockWitness {
-    fn record(&self, epoch: &MetadataEpoch) -> io::Result<()> {
-        let mut recorded = 0;
-        let mut reasons = String::new();
+impl WitnessState {
+    /// The newest epoch that the superblocks have or the directories are `known` to be in. A superblock may lag behind
+    /// the directories (nothing is recorded without a majority), and one that was alone for a while may have another
+    /// list under a number that was used again: then the directories are right.
+    fn newest(&self, known: &MetadataEpoch) -> MetadataEpoch {
+        let found = self.keepers.iter().map(|keeper| keeper.current().metadata).max_by_key(|found| found.epoch);
+        found.filter(|found| found.epoch > known.epoch).unwrap_or_else(|| known.clone())
+    }
+
+    /// Sees to it that a majority holds `newest`.
+    fn hold(&self, newest: &MetadataEpoch) -> io::Result<()> {
+        let (mut holders, mut reasons) = (0, String::new());
         for keeper in &self.keepers {
-            match keeper.update(|superblock| superblock.metadata = epoch.clone()) {
-                Ok(_) => recorded += 1,
+            match bring_up(keeper, newest) {
+                Ok(()) => holders += 1,
                 Err(error) => {
                     tracing::warn!(device = keeper.name(), %error, "metadata-set epoch not recorded on this device");
                     reasons = error.to_string();
                 }
             }
         }
-        match recorded * 2 > self.enrolled {
+        match holders * 2 > self.enrolled {
             true => Ok(()),
             false => Err(io::Error::other(format!(
-                "metadata-set epoch {} is on {recorded} of {} devices, no majority ({reasons})",
-                epoch.epoch, self.enrolled
+                "metadata-set epoch {} is on {holders} of {} devices, no majority ({reasons})",
+                newest.epoch, self.enrolled
             ))),
         }
     }
+}
+
+/// Makes `epoch` durable on a device that has another one.
+fn bring_up(keeper: &SuperblockKeeper, epoch: &MetadataEpoch) -> Result<(), DeviceError> {
+    if keeper.current().metadata == *epoch {
+        return Ok(());
+    }
+    keeper.update(|superblock| superblock.metadata = epoch.clone()).map(drop)
+}
+
+impl EpochWitness for SuperblockWitness {
+    fn record(&self, epoch: &MetadataEpoch) -> io::Result<()> {
+        self.lock().hold(epoch)
+    }
 
     fn highest(&self) -> WitnessedEpoch {
-        let newest = self.keepers.iter().map(|keeper| keeper.current().metadata).max_by_key(|found| found.epoch);
-        WitnessedEpoch { newest: newest.unwrap_or_default(), majority: self.keepers.len() * 2 > self.enrolled }
+        let state = self.lock();
+        WitnessedEpoch {
+            newest: state.newest(&MetadataEpoch::default()),
+            majority: state.keepers.len() * 2 > state.enrolled,
+        }
     }
 }

@@ -176,6 +176,46 @@ fn the_witness_wants_a_majority_of_all_enrolled_devices() {
     assert_eq!(majority.highest(), WitnessedEpoch { newest: epoch, majority: true });
 }
 
+/// I-L10: a set of devices that the node counts as a majority knows the newest epoch, however devices came and went.
+#[test]
+fn i_l10_every_majority_after_devices_joined_and_left_holds_the_newest_epoch() {
+    let keeper = || Arc::new(SuperblockKeeper::new("memory", Arc::new(Memory::new(LEN)), sample(1)));
+    let epoch = |number| MetadataEpoch { epoch: number, members: vec![MemberId([number as u8; 16])] };
+    let keepers: Vec<_> = (0..3).map(|_| keeper()).collect();
+    // The third one is missing and hears of nothing.
+    let witness = SuperblockWitness::new(keepers[..2].to_vec(), 3);
+    witness.record(&epoch(20)).unwrap();
+    let (fourth, fifth) = (keeper(), keeper());
+    witness.join(&fourth, &epoch(20), Enrolled::Changes).unwrap();
+    witness.join(&fifth, &epoch(20), Enrolled::Changes).unwrap();
+    let mut all = [keepers.clone(), vec![fourth.clone(), fifth]].concat();
+    let is_known = |all: &[Arc<SuperblockKeeper>], number| {
+        // The unluckiest majority: those that know least.
+        let mut epochs: Vec<u64> = all.iter().map(|keeper| keeper.current().metadata.epoch).collect();
+        epochs.sort_unstable();
+        epochs[all.len() / 2] == number
+    };
+    assert!(is_known(&all, 20), "I-L10: of five");
+    // One that comes back, with another list under the same number, takes the right one over.
+    keepers[2].update(|next| next.metadata = MetadataEpoch { epoch: 20, members: vec![MemberId([9; 16])] }).unwrap();
+    witness.join(&keepers[2], &epoch(20), Enrolled::Stays).unwrap();
+    assert_eq!(keepers[2].current().metadata, epoch(20));
+    // Two leave that know of the newest one; one that stayed away from it is told.
+    witness.record(&epoch(21)).unwrap();
+    keepers[2].update(|next| next.metadata = epoch(20)).unwrap();
+    for leaving in &keepers[..2] {
+        witness.leave(leaving, &epoch(21), Enrolled::Changes).unwrap();
+        all.retain(|other| !Arc::ptr_eq(other, leaving));
+        assert!(is_known(&all, 21), "I-L10: of {}", all.len());
+    }
+    assert_eq!(witness.highest(), WitnessedEpoch { newest: epoch(21), majority: true });
+    // Those that go missing still count; a majority of what there should be is needed to forget one.
+    witness.leave(&fourth, &epoch(21), Enrolled::Stays).unwrap();
+    witness.leave(&keepers[2], &epoch(21), Enrolled::Stays).unwrap();
+    assert!(!witness.highest().majority);
+    witness.forget_missing(&epoch(21)).unwrap_err();
+}
+
 proptest! {
     #[test]
     fn random_bytes_never_panic_and_never_verify(

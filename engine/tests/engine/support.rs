@@ -17,7 +17,8 @@ use kiseki_simulator::{NodeId, Sim, SimLink};
 use kiseki_types::LocalBoxFuture;
 use kiseki_types::buf::{IoBuf, IoBytes, STALE_BYTE, stale_buffers};
 use kiseki_types::fragment::{
-    DeviceState, DeviceStatus, FragmentError, FragmentKey, FragmentMeta, FragmentStore, StoredFragment, StripeShape,
+    DeviceState, DeviceStatus, DeviceUse, FragmentError, FragmentKey, FragmentMeta, FragmentStore, StoredFragment,
+    StripeShape,
 };
 use kiseki_types::group::{LogPosition, ProposeError, RaftGroup, StateMachine};
 use kiseki_types::ids::{DeviceId, Generation, LaneId, Locator, MasterEpoch, PoolId, ShardId, TenantId, Term};
@@ -147,6 +148,10 @@ struct Medium {
     capacity_bytes: u64,
     device_count: u8,
     put_delay: Duration,
+    /// Puts under way, by device.
+    putting: BTreeMap<DeviceId, u64>,
+    /// Where the next fragment lies on its device.
+    next_block: u64,
     /// Every fragment that was put, in the order in which the puts ended.
     puts: Vec<FragmentKey>,
 }
@@ -155,7 +160,7 @@ impl Medium {
     fn put(&mut self, device: DeviceId, meta: FragmentMeta, bytes: Vec<u8>) -> Result<Extent, FragmentError> {
         let on_device = || self.fragments.iter().filter(|((_, on), _)| *on == device);
         let used: u64 = on_device().map(|(_, (_, b))| b.len() as u64).sum();
-        let FragmentKey { locator, generation, index } = meta.key;
+        let FragmentKey { locator, generation, .. } = meta.key;
         if self.failed.contains(&device) {
             return Err(FragmentError::DeviceFailed { device, reason: "test".to_owned() });
         }
@@ -166,7 +171,8 @@ impl Medium {
             return Err(FragmentError::SecondOfStripe { device, locator, generation });
         }
         let extent =
-            Extent { device, start: BlockIndex(u64::from(index)), len: BlockCount(bytes.len() as u64 / 4096 + 1) };
+            Extent { device, start: BlockIndex(self.next_block), len: BlockCount(bytes.len() as u64 / 4096 + 1) };
+        self.next_block += extent.len.0;
         self.puts.push(meta.key);
         self.fragments.insert((meta.key, device), (StoredFragment { meta, extent }, bytes));
         Ok(extent)
@@ -264,7 +270,8 @@ impl FragmentStore for MemoryFragments {
                 let id = Self::device(index);
                 let state = if medium.failed.contains(&id) { DeviceState::Failed } else { DeviceState::Healthy };
                 let capacity_bytes = medium.capacity_bytes;
-                DeviceStatus { id, name: format!("d{index}"), pool: PoolId(0), capacity_bytes, free_bytes: 0, state }
+                let (pool, name, read_errors) = (PoolId(0), format!("d{index}"), 0);
+                DeviceStatus { id, name, pool, capacity_bytes, free_bytes: 0, state, read_errors }
             })
             .collect()
     }
@@ -282,8 +289,11 @@ impl FragmentStore for MemoryFragments {
         let (medium, ports) = (self.medium.clone(), self.ports.clone());
         Box::pin(async move {
             let delay = medium.borrow().put_delay;
+            *medium.borrow_mut().putting.entry(device).or_default() += 1;
             ports.sleep(Duration::from_micros(50) + delay).await;
-            medium.borrow_mut().put(device, meta, bytes)
+            let mut medium = medium.borrow_mut();
+            *medium.putting.entry(device).or_default() -= 1;
+            medium.put(device, meta, bytes)
         })
     }
 
@@ -331,6 +341,36 @@ impl FragmentStore for MemoryFragments {
         };
         drop(medium);
         self.later(result)
+    }
+
+    fn use_of(&self, device: DeviceId) -> Option<DeviceUse> {
+        let medium = self.medium.borrow();
+        if medium.failed.contains(&device) {
+            return None;
+        }
+        let on_device = || medium.fragments.iter().filter(|((_, on), _)| *on == device);
+        let bytes = on_device().map(|(_, (_, bytes))| bytes.len() as u64).sum();
+        Some(DeviceUse { fragments: on_device().count() as u64 + medium.putting.get(&device).unwrap_or(&0), bytes })
+    }
+
+    fn held_on(
+        &self,
+        device: DeviceId,
+        after: Option<BlockIndex>,
+        limit: usize,
+    ) -> LocalBoxFuture<'static, Result<Vec<StoredFragment>, FragmentError>> {
+        let medium = self.medium.borrow();
+        let on_device = medium.fragments.iter().filter(|((_, on), _)| *on == device);
+        let mut held: Vec<StoredFragment> = on_device.map(|(_, (stored, _))| stored.clone()).collect();
+        held.sort_unstable_by_key(|stored| stored.extent.start);
+        held.retain(|stored| after.is_none_or(|after| stored.extent.start > after));
+        held.truncate(limit);
+        self.later(Ok(held))
+    }
+
+    fn forget(&self, fragment: &StoredFragment) -> LocalBoxFuture<'static, Result<(), FragmentError>> {
+        self.medium.borrow_mut().fragments.remove(&(fragment.meta.key, fragment.extent.device));
+        self.later(Ok(()))
     }
 
     fn list(
@@ -392,6 +432,7 @@ impl World {
     pub fn restart(&mut self) {
         self.sim.kill(NODE);
         self.fragments.ports = self.sim.ports(NODE);
+        self.fragments.medium.borrow_mut().putting.clear();
         self.engine = start(&self.sim, &self.logs, &self.fragments, self.shape, self.upkeep, false);
         self.store = self.engine.store();
     }

@@ -3,7 +3,7 @@
 use crate::buf::IoBytes;
 use crate::ids::{DeviceId, Generation, Locator, MapEpoch, PoolId};
 use crate::runtime::LocalBoxFuture;
-use crate::units::Extent;
+use crate::units::{BlockIndex, Extent};
 use std::ops::Range;
 use thiserror::Error;
 
@@ -68,13 +68,64 @@ pub struct StoredFragment {
     pub extent: Extent,
 }
 
-/// State of a device as this node sees it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// State of a device (I-D2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum DeviceState {
     /// Takes reads and writes.
     Healthy,
-    /// Fenced after an error, or declared lost: neither read nor written (I-D6).
+    /// Takes reads and writes, and something about it is not as it should be: worn, and an operator keeps it.
+    Degraded,
+    /// Not at its path: neither read nor written; it may come back.
+    Unreachable,
+    /// Read, and written only where a stripe would not get its full width otherwise; what it holds moves to others.
+    Evacuating,
+    /// Fenced after an error, or damaged: neither read nor written until it is reopened and checked (I-D6).
     Failed,
+    /// Not part of the node any more, for good: what it may still hold counts as gone.
+    Removed,
+}
+
+impl DeviceState {
+    /// All of them.
+    pub const ALL: [DeviceState; 6] = [
+        DeviceState::Healthy,
+        DeviceState::Degraded,
+        DeviceState::Unreachable,
+        DeviceState::Evacuating,
+        DeviceState::Failed,
+        DeviceState::Removed,
+    ];
+
+    /// Whether fragments on it can be read, and so count as good.
+    #[must_use]
+    pub fn is_readable(self) -> bool {
+        matches!(self, DeviceState::Healthy | DeviceState::Degraded | DeviceState::Evacuating)
+    }
+
+    /// Whether new fragments are placed on it.
+    #[must_use]
+    pub fn takes_fragments(self) -> bool {
+        matches!(self, DeviceState::Healthy | DeviceState::Degraded)
+    }
+
+    /// The name in reports and messages.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            DeviceState::Healthy => "healthy",
+            DeviceState::Degraded => "degraded",
+            DeviceState::Unreachable => "unreachable",
+            DeviceState::Evacuating => "evacuating",
+            DeviceState::Failed => "failed",
+            DeviceState::Removed => "removed",
+        }
+    }
+
+    /// The state of that name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<DeviceState> {
+        DeviceState::ALL.into_iter().find(|state| state.name() == name)
+    }
 }
 
 /// A device as placement sees it.
@@ -92,6 +143,17 @@ pub struct DeviceStatus {
     pub free_bytes: u64,
     /// Its state.
     pub state: DeviceState,
+    /// Reads that it failed since this core opened it.
+    pub read_errors: u64,
+}
+
+/// How much of a device is in use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DeviceUse {
+    /// Extents that hold fragments, those being written and those just released included.
+    pub fragments: u64,
+    /// Bytes of those.
+    pub bytes: u64,
 }
 
 /// Why a fragment was not written or read.
@@ -176,6 +238,18 @@ pub trait FragmentStore {
     ) -> LocalBoxFuture<'static, Result<IoBytes, FragmentError>>;
     /// Frees a fragment.
     fn release(&self, fragment: &StoredFragment) -> LocalBoxFuture<'static, Result<(), FragmentError>>;
+    /// What this core's lanes hold on a device; `None` when that is not known, since the device is not open.
+    fn use_of(&self, device: DeviceId) -> Option<DeviceUse>;
+    /// The fragments that this core's lanes hold on a device and whose puts have ended, in the order of their first
+    /// blocks, behind `after`, at most `limit`: for whoever empties it.
+    fn held_on(
+        &self,
+        device: DeviceId,
+        after: Option<BlockIndex>,
+        limit: usize,
+    ) -> LocalBoxFuture<'static, Result<Vec<StoredFragment>, FragmentError>>;
+    /// Takes a fragment out of the index whose device is gone for good. Nothing is written to the device.
+    fn forget(&self, fragment: &StoredFragment) -> LocalBoxFuture<'static, Result<(), FragmentError>>;
     /// All (locator, generation) pairs from `after` on in the index slices of this core, at most `limit`: for
     /// collection and scrub.
     fn list(

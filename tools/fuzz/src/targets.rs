@@ -35,6 +35,7 @@ pub const TARGETS: &[Target] = &[
     engine::BUCKET_ROW,
     engine::SHARD_ROW,
     engine::POOL_ROW,
+    engine::DEVICE_RECORD,
     engine::GENERATION_RECORD,
     engine::CHUNK_FORMAT,
     names::ENTRY_KEY,

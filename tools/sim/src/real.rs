@@ -200,7 +200,7 @@ impl RealNode {
             let device = disk.open();
             let layout = DeviceLayout::compute(device.geometry(), self.options.lanes).map_err(failed)?;
             let id = DeviceId(ports.random());
-            format_journals(ports, id, device.name(), &layout, &device, |_| ()).await.map_err(failed)?;
+            format_journals(ports, id, device.name(), &layout, &device).await.map_err(failed)?;
             let superblock = Superblock {
                 cluster: CLUSTER,
                 device: id,

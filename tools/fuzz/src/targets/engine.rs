@@ -7,6 +7,7 @@ use kiseki_engine::chunker::{ChunkFormat, Chunker};
 use kiseki_engine::composition::{ChunkReference, Entry, FileEntry, Page, PageReference, PartEntry, UploadEntry};
 use kiseki_engine::control_rows::{AccessKeyRow, BucketRow, ShardRow, TenantRow, decode_pool, encode_pool};
 use kiseki_engine::delta::{ChunkName, Command, Delta, Outcome, Payload, RowChange, decode_rows, encode_rows};
+use kiseki_engine::device_record::{DeviceActor, DevicePlace, DeviceRecord, DeviceUpdate, WearCause};
 use kiseki_engine::envelope::envelope_len;
 use kiseki_engine::fuzzing;
 use kiseki_engine::keys::{MetaSealer, WRAPPED_DEK_LEN_BYTES, WrappedDek};
@@ -18,8 +19,8 @@ use kiseki_types::codec::{Reader, Writer};
 use kiseki_types::fragment::StripeShape;
 use kiseki_types::group::{LogPosition, StateMachine};
 use kiseki_types::ids::{
-    ChunkId, CompositionId, DirId, Generation, Locator, NamespaceId, PageId, PinEpoch, PoolId, RequestId, ShardId,
-    TenantId, Term,
+    ChunkId, CompositionId, DeviceId, DirId, Generation, Locator, NamespaceId, PageId, PinEpoch, PoolId, RequestId,
+    ShardId, TenantId, Term,
 };
 use kiseki_types::runtime::Rng;
 use kiseki_types::secret::SecretKey;
@@ -55,6 +56,8 @@ pub const BUCKET_ROW: Target = Target::new("bucket_row", bucket_row, bucket_row_
 pub const SHARD_ROW: Target = Target::new("shard_row", shard_row, shard_row_seeds);
 /// A pool.
 pub const POOL_ROW: Target = Target::new("pool_row", pool_row, pool_row_seeds);
+/// What is recorded of a device.
+pub const DEVICE_RECORD: Target = Target::new("device_record", device_record, device_record_seeds);
 /// A home's record of a generation.
 pub const GENERATION_RECORD: Target =
     Target::new("generation_record", generation_record, || vec![("complete", fuzzing::generation_record_seed())]);
@@ -357,6 +360,30 @@ fn pool_row(bytes: &[u8]) -> Verdict {
 
 fn pool_row_seeds() -> Vec<Seed> {
     vec![("4+2", encode_pool(StripeShape { data: 4, parity: 2 }))]
+}
+
+fn device_record(bytes: &[u8]) -> Verdict {
+    bytes_survive(bytes, |bytes| DeviceRecord::decode(DeviceId([1; 16]), bytes).ok().map(|record| record.encode()))
+}
+
+fn device_record_seeds() -> Vec<Seed> {
+    let device = DeviceId([1; 16]);
+    let place = DevicePlace { path: "/dev/nvme0n1".to_owned(), pool: PoolId(0), class: "nvme".to_owned() };
+    let updates = [
+        DeviceUpdate::Opened { place, actor: DeviceActor::Node, reason: "opened and checked".to_owned() },
+        DeviceUpdate::Evacuate {
+            actor: DeviceActor::Wear,
+            reason: "91 % used".to_owned(),
+            cause: Some(WearCause::Used),
+        },
+        DeviceUpdate::CancelEvacuation { reason: "it stays".to_owned() },
+        DeviceUpdate::Evacuate { actor: DeviceActor::Operator, reason: "drain".to_owned(), cause: None },
+    ];
+    let mut record: Option<DeviceRecord> = None;
+    for update in updates {
+        record = DeviceRecord::after(record.as_ref(), device, update, 5).expect("the updates follow each other");
+    }
+    vec![("evacuating", record.expect("the last update changed something").encode())]
 }
 
 fn generation_record(bytes: &[u8]) -> Verdict {
