@@ -140,6 +140,7 @@ impl DeviceLock {
 pub struct FileDevice {
     name: String,
     geometry: DeviceGeometry,
+    discard_unit: Option<BlockCount>,
     ring: Ring,
 }
 
@@ -154,9 +155,10 @@ pub fn open_device(
 ) -> Result<Rc<dyn Device>, DeviceError> {
     let name = path.display().to_string();
     let opened = DirectFile::open(path, Access::ReadWrite)?;
+    let discard_unit = crate::discard_unit::of(&opened.file, opened.geometry.block_len_bytes);
     let ring = Ring::start(&name, opened.file, options, pool)
         .map_err(|source| DeviceError::io(&name, "setting up io_uring", source))?;
-    Ok(Rc::new(FileDevice { name, geometry: opened.geometry, ring }))
+    Ok(Rc::new(FileDevice { name, geometry: opened.geometry, discard_unit, ring }))
 }
 
 impl FileDevice {
@@ -210,6 +212,10 @@ impl Device for FileDevice {
             0 => Box::pin(std::future::ready(Ok(()))),
             _ => self.ring.discard(offset, len_bytes),
         }
+    }
+
+    fn discard_granularity(&self) -> Option<BlockCount> {
+        self.discard_unit
     }
 }
 

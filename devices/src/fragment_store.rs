@@ -10,6 +10,7 @@
 //! [`CoreFragmentStore::handle`], then [`CoreFragmentStore::publish_recovered`] on every core, then serving. Devices come
 //! and go while it serves: [`CoreFragmentStore::add_device`], [`CoreFragmentStore::remove_device`].
 
+mod discard;
 mod fold;
 mod held;
 mod messages;
@@ -31,6 +32,7 @@ use crate::index::{InsertMode, Inserted, LaneIndex};
 use crate::lane::{LaneOnDevice, reserve_blocks};
 use crate::layout::DeviceLayout;
 use crate::recovery;
+use crate::space::{DeviceSpace, PutPurpose, SpacePolicy};
 use kiseki_types::buf::{BufferSource, IoBuf, IoBytes};
 use kiseki_types::device::Device;
 use kiseki_types::fragment::{
@@ -40,7 +42,7 @@ use kiseki_types::link::Link;
 use kiseki_types::runtime::{LocalBoxFuture, Ports};
 use kiseki_types::table::{TableError, TableStore};
 use kiseki_types::units::Extent;
-use kiseki_types::{BlockIndex, DeviceId, Generation, LaneId, Locator, PoolId};
+use kiseki_types::{BlockIndex, DeviceId, Generation, Instant, LaneId, Locator, PoolId};
 use put::PutScope;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -68,6 +70,8 @@ pub struct StoreDevice {
     pub name: String,
     /// How it is divided, from the superblock.
     pub layout: DeviceLayout,
+    /// How its space is used.
+    pub space: SpacePolicy,
     /// This core's own queue on it.
     pub device: Rc<dyn Device>,
 }
@@ -114,6 +118,12 @@ pub struct FragmentCounters {
     pub corrupt: Cell<u64>,
     /// Reads that the device failed.
     pub read_errors: Cell<u64>,
+    /// Bytes discarded after their fragments were released, or because they were free at the start.
+    pub discarded_bytes: Cell<u64>,
+    /// Runs that were discarded for that.
+    pub discards: Cell<u64>,
+    /// Discards that failed.
+    pub discard_errors: Cell<u64>,
     /// Fragments released.
     pub releases: Cell<u64>,
     /// Devices fenced on this core (I-D6).
@@ -135,12 +145,17 @@ pub(crate) struct DeviceOnCore {
     pub pool: PoolId,
     pub name: String,
     pub layout: DeviceLayout,
+    pub space: SpacePolicy,
     pub device: Rc<dyn Device>,
     pub gate: FlushGate,
     /// This core's lanes; some are missing when a journal could not be opened (the gate is fenced then).
     pub lanes: BTreeMap<LaneId, LaneOnDevice>,
     /// Whether another core told of the failure, so that it is not told again.
     failure_is_known: Cell<bool>,
+    /// When it was opened.
+    pub opened: Instant,
+    /// A discard failed: none is tried until it is opened again.
+    pub discard_failed: Cell<bool>,
     /// Reads that it failed.
     pub read_errors: Cell<u64>,
     /// Whether all cores of the node have it, so that fragments may be placed on it.
@@ -157,9 +172,12 @@ impl DeviceOnCore {
             pool: given.pool,
             name: given.name,
             layout: given.layout,
+            space: given.space,
             device: given.device,
             lanes: BTreeMap::new(),
             failure_is_known: Cell::new(false),
+            opened: ports.now(),
+            discard_failed: Cell::new(false),
             read_errors: Cell::new(0),
             is_admitted: Cell::new(is_admitted),
             is_leaving: Cell::new(false),
@@ -297,6 +315,13 @@ impl CoreFragmentStore {
         self.core.devices.flushes()
     }
 
+    /// Space of every usable device on this core's lanes.
+    #[must_use]
+    pub fn space(&self) -> BTreeMap<DeviceId, DeviceSpace> {
+        let usable = self.core.devices.all().into_iter().filter(|device| device.check().is_ok());
+        usable.map(|device| (device.id, device.report_space())).collect()
+    }
+
     /// Highest fill of any journal of this core, 0.0 to 1.0.
     #[must_use]
     pub fn journal_fill(&self) -> f64 {
@@ -395,9 +420,12 @@ impl Core {
                 index.table().checkpoint().await.map_err(unknown)?;
                 Ok(LaneResponse::Done)
             }
-            LaneRequest::Put { device, meta, payload } => {
+            LaneRequest::Put { device, meta, payload, purpose } => {
                 let payload = vec![IoBuf::copy_of(&payload).freeze()];
-                self.clone().start_put(device, meta, payload, PutScope::OwnLanes).await.map(LaneResponse::Stored)
+                self.clone()
+                    .start_put(device, meta, payload, purpose, PutScope::OwnLanes)
+                    .await
+                    .map(LaneResponse::Stored)
             }
             LaneRequest::ReleaseExtent { fragment } => {
                 self.clone().release_own(fragment).await?;
@@ -467,7 +495,16 @@ impl FragmentStore for CoreFragmentStore {
         meta: FragmentMeta,
         payload: Vec<IoBytes>,
     ) -> LocalBoxFuture<'static, Result<Extent, FragmentError>> {
-        self.core.clone().start_put(device, meta, payload, PutScope::AllLanes)
+        self.core.clone().start_put(device, meta, payload, PutPurpose::Client, PutScope::AllLanes)
+    }
+
+    fn put_for_upkeep(
+        &self,
+        device: DeviceId,
+        meta: FragmentMeta,
+        payload: Vec<IoBytes>,
+    ) -> LocalBoxFuture<'static, Result<Extent, FragmentError>> {
+        self.core.clone().start_put(device, meta, payload, PutPurpose::Upkeep, PutScope::AllLanes)
     }
 
     fn locate(

@@ -2,6 +2,7 @@
 
 use crate::fragment_header::{decode_meta, encode_meta};
 use crate::journal::{JournalId, LaneJournal};
+use crate::space::FillLevels;
 use crate::zones::Zones;
 use futures::channel::oneshot;
 use kiseki_types::codec::{CodecError, Reader, Writer};
@@ -109,6 +110,8 @@ pub(crate) struct LaneOnDevice {
     pub releasing: RefCell<BTreeMap<u64, ReleaseWaiters>>,
     /// What a replay found and nobody has heard of yet.
     pub recovered: RefCell<Vec<Recovered>>,
+    /// Those who found no room and wait for the end of a discard.
+    discard_waiters: RefCell<Vec<oneshot::Sender<()>>>,
 }
 
 impl LaneOnDevice {
@@ -128,6 +131,7 @@ impl LaneOnDevice {
             folded: Cell::new(folded),
             releasing: RefCell::default(),
             recovered: RefCell::new(recovered),
+            discard_waiters: RefCell::default(),
         }
     }
 
@@ -144,16 +148,44 @@ impl LaneOnDevice {
 
     /// Blocks of those.
     pub fn used_blocks(&self) -> u64 {
-        let zones = self.zones.borrow();
-        zones.total_blocks().0 - zones.free_blocks().0
+        self.used_of_total().0
     }
 
-    /// Takes an extent for a new fragment, leaving the reserve alone (I-C5).
-    pub fn allocate(&self, len: BlockCount) -> Option<BlockIndex> {
-        if self.free_blocks() < len.0 {
+    /// (blocks that extents hold, blocks in all).
+    pub fn used_of_total(&self) -> (u64, u64) {
+        let zones = self.zones.borrow();
+        (zones.total_blocks().0 - zones.free_blocks().0, zones.total_blocks().0)
+    }
+
+    /// Takes an extent for a new fragment, leaving alone the reserve and what lies beyond the read-only level (I-C5).
+    pub fn allocate(&self, len: BlockCount, fill: &FillLevels) -> Option<BlockIndex> {
+        if !self.has_room(len, fill) {
             return None;
         }
         self.zones.borrow_mut().allocate(len)
+    }
+
+    fn has_room(&self, len: BlockCount, fill: &FillLevels) -> bool {
+        let (used, total) = self.used_of_total();
+        self.free_blocks() >= len.0 && used + len.0 <= share(total, fill.read_only_percent)
+    }
+
+    /// When there would be room but for a discard under way: the end of that.
+    pub fn discard_ended(&self, len: BlockCount, fill: &FillLevels) -> Option<oneshot::Receiver<()>> {
+        if self.zones.borrow().discarding_blocks().0 == 0 || !self.has_room(len, fill) {
+            return None;
+        }
+        let (sender, receiver) = oneshot::channel();
+        self.discard_waiters.borrow_mut().push(sender);
+        Some(receiver)
+    }
+
+    /// A discard is done, or failed: the run may be given out again.
+    pub fn discarded(&self, start: BlockIndex, len: BlockCount) {
+        self.zones.borrow_mut().discarded(start, len);
+        for waiter in self.discard_waiters.take() {
+            let _not_waited_for = waiter.send(());
+        }
     }
 
     /// Queues a record that index lanes must hear of.
@@ -175,6 +207,11 @@ impl LaneOnDevice {
         let flushed = self.journal.flushed_through();
         first_undelivered.map_or(flushed, |first| flushed.min(first - 1))
     }
+}
+
+/// `percent` of the blocks.
+pub(crate) fn share(blocks: u64, percent: u8) -> u64 {
+    (u128::from(blocks) * u128::from(percent) / 100) as u64
 }
 
 /// Blocks that new fragments leave alone.

@@ -7,9 +7,10 @@
 //! Reading order: [`layout`], [`superblock`]; what is there before it is ours: [`topology`], [`slot`], [`in_use`],
 //! [`partition_table`], [`probe`], [`mod@format`]; then [`pool`], [`ring`], [`file_device`], and [`meta_dir`],
 //! [`metadata_set`]. Drives: [`nvme`]. What lies in a device: [`flush_gate`], [`journal`], [`zones`],
-//! [`fragment_header`], [`lane`], [`index`], [`recovery`], [`fragment_store`], [`fragment_scan`].
+//! [`fragment_header`], [`lane`], [`space`], [`index`], [`recovery`], [`fragment_store`], [`fragment_scan`].
 
 mod checksum;
+mod discard_unit;
 pub mod error;
 pub mod file_device;
 pub mod flush_gate;

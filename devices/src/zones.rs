@@ -2,7 +2,11 @@
 //!
 //! It lives in memory; the lane's journal and table make it durable. An extent is *used* from its allocation until it
 //! is freed, and whoever frees it has flushed its release and waited for its reads first (I-C8).
+//!
+//! A free block is *undiscarded* until the device was told that it holds nothing. A run that is being discarded is
+//! neither free nor used: were it given out again before the discard is done, the discard could take the new bytes.
 
+use crate::runs::Runs;
 use kiseki_types::{BlockCount, BlockIndex};
 use std::collections::BTreeMap;
 use thiserror::Error;
@@ -29,19 +33,51 @@ pub enum ZoneError {
     },
 }
 
+/// Most runs that one search for runs to discard looks at: slivers below the granularity must not cost a core its turn.
+const DISCARD_RUNS_LOOKED_AT_MAX: usize = 1024;
+
 /// Free and used blocks in the zones of one lane on one device. Extents never cross zones.
 #[derive(Clone, Debug)]
 pub struct Zones {
     /// Zones by first block, disjoint; value: blocks.
     zones: BTreeMap<u64, u64>,
-    /// Free runs by first block, disjoint, none touching another in its zone; value: blocks.
-    free: BTreeMap<u64, u64>,
+    /// Free runs, none touching another in its zone.
+    free: Runs,
     /// Used extents by first block; value: blocks.
     used: BTreeMap<u64, u64>,
-    free_blocks: u64,
+    /// Parts of `free` that were freed since the start and not discarded.
+    freed: Runs,
+    /// Parts of `free` of which nobody knows whether they were discarded before the start.
+    unknown: Runs,
+    /// Runs out of use until their discard is done.
+    discarding: Runs,
     total_blocks: u64,
     /// Where the next search starts: fresh extents move forward, so that they lie in sequence on the device.
     cursor: u64,
+    /// Where the next search for runs to discard starts.
+    discard_cursor: u64,
+}
+
+/// How free space is cut up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Fragmentation {
+    /// Blocks of the longest free run.
+    pub longest: BlockCount,
+    /// Number of free runs.
+    pub runs: u64,
+    /// Blocks that extents of the asked length can be cut from.
+    pub usable: BlockCount,
+}
+
+/// What to take for discarding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DiscardWish {
+    /// Most blocks.
+    pub blocks_max: u64,
+    /// The device discards whole units of so many blocks, counted from its first.
+    pub granularity: u64,
+    /// Also runs of which nobody knows whether they were discarded before the start.
+    pub also_unknown: bool,
 }
 
 impl Zones {
@@ -49,13 +85,23 @@ impl Zones {
     #[must_use]
     pub fn new(zones: impl IntoIterator<Item = (BlockIndex, BlockCount)>) -> Zones {
         let zones: BTreeMap<u64, u64> = zones.into_iter().map(|(start, len)| (start.0, len.0)).collect();
-        let mut end = 0;
+        let (mut free, mut end) = (Runs::default(), 0);
         for (start, len) in &zones {
             assert!(*start >= end, "zones overlap at block {start}");
             end = start.checked_add(*len).expect("zones lie on the device");
+            free.insert(*start, *len);
         }
-        let total_blocks = zones.values().sum();
-        Zones { free: zones.clone(), zones, used: BTreeMap::new(), free_blocks: total_blocks, total_blocks, cursor: 0 }
+        Zones {
+            unknown: free.clone(),
+            total_blocks: free.blocks(),
+            free,
+            zones,
+            used: BTreeMap::new(),
+            freed: Runs::default(),
+            discarding: Runs::default(),
+            cursor: 0,
+            discard_cursor: 0,
+        }
     }
 
     /// Blocks in all.
@@ -64,10 +110,32 @@ impl Zones {
         BlockCount(self.total_blocks)
     }
 
-    /// Blocks that are free.
+    /// Blocks that are free, those included whose discard is under way.
     #[must_use]
     pub fn free_blocks(&self) -> BlockCount {
-        BlockCount(self.free_blocks)
+        BlockCount(self.free.blocks() + self.discarding.blocks())
+    }
+
+    /// Blocks whose discard is under way.
+    #[must_use]
+    pub fn discarding_blocks(&self) -> BlockCount {
+        BlockCount(self.discarding.blocks())
+    }
+
+    /// Blocks that were freed since the start and not discarded, and those of which nobody knows.
+    #[must_use]
+    pub fn undiscarded_blocks(&self) -> (BlockCount, BlockCount) {
+        (BlockCount(self.freed.blocks()), BlockCount(self.unknown.blocks()))
+    }
+
+    /// How free space is cut up, for extents of `len` blocks.
+    #[must_use]
+    pub fn fragmentation(&self, len: BlockCount) -> Fragmentation {
+        Fragmentation {
+            longest: BlockCount(self.free.longest()),
+            runs: self.free.count() as u64,
+            usable: BlockCount(self.free.blocks_in_pieces(len.0.max(1))),
+        }
     }
 
     /// Used extents, in order.
@@ -91,10 +159,12 @@ impl Zones {
     /// enough.
     pub fn allocate(&mut self, len: BlockCount) -> Option<BlockIndex> {
         assert!(len.0 > 0, "an extent has blocks");
-        let fits = |(start, run): (&u64, &u64)| (*run >= len.0).then_some(*start);
-        let start =
-            self.free.range(self.cursor..).find_map(fits).or_else(|| self.free.range(..self.cursor).find_map(fits))?;
-        let run = self.free.remove(&start).expect("found above");
+        if self.free.longest() < len.0 {
+            return None;
+        }
+        let fits = |(start, run): (u64, u64)| (run >= len.0).then_some(start);
+        let start = self.free.iter_from(self.cursor).find_map(fits).or_else(|| self.free.iter().find_map(fits))?;
+        let run = self.free.remove(start).expect("found above");
         if run > len.0 {
             self.free.insert(start + len.0, run - len.0);
         }
@@ -109,9 +179,9 @@ impl Zones {
         let end = start.0.checked_add(len.0).filter(|_| len.0 > 0).ok_or(outside.clone())?;
         let zone = self.zones.range(..=start.0).next_back().filter(|(zone, blocks)| end <= *zone + *blocks);
         zone.ok_or(outside)?;
-        let run = self.free.range(..=start.0).next_back().map(|(run, blocks)| (*run, *blocks));
-        let (run, blocks) = run.filter(|(run, blocks)| end <= run + blocks).ok_or(ZoneError::Overlap { start, len })?;
-        self.free.remove(&run);
+        let run = self.free.around(start.0).filter(|(run, blocks)| end <= run + blocks);
+        let (run, blocks) = run.ok_or(ZoneError::Overlap { start, len })?;
+        self.free.remove(run);
         if run < start.0 {
             self.free.insert(run, start.0 - run);
         }
@@ -129,112 +199,72 @@ impl Zones {
             before.is_none_or(|(used, blocks)| used + blocks <= start),
             "I-C8: block {start}+{len} is used already"
         );
+        // I-C8: nor while the device may still be forgetting what it holds.
+        assert!(!self.discarding.overlaps(start, start + len), "I-C8: block {start}+{len} is being discarded");
         self.used.insert(start, len);
-        self.free_blocks -= len;
+        self.freed.cut(start, start + len);
+        self.unknown.cut(start, start + len);
     }
 
     /// Gives an extent back. Panics when exactly this extent is not used: that is our own bug.
     pub fn free(&mut self, start: BlockIndex, len: BlockCount) {
         let used = self.used.remove(&start.0);
         assert_eq!(used, Some(len.0), "I-C8: freeing block {}+{} that is not used as such", start.0, len.0);
-        self.free_blocks += len.0;
-        let (zone, blocks) =
-            self.zones.range(..=start.0).next_back().map(|(zone, blocks)| (*zone, *blocks)).expect("used lies in one");
-        let (mut run, mut end) = (start.0, start.0 + len.0);
-        if let Some((before, blocks)) = self.free.range(zone..run).next_back().map(|(at, blocks)| (*at, *blocks))
-            && before + blocks == run
-        {
-            self.free.remove(&before);
-            run = before;
+        let zone = self.zone_around(start.0);
+        self.free.join(start.0, len.0, zone);
+        self.freed.join(start.0, len.0, zone);
+    }
+
+    /// First block and end of the zone that a used block lies in.
+    fn zone_around(&self, block: u64) -> (u64, u64) {
+        let (zone, blocks) = self.zones.range(..=block).next_back().expect("used blocks lie in a zone");
+        (*zone, zone + blocks)
+    }
+
+    /// Takes an undiscarded free run out of use, one that was freed since the start before others. It has to come back
+    /// through [`Zones::discarded`].
+    pub fn take_discard(&mut self, wish: DiscardWish) -> Option<(BlockIndex, BlockCount)> {
+        if wish.blocks_max < wish.granularity {
+            return None;
         }
-        if end < zone + blocks
-            && let Some(blocks) = self.free.remove(&end)
-        {
-            end += blocks;
-        }
-        self.free.insert(run, end - run);
+        let found = self.find_discard(&self.freed, &wish);
+        let found = found.or_else(|| wish.also_unknown.then(|| self.find_discard(&self.unknown, &wish)).flatten());
+        let Some((start, len)) = found else {
+            self.discard_cursor = 0;
+            return None;
+        };
+        self.discard_cursor = start + len;
+        self.freed.cut(start, start + len);
+        self.unknown.cut(start, start + len);
+        self.free.cut(start, start + len);
+        self.discarding.insert(start, len);
+        Some((BlockIndex(start), BlockCount(len)))
+    }
+
+    fn find_discard(&self, runs: &Runs, wish: &DiscardWish) -> Option<(u64, u64)> {
+        let behind = runs.iter_from(self.discard_cursor);
+        let before = runs.iter().take_while(|(start, _)| *start < self.discard_cursor);
+        let looked_at = behind.chain(before).take(DISCARD_RUNS_LOOKED_AT_MAX);
+        looked_at.into_iter().find_map(|run| self.discardable(run, wish.granularity, wish.blocks_max))
+    }
+
+    /// Whole units of the device that hold blocks of the run and are free, at most `blocks_max` blocks.
+    fn discardable(&self, (start, len): (u64, u64), unit: u64, blocks_max: u64) -> Option<(u64, u64)> {
+        let (free, free_len) = self.free.around(start).expect("undiscarded blocks are free");
+        let first = (start / unit * unit).max(free.next_multiple_of(unit));
+        let end = (start + len).next_multiple_of(unit).min((free + free_len) / unit * unit);
+        let end = end.min(first.saturating_add(blocks_max / unit * unit));
+        (first < end).then(|| (first, end - first))
+    }
+
+    /// The discard of a run is done, or failed: it is free again.
+    pub fn discarded(&mut self, start: BlockIndex, len: BlockCount) {
+        let found = self.discarding.remove(start.0);
+        assert_eq!(found, Some(len.0), "I-C8: block {}+{} is not being discarded as such", start.0, len.0);
+        let zone = self.zone_around(start.0);
+        self.free.join(start.0, len.0, zone);
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-    use std::collections::BTreeSet;
-
-    fn zones() -> Zones {
-        // two zones that touch, and one apart
-        Zones::new([(10, 40), (50, 30), (100, 25)].map(|(start, len)| (BlockIndex(start), BlockCount(len))))
-    }
-
-    #[test]
-    fn extents_never_cross_zones_and_come_back_whole() {
-        let mut zones = zones();
-        assert_eq!(zones.allocate(BlockCount(41)), None, "the longest zone has 40");
-        let long = zones.allocate(BlockCount(40)).unwrap();
-        assert_eq!(long, BlockIndex(10));
-        let rest: Vec<_> = [30, 25].map(|len| zones.allocate(BlockCount(len)).unwrap().0).to_vec();
-        assert_eq!(rest, [50, 100]);
-        assert_eq!((zones.free_blocks(), zones.allocate(BlockCount(1))), (BlockCount(0), None));
-        zones.free(long, BlockCount(40));
-        zones.free(BlockIndex(50), BlockCount(30));
-        assert_eq!(zones.allocate(BlockCount(41)), None, "touching zones stay two");
-        assert!(zones.mark_used(BlockIndex(45), BlockCount(6)).unwrap_err().to_string().contains("outside"));
-        assert!(matches!(zones.mark_used(BlockIndex(100), BlockCount(1)), Err(ZoneError::Overlap { .. })));
-        assert!(matches!(zones.mark_used(BlockIndex(0), BlockCount(u64::MAX)), Err(ZoneError::Outside { .. })));
-        zones.mark_used(BlockIndex(20), BlockCount(5)).unwrap();
-        assert_eq!(
-            zones.used().collect::<Vec<_>>(),
-            [(BlockIndex(20), BlockCount(5)), (BlockIndex(100), BlockCount(25))]
-        );
-    }
-
-    proptest! {
-        /// Against a model that knows each block: no block is given twice, none is lost, and no space is left unused
-        /// that would have fitted.
-        #[test]
-        fn i_c8_no_extent_is_given_twice_and_none_is_lost(steps in prop::collection::vec((0_u8..3, 0_u64..30), 1..300)) {
-            let mut zones = zones();
-            let all: BTreeSet<u64> = (10..80).chain(100..125).collect();
-            let mut model: BTreeMap<u64, u64> = BTreeMap::new();
-            let taken = |model: &BTreeMap<u64, u64>| -> BTreeSet<u64> {
-                model.iter().flat_map(|(start, len)| *start..start + len).collect()
-            };
-            for (step, number) in steps {
-                match (step, model.len()) {
-                    (0 | 1, _) => {
-                        let len = 1 + number % 12;
-                        let used = taken(&model);
-                        match zones.allocate(BlockCount(len)) {
-                            Some(start) => {
-                                for block in start.0..start.0 + len {
-                                    prop_assert!(all.contains(&block) && !used.contains(&block), "block {block}");
-                                }
-                                prop_assert!(start.0 >= 50 || start.0 + len <= 50, "crosses zones");
-                                model.insert(start.0, len);
-                            }
-                            None => {
-                                let fits = |start: u64| (start..start + len).all(|block| all.contains(&block)
-                                    && !used.contains(&block)) && (start >= 50 || start + len <= 50);
-                                prop_assert!(!(10..125).any(fits), "{len} blocks would have fitted");
-                            }
-                        }
-                    }
-                    (_, 0) => {}
-                    (_, count) => {
-                        let start = *model.keys().nth(number as usize % count).unwrap();
-                        let len = model.remove(&start).unwrap();
-                        zones.free(BlockIndex(start), BlockCount(len));
-                    }
-                }
-                prop_assert_eq!(zones.free_blocks().0, 95 - model.values().sum::<u64>());
-            }
-            let mut rebuilt = super::tests::zones();
-            for (start, len) in &model {
-                rebuilt.mark_used(BlockIndex(*start), BlockCount(*len)).unwrap();
-            }
-            prop_assert_eq!(&rebuilt.free, &zones.free);
-            prop_assert_eq!(&rebuilt.used, &zones.used);
-        }
-    }
-}
+mod tests;

@@ -216,12 +216,14 @@ async fn write_stripe(core: &Rc<Core>, stripe: &Stripe, envelope: IoBuf) -> Resu
         match result {
             Ok(_) => durable += 1,
             Err(error) => {
-                if let FragmentError::Full { .. } = error {
+                if error.is_space() {
                     full = Some(error.to_string());
                 } else {
                     warn!(%error, "a fragment could not be written; another device takes it");
                 }
-                if let Some(device) = spare.next() {
+                // I-C5: a pool at its critical fill has no device that takes it.
+                let next = if matches!(error, FragmentError::PoolCritical { .. }) { None } else { spare.next() };
+                if let Some(device) = next {
                     pending.push(put(index, device));
                 }
             }

@@ -275,7 +275,7 @@ impl Work<'_> {
     async fn replace(&mut self, index: u8, payload: IoBytes, examined: &mut Examined) -> Result<(), FragmentError> {
         loop {
             let Some(device) = self.next_device(index, examined).await? else { return Ok(()) };
-            let put = self.core.fragments.put(device, self.meta(index, device), vec![payload.clone()]);
+            let put = self.core.fragments.put_for_upkeep(device, self.meta(index, device), vec![payload.clone()]);
             match put.await {
                 Ok(_) => {
                     self.held_by.insert(index, device);
@@ -289,7 +289,7 @@ impl Work<'_> {
                 Err(unknown @ FragmentError::Unknown { .. }) => return Err(unknown),
                 Err(error) => {
                     self.refused = true;
-                    if !matches!(error, FragmentError::Full { .. }) {
+                    if !error.is_space() {
                         warn!(%error, "a rebuilt fragment could not be written; another device takes it");
                     }
                 }

@@ -4,6 +4,7 @@
 //! together with the rows of its extents; only then is the journal trimmed. A crash between any two steps replays more
 //! than needed, which changes nothing.
 
+use super::discard::discard_forever;
 use super::{Core, CoreFragmentStore, DeviceOnCore, LaneRequest, add};
 use crate::index::{InsertMode, TABLE_META, write};
 use crate::lane::{LaneOnDevice, Recovered};
@@ -46,6 +47,7 @@ impl Core {
         self.is_published.set(true);
         let core = CoreFragmentStore { core: self.clone() };
         self.ports.spawn("fold journals", Box::pin(fold_forever(core)));
+        self.ports.spawn("discard", Box::pin(discard_forever(Rc::downgrade(&self))));
         Ok(())
     }
 

@@ -1,6 +1,7 @@
 //! What cores of a node ask each other about fragments.
 
 use crate::index::InsertMode;
+use crate::space::PutPurpose;
 use bytes::Bytes;
 use kiseki_types::fragment::{FragmentError, FragmentKey, FragmentMeta, StoredFragment};
 use kiseki_types::units::Extent;
@@ -41,6 +42,8 @@ pub enum LaneRequest {
         meta: FragmentMeta,
         /// Its payload, copied: it happens only when space is short.
         payload: Bytes,
+        /// For whom.
+        purpose: PutPurpose,
     },
     /// The lane frees a fragment that it allocated.
     ReleaseExtent {

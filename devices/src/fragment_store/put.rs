@@ -3,7 +3,8 @@
 use super::{Core, DeviceOnCore, LaneRequest, LaneResponse, add};
 use crate::fragment_header::{FragmentHeader, check_meta};
 use crate::index::{InsertMode, TABLE_EXTENTS, encode_row, extent_row_key, write};
-use crate::lane::{LaneOnDevice, LaneRecord};
+use crate::lane::{LaneOnDevice, LaneRecord, share};
+use crate::space::PutPurpose;
 use bytes::Bytes;
 use futures::channel::oneshot;
 use futures::future::join;
@@ -13,7 +14,7 @@ use kiseki_types::journal::{Journal, JournalError, Sequence};
 use kiseki_types::limits::{DEVICE_BLOCK_BYTES_MAX, FRAGMENT_HEADER_BYTES};
 use kiseki_types::runtime::LocalBoxFuture;
 use kiseki_types::units::Extent;
-use kiseki_types::{BlockCount, DeviceId, LaneId};
+use kiseki_types::{BlockCount, DeviceId, LaneId, PoolId};
 use std::rc::Rc;
 
 /// A put waits while a journal is fuller than this; the rest is kept for releases (I-C5).
@@ -38,6 +39,7 @@ impl Core {
         device: DeviceId,
         meta: FragmentMeta,
         payload: Vec<IoBytes>,
+        purpose: PutPurpose,
         scope: PutScope,
     ) -> LocalBoxFuture<'static, Result<Extent, FragmentError>> {
         check_meta(&meta).expect("the engine makes possible fragments");
@@ -46,9 +48,9 @@ impl Core {
         let (sender, receiver) = oneshot::channel();
         let core = self.clone();
         let task = async move {
-            let mut result = core.put(device, meta.clone(), payload.clone()).await;
-            if matches!((&result, scope), (Err(FragmentError::Full { .. }), PutScope::AllLanes)) {
-                result = core.put_elsewhere(device, meta, payload, result).await;
+            let mut result = core.put(device, meta.clone(), payload.clone(), purpose).await;
+            if scope == PutScope::AllLanes && result.as_ref().is_err_and(FragmentError::is_space) {
+                result = core.put_elsewhere(device, meta, payload, purpose, result).await;
             }
             match &result {
                 Ok(_) => {
@@ -68,12 +70,13 @@ impl Core {
         device: DeviceId,
         meta: FragmentMeta,
         payload: Vec<IoBytes>,
+        purpose: PutPurpose,
     ) -> Result<Extent, FragmentError> {
         let device = self.device(device)?;
         self.check_published()?;
         let block = device.layout.block_len_bytes();
         let len = BlockCount::holding((FRAGMENT_HEADER_BYTES + meta.payload_len_bytes as usize) as u64, block);
-        let (lane, extent) = self.allocate(&device, len)?;
+        let (lane, extent) = self.room(&device, len, purpose).await?;
         let header = FragmentHeader::of(meta, &payload);
         let fragment = StoredFragment { meta: header.meta.clone(), extent };
         let mut parts = vec![header.encode(&self.buffers).freeze()];
@@ -107,11 +110,12 @@ impl Core {
         device: DeviceId,
         meta: FragmentMeta,
         payload: Vec<IoBytes>,
+        purpose: PutPurpose,
         mut full: Result<Extent, FragmentError>,
     ) -> Result<Extent, FragmentError> {
         let payload = Bytes::from(payload.iter().flat_map(|part| part.iter().copied()).collect::<Vec<u8>>());
         for lane in (0..self.lane_count).map(LaneId).filter(|lane| !self.indexes.contains_key(lane)) {
-            let request = LaneRequest::Put { device, meta: meta.clone(), payload: payload.clone() };
+            let request = LaneRequest::Put { device, meta: meta.clone(), payload: payload.clone(), purpose };
             match self.call(lane, request).await {
                 Ok(LaneResponse::Stored(extent)) => {
                     add(&self.counters.puts_forwarded, 1);
@@ -120,7 +124,7 @@ impl Core {
                 Ok(other) => {
                     return Err(FragmentError::Unknown { reason: format!("lane {lane} answered {other:?}") });
                 }
-                Err(error @ FragmentError::Full { .. }) => full = Err(error),
+                Err(error) if error.is_space() => full = Err(error),
                 Err(error) => return Err(error),
             }
         }
@@ -160,17 +164,59 @@ impl Core {
         Err(FragmentError::Unknown { reason: "the store is starting; its journals are not replayed yet".to_string() })
     }
 
+    /// An extent; when only a discard under way stands in its way, waits for that: it is no reason to refuse anybody.
+    async fn room<'a>(
+        &self,
+        device: &'a DeviceOnCore,
+        len: BlockCount,
+        purpose: PutPurpose,
+    ) -> Result<(&'a LaneOnDevice, Extent), FragmentError> {
+        loop {
+            let error = match self.allocate(device, len, purpose) {
+                Ok(found) => return Ok(found),
+                Err(error) => error,
+            };
+            let discard = device.lanes.values().find_map(|lane| lane.discard_ended(len, &device.space.fill));
+            match discard {
+                Some(ended) if matches!(error, FragmentError::Full { .. }) => drop(ended.await),
+                _ => return Err(error),
+            }
+            device.check()?;
+        }
+    }
+
+    /// I-C5: what a pool has left beyond its critical fill is for repair. Each core sees to its own lanes, so the pool
+    /// refuses when all cores do.
+    fn check_critical(&self, pool: PoolId, len: BlockCount) -> Result<(), FragmentError> {
+        let (mut used, mut limit, mut critical_percent) = (len.0, 0, 100);
+        let devices = self.devices.all();
+        let counts =
+            |device: &&Rc<DeviceOnCore>| device.pool == pool && device.is_admitted.get() && device.check().is_ok();
+        for device in devices.iter().filter(counts) {
+            critical_percent = critical_percent.min(device.space.fill.critical_percent);
+            for (of_lane, total) in device.lanes.values().map(LaneOnDevice::used_of_total) {
+                used += of_lane;
+                limit += share(total, device.space.fill.critical_percent);
+            }
+        }
+        if used > limit { Err(FragmentError::PoolCritical { pool, critical_percent }) } else { Ok(()) }
+    }
+
     /// An extent in one of the core's lanes, in turn; `Full` when none has room above its reserve.
     fn allocate<'a>(
         &self,
         device: &'a DeviceOnCore,
         len: BlockCount,
+        purpose: PutPurpose,
     ) -> Result<(&'a LaneOnDevice, Extent), FragmentError> {
+        if purpose == PutPurpose::Client {
+            self.check_critical(device.pool, len)?;
+        }
         let turn = self.turn.replace(self.turn.get().wrapping_add(1));
         let count = device.lanes.len().max(1);
         let lanes = device.lanes.values().cycle().skip(turn % count).take(device.lanes.len());
         for lane in lanes {
-            if let Some(start) = lane.allocate(len) {
+            if let Some(start) = lane.allocate(len, &device.space.fill) {
                 return Ok((lane, Extent { device: device.id, start, len }));
             }
         }

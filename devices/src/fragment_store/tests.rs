@@ -1,13 +1,18 @@
 //! The store of one or two cores on simulated devices, with power cuts at any write.
 
+mod faults;
+mod images;
 mod moving;
+mod prefixes;
 
 use super::*;
+use crate::fragment_header::FragmentHeader;
 use crate::fragment_scan::{ScanProblemKind, scan_device};
 use crate::recovery::format_journals;
+use crate::space::{DiscardPolicy, FillLevels};
 use futures::future::join_all;
 use kiseki_simulator::executor::Interrupted;
-use kiseki_simulator::{CutSwitch, DiskOptions, NodeId, SeededRng, Sim, SimDisk, SimLink};
+use kiseki_simulator::{CutSwitch, DiskOptions, NodeId, Recorder, SeededRng, Sim, SimDisk, SimLink};
 use kiseki_types::buf::stale_buffers;
 use kiseki_types::fragment::{FragmentKey, StripeShape};
 use kiseki_types::journal::Journal;
@@ -25,10 +30,21 @@ const LANES: u16 = 2;
 type Tables = BTreeMap<(u8, Vec<u8>), Vec<u8>>;
 
 /// A table file: what is durable, and the writes after it, of which a power cut keeps a prefix of whole calls.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct TableMedium {
     durable: Tables,
     waiting: Vec<Vec<TableWrite>>,
+    /// In a recorded run: what was done, and how many events the devices had seen by then.
+    recorder: Option<Recorder>,
+    done: Vec<(usize, TableChange)>,
+}
+
+/// A change of a table file in a recorded run.
+#[derive(Clone)]
+enum TableChange {
+    Written(Vec<TableWrite>),
+    /// So many of the waiting writes are durable.
+    Saved(usize),
 }
 
 fn apply(tables: &mut Tables, writes: &[TableWrite]) {
@@ -42,6 +58,28 @@ fn apply(tables: &mut Tables, writes: &[TableWrite]) {
 }
 
 impl TableMedium {
+    fn change(&mut self, change: TableChange) {
+        if let Some(recorder) = &self.recorder {
+            self.done.push((recorder.len(), change.clone()));
+        }
+        match change {
+            TableChange::Written(writes) => self.waiting.push(writes),
+            TableChange::Saved(count) => {
+                for writes in self.waiting.drain(..count).collect::<Vec<_>>() {
+                    apply(&mut self.durable, &writes);
+                }
+            }
+        }
+    }
+
+    fn get(&self, table: u8, key: &[u8]) -> Option<Vec<u8>> {
+        let waiting = self.waiting.iter().flatten().rev().find(|write| write.table == table && write.key == key);
+        match waiting {
+            Some(write) => write.value.clone(),
+            None => self.durable.get(&(table, key.to_vec())).cloned(),
+        }
+    }
+
     fn power_cut(&mut self, rng: &SeededRng) {
         let keep = rng.below(self.waiting.len() as u64 + 1) as usize;
         for writes in self.waiting.drain(..).take(keep) {
@@ -67,7 +105,7 @@ impl MemoryTable {
 
 impl TableReader for MemoryTable {
     fn get(&self, _: u8, table: u8, key: &[u8]) -> LocalBoxFuture<'static, Result<Option<Vec<u8>>, TableError>> {
-        let value = self.view().get(&(table, key.to_vec())).cloned();
+        let value = self.medium.borrow().get(table, key);
         let pause = self.ports.yield_now();
         Box::pin(async move {
             pause.await;
@@ -92,7 +130,7 @@ impl TableReader for MemoryTable {
 
 impl TableStore for MemoryTable {
     fn write(&self, writes: Vec<TableWrite>) {
-        self.medium.borrow_mut().waiting.push(writes);
+        self.medium.borrow_mut().change(TableChange::Written(writes));
     }
 
     fn checkpoint(&self) -> LocalBoxFuture<'static, Result<(), TableError>> {
@@ -101,9 +139,7 @@ impl TableStore for MemoryTable {
             kiseki_types::runtime::RuntimeExt::sleep(&*ports, Duration::from_millis(2)).await;
             let mut medium = medium.borrow_mut();
             let count = count.min(medium.waiting.len());
-            for writes in medium.waiting.drain(..count).collect::<Vec<_>>() {
-                apply(&mut medium.durable, &writes);
-            }
+            medium.change(TableChange::Saved(count));
             Ok(())
         })
     }
@@ -113,12 +149,19 @@ impl TableStore for MemoryTable {
     }
 }
 
+/// So every test runs beside discards.
+fn discards_at_once() -> SpacePolicy {
+    let discard = DiscardPolicy { bytes_per_second_max: 1 << 30, unknown_after: Some(Duration::ZERO) };
+    SpacePolicy { discard: Some(discard), ..SpacePolicy::default() }
+}
+
 struct Rig {
     sim: Sim,
     switch: Arc<CutSwitch>,
     disks: Vec<(DeviceId, SimDisk, DeviceLayout)>,
     tables: Vec<Rc<RefCell<TableMedium>>>,
     cores: u16,
+    space: SpacePolicy,
 }
 
 impl Rig {
@@ -137,7 +180,7 @@ impl Rig {
             sim.block_on(NODE, format_journals(&ports, *id, "disk", layout, &device)).unwrap();
         }
         let tables = (0..LANES).map(|_| Rc::default()).collect();
-        Rig { sim, switch, disks, tables, cores }
+        Rig { sim, switch, disks, tables, cores, space: discards_at_once() }
     }
 
     fn config(&self, core: u16, link: &SimLink<LaneRequest, LaneResponse>) -> FragmentStoreConfig {
@@ -156,6 +199,7 @@ impl Rig {
                     pool: PoolId(1),
                     name: disk.name(),
                     layout: *layout,
+                    space: self.space,
                     device: disk.open(),
                 })
                 .collect(),
@@ -436,9 +480,57 @@ fn i_d4_a_device_refuses_a_second_fragment_of_a_stripe() {
     });
 }
 
+/// Levels that leave the reserve alone to stop a put.
+fn to_the_brim() -> FillLevels {
+    FillLevels { warn_percent: 98, critical_percent: 98, read_only_percent: 98 }
+}
+
+/// Puts one chunk after the other until one is refused; returns how many were taken, and why no more.
+async fn fill(store: &CoreFragmentStore, device: DeviceId, first: u64) -> (u64, FragmentError) {
+    for chunk in first.. {
+        if let Err(error) = put(store, device, chunk, &payload(chunk, 15)).await {
+            return (chunk - first, error);
+        }
+    }
+    unreachable!("no device is endless")
+}
+
+#[test]
+fn i_c5_a_pool_at_its_critical_fill_refuses_clients_and_takes_repairs_and_releases() {
+    let mut rig = Rig::new(13, 2, 2);
+    rig.space.fill = FillLevels { warn_percent: 50, critical_percent: 60, read_only_percent: 80 };
+    rig.run(async {
+        let (stores, _) = rig.start().await;
+        let (store, devices) = (&stores[0], [rig.disks[0].0, rig.disks[1].0]);
+        let used = |device: DeviceId| {
+            let spaces = stores.iter().map(|store| store.space()[&device]);
+            let (free, total) = spaces.fold((0, 0), |sum, one| (sum.0 + one.free_bytes, sum.1 + one.total_bytes));
+            1.0 - free as f64 / total as f64
+        };
+        let (first, error) = fill(store, devices[0], 0).await;
+        assert!(matches!(error, FragmentError::Full { .. }), "the pool has room on the other device: {error}");
+        assert!(used(devices[0]) > 0.7 && used(devices[0]) <= 0.8, "I-C5: read-only at {}", used(devices[0]));
+        let (second, error) = fill(store, devices[1], 1000).await;
+        assert!(matches!(error, FragmentError::PoolCritical { critical_percent: 60, .. }), "{error}");
+        let pool = (used(devices[0]) + used(devices[1])) / 2.0;
+        assert!(pool > 0.55 && pool <= 0.6, "I-C5: the pool refuses clients at {pool}");
+        let bytes = payload(2000, 15);
+        let repaired = store.put_for_upkeep(devices[1], meta(2000, 0, &bytes), parts(&bytes)).await;
+        repaired.expect("I-C5: what clients must leave alone is for repair");
+        for chunk in (0..first).chain(1000..1000 + second) {
+            let found = find(store, chunk).await;
+            assert_eq!(store.read(&found[0], 0..100).await.unwrap()[..], payload(chunk, 15)[..100]);
+            store.release(&found[0]).await.expect("I-C5: a full pool takes deletes");
+        }
+        rig.sim.ports(NODE).sleep(Duration::from_secs(1)).await;
+        put(store, devices[0], 3000, &payload(3000, 15)).await.expect("I-C5: and goes on when there is room");
+    });
+}
+
 #[test]
 fn i_c5_a_full_device_says_so_and_takes_more_after_releases() {
-    let rig = Rig::new(3, 1, 1);
+    let mut rig = Rig::new(3, 1, 1);
+    rig.space.fill = to_the_brim();
     rig.run(async {
         let (stores, _) = rig.start().await;
         let (store, device) = (&stores[0], rig.disks[0].0);
@@ -464,7 +556,8 @@ fn i_c5_a_full_device_says_so_and_takes_more_after_releases() {
 
 #[test]
 fn i_c5_one_core_fills_the_lanes_of_all() {
-    let rig = Rig::new(5, 1, 2);
+    let mut rig = Rig::new(5, 1, 2);
+    rig.space.fill = to_the_brim();
     rig.run(async {
         let (stores, _) = rig.start().await;
         let device = rig.disks[0].0;
@@ -476,7 +569,7 @@ fn i_c5_one_core_fills_the_lanes_of_all() {
                 Err(error) => break error,
             }
         };
-        assert!(matches!(error, FragmentError::Full { .. }), "{error}");
+        assert!(error.is_space(), "{error}");
         let after = status();
         for (core, (before, after)) in before.iter().zip(&after).enumerate() {
             assert!(*after < before / 10, "I-C5: core {core} has {after} of {before} bytes left when the pool is full");

@@ -297,6 +297,15 @@ impl FragmentStore for MemoryFragments {
         })
     }
 
+    fn put_for_upkeep(
+        &self,
+        device: DeviceId,
+        meta: FragmentMeta,
+        payload: Vec<IoBytes>,
+    ) -> LocalBoxFuture<'static, Result<Extent, FragmentError>> {
+        self.put(device, meta, payload)
+    }
+
     fn locate(
         &self,
         locator: Locator,

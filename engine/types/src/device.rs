@@ -45,4 +45,8 @@ pub trait Device {
     fn flush(&self) -> LocalBoxFuture<'static, io::Result<()>>;
     /// Tells the device that the blocks hold nothing; what they read as afterwards is undefined. Best effort.
     fn discard(&self, start: BlockIndex, len: BlockCount) -> LocalBoxFuture<'static, io::Result<()>>;
+    /// Blocks of one unit that the device can discard, counted from its first block; `None` when it can't discard.
+    fn discard_granularity(&self) -> Option<BlockCount> {
+        Some(BlockCount(1))
+    }
 }

@@ -27,6 +27,14 @@ pub struct StripeShape {
     pub parity: u8,
 }
 
+impl FragmentError {
+    /// Whether only space was missing.
+    #[must_use]
+    pub fn is_space(&self) -> bool {
+        matches!(self, FragmentError::Full { .. } | FragmentError::PoolCritical { .. })
+    }
+}
+
 impl StripeShape {
     /// Fragments in all.
     #[must_use]
@@ -168,6 +176,14 @@ pub enum FragmentError {
         /// Bytes asked for.
         needed_bytes: u64,
     },
+    /// The pool is at its critical fill: what is left is for repair and evacuation (I-C5).
+    #[error("pool {pool} is at its critical fill of {critical_percent} %; add a device or delete data")]
+    PoolCritical {
+        /// The pool.
+        pool: PoolId,
+        /// Where it is.
+        critical_percent: u8,
+    },
     /// The device is not there, fenced, or failed this operation (which fences it, I-D6).
     #[error("device {device} can't be used: {reason}")]
     DeviceFailed {
@@ -217,8 +233,16 @@ pub enum FragmentError {
 pub trait FragmentStore {
     /// All devices of the node, sorted by id.
     fn devices(&self) -> Vec<DeviceStatus>;
-    /// Writes a fragment. `payload` is the concatenation of the parts, `meta.payload_len_bytes` in all.
+    /// Writes a fragment of a client's new data. `payload` is the concatenation of the parts, `meta.payload_len_bytes` in
+    /// all. Refused when the pool is at its critical fill (I-C5).
     fn put(
+        &self,
+        device: DeviceId,
+        meta: FragmentMeta,
+        payload: Vec<IoBytes>,
+    ) -> LocalBoxFuture<'static, Result<Extent, FragmentError>>;
+    /// The same for repair and evacuation, which may use what clients must leave alone (I-C5).
+    fn put_for_upkeep(
         &self,
         device: DeviceId,
         meta: FragmentMeta,

@@ -2,6 +2,7 @@
 //! start; the result is made of checked types and printed at start.
 
 use crate::paths::{DEFAULT_DIR, KisekiDir};
+use crate::space::{DiscardSection, FillSection};
 use clap::{Args, ValueEnum};
 use kiseki_engine::repairer::RepairSettings;
 use kiseki_engine::scrubber::ScrubSettings;
@@ -85,6 +86,10 @@ pub struct FileConfig {
     pub repair: RepairSection,
     /// Reading and checking of everything.
     pub scrub: ScrubSection,
+    /// How full devices may get.
+    pub fill: FillSection,
+    /// Telling devices of freed space.
+    pub discard: DiscardSection,
     /// Health and metrics.
     pub admin: AdminSection,
     /// The key store.
@@ -297,6 +302,10 @@ pub struct Config {
     pub repair: RepairSection,
     /// Reading and checking of everything.
     pub scrub: ScrubSection,
+    /// How full devices may get.
+    pub fill: FillSection,
+    /// Telling devices of freed space.
+    pub discard: DiscardSection,
     /// Health and metrics.
     pub admin: AdminSection,
     /// The key store.
@@ -327,7 +336,7 @@ impl Config {
 
     /// Lays overrides over a file and checks the result.
     pub fn combine(dir: KisekiDir, file: FileConfig, overrides: &Overrides) -> Result<Config, ConfigError> {
-        let FileConfig { mut s3, mut admin, mut keys, mut log, repair, scrub, .. } = file;
+        let FileConfig { mut s3, mut admin, mut keys, mut log, repair, scrub, fill, discard, .. } = file;
         if let Some(host) = overrides.s3_host {
             s3.listen.set_ip(host);
         }
@@ -370,6 +379,8 @@ impl Config {
             s3,
             repair,
             scrub,
+            fill,
+            discard,
             admin,
             keys,
             log,
@@ -419,6 +430,11 @@ impl Config {
         if self.scrub.mib_per_second_max == 0 {
             return refuse("scrub.mib_per_second_max", "0".to_owned(), "at least 1");
         }
+        self.fill.check()?;
+        if self.discard.mib_per_second_max == 0 {
+            let reason = "at least 1; to discard nothing, set discard.classes = []";
+            return refuse("discard.mib_per_second_max", "0".to_owned(), reason);
+        }
         if self.s3.listen == self.admin.listen && self.s3.listen.port() != 0 {
             let value = self.admin.listen.to_string();
             return refuse("admin.listen", value, "S3 listens there; choose another port");
@@ -467,6 +483,8 @@ impl Config {
             s3: self.s3.clone(),
             repair: self.repair.clone(),
             scrub: self.scrub.clone(),
+            fill: self.fill.clone(),
+            discard: self.discard.clone(),
             admin: self.admin.clone(),
             keys: self.keys.clone(),
             log: self.log.clone(),
@@ -524,6 +542,8 @@ mod tests {
             ("metadata_dirs = ['m']\ndevices = ['d', 'd']", "devices"),
             ("metadata_dirs = ['m']\ndevices = ['d']\n[scrub]\ninterval_h = 0", "scrub.interval_h"),
             ("metadata_dirs = ['m']\ndevices = ['d']\n[repair]\nstripes_at_once = 0", "repair.stripes_at_once"),
+            ("metadata_dirs = ['m']\ndevices = ['d']\n[fill.ssd]\nwarn_percent = 91", "fill.ssd"),
+            ("metadata_dirs = ['m']\ndevices = ['d']\n[discard]\nmib_per_second_max = 0", "discard.mib_per_second_max"),
             ("metadata_dirs = ['m']\ndevices = ['d']\n[admin]\nlisten = '127.0.0.1:9000'", "admin.listen"),
         ] {
             let error = combine(text, &Overrides::default()).unwrap_err();

@@ -244,6 +244,12 @@ fn open_devices(shared: &CoreShared, pool: &Rc<BufferPool>) -> Result<Vec<StoreD
                 pool: device.superblock.pool,
                 name,
                 layout: device.superblock.layout,
+                space: crate::space::policy(
+                    &shared.config.fill,
+                    &shared.config.discard,
+                    device.superblock.class,
+                    shared.config.cores,
+                ),
                 device: queue,
             }),
             // It was there a moment ago: more likely our own limits than the device.

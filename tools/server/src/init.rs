@@ -137,6 +137,21 @@ fn config_text(options: &InitOptions) -> String {
          interval_h = 336\n\
          mib_per_second_max = 200\n\
          \n\
+         # How full devices of a class may get, in percent: from warn on status warns, at critical the pool refuses new\n\
+         # data of clients with 507 (deletes and repair go on), at read-only a device takes nothing more. Also\n\
+         # [fill.nvme], [fill.ssd], [fill.hdd].\n\
+         [fill.file]\n\
+         warn_percent = 80\n\
+         critical_percent = 90\n\
+         read_only_percent = 95\n\
+         \n\
+         [discard]\n\
+         # Classes whose devices are told of freed space (TRIM; image files give it back to their file system), at no\n\
+         # more than so many MiB a second each; after a start once for all free space.\n\
+         classes = [\"nvme\", \"ssd\", \"file\"]\n\
+         mib_per_second_max = 512\n\
+         after_start = true\n\
+         \n\
          [s3]\n\
          listen = \"127.0.0.1:9000\"\n\
          region = \"us-east-1\"\n\

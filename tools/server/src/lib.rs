@@ -34,6 +34,7 @@ pub mod metadata;
 pub mod node;
 pub mod paths;
 pub mod report;
+pub mod space;
 pub mod status;
 pub mod steps;
 pub mod upkeep;

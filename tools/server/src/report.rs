@@ -3,7 +3,7 @@
 use crate::core_node::CoreNode;
 use crate::executor::CoreShared;
 use crate::status::{CoreReport, StatusBoard};
-use crate::upkeep;
+use crate::{space, upkeep};
 use kiseki_devices::fragment_store::DeviceReport;
 use kiseki_gateway::S3Service;
 use kiseki_types::fragment::{DeviceState, FragmentStore};
@@ -113,6 +113,7 @@ fn report(shared: &CoreShared, core: CoreId, node: &CoreNode, gateway: &S3Servic
         add(&mut values, "fences_forgotten_total", backlog.fences_forgotten.get());
     }
     let upkeep = upkeep::of_core(node.engine(), &mut values);
+    let device_space = space::of_core(node.fragments(), &mut values);
     let mut set = |name: &str, value: u64| add(&mut values, name, value);
     set("raft_groups", node.groups().count() as u64);
     set("raft_groups_fenced", node.groups().fenced().len() as u64);
@@ -127,11 +128,12 @@ fn report(shared: &CoreShared, core: CoreId, node: &CoreNode, gateway: &S3Servic
         }
     }
     let (reported_at, connections) = (ports.now().0, s3.connections);
-    let report = CoreReport { reported_at, connections, values, device_free_bytes, upkeep };
+    let report = CoreReport { reported_at, connections, values, device_free_bytes, device_space, upkeep };
     let mut board = shared.board.lock();
     board.core_reports.insert(core.0.to_string(), report);
     let board = &mut *board;
     board.settle_upkeep();
+    space::settle(board);
     for device in &mut board.devices {
         device.free_bytes = board.core_reports.values().filter_map(|core| core.device_free_bytes.get(&device.id)).sum();
     }

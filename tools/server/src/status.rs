@@ -1,6 +1,7 @@
 //! What a node says about itself: to `kiseki status`, to health checks and to metrics. Cores write their part a few
 //! times a second, side threads read it; nothing here is on the path of a byte.
 
+use crate::space::{CoreSpace, PoolReport, SpaceReport};
 use crate::upkeep::{CoreUpkeep, RepairReport, ScrubReport};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -21,6 +22,9 @@ pub struct DeviceReport {
     pub capacity_bytes: u64,
     /// Bytes that are free.
     pub free_bytes: u64,
+    /// How full it is and how its free space is cut up.
+    #[serde(default)]
+    pub space: SpaceReport,
 }
 
 /// A metadata directory as `status` shows it.
@@ -46,6 +50,9 @@ pub struct CoreReport {
     pub values: BTreeMap<String, u64>,
     /// Free bytes on this core's lanes, by device id.
     pub device_free_bytes: BTreeMap<String, u64>,
+    /// Space on this core's lanes, by device id.
+    #[serde(default)]
+    pub device_space: BTreeMap<String, CoreSpace>,
     /// Repair and scrub.
     #[serde(default)]
     pub upkeep: CoreUpkeep,
@@ -85,6 +92,9 @@ pub struct NodeReport {
     pub paths_in_use: BTreeMap<String, String>,
     /// Devices, in the order of the configuration.
     pub devices: Vec<DeviceReport>,
+    /// How full the pools are.
+    #[serde(default)]
+    pub pools: Vec<PoolReport>,
     /// The metadata set.
     pub metadata_dirs: Vec<MetadataDirReport>,
     /// Settings that weaken durability or secrecy (I-O1).

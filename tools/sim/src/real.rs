@@ -11,6 +11,7 @@ use kiseki_devices::journal::{MirrorContent, MirrorRegion};
 use kiseki_devices::layout::DeviceLayout;
 use kiseki_devices::metadata_set::{MemberFate, MetadataSet, MirroredDir};
 use kiseki_devices::recovery::format_journals;
+use kiseki_devices::space::{DiscardPolicy, SpacePolicy};
 use kiseki_devices::superblock::{
     DeviceClass, MetadataEpoch, Superblock, SuperblockKeeper, SuperblockWitness, read_superblock_blocking,
     write_superblock,
@@ -36,6 +37,7 @@ use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// The machine.
 const NODE: NodeId = NodeId(1);
@@ -339,6 +341,14 @@ impl RealNode {
             pool: superblock.pool,
             name: disk.name(),
             layout: superblock.layout,
+            space: SpacePolicy {
+                // All that is free, as soon as there is time: what is discarded must be missed by nobody.
+                discard: Some(DiscardPolicy {
+                    bytes_per_second_max: u64::MAX >> 20,
+                    unknown_after: Some(Duration::ZERO),
+                }),
+                ..SpacePolicy::default()
+            },
             device: disk.open(),
         };
         CoreInputs {

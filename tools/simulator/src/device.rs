@@ -3,6 +3,7 @@
 use crate::cut::{CutSwitch, Power};
 use crate::disk::{Blocks, CutMode};
 use crate::executor::{Sim, SimHandle};
+use crate::recording::{MediumIndex, Recorder};
 use crate::seed::SeededRng;
 use futures::channel::oneshot;
 use kiseki_types::buf::{IoBuf, IoBytes};
@@ -58,17 +59,18 @@ struct Faults {
     fail_write: Option<u64>,
     fail_flush: Option<u64>,
     misdirect_write: Option<(u64, u64)>,
+    misdirect_read: Option<(u64, u64)>,
     flush_is_a_lie: bool,
     is_gone: bool,
 }
 
 impl Faults {
-    /// Blocks by which the write that is submitted now misses its place.
-    fn next_misdirection(&mut self) -> u64 {
-        match &mut self.misdirect_write {
+    /// Blocks by which the operation that is submitted now misses its place.
+    fn next_misdirection(planned: &mut Option<(u64, u64)>) -> u64 {
+        match planned {
             Some((1, blocks_off)) => {
                 let blocks_off = *blocks_off;
-                self.misdirect_write = None;
+                *planned = None;
                 blocks_off
             }
             Some((left, _)) => {
@@ -100,6 +102,8 @@ pub struct DiskCounts {
     pub writes: u64,
     /// Flushes.
     pub flushes: u64,
+    /// Discards.
+    pub discards: u64,
 }
 
 struct Medium {
@@ -111,6 +115,7 @@ struct Medium {
     incarnation: u64,
     next_operation: u64,
     rng: SeededRng,
+    recorder: Option<(Recorder, MediumIndex)>,
 }
 
 /// Writes that were submitted and have not completed, by number: first block, and bytes.
@@ -130,10 +135,18 @@ impl SimDisk {
     /// A disk full of zeros, under the power of `switch`.
     #[must_use]
     pub fn new(sim: &Sim, options: DiskOptions, switch: &Arc<CutSwitch>) -> SimDisk {
+        let blocks = Blocks::new(options.block_len_bytes as usize);
+        SimDisk::with_image(sim, options, switch, blocks)
+    }
+
+    /// A disk that holds what `blocks` say, such as an image of a recorded run.
+    #[must_use]
+    pub fn with_image(sim: &Sim, options: DiskOptions, switch: &Arc<CutSwitch>, blocks: Blocks) -> SimDisk {
         assert!([512, 4096].contains(&options.block_len_bytes), "blocks of {} bytes", options.block_len_bytes);
         let sim = sim.handle();
         let medium = Medium {
-            blocks: Blocks::new(options.block_len_bytes as usize),
+            blocks,
+            recorder: None,
             rng: SeededRng::new(sim.world.chance.next_u64()),
             options,
             faults: Faults::default(),
@@ -142,6 +155,13 @@ impl SimDisk {
             next_operation: 0,
         };
         SimDisk { medium: Arc::new(Mutex::new(medium)), in_flight: Rc::default(), sim, switch: switch.clone() }
+    }
+
+    /// From now on `recorder` hears of everything that the disk is told.
+    pub fn record(&self, recorder: &Recorder) {
+        let mut medium = lock(&self.medium);
+        let index = recorder.add_medium(&medium.blocks);
+        medium.recorder = Some((recorder.clone(), index));
     }
 
     /// A queue of this disk for one core. It ends with the next power cut: open another one then.
@@ -216,6 +236,11 @@ impl SimDisk {
         lock(&self.medium).faults.misdirect_write = Some((write, blocks_off));
     }
 
+    /// The `read`th read from now comes from `blocks_off` blocks further on, and reports success.
+    pub fn misdirect_read(&self, read: u64, blocks_off: u64) {
+        lock(&self.medium).faults.misdirect_read = Some((read, blocks_off));
+    }
+
     /// From now on flushes answer Ok and save nothing: the control that must be caught.
     pub fn set_flush_is_a_lie(&self, is_a_lie: bool) {
         lock(&self.medium).faults.flush_is_a_lie = is_a_lie;
@@ -285,6 +310,17 @@ impl SimDisk {
         Duration::from_nanos(if chance.chance(1, SLOW_ONE_IN) { usual * SLOW_FACTOR } else { usual })
     }
 
+    /// A block becomes noise, some time.
+    fn submit_noise(&self, medium: &mut Medium, index: u64) -> u64 {
+        let noise = vec![medium.rng.below(256) as u8; medium.options.block_len_bytes as usize];
+        let parts = vec![IoBuf::copy_of(&noise).freeze()];
+        let operation = medium.next_operation;
+        medium.next_operation += 1;
+        medium.record_submitted(operation, index, &parts);
+        self.in_flight.borrow_mut().insert(operation, (index, parts));
+        operation
+    }
+
     /// Runs `complete` after a latency, unless the power fails first; the future ends with its result or never.
     fn start<T: 'static>(
         &self,
@@ -325,6 +361,29 @@ fn gone() -> io::Error {
 }
 
 impl Medium {
+    fn record_submitted(&self, operation: u64, start: u64, parts: &[IoBytes]) {
+        if let Some((recorder, medium)) = &self.recorder {
+            let bytes = parts.iter().flat_map(|part| part.iter().copied()).collect();
+            recorder.submitted(*medium, operation, start, bytes);
+        }
+    }
+
+    fn record_completed(&self, operation: u64) {
+        if let Some((recorder, medium)) = &self.recorder {
+            recorder.completed(*medium, operation);
+        }
+    }
+
+    fn record_flush(&self) -> u64 {
+        self.recorder.as_ref().map_or(0, |(recorder, medium)| recorder.flush_submitted(*medium))
+    }
+
+    fn record_flushed(&self, flush: u64) {
+        if let Some((recorder, medium)) = &self.recorder {
+            recorder.flush_completed(*medium, flush);
+        }
+    }
+
     fn check_reachable(&self) -> io::Result<()> {
         if self.faults.is_gone { Err(gone()) } else { Ok(()) }
     }
@@ -395,10 +454,11 @@ impl Device for SimDevice {
         if !self.is_current() || self.disk.switch.power() == Power::Off {
             return Box::pin(pending());
         }
-        let fails = {
+        let (fails, off) = {
             let mut medium = lock(&self.disk.medium);
             medium.counts.reads += 1;
-            count_down(&mut medium.faults.fail_read)
+            let fails = count_down(&mut medium.faults.fail_read);
+            (fails, Faults::next_misdirection(&mut medium.faults.misdirect_read))
         };
         self.disk.start(READ_NS, start.0 << 8 | 1, move |medium| {
             medium.check_reachable()?;
@@ -406,7 +466,7 @@ impl Device for SimDevice {
                 return Err(failed("read"));
             }
             let mut buf = buf;
-            medium.blocks.read(start.0, &mut buf);
+            medium.blocks.read(start.0 + off, &mut buf);
             Ok(buf)
         })
     }
@@ -433,14 +493,17 @@ impl Device for SimDevice {
             let operation = medium.next_operation;
             medium.next_operation += 1;
             let fails = count_down(&mut medium.faults.fail_write);
-            let off = medium.faults.next_misdirection();
+            let off = Faults::next_misdirection(&mut medium.faults.misdirect_write);
+            medium.record_submitted(operation, start.0 + off, &parts);
             (operation, fails, off)
         };
         let in_flight = self.disk.in_flight.clone();
         in_flight.borrow_mut().insert(operation, (start.0 + off, parts));
         self.disk.start(WRITE_NS, start.0 << 8 | 2, move |medium| {
             let (start, parts) = in_flight.borrow_mut().remove(&operation).expect("a write completes once");
-            medium.complete_write(start, &parts, fails)
+            medium.complete_write(start, &parts, fails)?;
+            medium.record_completed(operation);
+            Ok(())
         })
     }
 
@@ -448,10 +511,10 @@ impl Device for SimDevice {
         if !self.is_current() || self.disk.switch.power() == Power::Off {
             return Box::pin(pending());
         }
-        let (mark, fails) = {
+        let (mark, fails, recorded) = {
             let mut medium = lock(&self.disk.medium);
             medium.counts.flushes += 1;
-            (medium.blocks.flush_mark(), count_down(&mut medium.faults.fail_flush))
+            (medium.blocks.flush_mark(), count_down(&mut medium.faults.fail_flush), medium.record_flush())
         };
         self.disk.start(FLUSH_NS, 3, move |medium| {
             medium.check_reachable()?;
@@ -462,6 +525,7 @@ impl Device for SimDevice {
             }
             if !faults.flush_is_a_lie {
                 blocks.flush(mark);
+                medium.record_flushed(recorded);
             }
             Ok(())
         })
@@ -474,14 +538,20 @@ impl Device for SimDevice {
         if !self.is_current() || self.disk.switch.power() == Power::Off {
             return Box::pin(pending());
         }
+        // What discarded blocks read as is undefined: some stay, some become noise. Like writes they are in flight until
+        // then, so a write to the same blocks meanwhile may be overtaken.
+        let noises: Vec<u64> = {
+            let mut medium = lock(&self.disk.medium);
+            medium.counts.discards += 1;
+            let hit: Vec<u64> = (start.0..start.0 + len.0).filter(|_| medium.rng.chance(1, 2)).collect();
+            hit.into_iter().map(|index| self.disk.submit_noise(&mut medium, index)).collect()
+        };
+        let in_flight = self.disk.in_flight.clone();
         self.disk.start(WRITE_NS, start.0 << 8 | 4, move |medium| {
-            medium.check_reachable()?;
-            // What discarded blocks read as is undefined: some stay, some become noise.
-            for index in start.0..start.0 + len.0 {
-                if medium.rng.chance(1, 2) {
-                    let noise = vec![medium.rng.below(256) as u8; medium.options.block_len_bytes as usize];
-                    medium.blocks.write(index, &noise);
-                }
+            for operation in noises {
+                let (start, parts) = in_flight.borrow_mut().remove(&operation).expect("a discard completes once");
+                medium.complete_write(start, &parts, false)?;
+                medium.record_completed(operation);
             }
             Ok(())
         })
@@ -555,8 +625,16 @@ impl MetaFile for DiskFile {
         let fails = count_down(&mut medium.faults.fail_write);
         let (first, mut whole, range) = medium.around(offset, bytes.len())?;
         whole[range].copy_from_slice(bytes);
+        let operation = medium.next_operation;
+        medium.next_operation += 1;
+        if let Some((recorder, index)) = &medium.recorder {
+            recorder.submitted(*index, operation, first, whole.clone());
+        }
         if !(fails && medium.rng.chance(1, 2)) {
             medium.blocks.write(first, &whole);
+        }
+        if !fails {
+            medium.record_completed(operation);
         }
         match power {
             Power::On if !fails => Ok(()),
@@ -569,6 +647,7 @@ impl MetaFile for DiskFile {
         let mut medium = self.reach()?;
         medium.counts.flushes += 1;
         let fails = count_down(&mut medium.faults.fail_flush);
+        let recorded = medium.record_flush();
         let Medium { blocks, rng, faults, .. } = &mut *medium;
         let mark = blocks.flush_mark();
         if fails {
@@ -577,6 +656,7 @@ impl MetaFile for DiskFile {
         }
         if !faults.flush_is_a_lie {
             blocks.flush(mark);
+            medium.record_flushed(recorded);
         }
         Ok(())
     }

@@ -2,14 +2,16 @@
 
 use crate::seed::SeededRng;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// A drive writes this much at once or not at all; larger blocks can tear between these units.
 pub const SECTOR_BYTES: usize = 512;
 
 /// A block's bytes; `None` are zeros.
-type Block = Option<Box<[u8]>>;
+type Block = Option<Arc<[u8]>>;
 
 /// A write to one block that is not durable.
+#[derive(Clone)]
 struct Version {
     /// When it completed, counted in completions of this medium.
     completed: u64,
@@ -42,9 +44,10 @@ impl CutMode {
 }
 
 /// The blocks of one medium.
+#[derive(Clone)]
 pub struct Blocks {
     block_len: usize,
-    durable: BTreeMap<u64, Box<[u8]>>,
+    durable: BTreeMap<u64, Arc<[u8]>>,
     /// Versions of a block, oldest completion first; never an empty vector.
     unflushed: BTreeMap<u64, Vec<Version>>,
     completions: u64,
@@ -180,7 +183,7 @@ fn block(bytes: &[u8]) -> Block {
     bytes.iter().any(|byte| *byte != 0).then(|| bytes.into())
 }
 
-fn put(durable: &mut BTreeMap<u64, Box<[u8]>>, index: u64, bytes: Block) {
+fn put(durable: &mut BTreeMap<u64, Arc<[u8]>>, index: u64, bytes: Block) {
     match bytes {
         Some(bytes) => drop(durable.insert(index, bytes)),
         None => drop(durable.remove(&index)),

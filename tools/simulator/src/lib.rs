@@ -5,7 +5,7 @@
 //! This crate knows no room: what a whole node does on it is the business of `kiseki-sim`.
 //!
 //! Reading order: [`seed`] (chance), [`executor`] (tasks and time), [`ports`] (what a core sees of both), [`cut`] (the
-//! moment the power fails), [`disk`] (what a medium remembers), [`device`] (the device port on it), [`unit_file`] and
+//! moment the power fails), [`disk`] (what a medium remembers), [`device`] (the device port on it), [`recording`] (a cut behind every event of a run), [`unit_file`] and
 //! [`meta`] (metadata directories), [`link`] (calls between cores).
 #![forbid(unsafe_code)]
 
@@ -16,6 +16,7 @@ pub mod executor;
 pub mod link;
 pub mod meta;
 pub mod ports;
+pub mod recording;
 pub mod seed;
 pub mod unit_file;
 
@@ -24,4 +25,5 @@ pub use device::{DiskOptions, SimDisk};
 pub use executor::{Limits, NodeId, Sim, SimHandle, Stalled};
 pub use link::SimLink;
 pub use meta::SimMetaDir;
+pub use recording::Recorder;
 pub use seed::SeededRng;

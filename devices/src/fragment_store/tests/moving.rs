@@ -21,7 +21,14 @@ impl Rig {
 }
 
 fn queue_on((id, disk, layout): &Spare) -> StoreDevice {
-    StoreDevice { id: *id, pool: PoolId(1), name: disk.name(), layout: *layout, device: disk.open() }
+    StoreDevice {
+        id: *id,
+        pool: PoolId(1),
+        name: disk.name(),
+        layout: *layout,
+        space: discards_at_once(),
+        device: disk.open(),
+    }
 }
 
 async fn add_everywhere(stores: &[CoreFragmentStore], spare: &Spare) -> Result<u64, AddDeviceError> {
@@ -296,7 +303,14 @@ fn a_removed_device_holds_no_file_descriptor_so_the_drive_can_be_pulled() {
         };
         let (store, _) = CoreFragmentStore::open(config).await.unwrap();
         store.publish_recovered().await.unwrap();
-        let given = StoreDevice { id, pool: PoolId(1), name: "d0".to_string(), layout, device: queue };
+        let given = StoreDevice {
+            id,
+            pool: PoolId(1),
+            name: "d0".to_string(),
+            layout,
+            space: SpacePolicy::default(),
+            device: queue,
+        };
         store.add_device(given).await.unwrap();
         store.admit_device(id).unwrap();
         put(&store, id, 1, &payload(1, 40)).await.unwrap();

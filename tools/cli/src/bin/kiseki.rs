@@ -6,6 +6,7 @@ use clap_complete::Shell;
 use kiseki_server::admin::{AdminRequest, AdminResponse, Dedup, Etag};
 use kiseki_server::admin_client::AdminClient;
 use kiseki_server::paths::{DEFAULT_DIR, KisekiDir};
+use kiseki_server::space::{PoolReport, SpaceReport};
 use kiseki_server::status::NodeReport;
 use serde::Serialize;
 use std::path::PathBuf;
@@ -212,13 +213,21 @@ fn print_status(report: &NodeReport) {
         report.durability
     );
     for device in &report.devices {
-        let space = format!("{:.1} of {:.1} GiB free", gib(device.free_bytes), gib(device.capacity_bytes));
+        let space = format!(
+            "{:.1} of {:.1} GiB free{}",
+            gib(device.free_bytes),
+            gib(device.capacity_bytes),
+            space_words(&device.space)
+        );
         println!(
             "  device    {:<9} {} {}",
             device.state,
             device.path,
             if device.reason.is_empty() { &space } else { &device.reason }
         );
+    }
+    for pool in &report.pools {
+        println!("  pool      {:<9} {}", pool.level, pool_line(pool));
     }
     for dir in &report.metadata_dirs {
         println!("  metadata  {:<9} {} {}", dir.state, dir.path, dir.reason);
@@ -231,6 +240,29 @@ fn print_status(report: &NodeReport) {
     for warning in &report.warnings {
         println!("  warning   {warning}");
     }
+}
+
+/// Level and fragmentation of a device, where they are known.
+fn space_words(space: &SpaceReport) -> String {
+    if space.level.is_empty() {
+        return String::new();
+    }
+    let level = if space.level == "normal" { String::new() } else { format!(", {}", space.level.to_uppercase()) };
+    let mut words = format!("{level}; {} free runs, {} % of it usable", space.free_runs, space.usable_permille / 10);
+    if space.discard_queue_bytes > 0 {
+        words.push_str(&format!(", {} MiB to discard", space.discard_queue_bytes.div_ceil(1 << 20)));
+    }
+    words
+}
+
+fn pool_line(pool: &PoolReport) -> String {
+    let advice = match pool.level.as_str() {
+        "warn" => "; add devices or delete data soon",
+        "critical" => "; new data of clients is refused (507): add devices or delete data",
+        "read-only" => "; nothing is taken, repaired fragments neither: add devices or delete data",
+        _ => "",
+    };
+    format!("{}: {}.{} % full{advice}", pool.pool, pool.fill_permille / 10, pool.fill_permille % 10)
 }
 
 fn repair_line(report: &NodeReport) -> String {
@@ -293,6 +325,18 @@ mod tests {
         report.repair = kiseki_server::upkeep::RepairReport { at_full_width: true, ..Default::default() };
         assert!(repair_line(&report).starts_with("all stripes at full width"));
         assert_eq!(scrub_line(&report), "off");
+    }
+
+    #[test]
+    fn i_c5_status_says_that_clients_are_refused() {
+        let pool = PoolReport { pool: 1, level: "critical".to_owned(), fill_permille: 904 };
+        assert_eq!(
+            pool_line(&pool),
+            "1: 90.4 % full; new data of clients is refused (507): add devices or delete data"
+        );
+        let space = SpaceReport { level: "warn".to_owned(), free_runs: 3, usable_permille: 990, ..Default::default() };
+        assert_eq!(space_words(&space), ", WARN; 3 free runs, 99 % of it usable");
+        assert_eq!(space_words(&SpaceReport::default()), "", "before every core has reported");
     }
 
     #[test]

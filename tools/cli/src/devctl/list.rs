@@ -19,7 +19,7 @@ const HEAD: [&str; 11] =
 /// right to read the device. Exit code: 0, or 1 when a device of the node can't be used.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
-  kiseki-devctl list                       the devices in /var/lib/kiseki/kiseki.toml
+  kiseki-devctl list                       the devices in .kiseki/kiseki.toml, or below $KISEKI_DIR
   kiseki-devctl list --all                 every block device here, whoever it belongs to
   kiseki-devctl list --all --json | jq '.[] | select(.in_use == []) | .path'")]
 pub struct Args {

@@ -1,9 +1,11 @@
 //! The read-only HTTP side: `/livez`, `/readyz`, `/healthz`, `/metrics`, served by side threads.
 
 use crate::status::{NodeReport, Phase, StatusBoard};
+use kiseki_devices::space::FillLevel;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::ConstCounter;
-use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::Registry;
 use std::fmt::Write as _;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -116,6 +118,7 @@ fn respond(path: &str, report: &NodeReport, now: u64) -> Answer {
                 "phase": report.phase,
                 "durability": report.durability,
                 "devices": report.devices,
+                "pools": report.pools,
                 "metadata_dirs": report.metadata_dirs,
                 "repair": report.repair,
                 "scrub": report.scrub,
@@ -164,6 +167,7 @@ fn metrics(report: &NodeReport, now: u64) -> Answer {
     let sum = |value: fn(&crate::status::DeviceReport) -> u64| report.devices.iter().map(value).sum();
     gauge(&mut registry, "capacity_bytes", "Bytes for fragments on all devices", sum(|device| device.capacity_bytes));
     gauge(&mut registry, "free_bytes", "Free bytes on all devices", sum(|device| device.free_bytes));
+    space_metrics(&mut registry, report);
     let names: std::collections::BTreeSet<&String> =
         report.core_reports.values().flat_map(|core| core.values.keys()).collect();
     for name in names {
@@ -179,6 +183,47 @@ fn metrics(report: &NodeReport, now: u64) -> Answer {
         let _ = write!(body, "# encoding failed");
     }
     Answer { status: 200, content_type: "application/openmetrics-text; version=1.0.0; charset=utf-8", body }
+}
+
+/// Fill and fragmentation of each device, fill of each pool.
+fn space_metrics(registry: &mut Registry, report: &NodeReport) {
+    type ByName = Family<Vec<(&'static str, String)>, Gauge>;
+    let mut family = |name: &str, help: &str, label: &'static str, values: Vec<(String, u64)>| {
+        let gauges = ByName::default();
+        for (of, value) in values {
+            gauges.get_or_create(&vec![(label, of)]).set(i64::try_from(value).unwrap_or(i64::MAX));
+        }
+        registry.register(name.to_owned(), help, gauges);
+    };
+    let devices = |value: fn(&crate::space::SpaceReport) -> u64| {
+        let known = report.devices.iter().filter(|device| !device.space.level.is_empty());
+        known.map(|device| (device.path.clone(), value(&device.space))).collect::<Vec<_>>()
+    };
+    let level = |name: &str| FillLevel::of_name(name) as u64;
+    for (name, help, values) in [
+        ("device_fill_permille", "Thousandths of the zones that are used", devices(|space| space.fill_permille)),
+        (
+            "device_fill_level",
+            "0 normal, 1 warn, 2 critical, 3 read-only",
+            devices(|space| FillLevel::of_name(&space.level) as u64),
+        ),
+        ("device_longest_free_run_bytes", "Longest free run of a lane", devices(|space| space.longest_free_run_bytes)),
+        ("device_free_runs", "Free runs", devices(|space| space.free_runs)),
+        (
+            "device_free_usable_permille",
+            "Thousandths of the free space that the largest fragments can be cut from",
+            devices(|space| space.usable_permille),
+        ),
+    ] {
+        family(name, help, "device", values);
+    }
+    let pools = |value: &dyn Fn(&crate::space::PoolReport) -> u64| {
+        report.pools.iter().map(|pool| (pool.pool.to_string(), value(pool))).collect::<Vec<_>>()
+    };
+    let help = "Thousandths of the zones of usable devices that are used";
+    family("pool_fill_permille", help, "pool", pools(&|pool| pool.fill_permille));
+    let help = "0 normal, 1 warn, 2 critical: clients are refused, 3 read-only";
+    family("pool_fill_level", help, "pool", pools(&|pool| level(&pool.level)));
 }
 
 #[cfg(test)]
@@ -205,6 +250,11 @@ mod tests {
             report.unsafe_settings = vec!["unsafe_s3_plaintext".to_owned()];
             let core = report.core_reports.entry("0".to_owned()).or_default();
             core.values.insert("requests_total".to_owned(), 7);
+            let space =
+                crate::space::SpaceReport { level: "critical".to_owned(), fill_permille: 905, ..Default::default() };
+            let device = crate::status::DeviceReport { path: "/d0".to_owned(), space, ..Default::default() };
+            report.devices.push(device);
+            report.pools.push(crate::space::PoolReport { pool: 1, level: "warn".to_owned(), fill_permille: 810 });
         }
         assert!(get(address, "GET /readyz").starts_with("HTTP/1.1 200"));
         let health = get(address, "GET /healthz");
@@ -212,6 +262,8 @@ mod tests {
         let metrics = get(address, "GET /metrics");
         assert!(metrics.contains("kiseki_requests_total 7"), "{metrics}");
         assert!(metrics.contains("kiseki_ready 1"), "{metrics}");
+        assert!(metrics.contains("kiseki_device_fill_level{device=\"/d0\"} 2"), "{metrics}");
+        assert!(metrics.contains("kiseki_pool_fill_permille{pool=\"1\"} 810"), "{metrics}");
         assert!(get(address, "POST /metrics").starts_with("HTTP/1.1 405"));
         assert!(get(address, "GET /").starts_with("HTTP/1.1 404"));
     }

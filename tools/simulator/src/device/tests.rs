@@ -181,6 +181,8 @@ fn planned_faults_hit_the_planned_operation() {
         device.write(BlockIndex(5), block(5)).await.unwrap();
         device.write(BlockIndex(6), block(6)).await.unwrap();
         assert_eq!((byte_at(&device, 5).await, byte_at(&device, 6).await, byte_at(&device, 16).await), (5, 0, 6));
+        disk.misdirect_read(2, 11);
+        assert_eq!((byte_at(&device, 5).await, byte_at(&device, 5).await, byte_at(&device, 5).await), (5, 6, 5));
         disk.set_gone(true);
         assert!(device.read(BlockIndex(0), IoBuf::zeroed(4096)).await.is_err());
         assert!(device.write(BlockIndex(0), block(1)).await.is_err() && device.flush().await.is_err());
@@ -188,6 +190,47 @@ fn planned_faults_hit_the_planned_operation() {
         assert_eq!(byte_at(&device, 5).await, 5);
     });
     assert_eq!(disk.rot(4).len(), 4);
+}
+
+#[test]
+fn a_discard_may_overtake_a_write_to_the_same_blocks_and_leaves_others_alone() {
+    let (mut lost, mut kept) = (0, 0);
+    for seed in 0..32 {
+        let sim = Sim::new(seed);
+        let (disk, _switch) = disk(&sim);
+        let device = disk.open();
+        sim.block_on(NODE, async {
+            device.write(BlockIndex(3), block(1)).await.unwrap();
+            let (discard, write) =
+                (device.discard(BlockIndex(4), BlockCount(2)), device.write(BlockIndex(5), block(7)));
+            let (discard, write) = join(discard, write).await;
+            discard.and(write).unwrap();
+            assert_eq!(byte_at(&device, 3).await, 1);
+            if byte_at(&device, 5).await == 7 { kept += 1 } else { lost += 1 }
+        });
+        assert_eq!(disk.counts().discards, 1);
+    }
+    assert!(lost > 2 && kept > 2, "{lost} lost, {kept} kept");
+}
+
+#[test]
+fn a_recorded_run_gives_the_image_of_each_moment() {
+    let sim = Sim::new(8);
+    let (first, switch) = disk(&sim);
+    let recorder = Recorder::default();
+    first.record(&recorder);
+    let device = first.open();
+    sim.block_on(NODE, async {
+        device.write(BlockIndex(1), block(1)).await.unwrap();
+        device.flush().await.unwrap();
+        first.file().write_at(8192, &[2; 4096]).unwrap();
+    });
+    assert_eq!(recorder.len(), 6, "submitted and completed: write, flush, write");
+    let mut replay = recorder.replay();
+    replay.advance_to(6);
+    let image = replay.images(CutMode::DropAll, &SeededRng::new(1)).remove(0);
+    let copy = SimDisk::with_image(&sim, DiskOptions::of_len("copy", 1 << 20), &switch, image);
+    assert_eq!((copy.peek(BlockIndex(1), BlockCount(1))[0], copy.peek(BlockIndex(2), BlockCount(1))[0]), (1, 0));
 }
 
 #[test]
