@@ -95,3 +95,55 @@ fn bare(machine: &UsesOfMachine, args: &Args) -> Vec<Value> {
     })
     .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A machine made of files: a drive with a namespace, a drive without, an empty optical drive.
+    fn machine(root: &std::path::Path) -> KernelRoots {
+        for (path, text) in [
+            ("sys/class/nvme/nvme0/model", "FAST 9000"),
+            ("sys/class/nvme/nvme0/serial", "S1"),
+            ("sys/class/nvme/nvme0/firmware_rev", "1.0"),
+            ("sys/class/nvme/nvme1/model", "FAST 9000"),
+            ("sys/class/nvme-generic/ng0n1/dev", "241:0"),
+            ("sys/block/nvme0n1/dev", "259:0"),
+            ("sys/block/nvme0n1/size", "2097152"),
+            ("sys/block/nvme0n1/nsid", "1"),
+            ("sys/block/nvme0n1/eui", "52 54 00 00 00 00 00 01"),
+            ("sys/block/nvme0n1/queue/logical_block_size", "4096"),
+            ("sys/block/sr0/size", "0"),
+            ("proc/self/mountinfo", "22 1 259:0 / /data rw - xfs /dev/nvme0n1 rw"),
+        ] {
+            let path = root.join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        }
+        let link = root.join("sys/block/nvme0n1/device");
+        std::os::unix::fs::symlink(root.join("sys/class/nvme/nvme0"), link).unwrap();
+        KernelRoots { sys: root.join("sys"), proc: root.join("proc"), dev: root.join("dev") }
+    }
+
+    fn args(json: bool) -> Args {
+        Args { node: NodeArgs { dir: PathBuf::new() }, all: true, json }
+    }
+
+    #[test]
+    fn a_fabricated_machine_is_listed_for_people_and_for_programs() {
+        let dir = tempfile::tempdir().unwrap();
+        let roots = machine(dir.path());
+        let machine = UsesOfMachine::read(&roots).unwrap();
+        let looks = all(&machine, &roots);
+        assert_eq!(looks.len(), 1, "an empty drive is not listed");
+        let text = shown(&looks, &machine, &args(false));
+        for part in ["ng0n1", "FAST 9000", "S1", "eui.5254000000000001", "1.07 GB", "4096", "nvme0n1 is mounted at /data"] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        assert!(text.contains("nvme1: a controller without a namespace here"), "{text}");
+        let value: Value = serde_json::from_str(&shown(&looks, &machine, &args(true))).unwrap();
+        assert_eq!(value[0]["node"], "nvme0n1");
+        assert_eq!(value[0]["in_use"][0]["remedy"], "umount /data");
+        assert_eq!(value[1]["controller"], "nvme1");
+    }
+}
