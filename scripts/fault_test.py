@@ -224,7 +224,11 @@ class Load:
         while not self.stop.is_set():
             key, body = f"{self.prefix}{self.count}", rng.randbytes(self.length)
             self.count += 1
-            answer = answer_of(client.put_object, Key=key, Body=body)
+            try:
+                answer = answer_of(client.put_object, Key=key, Body=body)
+            except Exception as error:  # nobody answers any more
+                self.refused.append(str(error))
+                return
             if answer == ("", 200):
                 self.objects.hashes[key] = hashlib.sha256(body).hexdigest()
             else:
@@ -508,6 +512,250 @@ def a_killed_node_starts_again_at_once(directory):
             node.kill()
 
 
+def devctl(node, verb, *words, code=0):
+    """A verb of kiseki-devctl about this node; what it says."""
+    command = [PROGRAMS / "kiseki-devctl", verb, *words, "--dir", node.dir]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=5 * PATIENCE_SECONDS)
+    text = done.stdout + done.stderr
+    assert (done.returncode == 0) == (code == 0), (verb, words, done.returncode, text)
+    assert "panicked" not in text, text
+    return text
+
+
+def new_image(path, mib):
+    with open(path, "xb") as file:
+        file.truncate(mib * MIB)
+    return path
+
+
+def configured(node):
+    """The devices that kiseki.toml names, as it names them."""
+    import tomllib
+
+    return tomllib.loads((node.dir / "kiseki.toml").read_text())["devices"]
+
+
+def state_of(node, path):
+    return next((found["state"] for found in health(node)["devices"] if found["path"] == str(path)), None)
+
+
+def descriptors(node, path):
+    """How often the node has a file open, as the kernel sees it: also one that was deleted."""
+    count = 0
+    for entry in pathlib.Path(f"/proc/{node.process.pid}/fd").iterdir():
+        try:
+            count += os.readlink(entry).removesuffix(" (deleted)") == str(path)
+        except FileNotFoundError:
+            pass
+    return count
+
+
+def devices_join_a_running_node(directory):
+    """A seventh and an eighth device join under load, a lost one is replaced, one that was taken away is taken back; a
+    restart finds all of it."""
+    with Node(directory / "join", devices=6) as node:
+        small_devices(node, 128)
+        config = node.dir / "kiseki.toml"
+        config.write_text(config.read_text().replace("devices = [", "# the first shelf\ndevices = ["))
+        node.start()
+        objects = Objects(node)
+        objects.put("before", 20, 700 * KIB)
+        assert status(node)["durability"] == "EC 4+2"
+        image = [node.dir / f"devices/d{index}.img" for index in range(6)]
+        with Load(objects, "during", 300 * KIB) as load:
+            await_that("the load runs", lambda: load.count > 5)
+            for index in (6, 7):
+                image.append(new_image(node.dir / f"devices/d{index}.img", 128))
+                if index == 6:
+                    refused = devctl(node, "enroll", image[6], code=1)
+                    assert "kiseki-devctl" in refused and "format" in refused, refused
+                    assert configured(node) == [f"devices/d{known}.img" for known in range(6)]
+                before = load.count
+                said = devctl(node, "enroll", image[index], "--format")
+                assert "takes part" in said, said
+                assert state_of(node, image[index]) == "healthy", "before the answer"
+                assert configured(node)[-1] == f"devices/d{index}.img" and "# the first shelf" in config.read_text()
+                await_that("the load goes on", lambda: load.count > before + 3)
+            assert metric(node, "devices_healthy") == 8
+            await_that("the new ones take fragments", lambda: all(
+                found["free_bytes"] < 0.99 * found["capacity_bytes"] for found in health(node)["devices"][6:]
+            ) or load.count > 2000)
+
+            # One is lost, and replaced.
+            await_that("full width", lambda: at_full_width(node, 8))
+            image[1].unlink()
+            await_that("it is noticed", lambda: state_of(node, image[1]) not in ("healthy", None))
+            await_that("repair has looked", lambda: status(node)["repair"]["backlog_stripes"] == 0 or load.count > 2000)
+            await_that("full width with seven", lambda: at_full_width(node, 7))
+            image.append(new_image(node.dir / "devices/d8.img", 128))
+            repaired, began = metric(node, "repair_fragment_bytes_total"), time.monotonic()
+            said = devctl(node, "replace", image[1], image[8], "--format", "--wait")
+            assert "takes the place of" in said and "full width" in said, said
+            assert configured(node)[1] == "devices/d8.img" and len(configured(node)) == 8
+            assert descriptors(node, image[1]) == 0, "the lost one is closed, so the drive can be pulled"
+        assert not load.refused, load.refused[:5]
+        await_that("full width", lambda: at_full_width(node, 8))
+        objects.all_there()
+
+        # Two of those that are left may go: what was on the replaced one is on others.
+        away = [(image[2], node.dir / "away2"), (image[8], node.dir / "away8")]
+        for path, kept in away:
+            path.rename(kept)
+        await_that("they are noticed", lambda: len(problems(node, "devices")) == 2)
+        objects.all_there()
+        objects.put("without", 10, 300 * KIB)
+        began, repaired = time.monotonic(), metric(node, "repair_fragment_bytes_total")
+        await_that("full width with six", lambda: at_full_width(node, 6))
+        took, moved = time.monotonic() - began, metric(node, "repair_fragment_bytes_total") - repaired
+        print(f"  {moved / MIB:.1f} MiB rebuilt in {took:.1f} s, {moved / MIB / took:.1f} MiB/s")
+        # Plugged in again: taken back without a word (one by itself, one is named before that happens).
+        for path, kept in away:
+            kept.rename(path)
+        await_that("both are taken back", lambda: not problems(node, "devices"))
+        await_that("what was rebuilt twice is released", lambda: at_full_width(node, 8))
+        assert metric(node, "repair_released_total") > 0
+        objects.all_there()
+        assert node.stop() == 0
+        for lost in (image[0], image[8]):  # any two, after a restart with the edited configuration
+            lost.unlink()
+        node.start()
+        objects.all_there()
+        assert len(problems(node, "devices")) == 2 and status(node)["durability"] == "EC 4+2"
+        assert node.stop() == 0
+
+
+def devices_that_can_not_join_are_refused(directory):
+    """Each with its reason and what to do, and nothing has changed afterwards."""
+    stranger, other = Node(directory / "stranger", devices=3), Node(directory / "other", devices=3)
+    with Node(directory / "refuse", devices=4) as node, other:
+        small_devices(node, 64)
+        # Of the same cluster, so that only the lock tells: another node with the same keys.
+        for name in ("key-store", "passphrase"):
+            shutil.copy(node.dir / "keys" / name, other.dir / "keys" / name)
+        small_devices(other, 64)
+        node.start()
+        other.start()
+        objects = Objects(node)
+        objects.put("a", 5, 300 * KIB)
+        assert status(node)["durability"] == "3 copies"
+        config = (node.dir / "kiseki.toml").read_text()
+        before = health(node)["devices"]
+        twin = node.dir / "twin.img"
+        shutil.copy(node.dir / "devices/d0.img", twin)
+        link = node.dir / "link.img"
+        link.symlink_to(node.dir / "devices/d1.img")
+        blank, tiny = new_image(node.dir / "blank.img", 64), new_image(node.dir / "tiny.img", 1)
+        spare = new_image(node.dir / "spare.img", 64)
+        lanes = new_image(node.dir / "lanes.img", 64)
+        subprocess.run(
+            [PROGRAMS / "kiseki-devctl", "format", lanes, "--cluster", cluster_of(node), "--lanes", "2"],
+            check=True, stdout=subprocess.DEVNULL,
+        )
+
+        def check_all(running):
+            for path, words in [
+                (stranger.dir / "devices/d0.img", ["cluster", "format"]),
+                (twin, ["copy", "d0.img"]),
+                (blank, ["no Kiseki superblock", "kiseki-devctl", "format"]),
+                (lanes, ["2 lanes", "format"]),
+                (node.dir / "nothing.img", ["not there"]),
+                (other.dir / "devices/d0.img", ["in use by another process"]),
+            ] + ([(link, ["in use already", "d1.img"])] if running else []):
+                for dry_run in (["--dry-run"], []):
+                    said = devctl(node, "enroll", path, *dry_run, code=1)
+                    assert all(word in said for word in words), (path, words, said)
+            said = devctl(node, "enroll", tiny, "--format", code=1)
+            assert "too small" in said and "needed" in said, said
+            said = devctl(node, "replace", node.dir / "devices/d0.img", blank, code=1)
+            assert "works" in said and "drain" in said, said
+            assert (node.dir / "kiseki.toml").read_text() == config, "nothing has changed"
+
+        check_all(running=True)
+        said = devctl(node, "replace", "d0d0d0d0", blank, code=1)
+        assert "no device of this node" in said, said
+        drop = lambda devices: [{key: found[key] for key in ("path", "id", "state")} for found in devices]
+        assert drop(health(node)["devices"]) == drop(before)
+        objects.put("b", 5, 300 * KIB)
+
+        # A small one is told of, and taken; the shape of the pool stays, and status says so.
+        small = new_image(node.dir / "small.img", 24)
+        said = devctl(node, "enroll", small, "--format")
+        assert "warning" in said and "by size" in said, said
+        devctl(node, "enroll", spare, "--format")
+        shape = status(node)["durability"]
+        assert shape.startswith("3 copies") and "EC 4+2" in shape, shape
+        objects.put("c", 5, 300 * KIB)
+        objects.all_there()
+
+        # A configuration that can't be written: refused before anything happens.
+        late = new_image(node.dir / "late.img", 64)
+        devctl(node, "format", late)
+        (node.dir / "kiseki.toml.new").mkdir()
+        said = devctl(node, "enroll", late, code=1)
+        assert "can't be changed" in said and "by hand" in said, said
+        (node.dir / "kiseki.toml.new").rmdir()
+        assert state_of(node, late) is None and descriptors(node, late) == 0
+        assert node.stop() == 0
+
+        config = (node.dir / "kiseki.toml").read_text()
+        check_all(running=False)
+        # Offline: the same, at the next start.
+        said = devctl(node, "enroll", late)
+        assert "at the next start" in said, said
+        node.start()
+        assert state_of(node, late) == "healthy" and not problems(node, "devices")
+        assert status(node)["durability"].startswith("3 copies"), "not by what is configured now"
+        objects.all_there()
+        assert node.stop() == 0
+
+
+def cluster_of(node):
+    inspect = [PROGRAMS / "kiseki-devctl", "inspect", "--json", node.dir / "devices/d0.img"]
+    return json.loads(subprocess.run(inspect, capture_output=True, text=True, check=True).stdout)["cluster"]
+
+
+def a_node_is_killed_while_a_device_joins(directory):
+    """Before, around and after the moment in which the configuration is written; the next start is sound each time."""
+    with Node(directory / "killed", devices=6) as node:
+        small_devices(node, 64)
+        node.start()
+        objects = Objects(node)
+        objects.put("before", 10, 300 * KIB)
+        kept = {"without": 0, "with": 0}
+        for attempt in range(10):
+            image = node.dir / f"devices/e{attempt}.img"
+            new_image(image, 64)
+            devctl(node, "format", image)
+            count = len(configured(node))
+            command = [PROGRAMS / "kiseki-devctl", "enroll", image, "--dir", node.dir]
+            with Load(objects, f"during{attempt}-", 100 * KIB) as load:
+                await_that("the load runs", lambda: load.count > 3)
+                enrolling = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+                if attempt % 2 == 0:
+                    deadline = time.monotonic() + PATIENCE_SECONDS
+                    while len(configured(node)) == count and time.monotonic() < deadline:
+                        pass
+                else:
+                    time.sleep(random.Random(attempt).uniform(0.0, 0.04))
+                node.kill()
+                load.stop.set()
+            enrolling.wait(PATIENCE_SECONDS)
+            named = len(configured(node)) > count
+            kept["with" if named else "without"] += 1
+            node.start()
+            assert not problems(node, "devices"), problems(node, "devices")
+            assert len(health(node)["devices"]) == count + named
+            objects.all_there()
+            if not named:
+                devctl(node, "enroll", image)
+        print(f"  killed before the configuration was written {kept['without']} times, after it {kept['with']} times")
+        assert kept["with"] >= 3, kept
+        devices = 16
+        await_that("full width", lambda: at_full_width(node, devices))
+        objects.all_there()
+        assert node.stop() == 0
+
+
 STEPS = [
     a_shifted_copy_costs_little,
     devices_are_lost_while_clients_read,
@@ -518,6 +766,9 @@ STEPS = [
     an_old_copy_of_a_metadata_directory_is_not_served,
     a_start_that_can_not_work,
     a_killed_node_starts_again_at_once,
+    devices_join_a_running_node,
+    devices_that_can_not_join_are_refused,
+    a_node_is_killed_while_a_device_joins,
 ]
 
 

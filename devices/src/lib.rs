@@ -33,7 +33,9 @@ pub mod pool;
 pub mod probe;
 pub mod recovery;
 pub mod ring;
+mod runs;
 pub mod slot;
+pub mod space;
 pub mod superblock;
 #[cfg(test)]
 mod testing;

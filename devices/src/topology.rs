@@ -193,7 +193,9 @@ impl Topology {
     #[must_use]
     pub fn find_path(&self, path: &Path) -> Option<Node<'_>> {
         let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-        self.find(path.file_name()?.to_str()?)
+        // Elsewhere a name says nothing.
+        let is_node = path.parent().and_then(Path::file_name).is_some_and(|name| name == "dev");
+        self.find(path.file_name()?.to_str()?).filter(|_| is_node)
     }
 
     /// The other namespaces of a namespace's subsystem: those that its controller may format along with it.

@@ -297,11 +297,20 @@ impl ControlService {
     }
 
     async fn with_pool(&self, row: BucketRow) -> Result<Bucket, StoreError> {
-        let pool = self.leader.row(POOLS, &row.pool.0.to_be_bytes()).await?;
-        let pool = pool.ok_or_else(|| damaged(&"a bucket's pool does not exist"))?;
-        let shape = decode_pool(&pool).map_err(row_damaged)?;
+        let shape = self.pool_shape(row.pool).await?;
         let BucketRow { tenant, info, shard, root, pool, chunks } = row;
         Ok(Bucket { info, tenant, shard, root, pool, shape, chunks })
+    }
+
+    async fn pool_shape(&self, pool: PoolId) -> Result<StripeShape, StoreError> {
+        let row = self.leader.row(POOLS, &pool.0.to_be_bytes()).await?;
+        decode_pool(&row.ok_or_else(|| damaged(&"a pool does not exist"))?).map_err(row_damaged)
+    }
+
+    /// Shape of the first pool's stripes: as it was when the cluster was made, whatever devices there are by now.
+    pub async fn first_pool(&self) -> Result<StripeShape, StoreError> {
+        self.leader.barrier().await?;
+        self.pool_shape(FIRST_POOL).await
     }
 
     async fn create_bucket(&self, tenant: TenantId, name: &str) -> Result<Bucket, StoreError> {

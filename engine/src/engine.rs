@@ -211,6 +211,15 @@ impl Engine {
         }
     }
 
+    /// Shape of the first pool's stripes, from step 1 on, on the core of the control shard; `None` on others.
+    pub async fn first_pool(&self) -> Result<Option<StripeShape>, StoreError> {
+        let control = self.control.borrow().clone();
+        match control {
+            Some(control) => control.first_pool().await.map(Some),
+            None => Ok(None),
+        }
+    }
+
     /// Step 3, when step 2 is done: settles what writers left when the node went down, looks for orphans, repairs, scrubs.
     pub fn start_background(&self) {
         for home in self.homes() {

@@ -123,6 +123,8 @@ fn a_drive_is_known_by_all_its_names() {
     assert_eq!(found.find("ng0n1").unwrap().name(), "nvme0n1");
     assert_eq!(found.find("nvme0n1p1").unwrap().partition.unwrap().start_bytes, 1 << 20);
     assert_eq!(found.siblings(device).len(), 1);
+    assert_eq!(found.find_path(Path::new("/dev/nvme0n2")).unwrap().name(), "nvme0n2");
+    assert_eq!(found.find_path(Path::new("/nowhere/nvme0n2")), None, "a name elsewhere is another thing");
     let disk = found.device("sda").unwrap();
     assert_eq!((disk.model.as_deref(), disk.serial.as_deref()), (Some("SEAGATE ST4000"), Some("Z1234567")));
     assert!(disk.class() == DeviceClass::Hdd && disk.nvme.is_none() && found.siblings(disk).is_empty());

@@ -4,15 +4,18 @@
 //! variant and its arm below.
 
 mod completion;
+mod enroll;
 mod format;
 mod format_args;
 mod inspect;
+mod join;
 mod list;
 mod locate;
 mod look;
 mod node;
 mod plan;
 mod render;
+mod replace;
 mod smart;
 mod verify;
 
@@ -47,6 +50,8 @@ enum Command {
     Format(format::Args),
     Smart(smart::Args),
     Locate(locate::Args),
+    Enroll(enroll::Args),
+    Replace(replace::Args),
     Verify(verify::Args),
     Completion(completion::Args),
 }
@@ -60,6 +65,8 @@ impl Command {
             Command::Format(args) => format::run(args),
             Command::Smart(args) => smart::run(args),
             Command::Locate(args) => locate::run(args),
+            Command::Enroll(args) => enroll::run(args),
+            Command::Replace(args) => replace::run(args),
             Command::Verify(args) => verify::run(args),
             Command::Completion(args) => completion::run(args),
         }

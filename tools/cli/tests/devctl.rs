@@ -58,7 +58,11 @@ fn with_partition(path: &Path) {
     put(path, 0, &first);
     for (header, table) in [(1, 2), (last, last - 32)] {
         put(path, header * 512, b"EFI PART");
-        put(path, header * 512 + 72, &[&table.to_le_bytes()[..], &128u32.to_le_bytes(), &128u32.to_le_bytes()].concat());
+        put(
+            path,
+            header * 512 + 72,
+            &[&table.to_le_bytes()[..], &128u32.to_le_bytes(), &128u32.to_le_bytes()].concat(),
+        );
         let run = [(PARTITION_START / 512).to_le_bytes(), (last - 64).to_le_bytes()].concat();
         put(path, table * 512, &[&[0xaf; 32][..], &run].concat());
     }
@@ -72,7 +76,9 @@ fn i_d7_a_file_system_in_a_partition_is_named_and_protected() {
     let path = image(&dir, "d.img");
     with_partition(&path);
     let before = std::fs::read(&path).unwrap();
-    for (wipe, missing) in [(&[][..], &["gpt", "p1:ext"][..]), (&["--wipe", "gpt"], &["p1:ext"]), (&["--wipe", "ext,gpt"], &["p1:ext"])] {
+    for (wipe, missing) in
+        [(&[][..], &["gpt", "p1:ext"][..]), (&["--wipe", "gpt"], &["p1:ext"]), (&["--wipe", "ext,gpt"], &["p1:ext"])]
+    {
         let run = format(&path, wipe);
         assert_eq!(run.code, 1, "I-D7: {wipe:?}: {}", run.error);
         assert!(run.error.contains(&format!("confirm each by name: {}", missing.join(", "))), "I-D7: {}", run.error);
@@ -87,11 +93,16 @@ fn i_d7_a_file_system_in_a_partition_is_named_and_protected() {
     assert!(std::fs::read(&path).unwrap() == before, "a plan wrote to the device");
     let run = format(&path, &both);
     assert_eq!(run.code, 0, "{}", run.error);
-    assert!(run.out.contains("formatted as device") && run.out.contains("to take into use: add"), "{}", run.out);
+    assert!(
+        run.out.contains("formatted as device") && run.out.contains("to take into use: kiseki-devctl enroll"),
+        "{}",
+        run.out
+    );
     let inspected = devctl(&["inspect", path.to_str().unwrap(), "--json"]);
     let value: Value = serde_json::from_str(&inspected.out).unwrap();
     assert_eq!((inspected.code, value["cluster"].as_str()), (0, Some(CLUSTER)));
-    let damage: Vec<&Value> = value["superblock_copies"].as_array().unwrap().iter().map(|copy| &copy["damage"]).collect();
+    let damage: Vec<&Value> =
+        value["superblock_copies"].as_array().unwrap().iter().map(|copy| &copy["damage"]).collect();
     assert_eq!(damage, [&Value::Null; 4]);
 }
 
@@ -115,7 +126,10 @@ fn i_d7_one_refused_device_keeps_all_from_being_touched() {
     with_partition(&signed);
     let run = format(&blank, &[signed.to_str().unwrap()]);
     assert_eq!(run.code, 1);
-    assert!(std::fs::read(&blank).unwrap().iter().all(|byte| *byte == 0), "the first was formatted, the second refused");
+    assert!(
+        std::fs::read(&blank).unwrap().iter().all(|byte| *byte == 0),
+        "the first was formatted, the second refused"
+    );
 }
 
 #[test]
@@ -126,7 +140,11 @@ fn an_interrupted_format_says_so_and_the_same_command_goes_on() {
     put(&path, 0, &marker.encode());
     let run = devctl(&["inspect", path.to_str().unwrap()]);
     assert_eq!(run.code, 1);
-    assert!(run.out.contains("FORMAT WAS INTERRUPTED") && run.out.contains("run the same `kiseki-devctl format` again"), "{}", run.out);
+    assert!(
+        run.out.contains("FORMAT WAS INTERRUPTED") && run.out.contains("run the same `kiseki-devctl format` again"),
+        "{}",
+        run.out
+    );
     assert_eq!(format(&path, &[]).code, 0);
     assert_eq!(devctl(&["inspect", path.to_str().unwrap()]).code, 0);
 }
@@ -140,7 +158,9 @@ fn each_damaged_superblock_is_told_with_its_reason() {
     put(&path, IMAGE_LEN_BYTES - 4096, &[0; 8]);
     let run = devctl(&["inspect", path.to_str().unwrap()]);
     assert_eq!(run.code, 1, "a damaged copy is a problem");
-    for expected in ["superblock 0     at 0: damaged: ", "superblock 1     at 4096: good", "superblock 3", "damaged: no magic"] {
+    for expected in
+        ["superblock 0     at 0: damaged: ", "superblock 1     at 4096: good", "superblock 3", "damaged: no magic"]
+    {
         assert!(run.out.contains(expected), "{expected}: {}", run.out);
     }
 }
@@ -182,7 +202,10 @@ fn every_device_of_the_machine_is_listed() {
     assert_eq!(run.code, 0, "{}", run.error);
     let value: Value = serde_json::from_str(&run.out).unwrap();
     for device in value.as_array().unwrap() {
-        assert!(device["path"].is_string() && device["in_use"].is_array() || device["controller"].is_string(), "{device}");
+        assert!(
+            device["path"].is_string() && device["in_use"].is_array() || device["controller"].is_string(),
+            "{device}"
+        );
     }
 }
 
@@ -221,7 +244,11 @@ fn i_d7_loop_devices_are_formatted_and_what_uses_them_is_named() {
         let below = format(&path, &[]);
         let name = device.0.file_name().unwrap().to_str().unwrap().to_owned();
         assert_eq!(below.code, 1, "I-D7: the image of a loop device was formatted");
-        assert!(below.error.contains(&format!("the loop device {name} is made of it (losetup -d /dev/{name})")), "{}", below.error);
+        assert!(
+            below.error.contains(&format!("the loop device {name} is made of it (losetup -d /dev/{name})")),
+            "{}",
+            below.error
+        );
         let run = format(&device.0, &["--class", "ssd"]);
         assert_eq!(run.code, 0, "blocks of {block_len_bytes}: {}", run.error);
         assert_eq!(devctl(&["inspect", device.0.to_str().unwrap()]).code, 0);

@@ -3,9 +3,11 @@
 pub mod http;
 pub mod server;
 
+use crate::enroll::{ChangeMode, JoinedDevice};
 use crate::status::NodeReport;
 use kiseki_types::runtime::LocalBoxFuture;
 use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
 
 /// Longest line in either direction (I-O5).
 pub const LINE_LEN_BYTES_MAX: usize = 1 << 20;
@@ -66,6 +68,28 @@ pub enum AdminRequest {
     },
     /// Describes the node.
     Status,
+    /// Takes a device into the node, or back into it, while it runs.
+    DeviceEnroll {
+        /// Where it is.
+        path: PathBuf,
+        /// Who wants it.
+        actor: String,
+        /// Whether it is only tried.
+        #[serde(default)]
+        mode: ChangeMode,
+    },
+    /// Puts a device into the place of one that can't be used any more.
+    DeviceReplace {
+        /// The one that leaves: its path or the first digits of its id.
+        device: String,
+        /// The one that comes.
+        path: PathBuf,
+        /// Who wants it.
+        actor: String,
+        /// Whether it is only tried.
+        #[serde(default)]
+        mode: ChangeMode,
+    },
 }
 
 /// A tenant as lists show it.
@@ -112,6 +136,8 @@ pub enum AdminResponse {
     Done,
     /// The node.
     Status(Box<NodeReport>),
+    /// A device joined, or would.
+    Joined(Box<JoinedDevice>),
     /// It is not done.
     Error {
         /// Why, and what to do.
@@ -136,7 +162,7 @@ pub trait AdminStore {
     fn set_bucket_etag(&self, tenant: String, bucket: String, etag: Etag) -> AdminFuture<()>;
 }
 
-/// Answers a request from a store; `status` is answered elsewhere, from the status board.
+/// Answers a request from a store; what blocks, or needs no core, is answered by [`server`].
 pub async fn answer(store: &dyn AdminStore, request: AdminRequest) -> AdminResponse {
     let answer = match request {
         AdminRequest::TenantCreate { name, dedup } => match check_name(&name) {
@@ -151,7 +177,9 @@ pub async fn answer(store: &dyn AdminStore, request: AdminRequest) -> AdminRespo
         AdminRequest::BucketSet { tenant, bucket, etag } => {
             store.set_bucket_etag(tenant, bucket, etag).await.map(|()| AdminResponse::Done)
         }
-        AdminRequest::Status => Err("status is answered by the status board".to_owned()),
+        AdminRequest::Status | AdminRequest::DeviceEnroll { .. } | AdminRequest::DeviceReplace { .. } => {
+            Err("this is answered beside the cores".to_owned())
+        }
     };
     answer.unwrap_or_else(|message| AdminResponse::Error { message })
 }

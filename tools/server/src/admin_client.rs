@@ -44,6 +44,11 @@ impl AdminClient {
         Ok(AdminClient { reader: BufReader::new(stream) })
     }
 
+    /// Waits so long for answers from now on: some changes take their time.
+    pub fn be_patient(&mut self, answer_max: Duration) -> Result<(), AdminClientError> {
+        Ok(self.reader.get_ref().set_read_timeout(Some(answer_max))?)
+    }
+
     /// Asks and waits for the answer.
     pub fn call(&mut self, request: &AdminRequest) -> Result<AdminResponse, AdminClientError> {
         let mut text = serde_json::to_vec(request).map_err(AdminClientError::Strange)?;

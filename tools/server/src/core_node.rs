@@ -11,7 +11,8 @@
 
 use crate::group_host::{CoreGroups, Host};
 use kiseki_devices::fragment_store::{
-    CoreFragmentStore, DeviceReport, FragmentStoreConfig, LaneLink, LaneRequest, LaneResponse, OwnLane, StoreDevice,
+    AddDeviceError, CoreFragmentStore, DeviceReport, FragmentStoreConfig, LaneLink, LaneRequest, LaneResponse, OwnLane,
+    StillInFlight, StoreDevice,
 };
 use kiseki_devices::journal::{self, JournalConfig, JournalId, JournalOpenError, MirrorRegion};
 use kiseki_devices::metadata_set::MirroredDir;
@@ -27,7 +28,7 @@ use kiseki_raft::table_set::TableSettings;
 use kiseki_raft::{GroupSettings, LaneLog, RaftError};
 use kiseki_types::buf::BufferSource;
 use kiseki_types::fragment::{FragmentError, StripeShape};
-use kiseki_types::ids::{CoreId, LaneId};
+use kiseki_types::ids::{CoreId, DeviceId, LaneId};
 use kiseki_types::journal::Journal;
 use kiseki_types::link::Link;
 use kiseki_types::meta::MetaDir;
@@ -231,6 +232,28 @@ impl CoreNode {
     /// Step 5.
     pub fn start_background(&self) {
         self.engine.start_background();
+    }
+
+    /// Opens this core's lanes on a device that joins; from step 2 on. Nothing is placed on it before
+    /// [`CoreNode::admit_device`].
+    pub async fn add_device(&self, device: StoreDevice) -> Result<DeviceReport, AddDeviceError> {
+        self.fragments.add_device(device).await
+    }
+
+    /// Places fragments on a device that all cores have added.
+    pub fn admit_device(&self, device: DeviceId) -> Result<(), FragmentError> {
+        self.fragments.admit_device(device)
+    }
+
+    /// Uses a device no more and closes it.
+    pub async fn remove_device(&self, device: DeviceId) -> Result<(), StillInFlight> {
+        self.fragments.remove_device(device).await
+    }
+
+    /// How the first pool protects chunks, from step 3 on, on the core that has the control shard; it was decided when the cluster
+    /// was made.
+    pub async fn pool_shape(&self) -> Result<Option<StripeShape>, CoreError> {
+        Ok(self.engine.first_pool().await?)
     }
 
     /// Ends background work. To be done on every core before any core is closed: they need each other's shards.

@@ -6,6 +6,7 @@ use kiseki_devices::file_device::{DeviceLock, RawDevice};
 use kiseki_devices::superblock::{Superblock, SuperblockKeeper, read_superblock_blocking};
 use kiseki_types::ids::ClusterId;
 use kiseki_types::meta::MetaFile;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -17,8 +18,81 @@ pub struct NodeDevice {
     pub superblock: Superblock,
     /// Writes its superblock.
     pub keeper: Arc<SuperblockKeeper>,
+    /// What lay at its path when it was opened.
+    pub identity: Option<Identity>,
     /// Nobody else opens it meanwhile.
     _lock: DeviceLock,
+}
+
+/// What tells one file, device or directory from another at the same path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    device: u64,
+    inode: u64,
+    special: u64,
+}
+
+impl Identity {
+    /// Of what lies at `path` now; `None` when nothing does.
+    #[must_use]
+    pub fn of(path: &Path) -> Option<Identity> {
+        let found = std::fs::metadata(path).ok()?;
+        Some(Identity { device: found.dev(), inode: found.ino(), special: found.rdev() })
+    }
+
+    /// Whether both are the same device: two nodes of one block device count as one.
+    #[must_use]
+    pub fn is_same_device(self, other: Identity) -> bool {
+        match self.special {
+            0 => self == other,
+            special => special == other.special,
+        }
+    }
+}
+
+/// A device that is ours and locked, with nothing written to it yet.
+pub struct ClaimedDevice {
+    path: PathBuf,
+    identity: Option<Identity>,
+    lock: DeviceLock,
+    raw: RawDevice,
+    /// What it says of itself.
+    pub superblock: Superblock,
+}
+
+impl ClaimedDevice {
+    /// Locks the device at `path`, reads its superblock and sees whether it is this cluster's. Errors are messages with
+    /// their remedy.
+    pub fn open(path: &Path, cluster: ClusterId) -> Result<ClaimedDevice, String> {
+        if !path.exists() {
+            let what = "it is not there; plug it in, or take it out of `devices` once its data is rebuilt";
+            return Err(what.to_owned());
+        }
+        let name = path.display().to_string();
+        let open = || -> Result<(DeviceLock, RawDevice, Superblock), DeviceError> {
+            let lock = DeviceLock::acquire(path)?;
+            let raw = RawDevice::open(path)?;
+            let superblock = read(&raw, &name)?;
+            Ok((lock, raw, superblock))
+        };
+        let (lock, raw, superblock) = open().map_err(|error| with_causes(&error))?;
+        if superblock.cluster != cluster {
+            return Err(format!(
+                "it belongs to cluster {}, this node to {cluster}; take it out of `devices`, or format it by name with \
+                 kiseki-devctl",
+                superblock.cluster
+            ));
+        }
+        Ok(ClaimedDevice { path: path.to_owned(), identity: Identity::of(path), lock, raw, superblock })
+    }
+
+    /// Raises the incarnation, durably, before any journal of the device is appended to.
+    pub fn take_up(self) -> Result<NodeDevice, String> {
+        let name = self.path.display().to_string();
+        let keeper = Arc::new(SuperblockKeeper::new(&name, Arc::new(self.raw) as Arc<dyn MetaFile>, self.superblock));
+        let superblock = keeper.update(|next| next.incarnation += 1).map_err(|error| with_causes(&error))?;
+        Ok(NodeDevice { path: self.path, superblock, keeper, identity: self.identity, _lock: self.lock })
+    }
 }
 
 /// What opening the configured devices gave.
@@ -76,7 +150,7 @@ pub fn open_all(paths: &[PathBuf], cluster: ClusterId) -> NodeDevices {
     let mut reports = Vec::new();
     for path in paths {
         let mut report = DeviceReport { path: path.display().to_string(), ..DeviceReport::default() };
-        let device = match open_one(path, cluster) {
+        let device = match ClaimedDevice::open(path, cluster).and_then(ClaimedDevice::take_up) {
             Ok(device) => {
                 report.id = device.superblock.device.to_string();
                 report.state = "healthy".to_owned();
@@ -121,31 +195,6 @@ fn most_common(values: impl Iterator<Item = u16>) -> Option<u16> {
     let mut counts = std::collections::BTreeMap::<u16, usize>::new();
     values.for_each(|value| *counts.entry(value).or_default() += 1);
     counts.into_iter().max_by_key(|(value, count)| (*count, std::cmp::Reverse(*value))).map(|(value, _)| value)
-}
-
-fn open_one(path: &Path, cluster: ClusterId) -> Result<NodeDevice, String> {
-    if !path.exists() {
-        return Err("it is not there; plug it in, or take it out of `devices` once its data is rebuilt".to_owned());
-    }
-    let name = path.display().to_string();
-    let open = || -> Result<(DeviceLock, RawDevice, Superblock), DeviceError> {
-        let lock = DeviceLock::acquire(path)?;
-        let raw = RawDevice::open(path)?;
-        let superblock = read(&raw, &name)?;
-        Ok((lock, raw, superblock))
-    };
-    let (lock, raw, superblock) = open().map_err(|error| with_causes(&error))?;
-    if superblock.cluster != cluster {
-        return Err(format!(
-            "it belongs to cluster {}, this node to {cluster}; take it out of `devices`, or format it by name with \
-             kiseki-devctl",
-            superblock.cluster
-        ));
-    }
-    let keeper = Arc::new(SuperblockKeeper::new(&name, Arc::new(raw) as Arc<dyn MetaFile>, superblock));
-    // Durable before any journal of the device is appended to.
-    let superblock = keeper.update(|next| next.incarnation += 1).map_err(|error| with_causes(&error))?;
-    Ok(NodeDevice { path: path.to_owned(), superblock, keeper, _lock: lock })
 }
 
 /// An error and what caused it, in one line.

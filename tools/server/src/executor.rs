@@ -5,7 +5,8 @@ use crate::admin::{self, AdminStore};
 use crate::admin_store::EngineAdmin;
 use crate::config::Config;
 use crate::core_node::{CoreInputs, CoreNode, LaneInput, LogMirror, RAFT_JOURNAL_LEN_BYTES};
-use crate::devices::NodeDevice;
+use crate::device_orders::{self, DeviceOrders};
+use crate::device_table::{DeviceTable, OpenDevice};
 use crate::key_store::KeyStore;
 use crate::metadata::{NodeMetadata, mark_formed, raft_journal_path};
 use crate::report;
@@ -18,6 +19,7 @@ use kiseki_devices::fragment_store::{LaneRequest, LaneResponse, StoreDevice};
 use kiseki_devices::journal::{MirrorContent, MirrorRegion};
 use kiseki_devices::pool::BufferPool;
 use kiseki_devices::ring::RingOptions;
+use kiseki_devices::superblock::Superblock;
 use kiseki_engine::engine::PIN_EPOCH_AGE;
 use kiseki_engine::keyring::NodeKeys;
 use kiseki_engine::keys::MasterKeys;
@@ -33,6 +35,7 @@ use kiseki_types::BlockIndex;
 use kiseki_types::fragment::StripeShape;
 use kiseki_types::ids::{CoreId, LaneId};
 use kiseki_types::runtime::{LocalBoxFuture, Ports, RuntimeExt, set_current};
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -59,8 +62,10 @@ pub struct CoreShared {
     pub lane_mesh: Mesh<LaneRequest, LaneResponse>,
     /// Calls between engines.
     pub engine_mesh: Mesh<EngineRequest, EngineResponse>,
-    /// Usable devices.
-    pub devices: Vec<NodeDevice>,
+    /// Devices that the node holds; they come and go.
+    pub devices: DeviceTable,
+    /// The way to all cores when one does.
+    pub orders: DeviceOrders,
     /// The metadata set.
     pub meta: NodeMetadata,
     /// Side threads.
@@ -154,7 +159,11 @@ async fn run_core(shared: Arc<CoreShared>, core: CoreId, calls: Option<AdminCall
         ports.offload(0, move || mark_formed(&dir)).await?.context("the metadata directories can't be written")?;
     }
     shared.steps.done(4, &ports).await?;
+    if let Some(shape) = node.pool_shape().await? {
+        shared.board.lock().set_pool_shape(shape);
+    }
     node.start_background();
+    device_orders::serve(&shared, core, &node, pool, &ports);
     serve_until_stopped(&shared, core, &node, &ports, calls).await?;
     shared.steps.done(5, &ports).await?;
     // Nobody serves any more; the cores still answer each other while they make everything durable.
@@ -235,30 +244,25 @@ fn serve_admin(mut calls: AdminCalls, store: Rc<EngineAdmin>, ports: &Ports) {
 }
 
 fn open_devices(shared: &CoreShared, pool: &Rc<BufferPool>) -> Result<Vec<StoreDevice>> {
-    let mut devices = Vec::new();
-    for device in &shared.devices {
-        let name = device.path.display().to_string();
-        match open_device(&device.path, RingOptions::default(), Some(pool.clone())) {
-            Ok(queue) => devices.push(StoreDevice {
-                id: device.superblock.device,
-                pool: device.superblock.pool,
-                name,
-                layout: device.superblock.layout,
-                space: crate::space::policy(
-                    &shared.config.fill,
-                    &shared.config.discard,
-                    device.superblock.class,
-                    shared.config.cores,
-                ),
-                device: queue,
-            }),
-            // It was there a moment ago: more likely our own limits than the device.
-            Err(error) => {
-                return Err(error).with_context(|| format!("device {name}; `kiseki-server doctor` may tell why"));
-            }
-        }
+    let open = |device: &OpenDevice| open_queue(&shared.config, &device.path, &device.superblock, pool);
+    shared.devices.all().iter().map(open).collect()
+}
+
+/// This core's queue on a device of the node.
+pub fn open_queue(config: &Config, path: &Path, superblock: &Superblock, pool: &Rc<BufferPool>) -> Result<StoreDevice> {
+    let name = path.display().to_string();
+    match open_device(path, RingOptions::default(), Some(pool.clone())) {
+        Ok(queue) => Ok(StoreDevice {
+            id: superblock.device,
+            pool: superblock.pool,
+            name,
+            layout: superblock.layout,
+            space: crate::space::policy(&config.fill, &config.discard, superblock.class, config.cores),
+            device: queue,
+        }),
+        // It was there a moment ago: more likely our own limits than the device.
+        Err(error) => Err(error).with_context(|| format!("device {name}; `kiseki-server doctor` may tell why")),
     }
-    Ok(devices)
 }
 
 /// The mirrors of a lane's Raft journal, one in each healthy metadata directory. A missing file is made: with other

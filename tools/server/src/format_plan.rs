@@ -18,6 +18,7 @@ use kiseki_devices::probe::{FoundSignature, probe_file};
 use kiseki_devices::superblock::{DeviceClass, Superblock, SuperblockState, read_superblock_blocking};
 use kiseki_devices::topology::KernelRoots;
 use kiseki_types::ids::ClusterId;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 /// What a format of one device would do.
@@ -65,12 +66,17 @@ impl DevicePlan {
 /// Looks at a device and decides. Errors: what can't be opened or read, and what is too small; a device that may not be
 /// formatted has a plan that says so.
 pub fn plan_device(path: &Path, options: &FormatOptions, machine: &UsesOfMachine) -> Result<DevicePlan, FormatError> {
-    let name = path.display().to_string();
+    let roots = KernelRoots::default();
     let node = machine.topology().find_path(path).filter(|_| !path.is_file());
+    // The generic node of a namespace names it as well, and takes no blocks.
+    let is_generic = std::fs::metadata(path).is_ok_and(|found| found.file_type().is_char_device());
+    let block = node.filter(|_| is_generic).map(|node| roots.dev.join(node.name()));
+    let path = block.as_deref().unwrap_or(path);
+    let name = path.display().to_string();
     let class = options.class.unwrap_or_else(|| node.map_or(DeviceClass::File, |node| node.device.class()));
     let namespace = node.filter(|node| node.partition.is_none() && node.device.nvme.is_some());
     let is_asked = !options.namespace.is_default();
-    let drive = match namespace.map(|node| Drive::ask(node.device, &KernelRoots::default())) {
+    let drive = match namespace.map(|node| Drive::ask(node.device, &roots)) {
         Some(Ok(drive)) => Some(drive),
         // A drive that does not answer matters to those who want something of it.
         Some(Err(error)) if is_asked => return Err(error),

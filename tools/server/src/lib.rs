@@ -5,7 +5,8 @@
 //! read-only HTTP port. What it does not: it decides nothing about data; that is the engine's.
 //!
 //! Reading order: [`paths`], [`config`], [`key_store`], [`init`], [`core_node`] (one core, generic over its ports, so
-//! that the simulator runs the same code), [`node`] (all cores), [`admin`] and its ends.
+//! that the simulator runs the same code), [`node`] (all cores), [`enroll`] (devices that join and leave), [`admin`] and
+//! its ends.
 #![forbid(unsafe_code)]
 
 pub mod admin;
@@ -14,10 +15,15 @@ pub mod admin_store;
 pub mod banner;
 pub mod certificates;
 pub mod config;
+pub mod config_edit;
 pub mod core_node;
 pub mod credentials;
+pub mod device_orders;
+pub mod device_table;
 pub mod devices;
 pub mod doctor;
+pub mod enroll;
+pub mod enroll_offline;
 pub mod executor;
 pub mod files;
 pub mod first_tenant;

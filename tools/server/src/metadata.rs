@@ -32,7 +32,7 @@ pub struct NodeMetadata {
 
 /// Superblocks of the usable devices as the witness of the metadata set; `configured` counts the missing ones too.
 #[must_use]
-pub fn witness(devices: &[NodeDevice], configured: usize) -> Arc<dyn EpochWitness> {
+pub fn witness(devices: &[NodeDevice], configured: usize) -> Arc<SuperblockWitness> {
     let keepers: Vec<Arc<SuperblockKeeper>> = devices.iter().map(|device| device.keeper.clone()).collect();
     let enrolled = configured.max(keepers.len());
     Arc::new(SuperblockWitness::new(keepers, enrolled))

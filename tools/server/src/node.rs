@@ -2,7 +2,9 @@
 
 use crate::admin::{http, server};
 use crate::config::Config;
-use crate::devices::{self, NodeDevice};
+use crate::device_orders::DeviceOrders;
+use crate::device_table::DeviceTable;
+use crate::devices;
 use crate::doctor::Severity;
 use crate::executor::{self, CoreShared};
 use crate::files::read_bounded;
@@ -48,11 +50,11 @@ pub fn run(config: Config) -> Result<()> {
         anyhow!("{}: {error}; stop whatever listens there, or choose --admin-port", config.admin.listen)
     })?;
     let shared = open(config, keys, tls, board, stoppers.1)?;
-    let calls = server::start(&shared.config.dir.admin_socket(), shared.board.clone())
+    let shared = Arc::new(shared);
+    let calls = server::start(&shared.config.dir.admin_socket(), shared.clone())
         .with_context(|| format!("can't make {}", shared.config.dir.admin_socket().display()))?;
     stop_on_signal(stoppers.0, shared.board.clone())?;
 
-    let shared = Arc::new(shared);
     let mut calls = Some(calls);
     let mut threads = Vec::new();
     for core in 0..shared.config.cores {
@@ -92,12 +94,11 @@ fn open(
         bail!("no usable device:\n{}\nmend one of them, or format new ones with kiseki-devctl", reasons.join("\n"));
     }
     let witness = metadata::witness(&found.usable, config.devices.len());
-    let meta = metadata::open(keys.cluster, &config.metadata_dirs, witness)?;
-    let shape = stripe_shape(&config)?;
-    describe(&config, &board, &found.reports, &meta, found.lanes, shape);
+    let meta = metadata::open(keys.cluster, &config.metadata_dirs, witness.clone())?;
+    let shape = stripe_shape(&config, meta.is_new)?;
+    describe(&config, &board, &found.reports, &meta, found.lanes);
     let mesh_shape = MeshShape { core_count: config.cores, lane_count: found.lanes };
     let side = SidePool::start(usize::from(config.side_threads)).context("can't start side threads")?;
-    let usable: Vec<NodeDevice> = found.usable;
     Ok(CoreShared {
         lanes: found.lanes,
         shape,
@@ -106,7 +107,8 @@ fn open(
         lane_mesh: Mesh::new(mesh_shape),
         engine_mesh: Mesh::new(mesh_shape),
         mesh_shape,
-        devices: usable,
+        devices: DeviceTable::new(found.usable, witness),
+        orders: DeviceOrders::new(config.cores),
         meta,
         side,
         keys,
@@ -118,7 +120,7 @@ fn open(
 }
 
 /// Two nodes in one directory would take each other's devices.
-fn lock_dir(config: &Config) -> Result<File> {
+pub fn lock_dir(config: &Config) -> Result<File> {
     let path = config.dir.lock_file();
     let file = File::create(&path).with_context(|| format!("can't make {}", path.display()))?;
     match file.try_lock() {
@@ -183,18 +185,16 @@ fn raise_open_files() {
     }
 }
 
-/// How the first pool protects chunks: by the number of devices that the node is to have.
-fn stripe_shape(config: &Config) -> Result<StripeShape> {
-    match config.devices.len() {
-        1 if config.unsafe_single_copy => Ok(StripeShape { data: 1, parity: 0 }),
-        1 => bail!(
+/// How the first pool of a new cluster protects chunks: by the number of devices that the node is to have. A cluster that exists
+/// keeps the shape that it was made with; it is recorded in the control shard.
+fn stripe_shape(config: &Config, is_new: bool) -> Result<StripeShape> {
+    if is_new && config.devices.len() == 1 && !config.unsafe_single_copy {
+        bail!(
             "a single device keeps a single copy of everything: add a second one to `devices`, or set \
              unsafe_single_copy = true"
-        ),
-        2 => Ok(StripeShape { data: 1, parity: 1 }),
-        3..=5 => Ok(StripeShape { data: 1, parity: 2 }),
-        _ => Ok(StripeShape { data: 4, parity: 2 }),
+        );
     }
+    Ok(crate::status::shape_for(config.devices.len()))
 }
 
 fn describe(
@@ -203,7 +203,6 @@ fn describe(
     devices: &[crate::status::DeviceReport],
     meta: &NodeMetadata,
     lanes: u16,
-    shape: StripeShape,
 ) {
     let mut report = board.lock();
     report.version = env!("CARGO_PKG_VERSION").to_owned();
@@ -212,10 +211,6 @@ fn describe(
     report.endpoint = config.endpoint();
     report.cores = config.cores;
     report.lanes = lanes;
-    report.durability = match shape.data {
-        1 => format!("{} copies", shape.width()),
-        data => format!("EC {data}+{}", shape.parity),
-    };
     report.paths_in_use = machine::cpu_paths().into_iter().map(|(what, path)| (what.to_owned(), path)).collect();
     report.paths_in_use.insert("devices".to_owned(), "io_uring, O_DIRECT".to_owned());
     report.devices = devices.to_vec();

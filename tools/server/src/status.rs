@@ -3,6 +3,7 @@
 
 use crate::space::{CoreSpace, PoolReport, SpaceReport};
 use crate::upkeep::{CoreUpkeep, RepairReport, ScrubReport};
+use kiseki_types::fragment::StripeShape;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard};
@@ -88,6 +89,9 @@ pub struct NodeReport {
     pub lanes: u16,
     /// How chunks are protected, for people: `EC 4+2`.
     pub durability: String,
+    /// The shape behind it: data and parity of a stripe.
+    #[serde(default)]
+    pub pool_shape: Option<(u8, u8)>,
     /// Which I/O and CPU paths are in use.
     pub paths_in_use: BTreeMap<String, String>,
     /// Devices, in the order of the configuration.
@@ -128,6 +132,31 @@ impl NodeReport {
         self.core_reports.iter().filter(|(_, report)| silent(report)).map(|(core, _)| core.clone()).collect()
     }
 
+    /// How the pool protects chunks. It was decided when the cluster was made and stays, whatever devices join or leave;
+    /// where a new cluster would do otherwise, that is said.
+    pub fn set_pool_shape(&mut self, shape: StripeShape) {
+        self.pool_shape = Some((shape.data, shape.parity));
+        self.settle_durability();
+    }
+
+    fn settle_durability(&mut self) {
+        let Some((data, parity)) = self.pool_shape else { return };
+        let (shape, count) = (StripeShape { data, parity }, self.devices.len());
+        let fitting = shape_for(count);
+        self.durability = shape_text(shape);
+        if fitting != shape {
+            let fitting = shape_text(fitting);
+            self.durability
+                .push_str(&format!(" (as the pool was made; a new cluster on {count} devices would have {fitting})"));
+        }
+    }
+
+    /// The list of devices has changed.
+    pub fn devices_changed(&mut self) {
+        self.settle_durability();
+        self.settle_upkeep();
+    }
+
     /// A device is not used any more. What was said of repair counted on it, so that is said anew (I-O2).
     pub fn lose_device(&mut self, id: &str, state: &str, reason: &str) {
         for device in self.devices.iter_mut().filter(|device| device.id == id && device.state == "healthy") {
@@ -153,6 +182,25 @@ impl NodeReport {
     }
 }
 
+/// How the pool of a new cluster on so many devices protects chunks.
+#[must_use]
+pub fn shape_for(devices: usize) -> StripeShape {
+    match devices {
+        0 | 1 => StripeShape { data: 1, parity: 0 },
+        2 => StripeShape { data: 1, parity: 1 },
+        3..=5 => StripeShape { data: 1, parity: 2 },
+        _ => StripeShape { data: 4, parity: 2 },
+    }
+}
+
+fn shape_text(shape: StripeShape) -> String {
+    match (shape.data, shape.width()) {
+        (1, 1) => "1 copy".to_owned(),
+        (1, copies) => format!("{copies} copies"),
+        (data, _) => format!("EC {data}+{}", shape.parity),
+    }
+}
+
 /// The report that all threads share.
 #[derive(Debug, Default)]
 pub struct StatusBoard(Mutex<NodeReport>);
@@ -167,5 +215,21 @@ impl StatusBoard {
     #[must_use]
     pub fn snapshot(&self) -> NodeReport {
         self.lock().clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_shape_of_the_pool_stays_when_devices_join_and_status_says_so() {
+        let mut node = NodeReport { devices: vec![DeviceReport::default(); 4], ..NodeReport::default() };
+        node.set_pool_shape(shape_for(4));
+        assert_eq!(node.durability, "3 copies");
+        node.devices.extend(vec![DeviceReport::default(); 2]);
+        node.devices_changed();
+        let wanted = "3 copies (as the pool was made; a new cluster on 6 devices would have EC 4+2)";
+        assert_eq!(node.durability, wanted);
     }
 }

@@ -109,6 +109,18 @@ pub fn of_core(engine: &Engine, values: &mut BTreeMap<String, u64>) -> CoreUpkee
     }
 }
 
+/// Whether every core's repair has looked at every stripe with the devices that are healthy now.
+#[must_use]
+pub fn is_walked(report: &crate::status::NodeReport) -> bool {
+    let healthy = report.devices.iter().filter(|device| device.state == "healthy").count();
+    all_walked(&report.core_reports, report.cores, healthy)
+}
+
+fn all_walked(reports: &BTreeMap<String, CoreReport>, cores: u16, devices_healthy: usize) -> bool {
+    let is_current = |core: &CoreReport| core.upkeep.devices_walked == devices_healthy as u64;
+    devices_healthy > 0 && reports.len() == usize::from(cores) && reports.values().all(is_current)
+}
+
 /// What the node says: `cores` of them have to report, `devices_healthy` devices are usable.
 #[must_use]
 pub fn of_node(
@@ -130,10 +142,8 @@ pub fn of_node(
         bytes_repaired: total("repair_fragment_bytes_total"),
         failures: total("repair_failures_total"),
     };
-    let all_walked = reports.len() == usize::from(cores)
-        && upkeep().all(|core| core.devices_walked == devices_healthy as u64 && devices_healthy > 0);
     let open = repair.backlog_stripes + repair.waiting_stripes + repair.lost_stripes;
-    repair.at_full_width = all_walked && open == 0;
+    repair.at_full_width = all_walked(reports, cores, devices_healthy) && open == 0;
     repair.waits_for = match repair.devices_wanted {
         0 if upkeep().any(|core| core.no_room) => "space: add a device, or delete data".to_owned(),
         0 => String::new(),

@@ -5,57 +5,45 @@
 //! the next start only. What is acknowledged from there on would be gone with that start, so a device that would not be
 //! opened again takes no more part (the cores fence it, see [`crate::report`]), and a metadata directory leaves the set.
 
-use crate::devices::{describe, with_causes};
+use crate::device_table::OpenDevice;
+use crate::devices::{Identity, describe, with_causes};
+use crate::enroll::{self, ChangeMode};
 use crate::executor::CoreShared;
-use crate::status::{Phase, StatusBoard};
+use crate::status::{DeviceReport, Phase, StatusBoard};
 use kiseki_devices::metadata_set::MirroredDir;
+use kiseki_types::ids::DeviceId;
 use std::collections::BTreeMap;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// Between two looks. A problem counts when it is seen twice: a superblock may be written while it is read.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// What tells one file, device or directory from another at the same path.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Identity {
-    device: u64,
-    inode: u64,
-    special: u64,
-}
-
-impl Identity {
-    fn of(path: &Path) -> Option<Identity> {
-        let found = std::fs::metadata(path).ok()?;
-        Some(Identity { device: found.dev(), inode: found.ino(), special: found.rdev() })
+/// State and reason, when the next start would not open the device.
+fn problem_of(device: &OpenDevice) -> Option<(&'static str, String)> {
+    if !device.path.exists() {
+        let reason = "it was taken away while the node runs; it is taken back when it is there again, or can be replaced: \
+                      kiseki-devctl replace";
+        return Some(("absent", reason.to_owned()));
     }
-}
-
-/// A device in use.
-struct WatchedDevice {
-    path: PathBuf,
-    id: String,
-    identity: Option<Identity>,
-}
-
-impl WatchedDevice {
-    /// State and reason, when the next start would not open it.
-    fn problem(&self) -> Option<(&'static str, String)> {
-        if !self.path.exists() {
-            let reason = "it was taken away while the node runs; bring it back and restart, or replace it";
-            return Some(("absent", reason.to_owned()));
-        }
-        if Identity::of(&self.path) != self.identity {
-            let reason = "another file or device took its place while the node runs; put it back and restart";
-            return Some(("failed", reason.to_owned()));
-        }
-        match describe(&self.path) {
-            Ok(found) if found.superblock.device.to_string() == self.id => None,
-            Ok(found) => Some(("failed", format!("it says to be device {} now", found.superblock.device))),
-            Err(error) => Some(("failed", format!("it was written over or cut off: {}", with_causes(&error)))),
-        }
+    if Identity::of(&device.path) != device.identity {
+        // The drive may have been pulled and be back by now: with the right superblock that is no stranger.
+        let is_back = describe(&device.path).is_ok_and(|found| found.superblock.device == device.superblock.device);
+        return Some(match is_back {
+            true => ("absent", "it was taken away for a moment; it is reopened and checked".to_owned()),
+            false => {
+                let reason = "another file or device took its place while the node runs; put it back, or replace it: \
+                              kiseki-devctl replace";
+                ("failed", reason.to_owned())
+            }
+        });
+    }
+    match describe(&device.path) {
+        Ok(found) if found.superblock.device == device.superblock.device => None,
+        Ok(found) => Some(("failed", format!("it says to be device {} now", found.superblock.device))),
+        Err(error) => Some(("failed", format!("it was written over or cut off: {}", with_causes(&error)))),
     }
 }
 
@@ -94,20 +82,21 @@ fn len_bytes(path: &Path) -> u64 {
 
 /// Starts looking as soon as the node serves, until it stops.
 pub fn start(shared: Arc<CoreShared>) -> std::io::Result<()> {
-    let mut watched: Vec<WatchedDevice> = Vec::new();
-    for device in &shared.devices {
-        let id = device.superblock.device.to_string();
-        watched.push(WatchedDevice { path: device.path.clone(), id, identity: Identity::of(&device.path) });
-    }
     let look = move || {
         while shared.board.lock().phase == Phase::Starting {
             std::thread::sleep(INTERVAL / 20);
         }
         let paths = shared.meta.paths.iter().enumerate();
         let dirs: Vec<WatchedDir> = paths.map(|(index, path)| WatchedDir::new(path, index, shared.lanes)).collect();
-        let mut suspects = BTreeMap::new();
+        let (mut suspects, mut returns) = (BTreeMap::new(), Returns::default());
         while !shared.stop.is_stopped() {
-            look_at_devices(&watched, &shared.board, &mut suspects);
+            for device in shared.devices.all() {
+                if let Some((state, reason)) = seen_twice(&mut suspects, &device.path, problem_of(&device)) {
+                    let id = device.superblock.device.to_string();
+                    shared.devices.if_current(&device, || shared.board.lock().lose_device(&id, state, &reason));
+                }
+            }
+            returns.look(&shared);
             look_at_dirs(&dirs, &shared.meta.dir, &shared.board);
             std::thread::sleep(INTERVAL);
         }
@@ -115,21 +104,92 @@ pub fn start(shared: Arc<CoreShared>) -> std::io::Result<()> {
     std::thread::Builder::new().name("kiseki-watch".to_owned()).spawn(look).map(drop)
 }
 
-/// `suspects` are the problems of the look before, by path.
-fn look_at_devices(
-    watched: &[WatchedDevice],
-    board: &StatusBoard,
+/// The problem of a device when the look before found the same; `suspects` are those problems, by path.
+fn seen_twice(
     suspects: &mut BTreeMap<PathBuf, (&'static str, String)>,
-) {
-    for device in watched {
-        let Some(problem) = device.problem() else {
-            suspects.remove(&device.path);
-            continue;
-        };
-        if suspects.insert(device.path.clone(), problem.clone()).as_ref() != Some(&problem) {
-            continue;
+    path: &Path,
+    problem: Option<(&'static str, String)>,
+) -> Option<(&'static str, String)> {
+    let Some(problem) = problem else {
+        suspects.remove(path);
+        return None;
+    };
+    let before = suspects.insert(path.to_owned(), problem.clone());
+    (before.as_ref() == Some(&problem)).then_some(problem)
+}
+
+/// Devices of the configuration that were absent and are at their paths again: each is taken back, as a start would. Not
+/// those that failed: to trust one of them again is for an operator to decide (I-D6).
+#[derive(Default)]
+struct Returns {
+    /// What a look found at the path of an absent device: it counts when two find the same.
+    seen: BTreeMap<PathBuf, DeviceId>,
+    /// Devices that could not be taken back, and why: told once.
+    refused: BTreeMap<PathBuf, (DeviceId, String)>,
+    /// The one that is being taken back.
+    running: Option<JoinHandle<()>>,
+}
+
+impl Returns {
+    fn look(&mut self, shared: &Arc<CoreShared>) {
+        if self.running.as_ref().is_some_and(|running| !running.is_finished()) {
+            return;
         }
-        board.lock().lose_device(&device.id, problem.0, &problem.1);
+        self.running = None;
+        let absent: Vec<DeviceReport> =
+            shared.board.lock().devices.iter().filter(|device| device.state == "absent").cloned().collect();
+        self.seen.retain(|path, _| absent.iter().any(|device| Path::new(&device.path) == path));
+        self.refused.retain(|path, _| absent.iter().any(|device| Path::new(&device.path) == path));
+        for device in absent {
+            let path = PathBuf::from(&device.path);
+            let Some(id) = self.returned(&device, &path, shared) else { continue };
+            let shared = shared.clone();
+            let begun = std::thread::Builder::new().name("kiseki-return".to_owned()).spawn(move || {
+                take_back(&shared, &path);
+            });
+            match begun {
+                Ok(running) => self.running = Some(running),
+                Err(error) => tracing::warn!(device = %id, %error, "no thread to take the device back; tried again"),
+            }
+            return; // one at a time
+        }
+    }
+
+    /// The device that is back at its path, seen twice; `None` also for one that was refused before.
+    fn returned(&mut self, device: &DeviceReport, path: &Path, shared: &CoreShared) -> Option<DeviceId> {
+        let found = describe(path).ok().map(|found| found.superblock);
+        let ours = found.filter(|found| {
+            let is_it = device.id.is_empty() || found.device.to_string() == device.id;
+            is_it && found.cluster == shared.keys.cluster
+        });
+        let Some(ours) = ours else {
+            self.seen.remove(path);
+            return None;
+        };
+        let before = self.seen.insert(path.to_owned(), ours.device);
+        let reason = &device.reason;
+        let was_refused = self.refused.get(path).is_some_and(|(id, why)| *id == ours.device && why == reason);
+        if before != Some(ours.device) || was_refused {
+            return None;
+        }
+        // A second attempt only when something about it has changed.
+        self.refused.insert(path.to_owned(), (ours.device, reason.clone()));
+        Some(ours.device)
+    }
+}
+
+fn take_back(shared: &CoreShared, path: &Path) {
+    match enroll::enroll(shared, path, enroll::NODE_ACTOR, ChangeMode::Make) {
+        Ok(_) => {}
+        Err(message) => {
+            tracing::warn!(device = %path.display(), reason = %message, "a device is back and could not be taken up");
+            let reason =
+                format!("it is back, and could not be taken up: {message}; kiseki-devctl enroll {}", path.display());
+            let mut board = shared.board.lock();
+            board.devices.iter_mut().filter(|device| Path::new(&device.path) == path).for_each(|device| {
+                device.reason.clone_from(&reason);
+            });
+        }
     }
 }
 
@@ -151,30 +211,42 @@ fn look_at_dirs(watched: &[WatchedDir], set: &MirroredDir, board: &StatusBoard) 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::DeviceReport;
+    use kiseki_devices::layout::DeviceLayout;
+    use kiseki_devices::superblock::{DeviceClass, MetadataEpoch, Superblock};
+    use kiseki_types::BlockCount;
+    use kiseki_types::device::DeviceGeometry;
+    use kiseki_types::ids::{ClusterId, PoolId};
 
     #[test]
     fn a_device_that_the_next_start_would_not_open_is_told_after_a_second_look() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("d0.img");
         std::fs::write(&path, [0; 8192]).unwrap();
-        let device = WatchedDevice { path: path.clone(), id: "07".to_owned(), identity: Identity::of(&path) };
-        assert!(device.problem().unwrap().1.contains("written over"), "{:?}", device.problem());
+        let geometry = DeviceGeometry { block_len_bytes: 4096, block_count: BlockCount(16 << 10) };
+        let superblock = Superblock {
+            cluster: ClusterId([1; 16]),
+            device: DeviceId([7; 16]),
+            pool: PoolId(0),
+            class: DeviceClass::File,
+            layout: DeviceLayout::compute(geometry, 2).unwrap(),
+            generation: 1,
+            incarnation: 1,
+            metadata: MetadataEpoch::default(),
+        };
+        let device = OpenDevice { path: path.clone(), superblock, identity: Identity::of(&path), opened: 0 };
+        assert!(problem_of(&device).unwrap().1.contains("written over"), "{:?}", problem_of(&device));
         let beside = dir.path().join("other");
         std::fs::write(&beside, [0; 8192]).unwrap();
         std::fs::rename(&beside, &path).unwrap();
-        assert!(device.problem().unwrap().1.contains("another file"));
+        assert!(problem_of(&device).unwrap().1.contains("another file"));
         std::fs::remove_file(&path).unwrap();
-        assert_eq!(device.problem().unwrap().0, "absent");
+        assert_eq!(problem_of(&device).unwrap().0, "absent");
 
-        let board = StatusBoard::default();
-        let healthy = DeviceReport { id: "07".to_owned(), state: "healthy".to_owned(), ..DeviceReport::default() };
-        board.lock().devices.push(healthy);
         let mut suspects = BTreeMap::new();
-        look_at_devices(std::slice::from_ref(&device), &board, &mut suspects);
-        assert_eq!(board.snapshot().devices[0].state, "healthy", "once may be chance");
-        look_at_devices(std::slice::from_ref(&device), &board, &mut suspects);
-        assert_eq!(board.snapshot().devices[0].state, "absent");
+        assert_eq!(seen_twice(&mut suspects, &path, problem_of(&device)), None, "once may be chance");
+        assert_eq!(seen_twice(&mut suspects, &path, problem_of(&device)).unwrap().0, "absent");
+        assert_eq!(seen_twice(&mut suspects, &path, None), None);
+        assert_eq!(seen_twice(&mut suspects, &path, problem_of(&device)), None, "it starts anew");
     }
 
     #[test]

@@ -30,6 +30,9 @@ struct Arguments {
     /// Disks that every start but the first finds missing, other ones each time.
     #[arg(long, default_value_t = 0)]
     absent: u16,
+    /// Disks that join while the node serves; from then on disks come and go.
+    #[arg(long, default_value_t = 0)]
+    late: u16,
     /// A control that has to fail: media that answer flushes and save nothing.
     #[arg(long, value_enum)]
     lie: Option<LieArgument>,
@@ -66,7 +69,13 @@ impl Arguments {
             let cores = self.cores.unwrap_or(usual.cores);
             RealNode::new(
                 sim,
-                RealOptions { cores, absent: self.absent, lie: self.lie.map_or(Lie::Nobody, Lie::from), ..usual },
+                RealOptions {
+                    cores,
+                    absent: self.absent,
+                    late: self.late,
+                    lie: self.lie.map_or(Lie::Nobody, Lie::from),
+                    ..usual
+                },
             )
         })
     }
@@ -75,9 +84,10 @@ impl Arguments {
     fn replay(&self, seed: u64) -> String {
         let cores = self.cores.map(|cores| format!(" --cores {cores}")).unwrap_or_default();
         let absent = if self.absent > 0 { format!(" --absent {}", self.absent) } else { String::new() };
+        let late = if self.late > 0 { format!(" --late {}", self.late) } else { String::new() };
         let lie = self.lie.and_then(|lie| lie.to_possible_value()).map(|value| format!(" --lie {}", value.get_name()));
         format!(
-            "cargo run --release -p kiseki-sim -- --seed {seed} --ops {}{cores}{absent}{}",
+            "cargo run --release -p kiseki-sim -- --seed {seed} --ops {}{cores}{absent}{late}{}",
             self.ops,
             lie.unwrap_or_default()
         )

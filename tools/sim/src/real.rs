@@ -3,6 +3,8 @@
 //! A start goes through the same steps as on a machine, with the same code from the first superblock on; only disks,
 //! directories, links, time and chance are simulated.
 
+mod moving;
+
 use crate::node::{NodeUnderTest, OpenCore, OpenError, OpenNode};
 use futures::channel::oneshot;
 use futures::future::join_all;
@@ -13,8 +15,7 @@ use kiseki_devices::metadata_set::{MemberFate, MetadataSet, MirroredDir};
 use kiseki_devices::recovery::format_journals;
 use kiseki_devices::space::{DiscardPolicy, SpacePolicy};
 use kiseki_devices::superblock::{
-    DeviceClass, MetadataEpoch, Superblock, SuperblockKeeper, SuperblockWitness, read_superblock_blocking,
-    write_superblock,
+    DeviceClass, MetadataEpoch, Superblock, SuperblockKeeper, SuperblockWitness, write_superblock,
 };
 use kiseki_engine::engine::PIN_EPOCH_AGE;
 use kiseki_engine::keyring::NodeKeys;
@@ -32,6 +33,7 @@ use kiseki_types::meta::MetaDir;
 use kiseki_types::runtime::{Ports, RuntimeExt};
 use kiseki_types::secret::SecretKey;
 use kiseki_types::{BlockIndex, LocalBoxFuture};
+use moving::Moving;
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -71,6 +73,9 @@ pub struct RealOptions {
     /// Disks that every start but the first finds missing, other ones each time: what they hold is repaired, and when
     /// they come back they hold what was repaired, overwritten or deleted meanwhile.
     pub absent: u16,
+    /// Further disks that the node learns of only while it serves; from then on these and the others come and go, one at
+    /// a time, each reopened when it is back.
+    pub late: u16,
     /// What lies about flushing once the node serves: the controls that a run must catch.
     pub lie: Lie,
 }
@@ -101,6 +106,7 @@ impl RealOptions {
             cores: 1 + (mix64(seed) % 2) as u16,
             shape: StripeShape { data: 4, parity: 2 },
             absent: 0,
+            late: 0,
             lie: Lie::Nobody,
         }
     }
@@ -124,6 +130,10 @@ pub struct RealNode {
     running: Vec<Rc<CoreNode>>,
     /// Fragments repaired in all starts that ended.
     repaired: Rc<Cell<u64>>,
+    /// Disks that the node's configuration names: durable, like a file.
+    configured: Rc<Cell<usize>>,
+    /// Disks that joined or came back while the node served.
+    joined: Rc<Cell<u64>>,
 }
 
 impl RealNode {
@@ -132,8 +142,9 @@ impl RealNode {
     pub fn new(sim: &Sim, options: RealOptions) -> RealNode {
         let switch = Arc::<CutSwitch>::default();
         let disk = |name: String, len| SimDisk::new(sim, DiskOptions::of_len(&name, len), &switch);
-        let disks: Vec<SimDisk> =
-            (0..options.devices).map(|index| disk(format!("disk{index}"), options.device_len_bytes)).collect();
+        let disks: Vec<SimDisk> = (0..options.devices + options.late)
+            .map(|index| disk(format!("disk{index}"), options.device_len_bytes))
+            .collect();
         let member = |index: u16| {
             let journal = |lane| disk(format!("meta{index}-lane{lane}"), options.raft_journal_len_bytes);
             let dir = SimMetaDir::new(&format!("meta{index}"), mix64(sim.seed() ^ u64::from(index)), &switch);
@@ -151,6 +162,8 @@ impl RealNode {
             starts: 0,
             running: Vec::new(),
             repaired,
+            configured: Rc::new(Cell::new(usize::from(options.devices))),
+            joined: Rc::default(),
         }
     }
 
@@ -170,6 +183,17 @@ impl RealNode {
     #[must_use]
     pub fn repaired(&self) -> Rc<Cell<u64>> {
         self.repaired.clone()
+    }
+
+    /// Counts the disks that joined or came back while the node served, across starts.
+    #[must_use]
+    pub fn joined(&self) -> Rc<Cell<u64>> {
+        self.joined.clone()
+    }
+
+    /// The disks that the node opens at a start.
+    fn configured(&self) -> &[SimDisk] {
+        &self.disks[..self.configured.get()]
     }
 
     /// Adds what the running cores have repaired; before they are dropped.
@@ -215,22 +239,20 @@ impl RealNode {
             };
             write_superblock(&*device, &superblock).await.map_err(failed)?;
         }
-        let (_, witness) = self.superblocks()?;
+        let (_, _, witness) = self.superblocks()?;
         self.metadata_set(ports, witness, |set| set.create().map(drop).map_err(failed))
     }
 
     /// The superblocks as a start finds them, raised to this start's incarnation.
-    fn superblocks(&self) -> Result<(Vec<Superblock>, Arc<SuperblockWitness>), OpenError> {
+    fn superblocks(&self) -> Result<FoundSuperblocks, OpenError> {
         let (mut superblocks, mut keepers) = (Vec::new(), Vec::new());
-        for disk in &self.disks {
-            let (name, file) = (disk.name(), disk.file());
-            let found = read_superblock_blocking(&*file, 4096).map_err(failed)?.present(&name).map_err(failed)?;
-            let keeper = Arc::new(SuperblockKeeper::new(&name, file, found));
-            superblocks.push(keeper.update(|next| next.incarnation += 1).map_err(failed)?);
+        for disk in self.configured() {
+            let (superblock, keeper) = moving::take_up(disk)?;
+            superblocks.push(superblock);
             keepers.push(keeper);
         }
         let enrolled = keepers.len();
-        Ok((superblocks, Arc::new(SuperblockWitness::new(keepers, enrolled))))
+        Ok((superblocks, keepers.clone(), Arc::new(SuperblockWitness::new(keepers, enrolled))))
     }
 
     fn metadata_set<T>(
@@ -251,8 +273,8 @@ impl RealNode {
             self.format(&first_ports).await?;
             self.is_formatted = true;
         }
-        let (superblocks, witness) = self.superblocks()?;
-        let (meta, report) = self.metadata_set(&first_ports, witness, |set| set.open().map_err(failed))?;
+        let (superblocks, keepers, witness) = self.superblocks()?;
+        let (meta, report) = self.metadata_set(&first_ports, witness.clone(), |set| set.open().map_err(failed))?;
         let is_new = match meta.open(FORMED_FILE) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => true,
             other => other.map(|_| false).map_err(failed)?,
@@ -291,6 +313,20 @@ impl RealNode {
         self.on_every_core(&ports, start_background).await?;
         let tenant = self.tenant().await?;
         self.set_lying(true);
+        if self.options.late > 0 {
+            let moving = Moving {
+                cores: ports.iter().cloned().zip(self.running.iter().cloned()).collect(),
+                disks: self.disks.clone(),
+                keepers,
+                witness,
+                meta: plan.meta.clone(),
+                switch: self.switch.clone(),
+                configured: self.configured.clone(),
+                joined: self.joined.clone(),
+                rng: SeededRng::new(mix64(self.seed ^ self.starts)),
+            };
+            first_ports.spawn("move devices", Box::pin(moving.forever()));
+        }
         let cores = ports.into_iter().zip(&self.running).map(|(ports, node)| OpenCore { ports, store: node.store() });
         Ok(OpenNode { tenant, cores: cores.collect() })
     }
@@ -341,14 +377,7 @@ impl RealNode {
             pool: superblock.pool,
             name: disk.name(),
             layout: superblock.layout,
-            space: SpacePolicy {
-                // All that is free, as soon as there is time: what is discarded must be missed by nobody.
-                discard: Some(DiscardPolicy {
-                    bytes_per_second_max: u64::MAX >> 20,
-                    unknown_after: Some(Duration::ZERO),
-                }),
-                ..SpacePolicy::default()
-            },
+            space: space_policy(),
             device: disk.open(),
         };
         CoreInputs {
@@ -356,7 +385,7 @@ impl RealNode {
             lane_count: self.options.lanes,
             lanes: lanes.map(|lane| self.lane_input(plan, LaneId(lane), &ports)).collect(),
             devices: self
-                .disks
+                .configured()
                 .iter()
                 .zip(&plan.superblocks)
                 .enumerate()
@@ -410,8 +439,20 @@ impl RealNode {
     }
 }
 
+/// Freed extents are discarded within a run.
+fn space_policy() -> SpacePolicy {
+    SpacePolicy {
+        // All that is free, as soon as there is time: what is discarded must be missed by nobody.
+        discard: Some(DiscardPolicy { bytes_per_second_max: u64::MAX >> 20, unknown_after: Some(Duration::ZERO) }),
+        ..SpacePolicy::default()
+    }
+}
+
 /// A call to a core arrives only while its tasks live, and these hold the core.
 const ALIVE: &str = "a core that is called is running";
+
+/// Superblocks, those who write them, and the witness that they are.
+type FoundSuperblocks = (Vec<Superblock>, Vec<Arc<SuperblockKeeper>>, Arc<SuperblockWitness>);
 
 /// What all cores are opened with.
 struct Plan {

@@ -68,6 +68,29 @@ fn i_d1_acknowledged_objects_survive_power_cuts_during_repair() {
     assert!(repaired > 100, "{repaired} fragments were repaired on the way");
 }
 
+/// Two disks join while clients write, then one after the other goes and is reopened; the power goes at any step of it.
+/// I-D6, I-C8, I-L5.
+#[test]
+fn i_d6_acknowledged_objects_survive_power_cuts_while_devices_come_and_go() {
+    let (mut joined, mut repaired) = (0, 0);
+    for seed in 0..12 {
+        let options = RunOptions { operations: 500, ..RunOptions::default() };
+        let mut counters = None;
+        let report = run_seed(seed, options, |sim| {
+            let node = RealNode::new(sim, RealOptions { late: 2, ..RealOptions::for_seed(seed) });
+            counters = Some((node.joined(), node.repaired()));
+            node
+        });
+        assert!(
+            report.is_good(),
+            "I-D6: {report}\n  replay: cargo run --release -p kiseki-sim -- --late 2 --seed {seed} --ops 500"
+        );
+        let (of_run, repaired_in_run) = counters.expect("the node was made");
+        (joined, repaired) = (joined + of_run.get(), repaired + repaired_in_run.get());
+    }
+    assert!(joined > 60 && repaired > 50, "{joined} devices joined, {repaired} fragments were repaired on the way");
+}
+
 #[test]
 fn the_same_seed_gives_the_same_run() {
     let options = RunOptions { operations: 150, ..RunOptions::default() };

@@ -189,6 +189,7 @@ fn print(response: AdminResponse, json: bool) -> Result<()> {
             println!("done");
             Ok(())
         }
+        AdminResponse::Joined(joined) => print_json(&joined),
         AdminResponse::Status(report) if json => print_json(&report),
         AdminResponse::Status(report) => {
             print_status(&report);

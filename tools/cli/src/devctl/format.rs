@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use kiseki_server::format::{FormatEvent, FormatOptions, format_all, plan_all};
 use kiseki_server::format_plan::DevicePlan;
 use std::io::{BufRead, IsTerminal};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Formats devices for a node; everything on them is lost.
@@ -51,7 +51,10 @@ pub fn run(args: Args) -> Result<ExitCode> {
             false => refuse_unasked(&plans)?,
         }
     }
-    format_devices(&args, &options)?;
+    format_devices(&args.devices.devices, &options, args.json)?;
+    if !args.json {
+        print!("{}", next_step(&args.devices.dir, &args.devices.devices));
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -83,12 +86,13 @@ fn refuse_unasked(plans: &[DevicePlan]) -> Result<()> {
     }
 }
 
-fn format_devices(args: &Args, options: &FormatOptions) -> Result<()> {
-    let bar = if args.json { ProgressBar::hidden() } else { ProgressBar::new(0) };
+/// Formats them one after the other, with a bar.
+pub fn format_devices(devices: &[PathBuf], options: &FormatOptions, json: bool) -> Result<()> {
+    let bar = if json { ProgressBar::hidden() } else { ProgressBar::new(0) };
     let bytes = ProgressStyle::with_template("{msg} {bar:30} {bytes}/{total_bytes}")?;
     let percent = ProgressStyle::with_template("{msg} {bar:30} {pos} % {elapsed}")?;
     let mut done = Vec::new();
-    let result = format_all(&args.devices.devices, options, |path, event| {
+    let result = format_all(devices, options, |path, event| {
         let shown = path.display();
         match event {
             FormatEvent::Drive { remaining_percent } => {
@@ -110,7 +114,7 @@ fn format_devices(args: &Args, options: &FormatOptions) -> Result<()> {
     });
     bar.finish_and_clear();
     for (path, superblock, was_done) in &done {
-        match (args.json, was_done) {
+        match (json, was_done) {
             (true, _) => {
                 let mut value = superblock_json(path, superblock);
                 value["done_already"] = (*was_done).into();
@@ -120,18 +124,14 @@ fn format_devices(args: &Args, options: &FormatOptions) -> Result<()> {
             (false, false) => println!("{}: formatted as device {}", path.display(), superblock.device),
         }
     }
-    if !args.json && !done.is_empty() {
-        print!("{}", next_step(&args.devices.dir, done.iter().map(|(path, ..)| path.as_path())));
-    }
     result.map_err(|error| match done.len() {
         0 => anyhow!(error),
         count => anyhow!(error).context(format!("the first {count} devices are formatted, the others are not")),
     })
 }
 
-/// Nothing of this is done by `format`: a device is the node's when its configuration says so.
-fn next_step<'a>(dir: &Path, paths: impl Iterator<Item = &'a Path>) -> String {
-    let paths: Vec<String> = paths.map(|path| format!("{:?}", path.display().to_string())).collect();
-    let file = dir.join("kiseki.toml");
-    format!("to take into use: add {} to `devices` in {}, and start the node again\n", paths.join(", "), file.display())
+/// `format` does nothing of this: a device is the node's when it is enrolled.
+fn next_step(dir: &Path, paths: &[PathBuf]) -> String {
+    let paths: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
+    format!("to take into use: kiseki-devctl enroll --dir {} {}\n", dir.display(), paths.join(" "))
 }

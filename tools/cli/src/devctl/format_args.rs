@@ -12,7 +12,7 @@ use kiseki_server::format::FormatOptions;
 use kiseki_server::key_store::{KeyStore, read_passphrase};
 use kiseki_server::paths::DEFAULT_DIR;
 use kiseki_types::ids::ClusterId;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// The devices, and how they are to be formatted.
 #[derive(clap::Args)]
@@ -94,39 +94,51 @@ impl DeviceArgs {
         NamespaceChoice { blocks, erase }
     }
 
-    /// With what the node's key store and its other devices say about a new device.
+    /// All of it, with what the node says.
     pub fn options(&self) -> Result<FormatOptions> {
-        let config = load(self.dir.clone());
-        let cluster = match (self.cluster, &config) {
-            (Some(cluster), _) => cluster,
-            (None, Ok(config)) => {
-                let passphrase = read_passphrase(&config.keys.passphrase_file)?;
-                KeyStore::open(&config.keys.key_store_file, &passphrase)?.cluster
-            }
-            (None, Err(error)) => bail!("{error}\nor say which cluster the devices are for: --cluster"),
-        };
-        let known: Vec<PathBuf> = config.map(|config| config.devices).unwrap_or_default();
-        let newest = known
-            .iter()
-            .filter_map(|path| describe(path).ok())
-            .map(|found| found.superblock)
-            .filter(|superblock| superblock.cluster == cluster)
-            .max_by_key(|superblock| superblock.metadata.epoch);
-        let lanes_of_node = newest.as_ref().map(|superblock| superblock.layout.lanes());
-        if let (Some(asked), Some(has)) = (self.lanes, lanes_of_node)
-            && asked != has
-        {
-            bail!("the node's devices have {has} lanes; leave --lanes {asked} away");
-        }
-        Ok(FormatOptions {
-            cluster,
-            lanes: self.lanes.or(lanes_of_node).unwrap_or(DEFAULT_LANES),
-            class: self.class,
-            metadata: newest.map(|superblock| superblock.metadata).unwrap_or_default(),
-            wipe: self.wipe.clone(),
-            namespace: self.namespace(),
-        })
+        let options = format_options(&self.dir, self.cluster, self.lanes, self.class, self.wipe.clone())?;
+        Ok(FormatOptions { namespace: self.namespace(), ..options })
     }
+}
+
+/// What the node's key store and its other devices say about a new device.
+pub fn format_options(
+    dir: &Path,
+    cluster: Option<ClusterId>,
+    lanes: Option<u16>,
+    class: Option<DeviceClass>,
+    wipe: Vec<String>,
+) -> Result<FormatOptions> {
+    let config = load(dir.to_owned());
+    let cluster = match (cluster, &config) {
+        (Some(cluster), _) => cluster,
+        (None, Ok(config)) => {
+            let passphrase = read_passphrase(&config.keys.passphrase_file)?;
+            KeyStore::open(&config.keys.key_store_file, &passphrase)?.cluster
+        }
+        (None, Err(error)) => bail!("{error}\nor say which cluster the devices are for: --cluster"),
+    };
+    let known: Vec<PathBuf> = config.map(|config| config.devices).unwrap_or_default();
+    let newest = known
+        .iter()
+        .filter_map(|path| describe(path).ok())
+        .map(|found| found.superblock)
+        .filter(|superblock| superblock.cluster == cluster)
+        .max_by_key(|superblock| superblock.metadata.epoch);
+    let lanes_of_node = newest.as_ref().map(|superblock| superblock.layout.lanes());
+    if let (Some(asked), Some(has)) = (lanes, lanes_of_node)
+        && asked != has
+    {
+        bail!("the node's devices have {has} lanes; leave --lanes {asked} away");
+    }
+    Ok(FormatOptions {
+        cluster,
+        lanes: lanes.or(lanes_of_node).unwrap_or(DEFAULT_LANES),
+        class,
+        metadata: newest.map(|superblock| superblock.metadata).unwrap_or_default(),
+        wipe,
+        namespace: NamespaceChoice::default(),
+    })
 }
 
 #[cfg(test)]

@@ -137,7 +137,9 @@ mod tests {
         let looks = all(&machine, &roots);
         assert_eq!(looks.len(), 1, "an empty drive is not listed");
         let text = shown(&looks, &machine, &args(false));
-        for part in ["ng0n1", "FAST 9000", "S1", "eui.5254000000000001", "1.07 GB", "4096", "nvme0n1 is mounted at /data"] {
+        for part in
+            ["ng0n1", "FAST 9000", "S1", "eui.5254000000000001", "1.07 GB", "4096", "nvme0n1 is mounted at /data"]
+        {
             assert!(text.contains(part), "{part}: {text}");
         }
         assert!(text.contains("nvme1: a controller without a namespace here"), "{text}");

@@ -102,12 +102,10 @@ pub fn run(args: Args) -> Result<ExitCode> {
 }
 
 fn ask(path: &Path, topology: &Topology, roots: &KernelRoots) -> Answer {
-    let name = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    let name = name.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
-    let is_controller = topology.controllers.iter().any(|controller| controller.name == name);
-    let node = match topology.find(&name).and_then(|node| Some((node, node.device.nvme.as_ref()?))) {
+    let is_controller = topology.controllers.iter().any(|controller| path == roots.dev.join(&controller.name));
+    let node = match topology.find_path(path).and_then(|node| Some((node, node.device.nvme.as_ref()?))) {
         Some((node, nvme)) => roots.dev.join(nvme.generic.as_ref().unwrap_or(&node.device.name)),
-        None if is_controller => roots.dev.join(&name),
+        None if is_controller => path.to_owned(),
         None if path.exists() => return Answer::None,
         None => return Answer::Failed("it is not there".to_owned()),
     };

@@ -1,6 +1,9 @@
-//! The node's end of the admin socket: a side thread that reads lines and hands requests to core 0.
+//! The node's end of the admin socket: a side thread that reads lines and hands requests to core 0. What blocks (devices
+//! that join) it answers itself.
 
 use super::{AdminRequest, AdminResponse, LINE_LEN_BYTES_MAX};
+use crate::enroll;
+use crate::executor::CoreShared;
 use crate::status::StatusBoard;
 use futures::channel::mpsc;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -28,28 +31,56 @@ pub struct AdminCall {
     pub answer: std::sync::mpsc::SyncSender<AdminResponse>,
 }
 
+/// What is answered on the thread of the connection, without core 0.
+pub trait Beside: Send + Sync + 'static {
+    /// What the node says about itself.
+    fn board(&self) -> &StatusBoard;
+    /// Takes a device in; blocks.
+    fn enroll(&self, request: AdminRequest) -> AdminResponse;
+}
+
+impl Beside for CoreShared {
+    fn board(&self) -> &StatusBoard {
+        &self.board
+    }
+
+    fn enroll(&self, request: AdminRequest) -> AdminResponse {
+        let joined = match request {
+            AdminRequest::DeviceEnroll { path, actor, mode } => enroll::enroll(self, &path, &actor, mode),
+            AdminRequest::DeviceReplace { device, path, actor, mode } => {
+                enroll::replace(self, &device, &path, &actor, mode)
+            }
+            other => Err(format!("{other:?} is for core 0")),
+        };
+        match joined {
+            Ok(joined) => AdminResponse::Joined(Box::new(joined)),
+            Err(message) => AdminResponse::Error { message },
+        }
+    }
+}
+
 /// Requests as core 0 receives them.
 pub type AdminCalls = mpsc::Receiver<AdminCall>;
 
 /// Listens on `path` (0600) and serves it from side threads until the process ends. A socket that a crash left behind
 /// is replaced; the caller holds the directory's lock, so no living node is behind it.
-pub fn start(path: &Path, board: Arc<StatusBoard>) -> io::Result<AdminCalls> {
+pub fn start<B: Beside>(path: &Path, beside: Arc<B>) -> io::Result<AdminCalls> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
     // Bound under another name, made private, then renamed: there is no moment in which others can connect.
-    let beside = path.with_extension("sock.new");
-    let _left_by_a_crash = std::fs::remove_file(&beside);
-    let listener = UnixListener::bind(&beside)?;
-    std::fs::set_permissions(&beside, std::fs::Permissions::from_mode(0o600))?;
-    std::fs::rename(&beside, path)?;
+    let unready = path.with_extension("sock.new");
+    let _left_by_a_crash = std::fs::remove_file(&unready);
+    let listener = UnixListener::bind(&unready)?;
+    std::fs::set_permissions(&unready, std::fs::Permissions::from_mode(0o600))?;
+    std::fs::rename(&unready, path)?;
     let (sender, calls) = mpsc::channel(CALLS_WAITING_MAX);
-    std::thread::Builder::new().name("kiseki-admin".to_owned()).spawn(move || accept(&listener, &sender, &board))?;
+    std::thread::Builder::new().name("kiseki-admin".to_owned()).spawn(move || accept(&listener, &sender, &beside))?;
     Ok(calls)
 }
 
-fn accept(listener: &UnixListener, sender: &mpsc::Sender<AdminCall>, board: &Arc<StatusBoard>) {
+fn accept<B: Beside>(listener: &UnixListener, sender: &mpsc::Sender<AdminCall>, beside: &Arc<B>) {
     let open = Arc::new(AtomicUsize::new(0));
     for stream in listener.incoming() {
         let Ok(stream) = stream else {
@@ -60,10 +91,10 @@ fn accept(listener: &UnixListener, sender: &mpsc::Sender<AdminCall>, board: &Arc
             continue;
         }
         open.fetch_add(1, Ordering::Relaxed);
-        let (sender, board, count) = (sender.clone(), board.clone(), open.clone());
+        let (sender, beside, count) = (sender.clone(), beside.clone(), open.clone());
         let spawned = std::thread::Builder::new().name("kiseki-admin-call".to_owned()).spawn(move || {
             // A client that goes away in the middle is its own affair.
-            let _gone = converse(stream, sender, &board);
+            let _gone = converse(stream, sender, &*beside);
             count.fetch_sub(1, Ordering::Relaxed);
         });
         if spawned.is_err() {
@@ -72,7 +103,7 @@ fn accept(listener: &UnixListener, sender: &mpsc::Sender<AdminCall>, board: &Arc
     }
 }
 
-fn converse(stream: UnixStream, mut sender: mpsc::Sender<AdminCall>, board: &StatusBoard) -> io::Result<()> {
+fn converse(stream: UnixStream, mut sender: mpsc::Sender<AdminCall>, beside: &dyn Beside) -> io::Result<()> {
     stream.set_read_timeout(Some(IDLE_MAX))?;
     stream.set_write_timeout(Some(IDLE_MAX))?;
     let mut writer = stream.try_clone()?;
@@ -84,7 +115,10 @@ fn converse(stream: UnixStream, mut sender: mpsc::Sender<AdminCall>, board: &Sta
             return Ok(());
         }
         let response = match serde_json::from_slice(&line) {
-            Ok(AdminRequest::Status) => AdminResponse::Status(Box::new(board.snapshot())),
+            Ok(AdminRequest::Status) => AdminResponse::Status(Box::new(beside.board().snapshot())),
+            Ok(request @ (AdminRequest::DeviceEnroll { .. } | AdminRequest::DeviceReplace { .. })) => {
+                beside.enroll(request)
+            }
             Ok(request) => ask_core(&mut sender, request),
             // serde names the field and the position, never a value that could be a secret.
             Err(error) => AdminResponse::Error { message: format!("not a request that this server knows: {error}") },
@@ -111,13 +145,25 @@ mod tests {
     use crate::admin_client::AdminClient;
     use futures::{FutureExt, StreamExt};
 
+    #[derive(Default)]
+    struct Board(StatusBoard);
+
+    impl Beside for Board {
+        fn board(&self) -> &StatusBoard {
+            &self.0
+        }
+        fn enroll(&self, request: AdminRequest) -> AdminResponse {
+            AdminResponse::Error { message: format!("{request:?}") }
+        }
+    }
+
     #[test]
     fn a_request_reaches_the_core_and_status_needs_no_core() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("admin.sock");
-        let board = Arc::new(StatusBoard::default());
-        board.lock().endpoint = "here".to_owned();
-        board.lock().core_reports.insert("0".to_owned(), crate::status::CoreReport::default());
+        let board = Arc::new(Board::default());
+        board.0.lock().endpoint = "here".to_owned();
+        board.0.lock().core_reports.insert("0".to_owned(), crate::status::CoreReport::default());
         let mut calls = start(&path, board).unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         let core = std::thread::spawn(move || {
@@ -138,6 +184,6 @@ mod tests {
         core.join().unwrap();
         let stopped = client.call(&AdminRequest::TenantList);
         assert!(matches!(stopped, Ok(AdminResponse::Error { .. })), "a core that is gone is an answer, not a hang");
-        start(&path, Arc::default()).expect("a socket left behind is replaced");
+        start(&path, Arc::<Board>::default()).expect("a socket left behind is replaced");
     }
 }

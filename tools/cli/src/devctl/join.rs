@@ -1,0 +1,223 @@
+//! What `enroll` and `replace` have in common: a node that runs does it itself, otherwise it is prepared for its next
+//! start; then, if wanted, the wait until every stripe has its full width.
+
+use super::node::load;
+use anyhow::{Context, Result, bail};
+use indicatif::{ProgressBar, ProgressStyle};
+use kiseki_server::admin::{AdminRequest, AdminResponse};
+use kiseki_server::admin_client::{AdminClient, AdminClientError};
+use kiseki_server::config::Config;
+use kiseki_server::enroll::{ChangeMode, JoinKind, JoinedDevice};
+use kiseki_server::enroll_offline::Offline;
+use kiseki_server::status::NodeReport;
+use serde_json::json;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+/// Longer than every core may take for it.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(900);
+
+/// Between two looks at the repair of a node.
+const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Stripes wait for so long without anything to do before `--wait` gives up: repair looks at them again meanwhile.
+const WAITING_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How a device is to join.
+#[derive(clap::Args)]
+pub struct JoinOptions {
+    /// Check everything and say what would happen; change nothing.
+    #[arg(long)]
+    dry_run: bool,
+    /// Wait until every stripe has its full width.
+    #[arg(long, conflicts_with = "dry_run")]
+    wait: bool,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// The node that devices join.
+pub struct Joiner {
+    options: JoinOptions,
+    way: Way,
+    joined: Vec<JoinedDevice>,
+}
+
+enum Way {
+    Running(AdminClient),
+    Stopped(Box<Offline>),
+}
+
+impl Joiner {
+    /// Finds out whether the node in `dir` runs. While it does not, its directory is held, so that it does not start
+    /// meanwhile.
+    pub fn new(dir: PathBuf, options: JoinOptions) -> Result<Joiner> {
+        let config: Config = load(dir)?;
+        let way = match AdminClient::connect(&config.dir.admin_socket()) {
+            Ok(mut client) => {
+                client.be_patient(ANSWER_PATIENCE)?;
+                Way::Running(client)
+            }
+            Err(AdminClientError::NotRunning { .. }) => Way::Stopped(Box::new(Offline::begin(config)?)),
+            Err(error) => return Err(error.into()),
+        };
+        Ok(Joiner { options, way, joined: Vec::new() })
+    }
+
+    pub fn is_dry_run(&self) -> bool {
+        self.options.dry_run
+    }
+
+    pub fn is_json(&self) -> bool {
+        self.options.json
+    }
+
+    fn mode(&self) -> ChangeMode {
+        if self.options.dry_run { ChangeMode::DryRun } else { ChangeMode::Make }
+    }
+
+    /// What can be refused is refused before anything is formatted.
+    pub fn check_before_format(&mut self, devices: &[PathBuf]) -> Result<()> {
+        let Some(report) = self.report()? else { return Ok(()) };
+        for device in devices {
+            let path = std::path::absolute(device)?;
+            if report.devices.iter().any(|known| Path::new(&known.path) == path && known.state == "healthy") {
+                bail!("{} is in use by this node; it is not formatted", device.display());
+            }
+        }
+        Ok(())
+    }
+
+    pub fn enroll(&mut self, device: &Path) -> Result<()> {
+        let (path, mode, actor) = (std::path::absolute(device)?, self.mode(), actor());
+        let joined = match &mut self.way {
+            Way::Running(client) => ask(client, &AdminRequest::DeviceEnroll { path, actor, mode })?,
+            Way::Stopped(offline) => offline.enroll(&path, None, mode)?,
+        };
+        self.note(joined)
+    }
+
+    pub fn replace(&mut self, old: &str, new: &Path) -> Result<()> {
+        let (path, mode, actor) = (std::path::absolute(new)?, self.mode(), actor());
+        // A path is relative to where it is typed, an id is none.
+        let typed = Path::new(old);
+        let device = match typed.exists() || old.contains('/') {
+            true => std::path::absolute(typed)?.display().to_string(),
+            false => old.to_owned(),
+        };
+        let joined = match &mut self.way {
+            Way::Running(client) => ask(client, &AdminRequest::DeviceReplace { device, path, actor, mode })?,
+            Way::Stopped(offline) => offline.enroll(&path, Some(&device), mode)?,
+        };
+        self.note(joined)
+    }
+
+    fn note(&mut self, joined: JoinedDevice) -> Result<()> {
+        if self.options.json {
+            println!("{}", serde_json::to_string(&joined)?);
+        } else {
+            println!("{}", line(&joined, self.options.dry_run, matches!(self.way, Way::Stopped(_))));
+            joined.warnings.iter().for_each(|warning| println!("  warning: {warning}"));
+        }
+        self.joined.push(joined);
+        Ok(())
+    }
+
+    fn report(&mut self) -> Result<Option<NodeReport>> {
+        let Way::Running(client) = &mut self.way else { return Ok(None) };
+        match client.call(&AdminRequest::Status)? {
+            AdminResponse::Status(report) => Ok(Some(*report)),
+            _ => bail!("the node answers in another kind"),
+        }
+    }
+
+    /// Waits, if that is wanted; the exit code says whether full width is reached.
+    pub fn finish(mut self) -> Result<ExitCode> {
+        if !self.options.wait {
+            return Ok(ExitCode::SUCCESS);
+        }
+        if matches!(self.way, Way::Stopped(_)) {
+            bail!("--wait needs a node that runs; start it, and look at `kiseki status`");
+        }
+        let bar = if self.options.json { ProgressBar::hidden() } else { ProgressBar::new(0) };
+        bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} stripes {msg}")?);
+        let began = Instant::now();
+        let (mut backlog_max, mut stuck_since, mut first) = (0, None, None);
+        loop {
+            let report = self.report()?.context("the node has stopped")?;
+            let repair = &report.repair;
+            let open = repair.backlog_stripes + repair.waiting_stripes;
+            backlog_max = open.max(backlog_max);
+            let first = *first.get_or_insert(repair.bytes_repaired);
+            let repaired = repair.bytes_repaired.saturating_sub(first) as f64 / f64::from(1 << 20);
+            bar.set_length(backlog_max);
+            bar.set_position(backlog_max.saturating_sub(open));
+            bar.set_message(format!(
+                "{repaired:.1} MiB rebuilt, {:.1} MiB/s",
+                repaired / began.elapsed().as_secs_f64().max(0.1)
+            ));
+            let all_there = self.joined.iter().all(|joined| {
+                report.devices.iter().any(|device| device.id == joined.device && device.state == "healthy")
+            });
+            if repair.at_full_width && all_there {
+                bar.finish_and_clear();
+                self.say_full_width(began.elapsed(), repaired);
+                return Ok(ExitCode::SUCCESS);
+            }
+            let is_stuck = repair.backlog_stripes == 0 && repair.waiting_stripes > 0 && !repair.waits_for.is_empty();
+            stuck_since = if is_stuck { stuck_since.or(Some(Instant::now())) } else { None };
+            if !all_there || stuck_since.is_some_and(|since| since.elapsed() > WAITING_PATIENCE) {
+                bar.finish_and_clear();
+                let what = if all_there { repair.waits_for.as_str() } else { "the device, which is used no more" };
+                bail!("{} stripes are not at full width; they wait for {what}", repair.waiting_stripes);
+            }
+            std::thread::sleep(LOOK_INTERVAL);
+        }
+    }
+
+    fn say_full_width(&self, after: Duration, repaired_mib: f64) {
+        if self.options.json {
+            println!(
+                "{}",
+                json!({ "at_full_width": true, "seconds": after.as_secs_f64(), "mib_rebuilt": repaired_mib })
+            );
+        } else {
+            println!("every stripe has its full width ({repaired_mib:.1} MiB rebuilt in {:.1} s)", after.as_secs_f64());
+        }
+    }
+}
+
+fn ask(client: &mut AdminClient, request: &AdminRequest) -> Result<JoinedDevice> {
+    match client.call(request)? {
+        AdminResponse::Joined(joined) => Ok(*joined),
+        AdminResponse::Error { message } => bail!("{message}"),
+        _ => bail!("the node answers in another kind"),
+    }
+}
+
+fn line(joined: &JoinedDevice, is_dry_run: bool, is_offline: bool) -> String {
+    let (path, device) = (&joined.path, &joined.device);
+    let gib = joined.capacity_bytes as f64 / f64::from(1 << 30);
+    let when = if is_offline { " at the next start" } else { "" };
+    let what = match (joined.kind, is_dry_run) {
+        (JoinKind::New, false) => format!("device {device} takes part{when}"),
+        (JoinKind::Returned, false) => format!("device {device} is back{when}, reopened and checked"),
+        (JoinKind::Replaced, false) => format!("device {device} takes the place of {}{when}", old(joined)),
+        (JoinKind::New, true) => format!("device {device} would take part{when}"),
+        (JoinKind::Returned, true) => format!("device {device} would be taken back{when}"),
+        (JoinKind::Replaced, true) => format!("device {device} would take the place of {}{when}", old(joined)),
+    };
+    format!("{path}: {what} ({gib:.1} GiB)")
+}
+
+fn old(joined: &JoinedDevice) -> &str {
+    joined.replaced.as_deref().unwrap_or("another one")
+}
+
+/// Who asks, for the record.
+fn actor() -> String {
+    let user = ["SUDO_USER", "USER", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok());
+    user.filter(|user| !user.is_empty()).unwrap_or_else(|| "an operator".to_owned())
+}

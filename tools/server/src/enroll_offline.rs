@@ -1,0 +1,124 @@
+//! Devices that join a node that does not run: the checks of [`enroll`](crate::enroll), and its configuration. The next
+//! start opens them like all others.
+
+use crate::config::Config;
+use crate::config_edit::{ConfigFile, DevicesChange};
+use crate::devices::{ClaimedDevice, describe, with_causes};
+use crate::enroll::{ChangeMode, JoinKind, JoinedDevice, check, size_warning};
+use crate::key_store::{KeyStore, read_passphrase};
+use crate::node::lock_dir;
+use anyhow::{Context, Result, anyhow, bail};
+use kiseki_devices::superblock::Superblock;
+use kiseki_types::ids::ClusterId;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+/// A node that does not run, and is kept from starting for as long as this lives.
+pub struct Offline {
+    _lock: File,
+    config: Config,
+    cluster: ClusterId,
+}
+
+impl Offline {
+    /// Holds the node's directory. Errors: it runs after all, or its keys can't be read.
+    pub fn begin(config: Config) -> Result<Offline> {
+        let lock = lock_dir(&config)?;
+        let passphrase = read_passphrase(&config.keys.passphrase_file)?;
+        let cluster = KeyStore::open(&config.keys.key_store_file, &passphrase)?.cluster;
+        Ok(Offline { _lock: lock, config, cluster })
+    }
+
+    /// Takes the device at `path` into the configuration, in the place of `old` (a path, or the first digits of an id)
+    /// if one is named.
+    pub fn enroll(&mut self, path: &Path, old: Option<&str>, mode: ChangeMode) -> Result<JoinedDevice> {
+        let mut file = ConfigFile::open(&self.config.dir)?;
+        let named = file.devices();
+        let others: Vec<(PathBuf, Superblock)> = named
+            .iter()
+            .filter(|other| *other != path)
+            .filter_map(|other| Some((other.clone(), describe(other).ok()?.superblock)))
+            .filter(|(_, superblock)| superblock.cluster == self.cluster)
+            .collect();
+        let old = old.map(|old| self.find(old, &named, &others)).transpose()?;
+        if let Some(works) = old.as_ref().filter(|old| others.iter().any(|(path, _)| path == *old)) {
+            bail!(
+                "{} works, so nothing has to be rebuilt from the others: start the node, enroll {}, and drain and retire {0}",
+                works.display(),
+                path.display()
+            );
+        }
+        self.check_majority(&named, &others, path)?;
+        let claimed = ClaimedDevice::open(path, self.cluster).map_err(|why| anyhow!("{}: {why}", path.display()))?;
+        let superblock = claimed.superblock.clone();
+        let newest = others.iter().map(|(_, other)| other.metadata.clone()).max_by_key(|found| found.epoch);
+        let newest = newest.unwrap_or_else(|| superblock.metadata.clone());
+        let lanes = others.first().map_or(superblock.layout.lanes(), |(_, other)| other.layout.lanes());
+        let refused = |why: String| anyhow!("{}: {why}", path.display());
+        check(&superblock, self.cluster, lanes, newest.epoch).map_err(refused)?;
+        if let Some((twin, _)) = others.iter().find(|(_, other)| other.device == superblock.device) {
+            bail!("{}: it is a copy of {}; format it anew to use it", path.display(), twin.display());
+        }
+        let change = match (&old, named.iter().any(|other| other == path)) {
+            (Some(_), true) => bail!("{} is in `devices` already", path.display()),
+            (Some(old), false) => Some(DevicesChange::Replace { old: old.clone(), new: path.to_owned() }),
+            (None, false) => Some(DevicesChange::Add(path.to_owned())),
+            (None, true) => None,
+        };
+        if change.is_some() {
+            file.check_writable()?;
+        }
+        let capacity_bytes = superblock.layout.capacity_bytes();
+        let sizes = others.iter().map(|(_, other)| other.layout.capacity_bytes()).collect();
+        let joined = JoinedDevice {
+            device: superblock.device.to_string(),
+            path: path.display().to_string(),
+            capacity_bytes,
+            kind: match (&old, &change) {
+                (Some(_), _) => JoinKind::Replaced,
+                (None, Some(_)) => JoinKind::New,
+                (None, None) => JoinKind::Returned,
+            },
+            replaced: old.map(|old| old.display().to_string()),
+            warnings: size_warning(capacity_bytes, sizes).into_iter().collect(),
+        };
+        if mode == ChangeMode::DryRun {
+            return Ok(joined);
+        }
+        let device = claimed.take_up().map_err(refused)?;
+        // I-L10: a majority of the devices has to know the newest epoch, and this one counts from now on.
+        let told = device.keeper.update(|next| next.metadata = newest);
+        told.map_err(|error| refused(with_causes(&error)))?;
+        if let Some(change) = &change {
+            file.change(change)?;
+        }
+        Ok(joined)
+    }
+
+    /// Which metadata directories are current is known to a majority of the devices only; a new device is told.
+    fn check_majority(&self, named: &[PathBuf], others: &[(PathBuf, Superblock)], path: &Path) -> Result<()> {
+        let counted = named.iter().filter(|other| *other != path).count();
+        if others.len() * 2 > counted || counted == 0 {
+            return Ok(());
+        }
+        bail!(
+            "only {} of the {counted} other devices can be read, too few to say which metadata directories are current; bring \
+             back more of them, or start the node and enroll {} then",
+            others.len(),
+            path.display()
+        )
+    }
+
+    fn find(&self, old: &str, named: &[PathBuf], others: &[(PathBuf, Superblock)]) -> Result<PathBuf> {
+        let path = self.config.dir.resolve(Path::new(old));
+        if named.contains(&path) {
+            return Ok(path);
+        }
+        let by_id = others.iter().find(|(_, other)| old.len() >= 4 && other.device.to_string().starts_with(old));
+        by_id.map(|(path, _)| path.clone()).with_context(|| {
+            format!(
+                "{old} is not in `devices`; while the node does not run, a device that is gone is named by its path"
+            )
+        })
+    }
+}
