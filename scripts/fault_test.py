@@ -756,10 +756,121 @@ def a_node_is_killed_while_a_device_joins(directory):
         assert node.stop() == 0
 
 
+def report_of(node, path):
+    return next((found for found in status(node)["devices"] if found["path"] == str(path)), None)
+
+
+def set_key(node, before, after):
+    config = node.dir / "kiseki.toml"
+    text = config.read_text()
+    assert before in text, before
+    config.write_text(text.replace(before, after))
+
+
+def a_device_is_drained_under_load_and_leaves(directory):
+    """I-D5: eight devices; a drain is cancelled in the middle, another goes on over a kill -9, a third ends under load and
+    its device is retired; then two of the seven that are left are lost."""
+    with Node(directory / "drain") as node:
+        small_devices(node, 128)
+        set_key(node, "mib_per_second_max = 400", "mib_per_second_max = 1")
+        node.start()
+        objects = Objects(node)
+        objects.put("small", 10, 8 * KIB)
+        objects.put("before", 150, 700 * KIB)
+        image = [node.dir / f"devices/d{index}.img" for index in range(8)]
+        moved = lambda: metric(node, "evacuation_fragments_total")
+        await_that("the devices are recorded", lambda: report_of(node, image[7])["since_unix_ms"] > 0)
+
+        refused = devctl(node, "retire", image[2], code=1)
+        assert "drain it first" in refused, refused
+        refused = devctl(node, "drain", "no-such-device", code=1)
+        assert "no device of this node" in refused, refused
+        said = devctl(node, "drain", image[2], "--dry-run")
+        assert "would move" in said and state_of(node, image[2]) == "healthy", said
+
+        # Kept after all.
+        devctl(node, "drain", image[3], "--reason", "a try")
+        await_that("status says so", lambda: report_of(node, image[3])["evacuation"])
+        assert report_of(node, image[3])["evacuation"]["reason"] == "a try"
+        await_that("some have moved", lambda: moved() > 2)
+        devctl(node, "drain", image[3], "--cancel")
+        assert report_of(node, image[3])["used_fragments"] > 0, "in the middle"
+        await_that("it is healthy again", lambda: state_of(node, image[3]) == "healthy")
+        history = [(change["state"], change["actor"]) for change in report_of(node, image[3])["history"]]
+        assert history == [("healthy", "node"), ("evacuating", "operator"), ("healthy", "operator")], history
+        objects.all_there()
+
+        # It goes on after a crash; named by the first digits of its id.
+        ident = report_of(node, image[2])["id"]
+        devctl(node, "drain", ident[:8])
+        before = moved()
+        await_that("some have moved", lambda: moved() > before + 2)
+        refused = devctl(node, "retire", image[2], code=1)
+        assert "I-D5" in refused and "still live" in refused, refused
+        assert "would" not in devctl(node, "retire", image[2], "--dry-run", code=1)
+        node.kill()
+        set_key(node, "mib_per_second_max = 1\n", "mib_per_second_max = 400\n")
+        node.start()
+        await_that("it goes on", lambda: state_of(node, image[2]) == "evacuating")
+        shown = subprocess.run([PROGRAMS / "kiseki", "--dir", node.dir, "status"], capture_output=True, text=True).stdout
+        assert "evacuating" in shown and "(by operator, " in shown and "    drain   " in shown, shown
+        with Load(objects, "during", 300 * KIB) as load:
+            await_that("the load runs", lambda: load.count > 5)
+            began, bytes_before = time.monotonic(), report_of(node, image[2])["used_bytes"]
+            said = devctl(node, "drain", image[2], "--wait")
+            took = time.monotonic() - began
+            assert "is empty" in said, said
+            written = load.count
+            await_that("the load goes on", lambda: load.count > written + 10)
+            assert report_of(node, image[2])["used_fragments"] == 0, "nothing is placed on it any more"
+            said = devctl(node, "retire", image[2])
+            assert "can be pulled" in said, said
+            written = load.count
+            await_that("the load goes on", lambda: load.count > written + 10)
+        assert not load.refused, load.refused[:5]
+        rate = bytes_before / MIB / took
+        print(f"  {bytes_before / MIB:.1f} MiB left the device in {took:.1f} s under load, {rate:.1f} MiB/s")
+        assert state_of(node, image[2]) is None and f"devices/{image[2].name}" not in configured(node)
+        assert descriptors(node, image[2]) == 0, "it is closed, so the drive can be pulled"
+        assert "retired" in subprocess.run(
+            [PROGRAMS / "kiseki-devctl", "inspect", image[2]], capture_output=True, text=True
+        ).stdout, "the device itself tells"
+        await_that("full width with seven", lambda: at_full_width(node, 7))
+        objects.all_there()
+        refused = devctl(node, "enroll", image[2], code=1)
+        assert "format" in refused, refused
+        kept = image[2].with_suffix(".kept")
+        image[2].rename(kept)
+        assert node.stop() == 0
+
+        node.start()
+        await_that("full width after a restart", lambda: at_full_width(node, 7))
+        objects.all_there()
+        assert all(found["state"] == "healthy" for found in health(node)["devices"])
+        assert node.stop() == 0
+        # Named in the configuration again, it is not used.
+        kept.rename(image[2])
+        set_key(node, "devices = [", 'devices = ["devices/d2.img", ')
+        for lost in (image[0], image[5]):
+            lost.unlink()
+        node.start()
+        assert "was retired" in problems(node, "devices")[image[2]], problems(node, "devices")
+        objects.all_there()
+        # One that is lost leaves when no stripe needs it.
+        await_that("the losses are recorded", lambda: report_of(node, image[0])["state"] == "unreachable")
+        refused = devctl(node, "retire", image[0], code=1)
+        assert "--lost" in refused or "still looking" in refused, refused
+        said = devctl(node, "retire", image[0], "--lost")
+        assert "can be pulled" in said and state_of(node, image[0]) is None, said
+        objects.all_there()
+        assert node.stop() == 0
+
+
 STEPS = [
     a_shifted_copy_costs_little,
     devices_are_lost_while_clients_read,
     lost_devices_are_rebuilt_on_those_that_are_left,
+    a_device_is_drained_under_load_and_leaves,
     rot_is_found_by_scrub_and_repaired,
     a_full_pool,
     a_metadata_directory_is_lost,

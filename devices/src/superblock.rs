@@ -28,6 +28,9 @@ pub const SUPERBLOCK_MAGIC: [u8; 8] = *b"KISEKI\x00D";
 /// The format that this release writes. 1: the first one.
 pub const SUPERBLOCK_VERSION: u32 = 1;
 
+/// The pool of a device that left its node with nothing on it: there is no such pool.
+pub const RETIRED_POOL: PoolId = PoolId(u16::MAX);
+
 /// Most metadata directories in one set: their ids lie in every superblock.
 pub const METADATA_MEMBERS_MAX: usize = 16;
 
@@ -184,6 +187,12 @@ impl Superblock {
         let members = (0..count).map(|_| reader.array().map(MemberId)).collect::<Result<_, _>>()?;
         let metadata = MetadataEpoch { epoch, members };
         Ok(Superblock { cluster, device, pool, class, layout, generation, incarnation, metadata })
+    }
+
+    /// Whether the device was retired: nothing lives on it, and no node uses it before it is formatted anew.
+    #[must_use]
+    pub fn is_retired(&self) -> bool {
+        self.pool == RETIRED_POOL
     }
 
     /// Where this generation is written, in order: a flush follows each. (Byte offset, bytes.)

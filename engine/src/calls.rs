@@ -3,12 +3,13 @@
 use crate::api::StoreError;
 use crate::device_record::DeviceRecord;
 use crate::message::{
-    ControlRequest, ControlResponse, EngineRequest, EngineResponse, HomeRequest, HomeResponse, OpenShard, RequestBody,
-    ResponseBody, ShardRequest, ShardResponse,
+    Closing, ControlRequest, ControlResponse, DeviceLook, EngineRequest, EngineResponse, HomeRequest, HomeResponse,
+    OpenShard, RequestBody, ResponseBody, ShardRequest, ShardResponse,
 };
 use futures::future::join_all;
-use kiseki_types::ids::{LaneId, Locator, ShardId};
+use kiseki_types::ids::{DeviceId, LaneId, Locator, ShardId};
 use kiseki_types::link::Link;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 /// The engine's way to every shard of the node.
@@ -85,6 +86,23 @@ impl Calls {
             self.link.call(LaneId(lane), EngineRequest { shard: ShardId::CONTROL, body })
         });
         join_all(calls).await;
+    }
+
+    /// What every core knows of a device, each once. Errors: a core that does not answer.
+    pub async fn look_at_device(&self, device: DeviceId, closing: Closing) -> Result<Vec<DeviceLook>, StoreError> {
+        let calls = (0..self.lane_count).map(|lane| {
+            let body = RequestBody::LookAtDevice(device, closing);
+            self.link.call(LaneId(lane), EngineRequest { shard: ShardId::CONTROL, body })
+        });
+        let mut looks = BTreeMap::new();
+        for answer in join_all(calls).await {
+            let answer = answer.unwrap_or_else(|error| Err(StoreError::Unavailable { reason: error.to_string() }));
+            match answer? {
+                ResponseBody::Look(look) => looks.insert(look.core, look),
+                _ => panic!("a core answers a look with what it knows"),
+            };
+        }
+        Ok(looks.into_values().collect())
     }
 
     /// Has a tenant's shard opened where its lane is.

@@ -67,6 +67,12 @@ impl DeviceBoard {
         self.turn.set(self.turn.get() + 1);
     }
 
+    /// What is recorded, in the order of ids.
+    #[must_use]
+    pub fn records(&self) -> Vec<DeviceRecord> {
+        self.records.borrow().values().cloned().collect()
+    }
+
     /// All devices that the store knows, each in the state that counts here.
     #[must_use]
     pub fn devices(&self) -> Vec<DeviceStatus> {

@@ -5,6 +5,7 @@ use crate::calls::Calls;
 use crate::control_service::ControlService;
 use crate::core::Core;
 use crate::device_record::{DeviceRecord, DeviceUpdate};
+use crate::evacuation::{EvacuationState, Evacuator};
 use crate::home_service::HomeService;
 use crate::host::{FileSpec, GroupHost, GroupSpec};
 use crate::keyring::{NodeKeys, shard_deltas, shard_pages};
@@ -12,7 +13,8 @@ use crate::keys::MetaSealer;
 use crate::leader::Leader;
 use crate::machine::Machine;
 use crate::message::{
-    ControlRequest, ControlResponse, EngineRequest, EngineResponse, OpenShard, RequestBody, ResponseBody,
+    Closing, ControlRequest, ControlResponse, DeviceLook, EngineRequest, EngineResponse, OpenShard, RequestBody,
+    ResponseBody,
 };
 use crate::orphans;
 use crate::repairer::{RepairSettings, RepairState, Repairer};
@@ -75,6 +77,7 @@ pub struct Engine {
     shards: RefCell<BTreeMap<ShardId, Rc<ShardService>>>,
     repairer: RefCell<Option<Rc<Repairer>>>,
     scrubber: RefCell<Option<Rc<Scrubber>>>,
+    evacuator: RefCell<Option<Rc<Evacuator>>>,
 }
 
 impl Engine {
@@ -99,6 +102,7 @@ impl Engine {
             shards: RefCell::default(),
             repairer: RefCell::default(),
             scrubber: RefCell::default(),
+            evacuator: RefCell::default(),
         })
     }
 
@@ -227,6 +231,7 @@ impl Engine {
         }
         orphans::start(&self.core);
         self.repairer.replace(Some(Repairer::start(&self.core, self.homes(), self.inputs.repair)));
+        self.evacuator.replace(Some(Evacuator::start(&self.core)));
         if let Some(settings) = self.inputs.scrub {
             let share = LaneShare { lanes: self.inputs.lanes.len(), of: usize::from(self.inputs.lane_count) };
             self.scrubber.replace(Some(Scrubber::start(&self.core, self.homes(), share, settings)));
@@ -237,6 +242,29 @@ impl Engine {
     #[must_use]
     pub fn repair_state(&self) -> RepairState {
         self.repairer.borrow().as_ref().map(|repairer| repairer.state()).unwrap_or_default()
+    }
+
+    /// What keeps devices that are to be emptied from being so, as far as this core knows; nothing before step 3.
+    #[must_use]
+    pub fn evacuation_states(&self) -> BTreeMap<DeviceId, EvacuationState> {
+        self.evacuator.borrow().as_ref().map(|evacuator| evacuator.states()).unwrap_or_default()
+    }
+
+    /// What this core knows of a device that is to be removed.
+    fn look_at(&self, device: DeviceId, closing: Closing) -> DeviceLook {
+        match closing {
+            Closing::Close => self.core.devices.set_closed(device, true),
+            Closing::Open => self.core.devices.set_closed(device, false),
+            Closing::AsItIs => {}
+        }
+        let repair = self.repair_state();
+        let has_walked = repair.devices_walked > 0;
+        DeviceLook {
+            core: self.inputs.lanes.first().copied().expect("a core that is asked has a lane"),
+            used: self.core.fragments.use_of(device),
+            older_placements: self.core.devices.older_placements(),
+            open_stripes: has_walked.then_some(repair.backlog + repair.waiting + repair.lost),
+        }
     }
 
     /// How far scrub is on this core; `None` when it is off, and before step 3.
@@ -293,6 +321,7 @@ impl Engine {
                 self.core.control_cache.forget();
                 Ok(ResponseBody::Done)
             }
+            RequestBody::LookAtDevice(device, closing) => Ok(ResponseBody::Look(self.look_at(device, closing))),
             RequestBody::Devices { version, records } => {
                 self.core.devices.take_up(version, records);
                 Ok(ResponseBody::Done)

@@ -306,6 +306,7 @@ impl HomeService {
                 self.repairs.offer(name, margin, cause);
                 Ok(HomeResponse::Decisions(Vec::new()))
             }
+            HomeRequest::Evacuate(names) => self.evacuate(&names).await.map(HomeResponse::Evacuating),
             HomeRequest::Unknown(names) => self.unknown(&names).await.map(HomeResponse::Unknown),
         }
     }
@@ -422,6 +423,11 @@ impl HomeService {
     async fn record(&self, name: ChunkName) -> Result<Option<GenerationRecord>, StoreError> {
         let row = self.leader.row(GENERATIONS, &name.to_key()).await?;
         row.map(|bytes| GenerationRecord::decode(&bytes).map_err(row_damaged)).transpose()
+    }
+
+    /// Whether this home has given out the number.
+    fn has_numbered(&self, generation: Generation) -> bool {
+        generation.0 < (self.incarnation.get() << 32 | self.sequence.get())
     }
 
     fn next_generation(&self) -> Generation {

@@ -5,7 +5,7 @@
 //! [`reader`], [`chunk_read`]; what they are made of ([`chunker`], [`chunk_id`], [`keys`], [`envelope`], [`stripe`],
 //! [`placement`]); then what shards do: [`delta`], [`machine`], [`leader`], [`shard_service`], [`home_service`],
 //! [`control_service`]; what keeps it whole: [`device_record`], [`device_board`],
-//! [`repairer`], [`repair`], [`scrubber`]; and [`engine`], which puts one core
+//! [`repairer`], [`repair`], [`evacuation`], [`retirement`], [`scrubber`]; and [`engine`], which puts one core
 //! together.
 #![forbid(unsafe_code)]
 
@@ -26,6 +26,7 @@ pub mod device_board;
 pub mod device_record;
 pub mod engine;
 pub mod envelope;
+pub mod evacuation;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod hash_queue;
@@ -45,6 +46,7 @@ pub mod reader;
 pub mod repair;
 pub mod repair_queue;
 pub mod repairer;
+pub mod retirement;
 pub mod scrubber;
 pub mod shard_service;
 pub mod shard_tables;

@@ -9,11 +9,12 @@ use crate::chunker::ChunkFormat;
 use crate::composition::{FileEntry, Page, PageReference, PartEntry};
 use crate::delta::ChunkName;
 use crate::device_record::{DeviceRecord, DeviceUpdate};
+use crate::evacuation::EvacuationAnswer;
 use crate::repair_queue::{Margin, RepairCause};
-use kiseki_types::fragment::StripeShape;
+use kiseki_types::fragment::{DeviceUse, StripeShape};
 use kiseki_types::ids::{
-    DeviceId, DirId, Generation, Locator, MasterEpoch, NamespaceId, PageId, PinEpoch, PoolId, ShardId, TenantId,
-    UploadId,
+    DeviceId, DirId, Generation, LaneId, Locator, MasterEpoch, NamespaceId, PageId, PinEpoch, PoolId, ShardId,
+    TenantId, UploadId,
 };
 use kiseki_types::secret::SecretKey;
 use zeroize::Zeroizing;
@@ -45,6 +46,8 @@ pub enum RequestBody {
         /// All of them.
         records: Vec<DeviceRecord>,
     },
+    /// Of the core of the lane: what it knows of a device that is to be removed.
+    LookAtDevice(DeviceId, Closing),
 }
 
 /// What a shard answers.
@@ -60,6 +63,33 @@ pub enum ResponseBody {
     Home(HomeResponse),
     /// From a tenant's shard.
     Shard(ShardResponse),
+    /// From a core.
+    Look(DeviceLook),
+}
+
+/// What a look at a device does to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Closing {
+    /// Nothing is placed on it any more.
+    Close,
+    /// It is as its state says again.
+    Open,
+    /// Nothing.
+    AsItIs,
+}
+
+/// What a core knows of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceLook {
+    /// The first lane of the core that answers: a core may be asked through each of its lanes.
+    pub core: LaneId,
+    /// What the core's lanes hold on it; `None` when that is not known.
+    pub used: Option<DeviceUse>,
+    /// Writes that began before the last change and may still place something there.
+    pub older_placements: usize,
+    /// Stripes of the core's homes that are not whole; `None` while it has not looked at all with the devices as they
+    /// are.
+    pub open_stripes: Option<usize>,
 }
 
 /// Opens a tenant's shard on the core that holds its lane.
@@ -126,6 +156,8 @@ pub enum HomeRequest {
         /// What is wrong.
         cause: RepairCause,
     },
+    /// These have a fragment on a device that is to be emptied: queue them to be moved.
+    Evacuate(Vec<ChunkName>),
 }
 
 /// What a home says of a chunk.
@@ -156,6 +188,8 @@ pub enum HomeResponse {
     Collected(Collected),
     /// To `Unknown`.
     Unknown(Vec<ChunkName>),
+    /// To `Evacuate`.
+    Evacuating(EvacuationAnswer),
 }
 
 /// Where an object lies: its namespace's root, and its key.

@@ -12,7 +12,7 @@ use crate::stripe::fragment_payload_len;
 use futures::future::join_all;
 use kiseki_types::buf::IoBytes;
 use kiseki_types::fragment::{DeviceStatus, FragmentError, FragmentKey, FragmentMeta, StoredFragment, StripeShape};
-use kiseki_types::ids::{DeviceId, MapEpoch, PoolId};
+use kiseki_types::ids::{DeviceId, Locator, MapEpoch, PoolId};
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use tracing::{info, warn};
@@ -82,6 +82,12 @@ pub struct RepairCounters {
     pub fragment_bytes: Cell<u64>,
     /// Payload bytes read and written for it: what the pace counts.
     pub bytes_moved: Cell<u64>,
+    /// Fragments moved off devices that are to be emptied.
+    pub fragments_moved: Cell<u64>,
+    /// Payload bytes of those.
+    pub fragment_bytes_moved: Cell<u64>,
+    /// Fragments freed on such devices that no home knew.
+    pub orphans_freed: Cell<u64>,
     /// Bad or needless fragments that were freed.
     pub released: Cell<u64>,
     /// Repairs that did not end as they should, all tried again.
@@ -193,17 +199,33 @@ pub async fn repair_stripe(
 /// The devices that fragments of a stripe may be put on, in placement order; one that is being emptied comes last, and
 /// only while the stripe would not get its full width on the others.
 fn destinations(core: &Core, name: ChunkName, stripe: &StripeRecord, devices: &[DeviceStatus]) -> Vec<DeviceId> {
-    let order = |devices: Vec<&DeviceStatus>| {
-        let weigh = |device: &&DeviceStatus| PlacementCandidate { device: device.id, weight: device.capacity_bytes };
-        placement::order(&name.locator, &devices.iter().map(weigh).collect::<Vec<_>>())
-    };
     let of_pool = || devices.iter().filter(|device| device.pool == stripe.pool);
-    let mut all = order(of_pool().filter(|device| device.state.takes_fragments()).collect());
+    let mut all = placement_order(&name.locator, of_pool().filter(|device| device.state.takes_fragments()));
     if all.len() < stripe.shape.width() {
         let last = core.devices.last_resort(stripe.pool);
-        all.extend(order(of_pool().filter(|device| last.contains(&device.id)).collect()));
+        all.extend(placement_order(&name.locator, of_pool().filter(|device| last.contains(&device.id))));
     }
     all
+}
+
+/// Devices in the order in which they hold the stripe of `locator`.
+pub(crate) fn placement_order<'a>(locator: &Locator, devices: impl Iterator<Item = &'a DeviceStatus>) -> Vec<DeviceId> {
+    let weigh = |device: &DeviceStatus| PlacementCandidate { device: device.id, weight: device.capacity_bytes };
+    placement::order(locator, &devices.map(weigh).collect::<Vec<_>>())
+}
+
+/// What the header of a fragment says that is written for a stripe that is there already.
+pub(crate) fn fragment_meta(name: ChunkName, stripe: &StripeRecord, index: u8, devices: Vec<DeviceId>) -> FragmentMeta {
+    let ChunkName { locator, generation } = name;
+    FragmentMeta {
+        key: FragmentKey { locator, generation, index },
+        shape: stripe.shape,
+        pool: stripe.pool,
+        envelope_len_bytes: stripe.envelope_len_bytes,
+        payload_len_bytes: stripe.payload_len_bytes(),
+        map_epoch: MAP_EPOCH,
+        devices,
+    }
 }
 
 /// Reads every fragment of the generation whole; each piece is checked against its header (I-C9).
@@ -330,18 +352,9 @@ impl Work<'_> {
     }
 
     fn meta(&self, index: u8, device: DeviceId) -> FragmentMeta {
-        let ChunkName { locator, generation } = self.name;
         let mut hint = self.held_by.clone();
         hint.insert(index, device);
-        FragmentMeta {
-            key: FragmentKey { locator, generation, index },
-            shape: self.stripe.shape,
-            pool: self.stripe.pool,
-            envelope_len_bytes: self.stripe.envelope_len_bytes,
-            payload_len_bytes: self.stripe.payload_len_bytes(),
-            map_epoch: MAP_EPOCH,
-            devices: hint.into_values().collect(),
-        }
+        fragment_meta(self.name, self.stripe, index, hint.into_values().collect())
     }
 
     fn device_name(&self, id: DeviceId) -> String {

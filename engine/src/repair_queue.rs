@@ -13,6 +13,17 @@ pub const REPAIR_QUEUE_MAX: usize = 65_536;
 /// How many more fragments a stripe may lose before data is lost; negative when it is.
 pub type Margin = i16;
 
+/// Stripes that wait to be moved off a device that is to be emptied: who offers them finds them again (I-O5).
+pub const MOVES_MAX: usize = 256;
+
+/// The margin that a stripe has in the queue which is whole and only to be moved: behind every one that is not whole.
+pub const MOVE_MARGIN: Margin = Margin::MAX;
+
+/// The margin of a stripe that found no room: behind all others that are to be repaired.
+pub const NO_ROOM_MARGIN: Margin = Margin::MAX - 1;
+
+const _: () = assert!(NO_ROOM_MARGIN as usize > kiseki_types::limits::STRIPE_WIDTH_MAX);
+
 /// Why a stripe is offered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RepairCause {
@@ -28,6 +39,12 @@ struct Entry {
     not_before: Instant,
 }
 
+struct Running {
+    is_move: bool,
+    /// The margin when it was offered again meanwhile.
+    again: Option<Margin>,
+}
+
 #[derive(Default)]
 struct State {
     entries: BTreeMap<ChunkName, Entry>,
@@ -35,8 +52,10 @@ struct State {
     order: BTreeSet<(Margin, ChunkName)>,
     /// The others.
     early: BTreeSet<(Instant, ChunkName)>,
-    /// Being repaired; the margin when it was offered again meanwhile.
-    running: BTreeMap<ChunkName, Option<Margin>>,
+    /// Being repaired or moved.
+    running: BTreeMap<ChunkName, Running>,
+    /// Entries that are only to be moved.
+    moves: usize,
     /// Cannot reach full width with the devices that are usable now.
     waiting: BTreeSet<ChunkName>,
     lost: BTreeSet<ChunkName>,
@@ -48,6 +67,12 @@ struct State {
 pub struct RepairQueue {
     state: RefCell<State>,
     overflowed: Cell<bool>,
+    /// Whether the last stripe that was moved found no room.
+    no_room: Cell<bool>,
+    /// Until when no further one is taken in.
+    no_moves_until: Cell<Instant>,
+    /// The time of the last look for work.
+    now: Cell<Instant>,
 }
 
 impl RepairQueue {
@@ -59,9 +84,9 @@ impl RepairQueue {
     /// Takes a stripe in that has to wait until `not_before`.
     pub fn offer_later(&self, name: ChunkName, margin: Margin, cause: RepairCause, not_before: Instant) {
         let mut state = self.state.borrow_mut();
-        if let Some(again) = state.running.get_mut(&name) {
+        if let Some(running) = state.running.get_mut(&name) {
             // Whoever repairs it may have looked already.
-            *again = Some(again.map_or(margin, |other| other.min(margin)));
+            running.again = Some(running.again.map_or(margin, |other| other.min(margin)));
             return;
         }
         // A missing fragment of a stripe that waits for devices is known; a rotten one can be repaired where it lies.
@@ -84,9 +109,39 @@ impl RepairQueue {
         }
     }
 
+    /// Takes a whole stripe in that is to be moved; false when there are enough of those for now.
+    pub fn offer_move(&self, name: ChunkName) -> bool {
+        {
+            let state = self.state.borrow();
+            if state.running.contains_key(&name) || state.entries.contains_key(&name) || state.waiting.contains(&name) {
+                return true; // what becomes of it is seen by the next sweep
+            }
+            if state.moves >= MOVES_MAX || self.now.get() < self.no_moves_until.get() {
+                return false;
+            }
+        }
+        self.offer(name, MOVE_MARGIN, RepairCause::Unreadable);
+        true
+    }
+
+    /// Notes whether a stripe that was moved found room; after one that did not, none is taken in until `until`.
+    pub fn note_room(&self, has_room: bool, until: Instant) {
+        self.no_room.set(!has_room);
+        if !has_room {
+            self.no_moves_until.set(until);
+        }
+    }
+
+    /// Whether the last stripe that was to be moved found no room.
+    #[must_use]
+    pub fn has_no_room(&self) -> bool {
+        self.no_room.get()
+    }
+
     /// The most endangered stripe whose time has come, of those with at most `margin_max`. It runs until
     /// [`RepairQueue::done`].
     pub fn take(&self, now: Instant, margin_max: Margin) -> Option<(ChunkName, Margin)> {
+        self.now.set(now);
         let mut state = self.state.borrow_mut();
         while let Some((_, name)) = state.early.first().copied().filter(|(at, _)| *at <= now) {
             let Entry { margin, .. } = state.remove(name).expect("what is early is in the queue");
@@ -94,13 +149,13 @@ impl RepairQueue {
         }
         let (margin, name) = state.order.first().copied().filter(|(margin, _)| *margin <= margin_max)?;
         state.remove(name);
-        state.running.insert(name, None);
+        state.running.insert(name, Running { is_move: margin == MOVE_MARGIN, again: None });
         Some((name, margin))
     }
 
     /// A repair has ended. A stripe that was offered meanwhile is looked at once more.
     pub fn done(&self, name: ChunkName) {
-        let again = self.state.borrow_mut().running.remove(&name).flatten();
+        let again = self.state.borrow_mut().running.remove(&name).and_then(|running| running.again);
         if let Some(margin) = again {
             self.offer(name, margin, RepairCause::Unreadable);
         }
@@ -162,11 +217,19 @@ impl RepairQueue {
         self.overflowed.get()
     }
 
-    /// Stripes that wait for their turn or are being repaired.
+    /// Stripes that wait for their turn to be repaired, or are being so.
     #[must_use]
     pub fn backlog(&self) -> usize {
         let state = self.state.borrow();
-        state.entries.len() + state.running.len()
+        let running = state.running.values().filter(|running| !running.is_move).count();
+        state.entries.len() - state.moves + running
+    }
+
+    /// Stripes that wait for their turn to be moved, or are being so.
+    #[must_use]
+    pub fn moving(&self) -> usize {
+        let state = self.state.borrow();
+        state.moves + state.running.values().filter(|running| running.is_move).count()
     }
 
     /// Stripes that wait for devices.
@@ -184,6 +247,7 @@ impl RepairQueue {
 
 impl State {
     fn put(&mut self, name: ChunkName, entry: Entry) {
+        self.moves += usize::from(entry.margin == MOVE_MARGIN);
         self.entries.insert(name, entry);
         if entry.not_before == Instant(0) {
             self.order.insert((entry.margin, name));
@@ -194,6 +258,7 @@ impl State {
 
     fn remove(&mut self, name: ChunkName) -> Option<Entry> {
         let entry = self.entries.remove(&name)?;
+        self.moves -= usize::from(entry.margin == MOVE_MARGIN);
         self.order.remove(&(entry.margin, name));
         self.early.remove(&(entry.not_before, name));
         Some(entry)
@@ -251,6 +316,29 @@ mod tests {
         assert_eq!(queue.backlog(), REPAIR_QUEUE_MAX, "I-O5");
         assert!(queue.take_overflow() && !queue.take_overflow());
         assert_eq!(queue.take(Instant(0), Margin::MAX), Some((name(2 << 20), 0)));
+    }
+
+    #[test]
+    fn moves_come_behind_every_repair_are_bounded_and_are_no_backlog() {
+        let queue = RepairQueue::default();
+        for number in 0..MOVES_MAX as u32 {
+            assert!(queue.offer_move(name(number)));
+        }
+        assert!(!queue.offer_move(name(1 << 20)), "I-O5");
+        assert!(queue.offer_move(name(0)), "it is in");
+        queue.offer(name(2 << 20), NO_ROOM_MARGIN, RepairCause::Unreadable);
+        queue.offer(name(0), 2, RepairCause::Missing);
+        assert_eq!((queue.backlog(), queue.moving()), (2, MOVES_MAX - 1));
+        let now = Instant(5);
+        assert_eq!(queue.take(now, Margin::MAX), Some((name(0), 2)), "it lost a fragment meanwhile");
+        assert_eq!(queue.take(now, Margin::MAX), Some((name(2 << 20), NO_ROOM_MARGIN)));
+        assert_eq!(queue.take(now, Margin::MAX), Some((name(1), MOVE_MARGIN)));
+        assert_eq!((queue.backlog(), queue.moving()), (2, MOVES_MAX - 1), "running ones count");
+        queue.done(name(1));
+        queue.note_room(false, Instant(9));
+        assert!(!queue.offer_move(name(1)) && queue.has_no_room());
+        assert_eq!(queue.take(Instant(9), 0), None);
+        assert!(queue.offer_move(name(1)), "its pause is over");
     }
 
     #[test]

@@ -10,14 +10,16 @@
 use crate::api::StoreError;
 use crate::core::Core;
 use crate::delta::ChunkName;
+use crate::evacuation::{Moved, move_stripe};
 use crate::home_service::{HeldGeneration, HomeService, RepairPermit};
 use crate::message::HomeRequest;
 use crate::pace::Pace;
 use crate::repair::{Glance, Repaired, StripeRecord, add, repair_stripe};
-use crate::repair_queue::{Margin, RepairCause};
+use crate::repair_queue::{MOVE_MARGIN, Margin, NO_ROOM_MARGIN, RepairCause};
 use crate::throttle::Throttle;
 use futures::channel::oneshot;
 use futures::future::{join_all, select};
+use kiseki_types::fragment::FragmentError;
 use kiseki_types::ids::{DeviceId, PoolId, ShardId};
 use kiseki_types::runtime::{Instant, RuntimeExt};
 use std::cell::{Cell, RefCell};
@@ -121,6 +123,8 @@ pub struct Repairer {
 pub struct RepairState {
     /// Stripes queued or being repaired.
     pub backlog: usize,
+    /// Whole stripes that are queued to be moved off a device, or being so.
+    pub moving: usize,
     /// Stripes that wait for devices.
     pub waiting: usize,
     /// Stripes with fewer good fragments than their data need.
@@ -163,6 +167,7 @@ impl Repairer {
         let is_current = !self.is_walking.get() && walked.as_ref() == Some(&self.usable());
         RepairState {
             backlog: queue.backlog(),
+            moving: queue.moving(),
             waiting: queue.waiting_count(),
             lost: queue.lost_count(),
             devices_wanted: if queue.waiting_count() > 0 { self.devices_wanted.get() } else { 0 },
@@ -326,6 +331,13 @@ impl Repairer {
             }
         };
         let moved = Cell::new(0);
+        if margin == MOVE_MARGIN {
+            let result = move_stripe(&self.core, name, &stripe, &moved).await;
+            drop(guard);
+            add(&counters.bytes_moved, moved.get());
+            self.pace.pay(moved.get(), self.rate(margin));
+            return self.moved(name, result);
+        }
         let result = repair_stripe(&self.core, name, &stripe, &moved).await;
         drop(guard);
         add(&counters.bytes_moved, moved.get());
@@ -342,7 +354,7 @@ impl Repairer {
             Ok(Repaired::NoRoom) => {
                 add(&counters.failures, 1);
                 self.no_room_until.set(self.core.ports.now() + NO_ROOM_PAUSE);
-                return Some((Margin::MAX, self.core.ports.now() + NO_ROOM_INTERVAL));
+                return Some((NO_ROOM_MARGIN, self.core.ports.now() + NO_ROOM_INTERVAL));
             }
             Ok(Repaired::Lost { good }) => self.lost(name, &stripe, good),
             Err(error) => {
@@ -352,6 +364,22 @@ impl Repairer {
             }
         }
         None
+    }
+
+    /// What becomes of a stripe after it was to be moved. What is left to do is found by the next sweep.
+    fn moved(&self, name: ChunkName, result: Result<Moved, FragmentError>) -> Option<(Margin, Instant)> {
+        let (queue, now) = (&self.core.repairs, self.core.ports.now());
+        queue.note_room(!matches!(result, Ok(Moved::NoRoom)), now + NO_ROOM_PAUSE);
+        match result {
+            Ok(Moved::Done | Moved::Short | Moved::NoRoom) => None,
+            // It lost a fragment: how endangered it is, its repair finds out.
+            Ok(Moved::NotWhole) => Some((0, now)),
+            Err(error) => {
+                add(&self.core.repair_counters.failures, 1);
+                warn!(locator = %name.locator, %error, "a stripe could not be moved; tried again");
+                Some((MOVE_MARGIN, now + RETRY_INTERVAL))
+            }
+        }
     }
 
     fn rate(&self, margin: Margin) -> u64 {

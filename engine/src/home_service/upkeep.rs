@@ -4,6 +4,7 @@
 use super::{FORMAT, GENERATIONS, GenerationRecord, GenerationState, HomeService, STATE};
 use crate::api::StoreError;
 use crate::delta::{ChunkName, RowChange};
+use crate::evacuation::{EvacuationAnswer, MoveOutlook};
 use crate::leader::{Draft, row_damaged};
 use crate::machine::ROWS_FILE;
 use crate::repair::StripeRecord;
@@ -155,6 +156,52 @@ impl HomeService {
             return Ok(RepairPermit::NotYet);
         }
         Ok(RepairPermit::Granted(RepairGuard { home: self.clone(), name }, record.stripe()))
+    }
+
+    /// Queues stripes that have a fragment on a device that is to be emptied.
+    ///
+    /// What is being written, or collected, is passed over: the next sweep finds it in another state.
+    pub(super) async fn evacuate(&self, names: &[ChunkName]) -> Result<EvacuationAnswer, StoreError> {
+        self.leader.barrier().await?;
+        let mut answer = EvacuationAnswer { no_room: self.repairs.has_no_room(), ..EvacuationAnswer::default() };
+        for name in names {
+            match self.record(*name).await? {
+                Some(record) if record.state == GenerationState::Complete => {
+                    self.evacuate_one(*name, &record.stripe(), &mut answer).await?;
+                }
+                Some(_) => {}
+                None if self.is_unknown(*name).await? => answer.unknown.push(*name),
+                None => {}
+            }
+        }
+        Ok(answer)
+    }
+
+    async fn evacuate_one(
+        &self,
+        name: ChunkName,
+        stripe: &StripeRecord,
+        answer: &mut EvacuationAnswer,
+    ) -> Result<(), StoreError> {
+        let located = self.fragments.locate(name.locator, name.generation).await;
+        let located = located.map_err(|error| StoreError::Unavailable { reason: error.to_string() })?;
+        let outlook = MoveOutlook::at(&self.devices, name, stripe, &located);
+        if outlook.to_move > outlook.free {
+            answer.waiting += 1;
+            answer.devices_wanted = answer.devices_wanted.max(outlook.to_move - outlook.free);
+        }
+        if outlook.to_move.min(outlook.free) > 0 && !self.repairs.offer_move(name) {
+            answer.refused.push(name);
+        }
+        Ok(())
+    }
+
+    /// Whether no delta can ever name the generation. A number that is given out is committed or refused while the
+    /// chunk's latch is held, so under the latch no record means that there will be none (I-C2).
+    async fn is_unknown(&self, name: ChunkName) -> Result<bool, StoreError> {
+        let _guards = self.latch([name.locator].into_iter()).await;
+        self.leader.barrier().await?;
+        Ok(self.has_numbered(name.generation) && self.record(name).await?.is_none())
     }
 
     /// Whether a repair has the generation now: then it is not collected (I-C2).

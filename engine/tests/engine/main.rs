@@ -1,6 +1,7 @@
 //! Tests of the whole engine, in the simulator.
 
 mod epochs;
+mod evacuation;
 mod objects;
 mod promises;
 mod repair;

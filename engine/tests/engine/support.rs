@@ -5,6 +5,7 @@ use bytes::Bytes;
 use futures::FutureExt;
 use kiseki_engine::api::{FinishWrite, ObjectInfo, Store, StoreError};
 use kiseki_engine::calls::Calls;
+use kiseki_engine::device_record::{DeviceActor, DevicePlace, DeviceRecord, DeviceUpdate};
 use kiseki_engine::engine::{Engine, EngineInputs};
 use kiseki_engine::host::{GroupHost, GroupSpec};
 use kiseki_engine::keyring::NodeKeys;
@@ -444,6 +445,31 @@ impl World {
         self.fragments.medium.borrow_mut().putting.clear();
         self.engine = start(&self.sim, &self.logs, &self.fragments, self.shape, self.upkeep, false);
         self.store = self.engine.store();
+    }
+
+    /// Changes what is recorded of a device.
+    pub fn record(&self, index: u8, update: DeviceUpdate) -> Result<DeviceRecord, StoreError> {
+        self.run(self.engine.record_device(MemoryFragments::device(index), update))
+    }
+
+    /// As a start does: every device is recorded as opened.
+    pub fn record_opened(&self) {
+        for index in 0..self.fragments.healthy_count() as u8 {
+            let place = DevicePlace { path: format!("d{index}"), pool: PoolId(0), class: "file".to_owned() };
+            let update = DeviceUpdate::Opened { place, actor: DeviceActor::Node, reason: "opened".to_owned() };
+            self.record(index, update).expect("it is opened");
+        }
+    }
+
+    /// Has a device emptied.
+    pub fn evacuate(&self, index: u8) {
+        let (actor, reason) = (DeviceActor::Operator, "test".to_owned());
+        self.record(index, DeviceUpdate::Evacuate { actor, reason, cause: None }).expect("it is evacuated");
+    }
+
+    /// Fragments that lie on a device, or are being put there.
+    pub fn held_by(&self, index: u8) -> u64 {
+        self.fragments.use_of(MemoryFragments::device(index)).expect("it works").fragments
     }
 
     /// Fences in all shards.

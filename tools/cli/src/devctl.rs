@@ -3,7 +3,9 @@
 //! A verb is a file with `Args` (its flags; the doc comment is its help) and `run`. It is added by its `mod`, its
 //! variant and its arm below.
 
+mod asking;
 mod completion;
+mod drain;
 mod enroll;
 mod format;
 mod format_args;
@@ -16,6 +18,7 @@ mod node;
 mod plan;
 mod render;
 mod replace;
+mod retire;
 mod smart;
 mod verify;
 
@@ -52,6 +55,8 @@ enum Command {
     Locate(locate::Args),
     Enroll(enroll::Args),
     Replace(replace::Args),
+    Drain(drain::Args),
+    Retire(retire::Args),
     Verify(verify::Args),
     Completion(completion::Args),
 }
@@ -67,6 +72,8 @@ impl Command {
             Command::Locate(args) => locate::run(args),
             Command::Enroll(args) => enroll::run(args),
             Command::Replace(args) => replace::run(args),
+            Command::Drain(args) => drain::run(args),
+            Command::Retire(args) => retire::run(args),
             Command::Verify(args) => verify::run(args),
             Command::Completion(args) => completion::run(args),
         }

@@ -3,6 +3,7 @@
 pub mod http;
 pub mod server;
 
+use crate::device_admin::DeviceAnswer;
 use crate::enroll::{ChangeMode, JoinedDevice};
 use crate::status::NodeReport;
 use kiseki_types::runtime::LocalBoxFuture;
@@ -68,6 +69,39 @@ pub enum AdminRequest {
     },
     /// Describes the node.
     Status,
+    /// Moves everything on a device to the others.
+    DeviceDrain {
+        /// Its path, its id, or the first digits of its id.
+        device: String,
+        /// Why; it is recorded.
+        reason: String,
+        /// Whether it is only tried.
+        #[serde(default)]
+        mode: ChangeMode,
+    },
+    /// Keeps a device in use after all.
+    DeviceDrainCancel {
+        /// Its path, its id, or the first digits of its id.
+        device: String,
+        /// Why; it is recorded.
+        reason: String,
+        /// Whether it is only tried.
+        #[serde(default)]
+        mode: ChangeMode,
+    },
+    /// Lets a device go on which nothing lives (I-D5).
+    DeviceRetire {
+        /// Its path, its id, or the first digits of its id.
+        device: String,
+        /// Why; it is recorded.
+        reason: String,
+        /// Whether what only this device holds is given up: it is failed or away, and will not come back.
+        #[serde(default)]
+        lost: bool,
+        /// Whether it is only tried.
+        #[serde(default)]
+        mode: ChangeMode,
+    },
     /// Takes a device into the node, or back into it, while it runs.
     DeviceEnroll {
         /// Where it is.
@@ -136,6 +170,8 @@ pub enum AdminResponse {
     Done,
     /// The node.
     Status(Box<NodeReport>),
+    /// A device that is in use, after a request about it.
+    Device(Box<DeviceAnswer>),
     /// A device joined, or would.
     Joined(Box<JoinedDevice>),
     /// It is not done.
@@ -180,6 +216,9 @@ pub async fn answer(store: &dyn AdminStore, request: AdminRequest) -> AdminRespo
         AdminRequest::Status | AdminRequest::DeviceEnroll { .. } | AdminRequest::DeviceReplace { .. } => {
             Err("this is answered beside the cores".to_owned())
         }
+        AdminRequest::DeviceDrain { .. }
+        | AdminRequest::DeviceDrainCancel { .. }
+        | AdminRequest::DeviceRetire { .. } => Err("this needs the node, not only its store".to_owned()),
     };
     answer.unwrap_or_else(|message| AdminResponse::Error { message })
 }

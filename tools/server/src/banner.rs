@@ -29,7 +29,7 @@ pub fn when_ready(shared: Arc<CoreShared>, admin: SocketAddr) {
 
 fn text(shared: &CoreShared, report: &NodeReport, admin: SocketAddr) -> String {
     let dir = &shared.config.dir;
-    let healthy = report.devices.iter().filter(|device| device.state == "healthy").count();
+    let healthy = report.devices.iter().filter(|device| device.is_usable()).count();
     let paths: Vec<String> = report.paths_in_use.iter().map(|(what, path)| format!("{what}: {path}")).collect();
     let mut text = format!(
         "\nkiseki {} is serving\n  S3       {}\n  health   http://{admin}/healthz   metrics http://{admin}/metrics\n  \

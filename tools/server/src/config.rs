@@ -3,6 +3,7 @@
 
 use crate::paths::{DEFAULT_DIR, KisekiDir};
 use crate::space::{DiscardSection, FillSection};
+use crate::wear::WearLimits;
 use clap::{Args, ValueEnum};
 use kiseki_engine::repairer::RepairSettings;
 use kiseki_engine::scrubber::ScrubSettings;
@@ -26,6 +27,10 @@ const CORES_MAX: u16 = 1024;
 const STRIPES_AT_ONCE_MAX: usize = 64;
 /// Longest interval of scrub, ten years: longer ones are a way to say never.
 const SCRUB_INTERVAL_H_MAX: u32 = 10 * 365 * 24;
+/// Shortest interval of wear watch: each look takes a command of a drive's admin queue.
+const SMART_INTERVAL_S_MIN: u32 = 10;
+/// Longest interval of wear watch: a drive must not wear out between two looks.
+const SMART_INTERVAL_S_MAX: u32 = 24 * 3600;
 /// Most side threads of one node.
 const SIDE_THREADS_MAX: u16 = 1024;
 
@@ -86,6 +91,8 @@ pub struct FileConfig {
     pub repair: RepairSection,
     /// Reading and checking of everything.
     pub scrub: ScrubSection,
+    /// From when on a device is emptied.
+    pub health: HealthSection,
     /// How full devices may get.
     pub fill: FillSection,
     /// Telling devices of freed space.
@@ -116,6 +123,20 @@ pub struct ScrubSection {
     pub interval_h: u32,
     /// MiB of fragments that the node reads a second at most for it.
     pub mib_per_second_max: u32,
+}
+
+/// Section `[health]`: when wear watch has a device emptied (I-D3).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HealthSection {
+    /// Seconds between two looks at what NVMe drives say of their health.
+    pub smart_interval_s: u32,
+    /// Percent of a drive's life, by its maker's estimate.
+    pub used_percent_max: u8,
+    /// Media errors that a drive counts itself.
+    pub media_errors_max: u64,
+    /// Errors that our own reads met on a device.
+    pub read_errors_max: u64,
 }
 
 /// Section `[s3]`.
@@ -203,6 +224,24 @@ impl RepairSection {
         RepairSettings {
             bytes_per_second_max: mib_of_core(self.mib_per_second_max, cores),
             stripes_at_once: self.stripes_at_once,
+        }
+    }
+}
+
+impl Default for HealthSection {
+    fn default() -> HealthSection {
+        HealthSection { smart_interval_s: 300, used_percent_max: 90, media_errors_max: 100, read_errors_max: 100 }
+    }
+}
+
+impl HealthSection {
+    /// As wear watch takes them.
+    #[must_use]
+    pub fn limits(&self) -> WearLimits {
+        WearLimits {
+            used_percent_max: self.used_percent_max,
+            media_errors_max: self.media_errors_max,
+            read_errors_max: self.read_errors_max,
         }
     }
 }
@@ -302,6 +341,8 @@ pub struct Config {
     pub repair: RepairSection,
     /// Reading and checking of everything.
     pub scrub: ScrubSection,
+    /// From when on a device is emptied.
+    pub health: HealthSection,
     /// How full devices may get.
     pub fill: FillSection,
     /// Telling devices of freed space.
@@ -336,7 +377,7 @@ impl Config {
 
     /// Lays overrides over a file and checks the result.
     pub fn combine(dir: KisekiDir, file: FileConfig, overrides: &Overrides) -> Result<Config, ConfigError> {
-        let FileConfig { mut s3, mut admin, mut keys, mut log, repair, scrub, fill, discard, .. } = file;
+        let FileConfig { mut s3, mut admin, mut keys, mut log, repair, scrub, health, fill, discard, .. } = file;
         if let Some(host) = overrides.s3_host {
             s3.listen.set_ip(host);
         }
@@ -379,6 +420,7 @@ impl Config {
             s3,
             repair,
             scrub,
+            health,
             fill,
             discard,
             admin,
@@ -429,6 +471,10 @@ impl Config {
         }
         if self.scrub.mib_per_second_max == 0 {
             return refuse("scrub.mib_per_second_max", "0".to_owned(), "at least 1");
+        }
+        if !(SMART_INTERVAL_S_MIN..=SMART_INTERVAL_S_MAX).contains(&self.health.smart_interval_s) {
+            let value = self.health.smart_interval_s.to_string();
+            return refuse("health.smart_interval_s", value, "10 seconds to one day, 86400: wear watch is never off");
         }
         self.fill.check()?;
         if self.discard.mib_per_second_max == 0 {
@@ -483,6 +529,7 @@ impl Config {
             s3: self.s3.clone(),
             repair: self.repair.clone(),
             scrub: self.scrub.clone(),
+            health: self.health.clone(),
             fill: self.fill.clone(),
             discard: self.discard.clone(),
             admin: self.admin.clone(),
@@ -542,6 +589,7 @@ mod tests {
             ("metadata_dirs = ['m']\ndevices = ['d', 'd']", "devices"),
             ("metadata_dirs = ['m']\ndevices = ['d']\n[scrub]\ninterval_h = 0", "scrub.interval_h"),
             ("metadata_dirs = ['m']\ndevices = ['d']\n[repair]\nstripes_at_once = 0", "repair.stripes_at_once"),
+            ("metadata_dirs = ['m']\ndevices = ['d']\n[health]\nsmart_interval_s = 0", "health.smart_interval_s"),
             ("metadata_dirs = ['m']\ndevices = ['d']\n[fill.ssd]\nwarn_percent = 91", "fill.ssd"),
             ("metadata_dirs = ['m']\ndevices = ['d']\n[discard]\nmib_per_second_max = 0", "discard.mib_per_second_max"),
             ("metadata_dirs = ['m']\ndevices = ['d']\n[admin]\nlisten = '127.0.0.1:9000'", "admin.listen"),

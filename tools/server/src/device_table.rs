@@ -5,7 +5,7 @@
 
 use crate::devices::{Identity, NodeDevice};
 use kiseki_devices::DeviceError;
-use kiseki_devices::superblock::{Enrolled, MetadataEpoch, Superblock, SuperblockWitness};
+use kiseki_devices::superblock::{Enrolled, MetadataEpoch, RETIRED_POOL, Superblock, SuperblockWitness};
 use kiseki_types::ids::DeviceId;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -86,6 +86,16 @@ impl DeviceTable {
         self.witness.join(&device.keeper, known, enrolled)?;
         self.lock().push((self.openings.fetch_add(1, Ordering::Relaxed), device));
         Ok(())
+    }
+
+    /// Has a device's superblock say that it was retired: nothing lives on it. Blocks. One that is not open here is left as it is.
+    pub fn mark_retired(&self, id: DeviceId) -> Result<(), DeviceError> {
+        let keeper = self
+            .lock()
+            .iter()
+            .find(|(_, device)| device.superblock.device == id)
+            .map(|(_, device)| device.keeper.clone());
+        keeper.map_or(Ok(()), |keeper| keeper.update(|next| next.pool = RETIRED_POOL).map(drop))
     }
 
     /// Lets go of a device and of its lock. Blocks. Errors: too few superblocks would be left that know the newest

@@ -4,6 +4,7 @@ use crate::status::DeviceReport;
 use kiseki_devices::DeviceError;
 use kiseki_devices::file_device::{DeviceLock, RawDevice};
 use kiseki_devices::superblock::{Superblock, SuperblockKeeper, read_superblock_blocking};
+use kiseki_types::fragment::DeviceState;
 use kiseki_types::ids::ClusterId;
 use kiseki_types::meta::MetaFile;
 use std::os::unix::fs::MetadataExt;
@@ -76,6 +77,11 @@ impl ClaimedDevice {
             Ok((lock, raw, superblock))
         };
         let (lock, raw, superblock) = open().map_err(|error| with_causes(&error))?;
+        if superblock.is_retired() {
+            return Err(format!(
+                "it was retired: nothing lives on it; take it out of `devices`, or format it anew: kiseki-devctl format {name}"
+            ));
+        }
         if superblock.cluster != cluster {
             return Err(format!(
                 "it belongs to cluster {}, this node to {cluster}; take it out of `devices`, or format it by name with \
@@ -116,8 +122,9 @@ impl DeviceDescription {
     #[must_use]
     pub fn summary(&self) -> String {
         let block = &self.superblock;
+        let retired = if block.is_retired() { "retired, nothing lives on it: " } else { "" };
         format!(
-            "device {} of cluster {}, {} lanes, {:.1} GiB for fragments, generation {}",
+            "{retired}device {} of cluster {}, {} lanes, {:.1} GiB for fragments, generation {}",
             block.device,
             block.cluster,
             block.layout.lanes(),
@@ -158,8 +165,11 @@ pub fn open_all(paths: &[PathBuf], cluster: ClusterId) -> NodeDevices {
                 Some(device)
             }
             Err(reason) => {
-                report.state = if path.exists() { "failed" } else { "absent" }.to_owned();
+                report.state = if path.exists() { "failed" } else { "unreachable" }.to_owned();
                 report.reason = reason;
+                if describe(path).is_ok_and(|found| found.superblock.is_retired()) {
+                    report.state = DeviceState::Removed.name().to_owned();
+                }
                 None
             }
         };

@@ -149,8 +149,12 @@ pub fn release(shared: &CoreShared, device: DeviceId, actor: &str) -> Result<(),
         change.config.check_writable().map_err(|error| with_causes(&error))?;
     }
     let known = shared.meta.dir.epoch();
-    shared.devices.leave(device, &known, Enrolled::Changes).map_err(|error| error.to_string())?;
     shared.orders.give(&DeviceOrder::Remove(device))?;
+    if let Err(error) = shared.devices.mark_retired(device) {
+        // It is recorded all the same; only the device itself does not tell.
+        tracing::warn!(%device, reason = %with_causes(&error), "the superblock of a retired device could not be marked");
+    }
+    shared.devices.leave(device, &known, Enrolled::Changes).map_err(|error| error.to_string())?;
     if change.config.names(&path) {
         change.config.change(&DevicesChange::Remove(path)).map_err(|error| with_causes(&error))?;
     }
@@ -476,7 +480,7 @@ fn device_id(text: &str) -> Option<DeviceId> {
 
 /// Whether reads and writes reach it, as far as status knows.
 fn is_usable(report: &DeviceReport) -> bool {
-    report.state == "healthy"
+    report.is_usable()
 }
 
 /// The device that an operator means, by its path or by the first digits of its id.

@@ -5,7 +5,9 @@ use crate::admin::{self, AdminStore};
 use crate::admin_store::EngineAdmin;
 use crate::config::Config;
 use crate::core_node::{CoreInputs, CoreNode, LaneInput, LogMirror, RAFT_JOURNAL_LEN_BYTES};
+use crate::device_admin::DeviceAdmin;
 use crate::device_orders::{self, DeviceOrders};
+use crate::device_records::DeviceRecorder;
 use crate::device_table::{DeviceTable, OpenDevice};
 use crate::key_store::KeyStore;
 use crate::metadata::{NodeMetadata, mark_formed, raft_journal_path};
@@ -194,7 +196,8 @@ async fn serve_until_stopped(
     report::start(shared, core, node, &gateway, ports);
     if let Some(calls) = calls {
         let store = Rc::new(EngineAdmin::new(node.engine().calls().clone()));
-        serve_admin(calls, store.clone(), ports);
+        serve_admin(calls, store.clone(), DeviceAdmin::new(shared.clone(), node.clone(), ports.clone()), ports);
+        DeviceRecorder::start(shared, node, ports);
         let config = shared.config.clone();
         crate::first_tenant::ensure(&config, &node.store(), &*store).await?;
     }
@@ -227,13 +230,16 @@ async fn serve_until_stopped(
 }
 
 /// Answers administration, each request in a task of its own; the socket's side bounds how many there are.
-fn serve_admin(mut calls: AdminCalls, store: Rc<EngineAdmin>, ports: &Ports) {
+fn serve_admin(mut calls: AdminCalls, store: Rc<EngineAdmin>, devices: Rc<DeviceAdmin>, ports: &Ports) {
     let task_ports = ports.clone();
     let task = async move {
         while let Some(call) = calls.next().await {
-            let store = store.clone();
+            let (store, devices) = (store.clone(), devices.clone());
             let answering = async move {
-                let response = admin::answer(&*store as &dyn AdminStore, call.request).await;
+                let response = match DeviceAdmin::answers(&call.request) {
+                    true => devices.answer(call.request).await,
+                    false => admin::answer(&*store as &dyn AdminStore, call.request).await,
+                };
                 // A client that has gone does not want its answer.
                 let _gone = call.answer.try_send(response);
             };

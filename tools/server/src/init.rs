@@ -137,6 +137,15 @@ fn config_text(options: &InitOptions) -> String {
          interval_h = 336\n\
          mib_per_second_max = 200\n\
          \n\
+         [health]\n\
+         # Seconds between two looks at the health that NVMe drives report.\n\
+         smart_interval_s = 300\n\
+         # A device is emptied before it fails: when more than so many percent of its life are used, or when it counts\n\
+         # more than so many media errors, or our own reads met more than so many. `kiseki-devctl drain --cancel` keeps it.\n\
+         used_percent_max = 90\n\
+         media_errors_max = 100\n\
+         read_errors_max = 100\n\
+         \n\
          # How full devices of a class may get, in percent: from warn on status warns, at critical the pool refuses new\n\
          # data of clients with 507 (deletes and repair go on), at read-only a device takes nothing more. Also\n\
          # [fill.nvme], [fill.ssd], [fill.hdd].\n\

@@ -62,6 +62,7 @@ pub fn run(config: Config) -> Result<()> {
     }
     crate::banner::when_ready(shared.clone(), admin_http);
     crate::watch::start(shared.clone()).context("can't start a thread")?;
+    crate::wear::start(shared.clone()).context("can't start a thread")?;
     let mut result = Ok(());
     for thread in threads {
         // A panic has ended the process already.

@@ -33,7 +33,7 @@ fn fail(board: &StatusBoard, id: &str, reason: &str) {
 /// Why a device that still works should not be used any more: somebody else found it failed.
 fn reason_to_leave(board: &StatusBoard, id: &str) -> Option<String> {
     let board = board.lock();
-    let found = board.devices.iter().find(|device| device.id == id && device.state != "healthy")?;
+    let found = board.devices.iter().find(|device| device.id == id && !device.is_usable())?;
     Some(format!("{}: {}", found.path, found.reason))
 }
 
@@ -117,10 +117,19 @@ fn report(shared: &CoreShared, core: CoreId, node: &CoreNode, gateway: &S3Servic
     let mut set = |name: &str, value: u64| add(&mut values, name, value);
     set("raft_groups", node.groups().count() as u64);
     set("raft_groups_fenced", node.groups().fenced().len() as u64);
-    let mut device_free_bytes = BTreeMap::new();
+    let (mut device_free_bytes, mut device_read_errors) = (BTreeMap::new(), BTreeMap::new());
+    let (mut device_fragments, mut device_used_bytes) = (BTreeMap::new(), BTreeMap::new());
     for device in node.fragments().devices() {
-        device_free_bytes.insert(device.id.to_string(), device.free_bytes);
         let id = device.id.to_string();
+        device_free_bytes.insert(id.clone(), device.free_bytes);
+        device_read_errors.insert(id.clone(), device.read_errors);
+        if let Some(used) = node.fragments().use_of(device.id) {
+            device_fragments.insert(id.clone(), used.fragments);
+            device_used_bytes.insert(id.clone(), used.bytes);
+        }
+        if node.engine().core().devices.is_removed(device.id) {
+            continue; // it is being closed
+        }
         if device.state == DeviceState::Failed {
             fail(&shared.board, &id, "it failed an operation and is fenced until it is reopened");
         } else if let Some(reason) = reason_to_leave(&shared.board, &id) {
@@ -128,7 +137,18 @@ fn report(shared: &CoreShared, core: CoreId, node: &CoreNode, gateway: &S3Servic
         }
     }
     let (reported_at, connections) = (ports.now().0, s3.connections);
-    let report = CoreReport { reported_at, connections, values, device_free_bytes, device_space, upkeep };
+    let report = CoreReport {
+        reported_at,
+        connections,
+        values,
+        device_free_bytes,
+        device_space,
+        device_fragments,
+        device_used_bytes,
+        device_read_errors,
+        evacuations: upkeep::evacuations(node.engine()),
+        upkeep,
+    };
     let mut board = shared.board.lock();
     board.core_reports.insert(core.0.to_string(), report);
     let board = &mut *board;

@@ -255,7 +255,7 @@ pub fn settle(report: &mut NodeReport) {
     }
     let cores = &report.core_reports;
     let mut pools = BTreeMap::<u16, Fill>::new();
-    for device in report.devices.iter_mut().filter(|device| device.state == "healthy") {
+    for device in report.devices.iter_mut().filter(|device| device.is_usable()) {
         let parts: Vec<&CoreSpace> = cores.values().filter_map(|core| core.device_space.get(&device.id)).collect();
         let Some(first) = parts.first() else { continue };
         let (mut fill, pool) = (Fill::default(), pools.entry(first.pool).or_default());

@@ -3,6 +3,8 @@
 
 use crate::space::{CoreSpace, PoolReport, SpaceReport};
 use crate::upkeep::{CoreUpkeep, RepairReport, ScrubReport};
+use crate::wear::WearReading;
+use kiseki_types::fragment::DeviceState;
 use kiseki_types::fragment::StripeShape;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -15,7 +17,7 @@ pub struct DeviceReport {
     pub path: String,
     /// Its id in hex; empty when it could not be opened.
     pub id: String,
-    /// `healthy`, `failed` or `absent`.
+    /// Name of its state: what the node sees, and while it works, what is recorded.
     pub state: String,
     /// Why it is not healthy, and what to do.
     pub reason: String,
@@ -26,6 +28,88 @@ pub struct DeviceReport {
     /// How full it is and how its free space is cut up.
     #[serde(default)]
     pub space: SpaceReport,
+    /// Fragments that lie on it, those that are being written included.
+    #[serde(default)]
+    pub used_fragments: u64,
+    /// Bytes of those.
+    #[serde(default)]
+    pub used_bytes: u64,
+    /// When its recorded state began, milliseconds since 1970; 0 when nothing is recorded yet.
+    #[serde(default)]
+    pub since_unix_ms: u64,
+    /// Who changed it then: `operator`, `node` or `wear`.
+    #[serde(default)]
+    pub actor: String,
+    /// The latest changes, the last one last.
+    #[serde(default)]
+    pub history: Vec<DeviceChangeReport>,
+    /// Errors that our reads met on it since its record began.
+    #[serde(default)]
+    pub read_errors: u64,
+    /// What the drive says of its health.
+    #[serde(default)]
+    pub wear: Option<WearReading>,
+    /// What speaks against it though it is used.
+    #[serde(default)]
+    pub warning: String,
+    /// How far it is emptied, when it is to be.
+    #[serde(default)]
+    pub evacuation: Option<EvacuationReport>,
+}
+
+impl DeviceReport {
+    /// Whether reads and writes reach it, as far as the node knows.
+    #[must_use]
+    pub fn is_usable(&self) -> bool {
+        DeviceState::from_name(&self.state).is_some_and(DeviceState::is_readable)
+    }
+}
+
+/// A change of a device's state as `status` shows it (I-D2).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceChangeReport {
+    /// When, milliseconds since 1970.
+    pub at_unix_ms: u64,
+    /// The state from then on.
+    pub state: String,
+    /// Who.
+    pub actor: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// How far a device is emptied.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EvacuationReport {
+    /// Since when, milliseconds since 1970.
+    pub since_unix_ms: u64,
+    /// Who wants it.
+    pub actor: String,
+    /// Why.
+    pub reason: String,
+    /// Fragments that still lie on it.
+    pub fragments_left: u64,
+    /// Bytes of those.
+    pub bytes_left: u64,
+    /// Bytes that left it a second lately.
+    pub bytes_per_second: u64,
+    /// Seconds that the rest takes at that rate; `None` while nothing moves.
+    pub eta_seconds: Option<u64>,
+    /// Stripes that can't be moved now.
+    pub waiting_stripes: u64,
+    /// What those wait for; empty when nothing.
+    pub waits_for: String,
+}
+
+/// What keeps a core from emptying a device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CoreEvacuation {
+    /// Stripes that wait for devices.
+    pub waiting_stripes: u64,
+    /// Devices that the widest of those needs.
+    pub devices_wanted: u64,
+    /// Whether devices had no room.
+    pub no_room: bool,
 }
 
 /// A metadata directory as `status` shows it.
@@ -54,6 +138,18 @@ pub struct CoreReport {
     /// Space on this core's lanes, by device id.
     #[serde(default)]
     pub device_space: BTreeMap<String, CoreSpace>,
+    /// Fragments that this core's lanes hold, by device id; nothing where that is not known.
+    #[serde(default)]
+    pub device_fragments: BTreeMap<String, u64>,
+    /// Bytes of those.
+    #[serde(default)]
+    pub device_used_bytes: BTreeMap<String, u64>,
+    /// Reads that a device failed on this core since it was opened, by device id.
+    #[serde(default)]
+    pub device_read_errors: BTreeMap<String, u64>,
+    /// What keeps devices that are to be emptied from being so, by device id.
+    #[serde(default)]
+    pub evacuations: BTreeMap<String, CoreEvacuation>,
     /// Repair and scrub.
     #[serde(default)]
     pub upkeep: CoreUpkeep,
@@ -159,7 +255,7 @@ impl NodeReport {
 
     /// A device is not used any more. What was said of repair counted on it, so that is said anew (I-O2).
     pub fn lose_device(&mut self, id: &str, state: &str, reason: &str) {
-        for device in self.devices.iter_mut().filter(|device| device.id == id && device.state == "healthy") {
+        for device in self.devices.iter_mut().filter(|device| device.id == id && device.is_usable()) {
             device.state = state.to_owned();
             device.reason = reason.to_owned();
         }
@@ -168,15 +264,15 @@ impl NodeReport {
 
     /// What the node says of repair and scrub, from what its cores say and the devices that are healthy.
     pub fn settle_upkeep(&mut self) {
-        let healthy = self.devices.iter().filter(|device| device.state == "healthy").count();
+        let healthy = self.devices.iter().filter(|device| device.is_usable()).count();
         (self.repair, self.scrub) = crate::upkeep::of_node(&self.core_reports, self.cores, healthy);
     }
 
-    /// Whether every device and directory is as it should be and no data is lost.
+    /// Whether every device and directory is as it should be, or on its way there, and no data is lost.
     #[must_use]
     pub fn is_healthy(&self) -> bool {
         self.phase == Phase::Serving
-            && self.devices.iter().all(|device| device.state == "healthy")
+            && self.devices.iter().all(|device| ["healthy", "evacuating"].contains(&device.state.as_str()))
             && self.metadata_dirs.iter().all(|dir| dir.state == "current")
             && self.repair.lost_stripes == 0
     }

@@ -1,7 +1,8 @@
 //! Repair and scrub as `status`, health and metrics show them (I-O2): from what each core says, what the node says.
 
-use crate::status::CoreReport;
+use crate::status::{CoreEvacuation, CoreReport};
 use kiseki_engine::engine::Engine;
+use kiseki_engine::evacuation::EvacuationState;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -84,6 +85,10 @@ pub fn of_core(engine: &Engine, values: &mut BTreeMap<String, u64>) -> CoreUpkee
         ("repair_fragments_total", counters.fragments.get()),
         ("repair_fragment_bytes_total", counters.fragment_bytes.get()),
         ("repair_bytes_moved_total", counters.bytes_moved.get()),
+        ("evacuation_fragments_total", counters.fragments_moved.get()),
+        ("evacuation_fragment_bytes_total", counters.fragment_bytes_moved.get()),
+        ("evacuation_orphans_freed_total", counters.orphans_freed.get()),
+        ("evacuation_stripes_queued", state.moving as u64),
         ("repair_released_total", counters.released.get()),
         ("repair_failures_total", counters.failures.get()),
         ("repair_walks_total", counters.walks.get()),
@@ -109,10 +114,22 @@ pub fn of_core(engine: &Engine, values: &mut BTreeMap<String, u64>) -> CoreUpkee
     }
 }
 
+/// What keeps this core from emptying devices, by device id.
+#[must_use]
+pub fn evacuations(engine: &Engine) -> BTreeMap<String, CoreEvacuation> {
+    let states = engine.evacuation_states().into_iter();
+    let report = |state: EvacuationState| CoreEvacuation {
+        waiting_stripes: state.waiting as u64,
+        devices_wanted: state.devices_wanted as u64,
+        no_room: state.no_room,
+    };
+    states.map(|(device, state)| (device.to_string(), report(state))).collect()
+}
+
 /// Whether every core's repair has looked at every stripe with the devices that are healthy now.
 #[must_use]
 pub fn is_walked(report: &crate::status::NodeReport) -> bool {
-    let healthy = report.devices.iter().filter(|device| device.state == "healthy").count();
+    let healthy = report.devices.iter().filter(|device| device.is_usable()).count();
     all_walked(&report.core_reports, report.cores, healthy)
 }
 
@@ -188,9 +205,9 @@ mod tests {
         };
         node.settle_upkeep();
         assert!(node.repair.at_full_width);
-        node.lose_device("b", "absent", "it is gone");
+        node.lose_device("b", "unreachable", "it is gone");
         assert!(!node.repair.at_full_width, "I-O2: before the cores have reported again");
-        assert_eq!((node.devices[1].state.as_str(), node.devices[1].reason.as_str()), ("absent", "it is gone"));
+        assert_eq!((node.devices[1].state.as_str(), node.devices[1].reason.as_str()), ("unreachable", "it is gone"));
     }
 
     #[test]

@@ -26,13 +26,13 @@ fn problem_of(device: &OpenDevice) -> Option<(&'static str, String)> {
     if !device.path.exists() {
         let reason = "it was taken away while the node runs; it is taken back when it is there again, or can be replaced: \
                       kiseki-devctl replace";
-        return Some(("absent", reason.to_owned()));
+        return Some(("unreachable", reason.to_owned()));
     }
     if Identity::of(&device.path) != device.identity {
         // The drive may have been pulled and be back by now: with the right superblock that is no stranger.
         let is_back = describe(&device.path).is_ok_and(|found| found.superblock.device == device.superblock.device);
         return Some(match is_back {
-            true => ("absent", "it was taken away for a moment; it is reopened and checked".to_owned()),
+            true => ("unreachable", "it was taken away for a moment; it is reopened and checked".to_owned()),
             false => {
                 let reason = "another file or device took its place while the node runs; put it back, or replace it: \
                               kiseki-devctl replace";
@@ -137,7 +137,7 @@ impl Returns {
         }
         self.running = None;
         let absent: Vec<DeviceReport> =
-            shared.board.lock().devices.iter().filter(|device| device.state == "absent").cloned().collect();
+            shared.board.lock().devices.iter().filter(|device| device.state == "unreachable").cloned().collect();
         self.seen.retain(|path, _| absent.iter().any(|device| Path::new(&device.path) == path));
         self.refused.retain(|path, _| absent.iter().any(|device| Path::new(&device.path) == path));
         for device in absent {
@@ -240,11 +240,11 @@ mod tests {
         std::fs::rename(&beside, &path).unwrap();
         assert!(problem_of(&device).unwrap().1.contains("another file"));
         std::fs::remove_file(&path).unwrap();
-        assert_eq!(problem_of(&device).unwrap().0, "absent");
+        assert_eq!(problem_of(&device).unwrap().0, "unreachable");
 
         let mut suspects = BTreeMap::new();
         assert_eq!(seen_twice(&mut suspects, &path, problem_of(&device)), None, "once may be chance");
-        assert_eq!(seen_twice(&mut suspects, &path, problem_of(&device)).unwrap().0, "absent");
+        assert_eq!(seen_twice(&mut suspects, &path, problem_of(&device)).unwrap().0, "unreachable");
         assert_eq!(seen_twice(&mut suspects, &path, None), None);
         assert_eq!(seen_twice(&mut suspects, &path, problem_of(&device)), None, "it starts anew");
     }

@@ -33,6 +33,9 @@ struct Arguments {
     /// Disks that join while the node serves; from then on disks come and go.
     #[arg(long, default_value_t = 0)]
     late: u16,
+    /// Disks that are emptied and retired in the course of a run.
+    #[arg(long, default_value_t = 0)]
+    drain: u16,
     /// A control that has to fail: media that answer flushes and save nothing.
     #[arg(long, value_enum)]
     lie: Option<LieArgument>,
@@ -73,6 +76,7 @@ impl Arguments {
                     cores,
                     absent: self.absent,
                     late: self.late,
+                    drain: self.drain,
                     lie: self.lie.map_or(Lie::Nobody, Lie::from),
                     ..usual
                 },
@@ -85,9 +89,10 @@ impl Arguments {
         let cores = self.cores.map(|cores| format!(" --cores {cores}")).unwrap_or_default();
         let absent = if self.absent > 0 { format!(" --absent {}", self.absent) } else { String::new() };
         let late = if self.late > 0 { format!(" --late {}", self.late) } else { String::new() };
+        let drain = if self.drain > 0 { format!(" --drain {}", self.drain) } else { String::new() };
         let lie = self.lie.and_then(|lie| lie.to_possible_value()).map(|value| format!(" --lie {}", value.get_name()));
         format!(
-            "cargo run --release -p kiseki-sim -- --seed {seed} --ops {}{cores}{absent}{late}{}",
+            "cargo run --release -p kiseki-sim -- --seed {seed} --ops {}{cores}{absent}{late}{drain}{}",
             self.ops,
             lie.unwrap_or_default()
         )

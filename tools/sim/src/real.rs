@@ -3,9 +3,11 @@
 //! A start goes through the same steps as on a machine, with the same code from the first superblock on; only disks,
 //! directories, links, time and chance are simulated.
 
+mod draining;
 mod moving;
 
 use crate::node::{NodeUnderTest, OpenCore, OpenError, OpenNode};
+use draining::{Draining, Drains};
 use futures::channel::oneshot;
 use futures::future::join_all;
 use kiseki_devices::fragment_store::{LaneRequest, LaneResponse, StoreDevice};
@@ -50,6 +52,9 @@ const CLUSTER: ClusterId = ClusterId(*b"simulated cluste");
 /// The tenant that the clients are.
 const TENANT_NAME: &str = "sim";
 
+/// Time that a start gives to disks that are being emptied.
+const DRAIN_TIME: Duration = Duration::from_secs(5);
+
 /// What [`mark_formed`] makes once the first shards exist.
 const FORMED_FILE: &str = "formed";
 
@@ -76,6 +81,8 @@ pub struct RealOptions {
     /// Further disks that the node learns of only while it serves; from then on these and the others come and go, one at
     /// a time, each reopened when it is back.
     pub late: u16,
+    /// Disks that are retired in the course of a run; one after the other is emptied meanwhile, and some stay after all.
+    pub drain: u16,
     /// What lies about flushing once the node serves: the controls that a run must catch.
     pub lie: Lie,
 }
@@ -107,6 +114,7 @@ impl RealOptions {
             shape: StripeShape { data: 4, parity: 2 },
             absent: 0,
             late: 0,
+            drain: 0,
             lie: Lie::Nobody,
         }
     }
@@ -134,6 +142,7 @@ pub struct RealNode {
     configured: Rc<Cell<usize>>,
     /// Disks that joined or came back while the node served.
     joined: Rc<Cell<u64>>,
+    drains: Rc<Drains>,
 }
 
 impl RealNode {
@@ -164,6 +173,7 @@ impl RealNode {
             repaired,
             configured: Rc::new(Cell::new(usize::from(options.devices))),
             joined: Rc::default(),
+            drains: Rc::default(),
         }
     }
 
@@ -189,6 +199,35 @@ impl RealNode {
     #[must_use]
     pub fn joined(&self) -> Rc<Cell<u64>> {
         self.joined.clone()
+    }
+
+    /// Counts the evacuations that were begun, and the disks that were retired.
+    #[must_use]
+    pub fn drained(&self) -> impl Fn() -> (u64, usize) + use<> {
+        let drains = self.drains.clone();
+        move || (drains.begun.get(), drains.retired_count())
+    }
+
+    /// Empties and retires disks while clients work. At times the start itself gives that some time, so that the power
+    /// fails there too.
+    async fn drain(&self, ports: &Ports, plan: &Plan) -> Result<(), OpenError> {
+        let engine = self.running[0].engine().clone();
+        self.drains.check(&engine.device_records().await.map_err(failed)?);
+        let devices = plan.superblocks.iter().map(|superblock| superblock.device);
+        let draining = Draining {
+            engine,
+            ports: ports.clone(),
+            switch: self.switch.clone(),
+            devices: devices.filter(|device| !self.drains.is_retired(*device)).collect(),
+            retire_max: usize::from(self.options.drain),
+            drains: self.drains.clone(),
+            rng: SeededRng::new(mix64(self.seed ^ self.starts)),
+        };
+        ports.spawn("drain devices", Box::pin(draining.forever()));
+        if self.starts.is_multiple_of(3) {
+            ports.sleep(DRAIN_TIME).await;
+        }
+        Ok(())
     }
 
     /// The disks that the node opens at a start.
@@ -313,6 +352,9 @@ impl RealNode {
         self.on_every_core(&ports, start_background).await?;
         let tenant = self.tenant().await?;
         self.set_lying(true);
+        if self.options.drain > 0 {
+            self.drain(&ports[0], &plan).await?;
+        }
         if self.options.late > 0 {
             let moving = Moving {
                 cores: ports.iter().cloned().zip(self.running.iter().cloned()).collect(),
@@ -390,6 +432,7 @@ impl RealNode {
                 .zip(&plan.superblocks)
                 .enumerate()
                 .filter(|(index, _)| !self.is_absent(*index))
+                .filter(|(_, (_, superblock))| !self.drains.is_retired(superblock.device))
                 .map(|(_, pair)| device(pair))
                 .collect(),
             meta: plan.meta.clone(),

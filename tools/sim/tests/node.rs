@@ -91,6 +91,29 @@ fn i_d6_acknowledged_objects_survive_power_cuts_while_devices_come_and_go() {
     assert!(joined > 60 && repaired > 50, "{joined} devices joined, {repaired} fragments were repaired on the way");
 }
 
+/// Disks are emptied, kept after all, and retired, with the power failing at any step: two leave in a run, and what was
+/// acknowledged is on the others.
+#[test]
+fn i_d5_acknowledged_objects_survive_power_cuts_while_disks_are_emptied_and_leave() {
+    let (mut begun, mut retired) = (0, 0);
+    for seed in 0..12 {
+        let options = RunOptions { operations: 500, ..RunOptions::default() };
+        let mut counter = None;
+        let report = run_seed(seed, options, |sim| {
+            let node = RealNode::new(sim, RealOptions { drain: 2, ..RealOptions::for_seed(seed) });
+            counter = Some(node.drained());
+            node
+        });
+        assert!(
+            report.is_good(),
+            "I-D5: {report}\n  replay: cargo run --release -p kiseki-sim -- --drain 2 --seed {seed} --ops 500"
+        );
+        let counts = counter.expect("the node was made")();
+        (begun, retired) = (begun + counts.0, retired + counts.1);
+    }
+    assert!(begun > 20 && retired > 6, "{begun} evacuations were begun and {retired} disks retired on the way");
+}
+
 #[test]
 fn the_same_seed_gives_the_same_run() {
     let options = RunOptions { operations: 150, ..RunOptions::default() };

@@ -7,7 +7,7 @@ use kiseki_server::admin::{AdminRequest, AdminResponse, Dedup, Etag};
 use kiseki_server::admin_client::AdminClient;
 use kiseki_server::paths::{DEFAULT_DIR, KisekiDir};
 use kiseki_server::space::{PoolReport, SpaceReport};
-use kiseki_server::status::NodeReport;
+use kiseki_server::status::{DeviceReport, EvacuationReport, NodeReport};
 use serde::Serialize;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -189,6 +189,7 @@ fn print(response: AdminResponse, json: bool) -> Result<()> {
             println!("done");
             Ok(())
         }
+        AdminResponse::Device(device) => print_json(&device),
         AdminResponse::Joined(joined) => print_json(&joined),
         AdminResponse::Status(report) if json => print_json(&report),
         AdminResponse::Status(report) => {
@@ -221,11 +222,18 @@ fn print_status(report: &NodeReport) {
             space_words(&device.space)
         );
         println!(
-            "  device    {:<9} {} {}",
+            "  device    {:<11} {} {}{}",
             device.state,
             device.path,
-            if device.reason.is_empty() { &space } else { &device.reason }
+            if device.reason.is_empty() { &space } else { &device.reason },
+            since(device)
         );
+        if let Some(evacuation) = &device.evacuation {
+            println!("    drain   {}", evacuation_line(evacuation));
+        }
+        if !device.warning.is_empty() {
+            println!("    wear    {}", device.warning);
+        }
     }
     for pool in &report.pools {
         println!("  pool      {:<9} {}", pool.level, pool_line(pool));
@@ -241,6 +249,42 @@ fn print_status(report: &NodeReport) {
     for warning in &report.warnings {
         println!("  warning   {warning}");
     }
+}
+
+/// Since when a device that is not healthy is so, and by whom.
+fn since(device: &DeviceReport) -> String {
+    if device.since_unix_ms == 0 || device.state == "healthy" {
+        return String::new();
+    }
+    format!(" (by {}, {} ago)", device.actor, span(now_ms().saturating_sub(device.since_unix_ms) / 1000))
+}
+
+fn now_ms() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn span(seconds: u64) -> String {
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
+        7200..172_800 => format!("{} h", seconds / 3600),
+        _ => format!("{} days", seconds / 86_400),
+    }
+}
+
+fn evacuation_line(evacuation: &EvacuationReport) -> String {
+    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+    if evacuation.fragments_left == 0 {
+        return "empty; kiseki-devctl retire lets it go".to_owned();
+    }
+    let mut line = format!("{} fragments, {:.1} MiB left", evacuation.fragments_left, mib(evacuation.bytes_left));
+    if !evacuation.waits_for.is_empty() {
+        line.push_str(&format!(", {} stripes wait for {}", evacuation.waiting_stripes, evacuation.waits_for));
+    } else if let Some(seconds) = evacuation.eta_seconds {
+        line.push_str(&format!(", {:.1} MiB/s, {} to go", mib(evacuation.bytes_per_second), span(seconds)));
+    }
+    line
 }
 
 /// Level and fragmentation of a device, where they are known.
@@ -326,6 +370,26 @@ mod tests {
         report.repair = kiseki_server::upkeep::RepairReport { at_full_width: true, ..Default::default() };
         assert!(repair_line(&report).starts_with("all stripes at full width"));
         assert_eq!(scrub_line(&report), "off");
+    }
+
+    #[test]
+    fn i_d2_status_says_since_when_and_by_whom_and_how_far_a_drain_is() {
+        let state = |state: &str| DeviceReport {
+            state: state.to_owned(),
+            actor: "wear".to_owned(),
+            since_unix_ms: now_ms() - 7_300_000,
+            ..DeviceReport::default()
+        };
+        assert_eq!(since(&state("evacuating")), " (by wear, 2 h ago)", "I-D2");
+        assert_eq!(since(&state("healthy")), "");
+        let mut evacuation = EvacuationReport { fragments_left: 5, bytes_left: 3 << 20, ..Default::default() };
+        assert_eq!(evacuation_line(&evacuation), "5 fragments, 3.0 MiB left");
+        (evacuation.bytes_per_second, evacuation.eta_seconds) = (1 << 20, Some(3));
+        assert!(evacuation_line(&evacuation).ends_with("1.0 MiB/s, 3 s to go"));
+        (evacuation.waits_for, evacuation.waiting_stripes) = ("one more device".to_owned(), 2);
+        assert!(evacuation_line(&evacuation).ends_with("2 stripes wait for one more device"));
+        evacuation.fragments_left = 0;
+        assert!(evacuation_line(&evacuation).starts_with("empty"));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use crate::status::{NodeReport, Phase, StatusBoard};
 use kiseki_devices::space::FillLevel;
+use kiseki_types::fragment::DeviceState;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::family::Family;
@@ -168,6 +169,7 @@ fn metrics(report: &NodeReport, now: u64) -> Answer {
     gauge(&mut registry, "capacity_bytes", "Bytes for fragments on all devices", sum(|device| device.capacity_bytes));
     gauge(&mut registry, "free_bytes", "Free bytes on all devices", sum(|device| device.free_bytes));
     space_metrics(&mut registry, report);
+    device_metrics(&mut registry, report);
     let names: std::collections::BTreeSet<&String> =
         report.core_reports.values().flat_map(|core| core.values.keys()).collect();
     for name in names {
@@ -183,6 +185,38 @@ fn metrics(report: &NodeReport, now: u64) -> Answer {
         let _ = write!(body, "# encoding failed");
     }
     Answer { status: 200, content_type: "application/openmetrics-text; version=1.0.0; charset=utf-8", body }
+}
+
+/// One series for each device and state (I-D2), and for what is left on it while it is emptied (I-O2).
+fn device_metrics(registry: &mut Registry, report: &NodeReport) {
+    type Labels = Vec<(&'static str, String)>;
+    let (states, errors) = (Family::<Labels, Gauge>::default(), Family::<Labels, Gauge>::default());
+    let (fragments, bytes) = (Family::<Labels, Gauge>::default(), Family::<Labels, Gauge>::default());
+    let (used, media_errors) = (Family::<Labels, Gauge>::default(), Family::<Labels, Gauge>::default());
+    let count = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+    for device in &report.devices {
+        let labels = || vec![("device", device.id.clone()), ("path", device.path.clone())];
+        for state in DeviceState::ALL {
+            let mut labels = labels();
+            labels.push(("state", state.name().to_owned()));
+            states.get_or_create(&labels).set(i64::from(device.state == state.name()));
+        }
+        errors.get_or_create(&labels()).set(count(device.read_errors));
+        if let Some(wear) = &device.wear {
+            used.get_or_create(&labels()).set(i64::from(wear.used_percent));
+            media_errors.get_or_create(&labels()).set(count(wear.media_errors));
+        }
+        if let Some(evacuation) = &device.evacuation {
+            fragments.get_or_create(&labels()).set(count(evacuation.fragments_left));
+            bytes.get_or_create(&labels()).set(count(evacuation.bytes_left));
+        }
+    }
+    registry.register("device_state", "Whether a device is in a state", states);
+    registry.register("device_read_errors", "Errors that reads met on a device since its record began", errors);
+    registry.register("device_used_percent", "Life of a drive that is used, by its maker's estimate", used);
+    registry.register("device_media_errors", "Media errors that a drive counts", media_errors);
+    registry.register("evacuation_fragments_left", "Fragments left on a device that is emptied", fragments);
+    registry.register("evacuation_bytes_left", "Bytes left on a device that is emptied", bytes);
 }
 
 /// Fill and fragmentation of each device, fill of each pool.
@@ -266,6 +300,26 @@ mod tests {
         assert!(metrics.contains("kiseki_pool_fill_permille{pool=\"1\"} 810"), "{metrics}");
         assert!(get(address, "POST /metrics").starts_with("HTTP/1.1 405"));
         assert!(get(address, "GET /").starts_with("HTTP/1.1 404"));
+    }
+
+    #[test]
+    fn i_d2_metrics_have_a_series_for_each_device_and_state() {
+        let device = crate::status::DeviceReport {
+            path: "/dev/d0".to_owned(),
+            id: "07".to_owned(),
+            state: "evacuating".to_owned(),
+            evacuation: Some(crate::status::EvacuationReport { fragments_left: 9, ..Default::default() }),
+            ..Default::default()
+        };
+        let report = NodeReport { devices: vec![device], ..NodeReport::default() };
+        let text = respond("/metrics", &report, 1).body;
+        for line in [
+            "kiseki_device_state{device=\"07\",path=\"/dev/d0\",state=\"evacuating\"} 1",
+            "kiseki_device_state{device=\"07\",path=\"/dev/d0\",state=\"healthy\"} 0",
+            "kiseki_evacuation_fragments_left{device=\"07\",path=\"/dev/d0\"} 9",
+        ] {
+            assert!(text.contains(line), "I-D2: {line} is not in {text}");
+        }
     }
 
     #[test]

@@ -2,6 +2,8 @@
 //! that join) it answers itself.
 
 use super::{AdminRequest, AdminResponse, LINE_LEN_BYTES_MAX};
+use crate::device_admin::DeviceAnswer;
+use crate::device_records::parse_id;
 use crate::enroll;
 use crate::executor::CoreShared;
 use crate::status::StatusBoard;
@@ -37,6 +39,8 @@ pub trait Beside: Send + Sync + 'static {
     fn board(&self) -> &StatusBoard;
     /// Takes a device in; blocks.
     fn enroll(&self, request: AdminRequest) -> AdminResponse;
+    /// Closes a device that core 0 has retired; blocks.
+    fn release(&self, retired: &DeviceAnswer) -> Result<(), String>;
 }
 
 impl Beside for CoreShared {
@@ -55,6 +59,16 @@ impl Beside for CoreShared {
         match joined {
             Ok(joined) => AdminResponse::Joined(Box::new(joined)),
             Err(message) => AdminResponse::Error { message },
+        }
+    }
+
+    fn release(&self, retired: &DeviceAnswer) -> Result<(), String> {
+        match parse_id(&retired.device)
+            .filter(|_| self.board.lock().devices.iter().any(|known| known.id == retired.device))
+        {
+            Some(id) => enroll::release(self, id, "an operator"),
+            // It is not configured any more, so there is nothing to close.
+            None => Ok(()),
         }
     }
 }
@@ -119,6 +133,7 @@ fn converse(stream: UnixStream, mut sender: mpsc::Sender<AdminCall>, beside: &dy
             Ok(request @ (AdminRequest::DeviceEnroll { .. } | AdminRequest::DeviceReplace { .. })) => {
                 beside.enroll(request)
             }
+            Ok(request @ AdminRequest::DeviceRetire { .. }) => retire(&mut sender, beside, request),
             Ok(request) => ask_core(&mut sender, request),
             // serde names the field and the position, never a value that could be a secret.
             Err(error) => AdminResponse::Error { message: format!("not a request that this server knows: {error}") },
@@ -126,6 +141,23 @@ fn converse(stream: UnixStream, mut sender: mpsc::Sender<AdminCall>, beside: &dy
         let mut text = serde_json::to_vec(&response).map_err(io::Error::other)?;
         text.push(b'\n');
         writer.write_all(&text)?;
+    }
+}
+
+/// Core 0 sees to it that nothing lives on the device, and records that it is removed; then its files are closed here.
+fn retire(sender: &mut mpsc::Sender<AdminCall>, beside: &dyn Beside, request: AdminRequest) -> AdminResponse {
+    match ask_core(sender, request) {
+        AdminResponse::Device(retired) if !retired.is_dry_run => match beside.release(&retired) {
+            Ok(()) => AdminResponse::Device(retired),
+            Err(reason) => AdminResponse::Error {
+                message: format!(
+                    "{} is removed: nothing lives on it and no core uses it; but it could not be closed: {reason}; restart the \
+                     node before it is pulled",
+                    retired.path
+                ),
+            },
+        },
+        other => other,
     }
 }
 
@@ -154,6 +186,9 @@ mod tests {
         }
         fn enroll(&self, request: AdminRequest) -> AdminResponse {
             AdminResponse::Error { message: format!("{request:?}") }
+        }
+        fn release(&self, retired: &DeviceAnswer) -> Result<(), String> {
+            Err(format!("{retired:?}"))
         }
     }
 

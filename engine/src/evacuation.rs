@@ -1,0 +1,278 @@
+//! Evacuation: a device that is to be emptied gives what it holds to others, while everything stays readable.
+//!
+//! - Each core sweeps over what its lanes hold on such a device and tells the homes of the stripes, which queue them
+//!   behind every stripe that repair wants (their margin is that of a whole stripe). A sweep is repeated until nothing
+//!   is left, so what was being written, collected or waited for a device finds its turn.
+//! - A stripe is *moved*: the new fragment is durable and indexed on another device of the placement order (I-D4) before
+//!   the old one is released. Cut off anywhere, it leaves a stripe that is whole, at worst with a fragment twice, of
+//!   which the next walk frees one. So an evacuation can be cancelled at any time.
+//! - Fragments that no home knows are freed: nobody can name them (see [`crate::home_service`]).
+
+use crate::core::Core;
+use crate::delta::ChunkName;
+use crate::device_board::DeviceBoard;
+use crate::message::{HomeRequest, HomeResponse};
+use crate::repair::{Glance, StripeRecord, add, fragment_meta, placement_order};
+use futures::future::join_all;
+use kiseki_types::fragment::{DeviceStatus, FragmentError, StoredFragment};
+use kiseki_types::ids::{DeviceId, ShardId};
+use kiseki_types::runtime::RuntimeExt;
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::rc::Rc;
+use std::time::Duration;
+use tracing::{debug, warn};
+
+/// Fragments that one step of a sweep looks at.
+const SWEEP_STEP: usize = 128;
+
+/// Between two sweeps over a device, and between two looks for devices to empty.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Before stripes are offered again that found the queue full.
+const QUEUE_FULL_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Before a sweep that met an error begins again.
+const RETRY_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How a move ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moved {
+    /// Nothing of the stripe lies on a device that is to be emptied.
+    Done,
+    /// No other device is left for the rest.
+    Short,
+    /// Devices there are, but they took nothing, most likely because they are full.
+    NoRoom,
+    /// The stripe has to be repaired first.
+    NotWhole,
+}
+
+/// What a home made of stripes that are to be moved.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EvacuationAnswer {
+    /// Generations that it does not know and that no delta can name: their fragments are orphans.
+    pub unknown: Vec<ChunkName>,
+    /// Those that its queue has no room for now.
+    pub refused: Vec<ChunkName>,
+    /// Stripes that can't be moved with the devices that take fragments now.
+    pub waiting: usize,
+    /// Devices that the widest of those needs.
+    pub devices_wanted: usize,
+    /// Whether devices had no room for a fragment a moment ago.
+    pub no_room: bool,
+}
+
+/// Moves what a whole stripe has on devices that are to be emptied. The caller holds a
+/// [`RepairGuard`](crate::home_service::RepairGuard) for it.
+///
+/// Errors mean "unknown", as of [`repair_stripe`](crate::repair::repair_stripe); `moved` counts bytes read and written.
+pub async fn move_stripe(
+    core: &Core,
+    name: ChunkName,
+    stripe: &StripeRecord,
+    moved: &Cell<u64>,
+) -> Result<Moved, FragmentError> {
+    let _placement = core.devices.place();
+    let located = core.fragments.locate(name.locator, name.generation).await?;
+    if !Glance::at(name, stripe, &located, &core.devices.readable()).is_whole {
+        return Ok(Moved::NotWhole);
+    }
+    let devices = core.devices.devices();
+    let mut held_by: BTreeMap<u8, DeviceId> =
+        located.iter().map(|found| (found.meta.key.index, found.extent.device)).collect();
+    let mut free: VecDeque<DeviceId> = free_devices(name, stripe, &devices, &located).into();
+    let leaving = core.devices.evacuating();
+    let mut refused = false;
+    for found in located.iter().filter(|found| leaving.contains(&found.extent.device)) {
+        let len = found.meta.payload_len_bytes;
+        let payload = match core.fragments.read(found, 0..len).await {
+            Ok(payload) => payload,
+            Err(FragmentError::Corrupt { .. } | FragmentError::DeviceFailed { .. }) => return Ok(Moved::NotWhole),
+            Err(unknown) => return Err(unknown),
+        };
+        add(moved, u64::from(len));
+        loop {
+            let Some(device) = free.pop_front() else {
+                return Ok(if refused { Moved::NoRoom } else { Moved::Short });
+            };
+            let index = found.meta.key.index;
+            let mut hint = held_by.clone();
+            hint.insert(index, device);
+            let meta = fragment_meta(name, stripe, index, hint.values().copied().collect());
+            match core.fragments.put_for_upkeep(device, meta, vec![payload.clone()]).await {
+                Ok(_) => {
+                    held_by = hint;
+                    break;
+                }
+                Err(unknown @ FragmentError::Unknown { .. }) => return Err(unknown),
+                Err(error) if error.is_space() => refused = true,
+                Err(error) => {
+                    refused = true;
+                    warn!(%error, "a fragment could not be moved there; another device takes it");
+                }
+            }
+        }
+        // I-D4: a lost device may cost a stripe one fragment, never two.
+        let distinct: BTreeSet<DeviceId> = held_by.values().copied().collect();
+        assert_eq!(distinct.len(), held_by.len(), "I-D4: a move of {name:?} used a device twice");
+        add(moved, u64::from(len));
+        // Only now: the copy is durable and the index answers for it.
+        match core.fragments.release(found).await {
+            // A device that has just failed keeps it; should it come back, the walk after that finds it twice.
+            Ok(()) | Err(FragmentError::DeviceFailed { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        add(&core.repair_counters.fragments_moved, 1);
+        add(&core.repair_counters.fragment_bytes_moved, u64::from(len));
+        debug!(locator = %name.locator, from = %found.extent.device, "fragment moved");
+    }
+    Ok(Moved::Done)
+}
+
+/// Devices that take fragments and hold none of the generation, in placement order. One that is being emptied is never
+/// among them, nor one that holds a fragment that can't be read now: it may come back.
+fn free_devices(
+    name: ChunkName,
+    stripe: &StripeRecord,
+    devices: &[DeviceStatus],
+    located: &[StoredFragment],
+) -> Vec<DeviceId> {
+    let takes = devices.iter().filter(|device| device.pool == stripe.pool && device.state.takes_fragments());
+    let mut order = placement_order(&name.locator, takes);
+    order.retain(|device| !located.iter().any(|found| found.extent.device == *device));
+    order
+}
+
+/// What a stripe has on devices that are to be emptied, and where that may go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MoveOutlook {
+    /// Fragments on such devices.
+    pub to_move: usize,
+    /// Devices that may take one.
+    pub free: usize,
+}
+
+impl MoveOutlook {
+    /// Looks at what the index says of a stripe.
+    #[must_use]
+    pub fn at(board: &DeviceBoard, name: ChunkName, stripe: &StripeRecord, located: &[StoredFragment]) -> MoveOutlook {
+        let leaving = board.evacuating();
+        let to_move = located.iter().filter(|found| leaving.contains(&found.extent.device)).count();
+        MoveOutlook { to_move, free: free_devices(name, stripe, &board.devices(), located).len() }
+    }
+}
+
+/// What keeps a core's part of an evacuation from going on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EvacuationState {
+    /// Stripes that wait for devices, as of the last whole sweep.
+    pub waiting: usize,
+    /// Devices that the widest of those needs.
+    pub devices_wanted: usize,
+    /// Whether devices had no room for a fragment.
+    pub no_room: bool,
+}
+
+/// Empties devices, as far as this core's lanes hold something on them.
+pub struct Evacuator {
+    core: Rc<Core>,
+    states: RefCell<BTreeMap<DeviceId, EvacuationState>>,
+}
+
+impl Evacuator {
+    /// Starts sweeping; it ends with the core's background work.
+    pub fn start(core: &Rc<Core>) -> Rc<Evacuator> {
+        let evacuator = Rc::new(Evacuator { core: core.clone(), states: RefCell::default() });
+        core.background.repeat("evacuate", Box::pin(evacuator.clone().evacuate_forever()));
+        evacuator
+    }
+
+    /// For status: what keeps each device that is to be emptied from being so.
+    #[must_use]
+    pub fn states(&self) -> BTreeMap<DeviceId, EvacuationState> {
+        self.states.borrow().clone()
+    }
+
+    async fn evacuate_forever(self: Rc<Self>) {
+        loop {
+            let leaving = self.core.devices.evacuating();
+            self.states.borrow_mut().retain(|device, _| leaving.contains(device));
+            for device in leaving {
+                match self.sweep(device).await {
+                    Ok(state) => drop(self.states.borrow_mut().insert(device, state)),
+                    Err(error) => {
+                        warn!(%device, %error, "a sweep over a device that is to be emptied stopped; it begins again");
+                        self.core.ports.sleep(RETRY_INTERVAL).await;
+                    }
+                }
+            }
+            self.core.ports.sleep(SWEEP_INTERVAL).await;
+        }
+    }
+
+    /// One pass over what this core's lanes hold on a device.
+    async fn sweep(&self, device: DeviceId) -> Result<EvacuationState, FragmentError> {
+        let (mut after, mut state) = (None, EvacuationState::default());
+        loop {
+            let held = self.core.fragments.held_on(device, after, SWEEP_STEP).await?;
+            let Some(last) = held.last() else { return Ok(state) };
+            after = Some(last.extent.start);
+            let mut by_home = BTreeMap::<ShardId, Vec<ChunkName>>::new();
+            for found in &held {
+                let (locator, generation) = (found.meta.key.locator, found.meta.key.generation);
+                by_home.entry(self.core.calls.home_of(&locator)).or_default().push(ChunkName { locator, generation });
+            }
+            let asked = by_home.into_iter().map(|(home, names)| self.ask(device, home, names));
+            for answer in join_all(asked).await {
+                let answer = answer?;
+                state.waiting += answer.waiting;
+                state.devices_wanted = state.devices_wanted.max(answer.devices_wanted);
+                state.no_room |= answer.no_room;
+                self.free_orphans(&held, &answer.unknown).await?;
+            }
+            if !self.core.devices.evacuating().contains(&device) {
+                return Ok(EvacuationState::default());
+            }
+        }
+    }
+
+    /// Has a home queue stripes; while its queue is full, those wait here.
+    async fn ask(
+        &self,
+        device: DeviceId,
+        home: ShardId,
+        mut names: Vec<ChunkName>,
+    ) -> Result<EvacuationAnswer, FragmentError> {
+        let mut sum = EvacuationAnswer::default();
+        loop {
+            let answer = match self.core.calls.home(home, HomeRequest::Evacuate(names)).await {
+                Ok(HomeResponse::Evacuating(answer)) => answer,
+                Ok(_) => panic!("a home answers Evacuate with Evacuating"),
+                Err(error) => return Err(FragmentError::Unknown { reason: error.to_string() }),
+            };
+            sum.unknown.extend(answer.unknown);
+            sum.waiting += answer.waiting;
+            sum.devices_wanted = sum.devices_wanted.max(answer.devices_wanted);
+            sum.no_room = answer.no_room;
+            if answer.refused.is_empty() || answer.no_room || !self.core.devices.evacuating().contains(&device) {
+                return Ok(sum);
+            }
+            names = answer.refused;
+            self.core.ports.sleep(QUEUE_FULL_INTERVAL).await;
+        }
+    }
+
+    /// I-C2: their home has said that no delta can name them.
+    async fn free_orphans(&self, held: &[StoredFragment], unknown: &[ChunkName]) -> Result<(), FragmentError> {
+        let is_unknown = |found: &&StoredFragment| {
+            let (locator, generation) = (found.meta.key.locator, found.meta.key.generation);
+            unknown.contains(&ChunkName { locator, generation })
+        };
+        for found in held.iter().filter(is_unknown) {
+            self.core.fragments.release(found).await?;
+            add(&self.core.repair_counters.orphans_freed, 1);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,399 @@
+//! Keeps the records of devices in step with what the node sees of them (I-D2), has worn ones emptied (I-D3), and shows
+//! both: a task on core 0.
+//!
+//! What the start, the cores and the watch find out stands on the status board; here it becomes durable, with time,
+//! reason and actor, and the board shows what is recorded: since when, why, by whom, and how far an evacuation is.
+
+use crate::core_node::CoreNode;
+use crate::device_orders::DeviceOrder;
+use crate::executor::CoreShared;
+use crate::status::{DeviceChangeReport, DeviceReport, EvacuationReport, NodeReport};
+use crate::wear::{WearVerdict, verdict};
+use kiseki_devices::superblock::Enrolled;
+use kiseki_engine::api::StoreError;
+use kiseki_engine::device_record::{DeviceActor, DevicePlace, DeviceRecord, DeviceUpdate};
+use kiseki_types::fragment::DeviceState;
+use kiseki_types::ids::DeviceId;
+use kiseki_types::runtime::{Instant, Ports, RuntimeExt};
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Between two looks at the board.
+const INTERVAL: Duration = Duration::from_millis(500);
+
+/// Looks that the rate of an evacuation is measured over.
+const RATE_LOOKS: usize = 30;
+
+/// Read errors are recorded when there are as many new ones, or at the next look that changes something anyway: a
+/// failing drive must not fill the log of the control shard.
+const READ_ERRORS_STEP: u64 = 8;
+
+/// The task.
+pub struct DeviceRecorder {
+    shared: Arc<CoreShared>,
+    node: Rc<CoreNode>,
+    ports: Ports,
+    /// Read errors of this run that are recorded, by device.
+    read_errors: RefCell<BTreeMap<DeviceId, u64>>,
+    progress: RefCell<BTreeMap<DeviceId, Progress>>,
+    has_looked: Cell<bool>,
+}
+
+/// How an evacuation went lately: when, and bytes left.
+#[derive(Default)]
+struct Progress(VecDeque<(Instant, u64)>);
+
+impl Progress {
+    /// Bytes a second, over the last looks.
+    fn note(&mut self, now: Instant, bytes_left: u64) -> u64 {
+        if self.0.len() == RATE_LOOKS {
+            self.0.pop_front();
+        }
+        self.0.push_back((now, bytes_left));
+        let (first, before) = self.0[0];
+        let span = now.since(first).as_millis() as u64;
+        before.saturating_sub(bytes_left) * 1000 / span.max(1)
+    }
+}
+
+/// What the board says of a device, as an update of its record; `None` when that is recorded already.
+fn observed(report: &DeviceReport, place: Option<DevicePlace>, record: Option<&DeviceRecord>) -> Option<DeviceUpdate> {
+    let state = record.map(DeviceRecord::state);
+    if state == Some(DeviceState::Removed) {
+        return None;
+    }
+    if report.is_usable() {
+        let reason = match state {
+            None => "first seen, formatted for this cluster",
+            Some(state) if !state.is_readable() => "reopened and checked: its superblock and journals are sound",
+            // Only where it is may have changed, which is no change of its state.
+            Some(_) if record.map(|record| &record.place) == place.as_ref() => return None,
+            Some(_) => "it is at another path",
+        };
+        return place.map(|place| DeviceUpdate::Opened { place, actor: DeviceActor::Node, reason: reason.to_owned() });
+    }
+    let state_now =
+        if report.state == DeviceState::Unreachable.name() { DeviceState::Unreachable } else { DeviceState::Failed };
+    state.filter(|state| *state != state_now)?;
+    Some(DeviceUpdate::Lost { state: state_now, reason: report.reason.clone() })
+}
+
+/// A device's id as reports write it.
+#[must_use]
+pub fn parse_id(hex: &str) -> Option<DeviceId> {
+    let bytes =
+        (0..hex.len()).step_by(2).map(|at| hex.get(at..at + 2).and_then(|pair| u8::from_str_radix(pair, 16).ok()));
+    let bytes: Vec<u8> = bytes.collect::<Option<_>>()?;
+    bytes.try_into().ok().map(DeviceId)
+}
+
+impl DeviceRecorder {
+    /// Starts; it ends with the executor.
+    pub fn start(shared: &Arc<CoreShared>, node: &Rc<CoreNode>, ports: &Ports) {
+        let recorder = DeviceRecorder {
+            shared: shared.clone(),
+            node: node.clone(),
+            ports: ports.clone(),
+            read_errors: RefCell::default(),
+            progress: RefCell::default(),
+            has_looked: Cell::new(false),
+        };
+        let task = async move {
+            while !recorder.shared.stop.is_stopped() {
+                if let Err(error) = recorder.look().await
+                    && !recorder.shared.stop.is_stopped()
+                {
+                    tracing::warn!(%error, "what became of the devices could not be recorded; tried again");
+                }
+                recorder.show();
+                recorder.ports.sleep(INTERVAL).await;
+            }
+        };
+        ports.spawn("record devices", Box::pin(task));
+    }
+
+    fn records(&self) -> BTreeMap<DeviceId, DeviceRecord> {
+        let records = self.node.engine().core().devices.records();
+        records.into_iter().map(|record| (record.device, record)).collect()
+    }
+
+    async fn look(&self) -> Result<(), StoreError> {
+        let board = self.shared.board.snapshot();
+        if !self.has_looked.replace(true) {
+            self.miss_unconfigured(&board).await?;
+        }
+        self.recognize(&board);
+        let board = self.shared.board.snapshot();
+        for report in &board.devices {
+            let Some(id) = parse_id(&report.id) else { continue };
+            let records = self.records();
+            if let Some(update) = observed(report, self.place(report, id), records.get(&id)) {
+                self.node.engine().record_device(id, update).await?;
+            }
+            if records.get(&id).is_some_and(|record| record.state() == DeviceState::Removed) {
+                self.let_go(id);
+                continue;
+            }
+            self.count_read_errors(&board, id).await?;
+            self.watch_wear(report, id).await?;
+        }
+        Ok(())
+    }
+
+    /// Says which device it is that could not be opened: the one that was last seen at that path and is nowhere else.
+    fn recognize(&self, board: &NodeReport) {
+        let unknown = || board.devices.iter().filter(|report| report.id.is_empty());
+        if unknown().next().is_none() {
+            return;
+        }
+        let records = self.records();
+        for report in unknown() {
+            let was_here = |record: &&DeviceRecord| {
+                record.state() != DeviceState::Removed
+                    && record.place.path == report.path
+                    && board.devices.iter().all(|other| other.id != record.device.to_string())
+            };
+            let Some(found) = records.values().find(was_here) else { continue };
+            let mut board = self.shared.board.lock();
+            let same = |shown: &&mut DeviceReport| shown.path == report.path && shown.id.is_empty();
+            board.devices.iter_mut().filter(same).for_each(|shown| shown.id = found.device.to_string());
+        }
+    }
+
+    fn place(&self, report: &DeviceReport, id: DeviceId) -> Option<DevicePlace> {
+        let superblock = self.shared.devices.by_id(id)?.superblock;
+        let class = superblock.class.name().to_owned();
+        Some(DevicePlace { path: report.path.clone(), pool: superblock.pool, class })
+    }
+
+    /// A device that the configuration does not name any more, and that nobody retired.
+    async fn miss_unconfigured(&self, board: &NodeReport) -> Result<(), StoreError> {
+        for (id, record) in self.records() {
+            let is_it = |report: &DeviceReport| match report.id.is_empty() {
+                true => report.path == record.place.path,
+                false => report.id == id.to_string(),
+            };
+            let is_known = board.devices.iter().any(is_it);
+            let is_over =
+                matches!(record.state(), DeviceState::Removed | DeviceState::Unreachable | DeviceState::Failed);
+            if !is_known && !is_over {
+                let reason = "it is not at any path of `devices`".to_owned();
+                let update = DeviceUpdate::Lost { state: DeviceState::Unreachable, reason };
+                self.node.engine().record_device(id, update).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn count_read_errors(&self, board: &NodeReport, id: DeviceId) -> Result<(), StoreError> {
+        let name = id.to_string();
+        let now: u64 = board.core_reports.values().filter_map(|core| core.device_read_errors.get(&name)).sum();
+        let before = self.read_errors.borrow().get(&id).copied().unwrap_or_default();
+        // A device that came back counts anew.
+        let more = if now < before { now } else { now - before };
+        if more == 0 || more < READ_ERRORS_STEP && before != 0 {
+            return Ok(());
+        }
+        self.node.engine().record_device(id, DeviceUpdate::ReadErrors(more)).await?;
+        self.read_errors.borrow_mut().insert(id, now);
+        Ok(())
+    }
+
+    async fn watch_wear(&self, report: &DeviceReport, id: DeviceId) -> Result<(), StoreError> {
+        let records = self.records();
+        let Some(record) = records.get(&id) else { return Ok(()) };
+        let by_wear = |record: &&DeviceRecord| {
+            record.evacuation.as_ref().is_some_and(|order| order.actor == DeviceActor::Wear)
+                && record.state() == DeviceState::Evacuating
+        };
+        let evacuating = records.values().filter(by_wear).count();
+        let wear = verdict(record, report.wear.as_ref(), self.shared.config.health.limits(), evacuating);
+        let warning = match wear {
+            WearVerdict::Leave => String::new(),
+            WearVerdict::WaitForTurn(reason) => {
+                format!("{reason}; it is emptied when another worn device has been")
+            }
+            WearVerdict::Evacuate(update) => {
+                self.node.engine().record_device(id, update).await?;
+                String::new()
+            }
+        };
+        for shown in self.shared.board.lock().devices.iter_mut().filter(|shown| shown.id == report.id) {
+            shown.warning.clone_from(&warning);
+        }
+        Ok(())
+    }
+
+    /// A device that was removed is at its path again, and this start opened it before it could know: nothing uses it any
+    /// more, and it can be pulled.
+    fn let_go(&self, id: DeviceId) {
+        if self.shared.devices.by_id(id).is_none() {
+            return;
+        }
+        let shared = self.shared.clone();
+        let close = move || {
+            let _one_at_a_time = shared.devices.change();
+            if shared.devices.by_id(id).is_none() {
+                return;
+            }
+            let known = shared.meta.dir.epoch();
+            let closed = shared.orders.give(&DeviceOrder::Remove(id));
+            let left = shared.devices.leave(id, &known, Enrolled::Stays).map_err(|error| error.to_string());
+            if let Err(reason) = closed.and(left) {
+                tracing::warn!(device = %id, %reason, "a removed device could not be closed; tried again");
+            }
+        };
+        if let Err(error) = std::thread::Builder::new().name("kiseki-let-go".to_owned()).spawn(close) {
+            tracing::warn!(device = %id, %error, "no thread to close a removed device; tried again");
+        }
+    }
+
+    /// Puts what is recorded on the board.
+    fn show(&self) {
+        let (records, now) = (self.records(), self.ports.now());
+        let mut board = self.shared.board.lock();
+        let board = &mut *board;
+        for report in &mut board.devices {
+            let Some((id, record)) = parse_id(&report.id).and_then(|id| Some((id, records.get(&id)?))) else {
+                continue;
+            };
+            let used = |map: fn(&crate::status::CoreReport) -> &BTreeMap<String, u64>| -> u64 {
+                board.core_reports.values().filter_map(|core| map(core).get(&report.id)).sum()
+            };
+            report.used_fragments = used(|core| &core.device_fragments);
+            report.used_bytes = used(|core| &core.device_used_bytes);
+            show_record(report, record);
+            report.evacuation = record.evacuation.as_ref().map(|order| {
+                let mut progress = self.progress.borrow_mut();
+                let rate = progress.entry(id).or_default().note(now, report.used_bytes);
+                let waits = || board.core_reports.values().filter_map(|core| core.evacuations.get(&report.id));
+                EvacuationReport {
+                    since_unix_ms: order.since_unix_ms,
+                    actor: order.actor.name().to_owned(),
+                    reason: order.reason.clone(),
+                    fragments_left: report.used_fragments,
+                    bytes_left: report.used_bytes,
+                    bytes_per_second: rate,
+                    eta_seconds: (rate > 0).then(|| report.used_bytes.div_ceil(rate.max(1))),
+                    waiting_stripes: waits().map(|core| core.waiting_stripes).sum(),
+                    waits_for: match waits().map(|core| core.devices_wanted).max().unwrap_or_default() {
+                        0 if waits().any(|core| core.no_room) => "space: add a device, or delete data".to_owned(),
+                        0 => String::new(),
+                        1 => "one more device".to_owned(),
+                        more => format!("{more} more devices"),
+                    },
+                }
+            });
+            if report.evacuation.is_none() {
+                self.progress.borrow_mut().remove(&id);
+            }
+        }
+        board.settle_upkeep();
+    }
+}
+
+fn show_record(report: &mut DeviceReport, record: &DeviceRecord) {
+    let last = record.last();
+    report.since_unix_ms = last.at_unix_ms;
+    report.actor = last.actor.name().to_owned();
+    report.read_errors = record.read_errors;
+    let change = |event: &kiseki_engine::device_record::DeviceEvent| DeviceChangeReport {
+        at_unix_ms: event.at_unix_ms,
+        state: event.state.name().to_owned(),
+        actor: event.actor.name().to_owned(),
+        reason: event.reason.clone(),
+    };
+    report.history = record.history().iter().map(change).collect();
+    if record.state() == DeviceState::Removed {
+        report.state = DeviceState::Removed.name().to_owned();
+        report.reason =
+            format!("it left this node: {}; take it out of `devices`, or format it anew to use it", last.reason);
+    } else if report.is_usable() {
+        report.state = record.state_in_use().name().to_owned();
+        report.reason = match record.state_in_use() {
+            DeviceState::Healthy => String::new(),
+            _ => last.reason.clone(),
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kiseki_types::ids::PoolId;
+
+    fn place() -> Option<DevicePlace> {
+        Some(DevicePlace { path: "/dev/d0".to_owned(), pool: PoolId(0), class: "file".to_owned() })
+    }
+
+    fn report(state: &str) -> DeviceReport {
+        let (state, reason, id) = (state.to_owned(), "why".to_owned(), "07".repeat(16));
+        DeviceReport { path: "/dev/d0".to_owned(), id, state, reason, ..DeviceReport::default() }
+    }
+
+    /// What is recorded when these are seen one after the other.
+    fn seen(states: &[&str]) -> DeviceRecord {
+        let mut record: Option<DeviceRecord> = None;
+        for (at, state) in states.iter().enumerate() {
+            if let Some(update) = observed(&report(state), place(), record.as_ref()) {
+                record = DeviceRecord::after(record.as_ref(), DeviceId([7; 16]), update, at as u64).unwrap().or(record);
+            }
+        }
+        record.expect("something was seen")
+    }
+
+    #[test]
+    fn i_d2_i_d6_what_the_node_sees_is_recorded_once_and_a_failed_device_is_trusted_again_when_it_was_reopened() {
+        for (states, wanted, changes) in [
+            (&["healthy", "healthy", "healthy"][..], DeviceState::Healthy, 1),
+            (&["healthy", "failed", "failed"], DeviceState::Failed, 2),
+            (&["healthy", "failed", "healthy"], DeviceState::Healthy, 3),
+            (&["healthy", "unreachable", "failed", "healthy", "healthy"], DeviceState::Healthy, 4),
+        ] {
+            let record = seen(states);
+            assert_eq!((record.state(), record.history().len()), (wanted, changes), "I-D2: {states:?}");
+        }
+        let record = seen(&["healthy", "failed", "healthy"]);
+        assert!(record.last().reason.contains("reopened and checked"), "I-D6: {:?}", record.last());
+        assert_eq!(observed(&report("failed"), place(), None), None, "a device that was never opened has no record");
+    }
+
+    #[test]
+    fn i_d2_the_board_shows_what_is_recorded_and_what_fails_shows_at_once() {
+        let record = seen(&["healthy"]);
+        let evacuate =
+            DeviceUpdate::Evacuate { actor: DeviceActor::Operator, reason: "it is old".to_owned(), cause: None };
+        let record = DeviceRecord::after(Some(&record), record.device, evacuate, 9).unwrap().unwrap();
+        let mut shown = report("healthy");
+        show_record(&mut shown, &record);
+        assert_eq!((shown.state.as_str(), shown.reason.as_str()), ("evacuating", "it is old"));
+        assert_eq!((shown.since_unix_ms, shown.actor.as_str(), shown.history.len()), (9, "operator", 2));
+        let mut failed = report("failed");
+        show_record(&mut failed, &record);
+        assert_eq!(failed.state, "failed", "what is seen counts more than what is recorded");
+    }
+
+    #[test]
+    fn the_rate_of_an_evacuation_is_that_of_the_last_looks() {
+        let mut progress = Progress::default();
+        let mut rate = 0;
+        for second in 0..100 {
+            rate = progress.note(Instant(second * 1_000_000_000), 1_000_000 - 1000 * second);
+        }
+        assert_eq!(rate, 1000);
+        assert_eq!(progress.0.len(), RATE_LOOKS, "I-O5");
+        assert_eq!(progress.note(Instant(100_000_000_000), 2_000_000), 0, "it grows: no rate");
+    }
+
+    #[test]
+    fn ids_of_reports_read_back() {
+        let id = DeviceId([0x1f; 16]);
+        assert_eq!(parse_id(&id.to_string()), Some(id));
+        for bad in ["", "1f", "zz".repeat(16).as_str(), "ä".repeat(16).as_str()] {
+            assert_eq!(parse_id(bad), None, "{bad}");
+        }
+    }
+}
