@@ -370,6 +370,7 @@ mod tests {
             class: None,
             metadata: Default::default(),
             wipe: Vec::new(),
+            namespace: NamespaceChoice::default(),
         };
         format_all(&drives, &format, |_, _| {}).unwrap();
         assert!(run(&options).unwrap().contains(&"metadata set".to_owned()));
