@@ -62,7 +62,7 @@ async fn open_store(
         name: path.display().to_string(),
         layout,
         space: SpacePolicy::default(),
-        device: open_device(path, RingOptions { depth: 32 }, None).unwrap(),
+        device: open_device(path, RingOptions { depth: 32, ..RingOptions::default() }, None).unwrap(),
     };
     let config = FragmentStoreConfig {
         lanes: tables.iter().enumerate().map(lane).collect(),
@@ -101,7 +101,7 @@ fn i_c8_image_files_cut_two_hundred_times_hold_what_was_acknowledged() {
             for chunk in &released {
                 assert_eq!(find(&stores[0], *chunk).await, [], "cut {cut}: chunk {chunk} was released");
             }
-            let queue = open_device(&path, RingOptions { depth: 32 }, None).unwrap();
+            let queue = open_device(&path, RingOptions { depth: 32, ..RingOptions::default() }, None).unwrap();
             scan_device(&queue, device.0, &device.1, |_, _| {}).await
         });
         for (chunk, (_, extent)) in &model.borrow().there {
