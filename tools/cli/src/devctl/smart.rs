@@ -5,16 +5,12 @@ use anyhow::{Context, Result};
 use kiseki_devices::nvme::admin::{AdminCommand, AdminNode};
 use kiseki_devices::nvme::smart::{CriticalWarnings, SmartLog};
 use kiseki_devices::topology::{KernelRoots, Topology};
+use kiseki_server::config::HealthSection;
 use kiseki_server::devices::with_causes;
 use serde_json::{Value, json};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-
-/// I-D3: above this much wear, in percent of what the maker promises, a device is to be emptied.
-const WEAR_PERCENT_MAX: u8 = 90;
-/// I-D3: with more media errors than this a device is to be emptied.
-const MEDIA_ERRORS_MAX: u64 = 100;
 
 /// Shows the SMART log of NVMe drives, and whether a drive should be emptied.
 ///
@@ -45,12 +41,12 @@ enum Verdict {
 
 impl Verdict {
     /// I-D3 decides about evacuation; what the drive warns of besides is for people.
-    fn of(log: &SmartLog) -> (Verdict, Vec<String>) {
+    fn of(log: &SmartLog, limits: &HealthSection) -> (Verdict, Vec<String>) {
         let mut reasons = Vec::new();
-        if log.used_percent > WEAR_PERCENT_MAX {
+        if log.used_percent > limits.used_percent_max {
             reasons.push(format!("{} % of its life is used", log.used_percent));
         }
-        if log.media_errors > MEDIA_ERRORS_MAX {
+        if log.media_errors > limits.media_errors_max {
             reasons.push(format!("{} media errors", log.media_errors));
         }
         let verdict = match (reasons.is_empty(), log.critical.texts().is_empty()) {
@@ -83,6 +79,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let roots = KernelRoots::default();
     let topology = Topology::read(&roots).context("can't list the devices of this machine")?;
     let is_named = !args.devices.is_empty();
+    // The limits of the node, where there is one: its wear watch goes by them.
+    let limits = load(args.node.dir.clone()).map(|config| config.health).unwrap_or_default();
     let devices = match is_named {
         true => args.devices,
         false => load(args.node.dir).context("name a device, or the directory of a node with --dir")?.devices,
@@ -90,11 +88,13 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let answers: Vec<(PathBuf, Answer)> =
         devices.into_iter().map(|path| (path.clone(), ask(&path, &topology, &roots))).collect();
     match args.json {
-        true => println!("{:#}", Value::Array(answers.iter().map(|(path, answer)| json(path, answer)).collect())),
-        false => answers.iter().for_each(|(path, answer)| print!("{}", text(path, answer))),
+        true => {
+            println!("{:#}", Value::Array(answers.iter().map(|(path, answer)| json(path, answer, &limits)).collect()))
+        }
+        false => answers.iter().for_each(|(path, answer)| print!("{}", text(path, answer, &limits))),
     }
     let is_good = |answer: &Answer| match answer {
-        Answer::Log(log) => Verdict::of(log).0 == Verdict::Good,
+        Answer::Log(log) => Verdict::of(log, &limits).0 == Verdict::Good,
         Answer::None => !is_named,
         Answer::Failed(_) => false,
     };
@@ -117,17 +117,17 @@ fn ask(path: &Path, topology: &Topology, roots: &KernelRoots) -> Answer {
     }
 }
 
-fn text(path: &Path, answer: &Answer) -> String {
+fn text(path: &Path, answer: &Answer, limits: &HealthSection) -> String {
     let path = path.display();
     match answer {
         Answer::None => format!("{path}: no SMART log: it is no NVMe drive (smartctl asks SATA and SAS disks)\n"),
         Answer::Failed(reason) => format!("{path}: can't be asked: {reason}\n"),
-        Answer::Log(log) => log_text(&path.to_string(), log),
+        Answer::Log(log) => log_text(&path.to_string(), log, limits),
     }
 }
 
-fn log_text(path: &str, log: &SmartLog) -> String {
-    let (verdict, reasons) = Verdict::of(log);
+fn log_text(path: &str, log: &SmartLog, limits: &HealthSection) -> String {
+    let (verdict, reasons) = Verdict::of(log, limits);
     let reasons = if reasons.is_empty() { String::new() } else { format!(": {}", reasons.join(", ")) };
     let mut out = format!("{path}: {}{reasons}\n", verdict.name());
     let temperature = log
@@ -171,13 +171,13 @@ fn warning_bits(critical: &CriticalWarnings) -> u8 {
     (0..).zip(bits).map(|(bit, is_set)| u8::from(is_set) << bit).sum()
 }
 
-fn json(path: &Path, answer: &Answer) -> Value {
+fn json(path: &Path, answer: &Answer, limits: &HealthSection) -> Value {
     let path = path.display().to_string();
     match answer {
         Answer::None => json!({ "path": path, "smart": null, "reason": "it is no NVMe drive" }),
         Answer::Failed(reason) => json!({ "path": path, "smart": null, "error": reason }),
         Answer::Log(log) => {
-            let (verdict, reasons) = Verdict::of(log);
+            let (verdict, reasons) = Verdict::of(log, limits);
             json!({
                 "path": path,
                 "verdict": verdict.name(),
@@ -228,24 +228,31 @@ mod tests {
             (1, 0, 0, Verdict::Watch),
             (1, 255, 0, Verdict::Evacuate),
         ] {
-            assert_eq!(Verdict::of(&log(critical, used, errors)).0, verdict, "I-D3: {critical} {used} {errors}");
+            assert_eq!(
+                Verdict::of(&log(critical, used, errors), &HealthSection::default()).0,
+                verdict,
+                "I-D3: {critical} {used} {errors}"
+            );
         }
     }
 
     #[test]
     fn the_log_is_shown_in_the_words_of_nvme_cli() {
-        let text = log_text("/dev/nvme0n1", &log(0b101, 91, 7));
+        let text = log_text("/dev/nvme0n1", &log(0b101, 91, 7), &HealthSection::default());
         assert!(
             text.starts_with("/dev/nvme0n1: evacuate: 91 % of its life is used, spare capacity is below"),
             "{text}"
         );
         assert!(text.contains("critical_warning          : 0x5\n") && text.contains("media_errors              : 7\n"));
-        let value = json(Path::new("/dev/nvme0n1"), &Answer::Log(Box::new(log(0, 3, 0))));
+        let value = json(Path::new("/dev/nvme0n1"), &Answer::Log(Box::new(log(0, 3, 0))), &HealthSection::default());
         assert_eq!((value["verdict"].as_str(), value["smart"]["percent_used"].as_u64()), (Some("good"), Some(3)));
     }
 
     #[test]
     fn what_has_no_log_says_so() {
-        assert!(text(Path::new("/dev/sda"), &Answer::None).contains("no SMART log: it is no NVMe drive"));
+        assert!(
+            text(Path::new("/dev/sda"), &Answer::None, &HealthSection::default())
+                .contains("no SMART log: it is no NVMe drive")
+        );
     }
 }
