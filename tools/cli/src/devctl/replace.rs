@@ -1,4 +1,4 @@
-//! `replace`: puts a device into the place of one that can't be used any more.
+//! `replace`: puts a device into the place of another one.
 
 use super::format::format_devices;
 use super::format_args::format_options;
@@ -10,12 +10,11 @@ use kiseki_server::format::plan_all;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Puts a device into the place of one that failed or is gone; what that one held is rebuilt on the devices that are
-/// there.
+/// Puts a device into the place of another one.
 ///
-/// The line of the old device in kiseki.toml becomes that of the new one, and the old one counts as removed: to use it again it
-/// has to be formatted. A device that still works is not replaced in one step: enroll the new one, drain the old one,
-/// retire it when it is empty.
+/// What a device held that failed or is gone is rebuilt on the devices that are there; its line in kiseki.toml becomes that of the
+/// new one, and it counts as removed: to use it again it has to be formatted. One that still works is emptied first: with --wait
+/// the command goes on until it is empty and has been let go.
 #[derive(clap::Args)]
 pub struct Args {
     /// The device that leaves: its path, or the first digits of its id.
