@@ -8,13 +8,15 @@ ADMIN_PORT ?= 9090
 S3_TLS ?= on
 SECONDS ?= 60
 TARGETS ?=
+PREFIX ?= /usr/local
+DESTDIR ?=
 
 # s3s declares a later compiler than it needs; harmless on newer ones.
 CARGO_FLAGS := --release --ignore-rust-version
 CARGO := cargo
 SERVER := target/release/kiseki-server
 
-.PHONY: help run build init test check clippy fmt docs tidy unit client-test bench bench-smoke fuzz deps test-deps
+.PHONY: help run build init test check clippy fmt docs tidy unit client-test bench bench-smoke fuzz test-nvme deps test-deps install man
 
 help:
 	@echo 'make run        build, make $(KISEKI_DIR) ready, serve S3 on port $(S3_PORT) in the foreground'
@@ -23,6 +25,9 @@ help:
 	@echo 'make check      the gate without real clients'
 	@echo 'make bench      kiseki-bench'
 	@echo 'make fuzz       fresh inputs for every parser, each for SECONDS=60 (docs/fuzzing.md)'
+	@echo 'make test-nvme  NVMe drives in an emulated machine: function, faults, power cuts'
+	@echo 'make install    programs, completions, manual pages below PREFIX=$(PREFIX) (DESTDIR= for packages)'
+	@echo 'make man        manual pages into target/man'
 	@echo 'make bench-smoke  every verb of kiseki-bench for a second'
 
 deps:
@@ -66,12 +71,22 @@ client-test: build
 bench: deps
 	$(CARGO) build $(CARGO_FLAGS) -p kiseki-bench
 
+install: build bench
+	scripts/install.sh "$(PREFIX)" "$(DESTDIR)"
+
+man: build bench
+	mkdir -p target/man
+	for program in kiseki kiseki-devctl kiseki-server kiseki-bench; do target/release/$$program man target/man || exit 1; done
+
 bench-smoke: build bench
 	scripts/bench-smoke.sh
 
 fuzz: deps
 	$(CARGO) build $(CARGO_FLAGS) -p kiseki-fuzz
 	target/release/kiseki-fuzz $(TARGETS) --seconds $(SECONDS)
+
+test-nvme: build
+	@scripts/nvme-test.sh
 
 test: test-deps
 	@scripts/gate.sh

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Real clients against real nodes in a temporary directory on free ports: boto3, rclone, s3cmd, kill -9, lost disks,
-# a full pool.
+# Real clients against real nodes in a temporary directory on free ports: boto3, rclone, s3cmd, kill -9, a lost index,
+# lost disks, a full pool.
 # The Python packages live in a virtual environment below target/, made once.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -24,5 +24,7 @@ status=0
 rm -rf "$work/clients"
 "$venv/bin/python" scripts/kill_test.py "$work/kill" || status=1
 rm -rf "$work/kill"
+"$venv/bin/python" scripts/rebuild_test.py "$work/rebuild" || status=1
+rm -rf "$work/rebuild"
 "$venv/bin/python" scripts/fault_test.py "$work/faults" || status=1
 exit $status

@@ -1,10 +1,14 @@
-//! Files and block devices as [`Device`]s: opened for direct I/O, measured, driven by a ring per core.
+//! Files, block devices and NVMe namespaces as [`Device`]s: opened, measured, driven by a ring per core.
 
 #![allow(unsafe_code)]
 
 use crate::error::DeviceError;
+use crate::nvme::node::NvmeNode;
+use crate::nvme::path::{PathChoice, PathInUse, PathPreference};
 use crate::pool::BufferPool;
+use crate::ring::backend::Backend;
 use crate::ring::{Ring, RingOptions};
+use kiseki_executor::{Rings, core_ring};
 use kiseki_types::device::{Device, DeviceGeometry};
 use kiseki_types::limits::DEVICE_BLOCK_BYTES_MAX;
 use kiseki_types::meta::MetaFile;
@@ -15,15 +19,24 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 /// The block that every file and block device is used with, whatever smaller one it has: all that is written are
 /// multiples of it, drives that emulate 512 bytes avoid read-modify-write, and images move between machines.
-const BLOCK_LEN_BYTES: u32 = DEVICE_BLOCK_BYTES_MAX as u32;
+pub(crate) const BLOCK_LEN_BYTES: u32 = DEVICE_BLOCK_BYTES_MAX as u32;
 
 const BLKSSZGET: libc::c_ulong = 0x1268;
+/// `_IO(0x12, 95)`.
+const BLKRRPART: libc::c_ulong = 0x125f;
 const BLKGETSIZE64: libc::c_ulong = 0x8008_1272;
+
+/// The block device of a namespace that is named by its character device; any other path as it is. Measuring, holding
+/// and superblocks go through the block device, whatever the reads and writes of fragments do.
+#[must_use]
+pub fn block_node(path: &Path) -> PathBuf {
+    NvmeNode::of(path).and_then(|node| node.block()).unwrap_or_else(|| path.to_owned())
+}
 
 /// A file or block device, open for direct I/O and measured.
 #[derive(Debug)]
@@ -32,16 +45,23 @@ struct DirectFile {
     geometry: DeviceGeometry,
 }
 
+/// What a file is opened for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Access {
+    ReadWrite,
+    Read,
+}
+
 impl DirectFile {
-    /// Opens what is there; `flags` besides O_DIRECT.
-    fn open(path: &Path, flags: i32) -> Result<DirectFile, DeviceError> {
-        let device = path.display().to_string();
+    /// Opens what is there.
+    fn open(path: &Path, access: Access) -> Result<DirectFile, DeviceError> {
+        let (device, path) = (path.display().to_string(), &block_node(path));
         let kind = std::fs::metadata(path).map_err(|source| DeviceError::io(&device, "opening", source))?.file_type();
         if !kind.is_file() && !kind.is_block_device() {
             return Err(DeviceError::NotADevice { device });
         }
         let mut options = OpenOptions::new();
-        let options = options.read(true).write(true).custom_flags(libc::O_DIRECT | flags);
+        let options = options.read(true).write(access == Access::ReadWrite).custom_flags(libc::O_DIRECT);
         let file = options.open(path).map_err(|source| match source.raw_os_error() {
             Some(libc::EINVAL) => DeviceError::DirectRefused { device: device.clone() },
             Some(libc::EBUSY) => DeviceError::Busy { device: device.clone() },
@@ -73,7 +93,7 @@ impl DirectFile {
     }
 }
 
-fn block_device_len(file: &File, device: &str) -> Result<u64, DeviceError> {
+pub(crate) fn block_device_len(file: &File, device: &str) -> Result<u64, DeviceError> {
     let mut block_len: libc::c_int = 0;
     let mut len_bytes: u64 = 0;
     // SAFETY: the request writes one int, into a variable of that type that lives across the call.
@@ -96,13 +116,13 @@ fn block_device_len(file: &File, device: &str) -> Result<u64, DeviceError> {
 #[derive(Debug)]
 pub struct DeviceLock {
     /// A block device is held by an exclusive open, a file by a lock; both end when it is closed.
-    _file: File,
+    file: File,
 }
 
 impl DeviceLock {
     /// Takes the device for this process. Errors: `Busy`.
     pub fn acquire(path: &Path) -> Result<DeviceLock, DeviceError> {
-        let device = path.display().to_string();
+        let (device, path) = (path.display().to_string(), &block_node(path));
         let is_block = std::fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device());
         let mut options = OpenOptions::new();
         let options = options.read(true).write(true).custom_flags(if is_block { libc::O_EXCL } else { 0 });
@@ -111,14 +131,23 @@ impl DeviceLock {
             _ => DeviceError::io(&device, "opening", source),
         })?;
         match file.try_lock() {
-            Ok(()) => Ok(DeviceLock { _file: file }),
+            Ok(()) => Ok(DeviceLock { file }),
             Err(std::fs::TryLockError::WouldBlock) => Err(DeviceError::Busy { device }),
             Err(std::fs::TryLockError::Error(source)) => Err(DeviceError::io(&device, "locking", source)),
         }
     }
 }
 
-/// One core's queue on a file or block device.
+impl DeviceLock {
+    /// Has the kernel read the partition table again, so that nodes of partitions that are gone go too. Best effort: a
+    /// file, a partition and many virtual devices have none.
+    pub fn reread_partitions(&self) {
+        // SAFETY: the request takes no argument.
+        unsafe { libc::ioctl(self.file.as_raw_fd(), BLKRRPART) };
+    }
+}
+
+/// One core's queue on a file, a block device or a namespace.
 pub struct FileDevice {
     name: String,
     geometry: DeviceGeometry,
@@ -126,21 +155,47 @@ pub struct FileDevice {
     ring: Ring,
 }
 
-/// Opens a file or block device for the calling core: a queue of its own on the core's ring, with the core's registered buffers.
+/// Opens a file or device for the calling core: a queue of its own on the core's ring, with the core's registered buffers.
+/// Which way it goes is chosen by `options.path` and by the rings that the core has.
 ///
 /// - `pool`: the registered buffers of this core; the same for all its devices.
-/// - Errors: `Io`, `DirectRefused`, `NotADevice`, `BlockLen`. Call from inside the executor; opening blocks shortly.
+/// - Errors: `Io`, `DirectRefused`, `NotADevice`, `BlockLen`, `PassthroughRefused`. Call from inside the executor; opening
+///   blocks shortly.
 pub fn open_device(
     path: &Path,
     options: RingOptions,
     pool: Option<Rc<BufferPool>>,
 ) -> Result<Rc<dyn Device>, DeviceError> {
+    let rings = core_ring().rings();
+    let preference = match options.path {
+        // Nothing to try out where no commands can be sent.
+        PathPreference::Auto if rings == Rings::Plain => PathPreference::IoUring,
+        other => other,
+    };
+    let choice = PathChoice::make(path, preference)?.on_rings(rings);
+    if options.path == PathPreference::Passthrough && choice.in_use == PathInUse::Block {
+        return Err(DeviceError::PassthroughRefused { device: path.display().to_string(), reason: choice.reason });
+    }
+    open_device_by(path, &choice, options, pool)
+}
+
+/// The same on the way that was chosen, which must be one for the core's rings.
+pub fn open_device_by(
+    path: &Path,
+    choice: &PathChoice,
+    options: RingOptions,
+    pool: Option<Rc<BufferPool>>,
+) -> Result<Rc<dyn Device>, DeviceError> {
     let name = path.display().to_string();
-    let opened = DirectFile::open(path, 0)?;
-    let discard_unit = crate::discard_unit::of(&opened.file, opened.geometry.block_len_bytes);
-    let ring = Ring::start(&name, opened.file, options, pool)
+    let rings = core_ring().rings();
+    assert!(choice.in_use.rings() <= rings, "{name}: {} on a core with {rings:?} rings", choice.in_use);
+    let opened = DirectFile::open(path, Access::ReadWrite)?;
+    let geometry = opened.geometry;
+    let discard_unit = crate::discard_unit::of(&opened.file, geometry.block_len_bytes);
+    let (file, backend) = choice.open()?.unwrap_or((opened.file, Backend::File));
+    let ring = Ring::start(&name, file, backend, options, pool)
         .map_err(|source| DeviceError::io(&name, "setting up io_uring", source))?;
-    Ok(Rc::new(FileDevice { name, geometry: opened.geometry, discard_unit, ring }))
+    Ok(Rc::new(FileDevice { name, geometry, discard_unit, ring }))
 }
 
 impl FileDevice {
@@ -216,7 +271,12 @@ pub struct RawDevice {
 impl RawDevice {
     /// Opens a file or block device. Errors as [`open_device`].
     pub fn open(path: &Path) -> Result<RawDevice, DeviceError> {
-        Ok(RawDevice { direct: DirectFile::open(path, 0)? })
+        Ok(RawDevice { direct: DirectFile::open(path, Access::ReadWrite)? })
+    }
+
+    /// Opens it for reading alone: nothing that watches devices for writers is disturbed, and read-only ones open too.
+    pub fn open_for_reading(path: &Path) -> Result<RawDevice, DeviceError> {
+        Ok(RawDevice { direct: DirectFile::open(path, Access::Read)? })
     }
 
     /// Shape of the device.

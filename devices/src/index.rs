@@ -157,7 +157,8 @@ fn generation_key(locator: Locator, generation: Generation) -> Vec<u8> {
     [&locator.0[..], &generation.0.to_be_bytes()].concat() // big-endian: rows lie in numeric order
 }
 
-fn fragment_row_key(key: &FragmentKey, device: DeviceId) -> Vec<u8> {
+/// Key of a fragment's row in the lane of its locator.
+pub(crate) fn fragment_row_key(key: &FragmentKey, device: DeviceId) -> Vec<u8> {
     [&generation_key(key.locator, key.generation)[..], &[key.index], &device.0].concat()
 }
 

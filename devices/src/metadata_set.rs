@@ -12,6 +12,7 @@ mod mirrored;
 #[cfg(test)]
 mod tests;
 
+pub use member::recorded_epoch;
 pub(crate) use member::{fuzz_member, fuzz_member_seed};
 pub use mirrored::{MemberStatus, MirroredDir};
 

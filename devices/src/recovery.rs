@@ -7,9 +7,10 @@
 use crate::flush_gate::FlushGate;
 use crate::fragment_header::{FragmentHeader, PIECE_LEN_BYTES};
 use crate::fragment_store::{DeviceOnCore, DeviceReport, OwnLane, folded_key, is_fragment};
+use crate::history::{History, decode_records};
 use crate::index::{TABLE_EXTENTS, TABLE_META, decode_row, encode_row, extent_row_key, write};
 use crate::journal::{self, JournalConfig, LaneJournal, MirrorContent, MirrorRegion};
-use crate::lane::{LaneOnDevice, LaneRecord, Recovered, lane_journal_id};
+use crate::lane::{LaneOnDevice, lane_journal_id};
 use crate::zones::Zones;
 use kiseki_types::buf::{BufferSource, IoBuf, plain_buffers};
 use kiseki_types::device::Device;
@@ -19,7 +20,6 @@ use kiseki_types::limits::FRAGMENT_HEADER_BYTES;
 use kiseki_types::runtime::Ports;
 use kiseki_types::table::{Direction, Scan, TableError, TableStore, TableWrite, prefix_end};
 use kiseki_types::{BlockCount, BlockIndex, DeviceId, LaneId};
-use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::rc::Rc;
 
@@ -52,14 +52,25 @@ pub async fn format_journals(
     layout: &crate::layout::DeviceLayout,
     device: &Rc<dyn Device>,
 ) -> Result<(), journal::JournalOpenError> {
-    let gate = FlushGate::new(ports.clone(), device.clone());
     for lane in (0..layout.lanes()).map(LaneId) {
-        let (start, len) = layout.journal_extent(lane);
-        let region =
-            MirrorRegion { device: device.clone(), gate: gate.clone(), start, len, content: MirrorContent::Refill };
-        journal::format(&journal_config(ports, &plain_buffers(), id, name, lane, region)).await?;
+        format_journal(ports, id, name, layout, device, lane).await?;
     }
     Ok(())
+}
+
+/// Formats the journal of one lane: zeros, then its header.
+pub(crate) async fn format_journal(
+    ports: &Ports,
+    id: DeviceId,
+    name: &str,
+    layout: &crate::layout::DeviceLayout,
+    device: &Rc<dyn Device>,
+    lane: LaneId,
+) -> Result<(), journal::JournalOpenError> {
+    let gate = FlushGate::new(ports.clone(), device.clone());
+    let (start, len) = layout.journal_extent(lane);
+    let region = MirrorRegion { device: device.clone(), gate, start, len, content: MirrorContent::Refill };
+    journal::format(&journal_config(ports, &plain_buffers(), id, name, lane, region)).await
 }
 
 fn journal_config(
@@ -127,15 +138,21 @@ async fn open_lane(
         // A lost file is lost, never new: its extents would be given out again.
         return Err(LaneFailure::Device(format!(
             "the table file of lane {} says that the journal is folded through {folded}, the journal gave up everything \
-             through {}: the file was lost or is an old one; rebuild the index from a scan of the device",
+             through {}: the file was lost or is an old one; rebuild the index: stop the node and run \
+             `kiseki-devctl verify --rebuild-index --write --dir DIR`",
             own.lane,
             journal.trimmed_through()
         )));
     }
-    let records = decode_records(device, own.lane, folded, &records)?;
+    let records = decode_records(device.id, &device.layout, own.lane, folded, &records).map_err(|broken| {
+        LaneFailure::Device(format!(
+            "record {} in the journal of lane {} makes no sense: {}",
+            broken.sequence, own.lane, broken.reason
+        ))
+    })?;
     report.replayed += records.len() as u64;
     let mut history = History::of(records);
-    report.disbelieved += history.disbelieve(device).await?;
+    report.disbelieved += disbelieve(&mut history, device).await;
     let mut zones = Zones::new(device.layout.zones(own.lane));
     let mut writes = keep_untouched_rows(own, device, &history, &mut zones).await?;
     for fragment in history.live() {
@@ -146,7 +163,7 @@ async fn open_lane(
         writes.push(write(TABLE_EXTENTS, key, Some(encode_row(fragment))));
     }
     own.table.write(writes);
-    Ok(LaneOnDevice::new(own.lane, zones, journal, folded, history.recovered))
+    Ok(LaneOnDevice::new(own.lane, zones, journal, folded, history.recovered()))
 }
 
 async fn read_folded(own: &OwnLane, device: DeviceId) -> Result<Sequence, LaneFailure> {
@@ -182,93 +199,17 @@ async fn open_journal(
     }
 }
 
-/// Records after the folded ones, checked against the layout: a journal is input.
-fn decode_records(
-    device: &DeviceOnCore,
-    lane: LaneId,
-    folded: Sequence,
-    records: &[ReplayedRecord],
-) -> Result<Vec<(bool, LaneRecord)>, LaneFailure> {
-    let mut decoded = Vec::new();
-    for record in records.iter().filter(|record| record.sequence > folded) {
-        let broken = |why: String| {
-            LaneFailure::Device(format!(
-                "record {} in the journal of lane {lane} makes no sense: {why}",
-                record.sequence
-            ))
-        };
-        let found = LaneRecord::decode(device.id, &record.bytes).map_err(|error| broken(error.to_string()))?;
-        let zone = device.layout.zone_of(found.extent().start);
-        if zone.is_none_or(|zone| device.layout.lane_of_zone(zone) != lane) {
-            return Err(broken(format!("extent {} is not the lane's", found.extent())));
+/// Drops allocations whose record was not flushed and whose fragment does not verify: they were never acknowledged. The
+/// others are news for the index lanes.
+async fn disbelieve(history: &mut History, device: &DeviceOnCore) -> u64 {
+    let mut dropped = Vec::new();
+    for fragment in history.unproven() {
+        if !verify_fragment(&device.device, &fragment).await {
+            dropped.push(fragment.extent.start.0);
         }
-        decoded.push((record.flushed, found));
     }
-    Ok(decoded)
-}
-
-/// What a journal's records add up to.
-struct History {
-    /// Blocks that records touched: first -> end, merged.
-    touched: BTreeMap<u64, u64>,
-    /// Fragments that are there at the end, by first block, and whether their record was flushed.
-    live: BTreeMap<u64, (bool, StoredFragment)>,
-    /// What index lanes must hear of.
-    recovered: Vec<Recovered>,
-}
-
-impl History {
-    fn of(records: Vec<(bool, LaneRecord)>) -> History {
-        let mut history = History { touched: BTreeMap::new(), live: BTreeMap::new(), recovered: Vec::new() };
-        for (is_flushed, record) in records {
-            let extent = record.extent();
-            history.touch(extent.start.0, extent.end().0);
-            match record {
-                LaneRecord::Allocate(fragment) => {
-                    history.live.insert(extent.start.0, (is_flushed, fragment));
-                }
-                LaneRecord::Release { key, extent } => {
-                    history.live.remove(&extent.start.0);
-                    history.recovered.push(Recovered::Remove { key, extent });
-                }
-            }
-        }
-        history
-    }
-
-    fn touch(&mut self, mut start: u64, mut end: u64) {
-        while let Some((at, until)) = self.touching(start, end) {
-            self.touched.remove(&at);
-            (start, end) = (start.min(at), end.max(until));
-        }
-        self.touched.insert(start, end);
-    }
-
-    fn touching(&self, start: u64, end: u64) -> Option<(u64, u64)> {
-        let before = self.touched.range(..end).next_back().map(|(at, until)| (*at, *until));
-        before.filter(|(_, until)| *until > start)
-    }
-
-    fn live(&self) -> impl Iterator<Item = &StoredFragment> {
-        self.live.values().map(|(_, fragment)| fragment)
-    }
-
-    /// Drops allocations whose record was not flushed and whose fragment does not verify: they were never
-    /// acknowledged. The others are news for the index lanes.
-    async fn disbelieve(&mut self, device: &DeviceOnCore) -> Result<u64, LaneFailure> {
-        let mut dropped = Vec::new();
-        for (start, (is_flushed, fragment)) in &self.live {
-            if !is_flushed && !verify_fragment(&device.device, fragment).await {
-                dropped.push(*start);
-            }
-        }
-        for start in &dropped {
-            self.live.remove(start);
-        }
-        let inserts: Vec<Recovered> = self.live().cloned().map(Recovered::Insert).collect();
-        self.recovered.extend(inserts);
-        Ok(dropped.len() as u64)
-    }
+    history.disbelieve(&dropped);
+    dropped.len() as u64
 }
 
 /// Marks the extents of all rows that the journal does not speak about; returns the removal of the others.

@@ -1,5 +1,6 @@
 //! The store of one or two cores on simulated devices, with power cuts at any write.
 
+mod explained;
 mod faults;
 mod images;
 mod moving;
@@ -7,7 +8,6 @@ mod prefixes;
 
 use super::*;
 use crate::fragment_header::FragmentHeader;
-use crate::fragment_scan::{ScanProblemKind, scan_device};
 use crate::recovery::format_journals;
 use crate::space::{DiscardPolicy, FillLevels};
 use futures::future::join_all;
@@ -16,7 +16,6 @@ use kiseki_simulator::{CutSwitch, DiskOptions, NodeId, Recorder, SeededRng, Sim,
 use kiseki_types::buf::stale_buffers;
 use kiseki_types::fragment::{FragmentKey, StripeShape};
 use kiseki_types::journal::Journal;
-use kiseki_types::limits::FRAGMENT_HEADER_BYTES;
 use kiseki_types::runtime::RuntimeExt;
 use kiseki_types::table::{Direction, Row, Scan, TableReader, TableWrite};
 use kiseki_types::{BlockIndex, CoreId, MapEpoch};
@@ -514,6 +513,7 @@ fn i_c5_a_pool_at_its_critical_fill_refuses_clients_and_takes_repairs_and_releas
         assert!(matches!(error, FragmentError::PoolCritical { critical_percent: 60, .. }), "{error}");
         let pool = (used(devices[0]) + used(devices[1])) / 2.0;
         assert!(pool > 0.55 && pool <= 0.6, "I-C5: the pool refuses clients at {pool}");
+        assert!(store.space()[&devices[0]].refuses_clients, "I-C5: it is told");
         let bytes = payload(2000, 15);
         let repaired = store.put_for_upkeep(devices[1], meta(2000, 0, &bytes), parts(&bytes)).await;
         repaired.expect("I-C5: what clients must leave alone is for repair");
@@ -524,6 +524,7 @@ fn i_c5_a_pool_at_its_critical_fill_refuses_clients_and_takes_repairs_and_releas
         }
         rig.sim.ports(NODE).sleep(Duration::from_secs(1)).await;
         put(store, devices[0], 3000, &payload(3000, 15)).await.expect("I-C5: and goes on when there is room");
+        assert!(!store.space()[&devices[0]].refuses_clients);
     });
 }
 
@@ -684,37 +685,5 @@ fn i_l10_a_lost_table_file_is_lost_and_its_extents_are_not_given_out_again() {
         let (_, reports) = rig.start().await;
         let problem = reports[0].problem.clone().unwrap();
         assert!(problem.contains("rebuild the index"), "{problem}");
-    });
-}
-
-#[test]
-fn a_scan_lists_every_fragment_from_the_bytes_alone() {
-    let rig = Rig::new(8, 1, 1);
-    rig.run(async {
-        let (stores, _) = rig.start().await;
-        let (id, disk, layout) = &rig.disks[0];
-        let mut extents = Vec::new();
-        for chunk in 0..12 {
-            extents.push(put(&stores[0], *id, chunk, &payload(chunk, 1 + chunk as usize * 2)).await.unwrap());
-        }
-        let device = disk.open();
-        let scan = scan_device(&device, *id, layout, |_, _| {}).await;
-        let mut found: Vec<Extent> = scan.fragments.iter().map(|fragment| fragment.extent).collect();
-        found.sort_unstable();
-        let mut sorted = extents.clone();
-        sorted.sort_unstable();
-        assert_eq!((found, scan.problems), (sorted, vec![]));
-        disk.rot_block(extents[3].start);
-        disk.rot_block(BlockIndex(extents[5].start.0 + 1));
-        let scan = scan_device(&device, *id, layout, |_, _| {}).await;
-        assert_eq!(scan.fragments.len(), 10);
-        let payload_at: Vec<BlockIndex> = scan
-            .problems
-            .iter()
-            .filter(|problem| matches!(problem.kind, ScanProblemKind::PayloadDamaged { .. }))
-            .map(|problem| problem.start)
-            .collect();
-        assert_eq!(payload_at, [extents[5].start]);
-        assert_eq!(FRAGMENT_HEADER_BYTES, 4096);
     });
 }

@@ -27,7 +27,7 @@ pub const FRAME_PAYLOAD_BYTES_MAX: usize = 2 * (JOURNAL_RECORD_LEN_BYTES_MAX + R
 /// Longest region that a journal takes: an open reads it into memory, one journal at a time.
 pub const REGION_LEN_BYTES_MAX: u64 = 256 << 20;
 
-const FRAME_MAGIC: [u8; 8] = *b"KSKJFRAM";
+pub(crate) const FRAME_MAGIC: [u8; 8] = *b"KSKJFRAM";
 const REGION_MAGIC: [u8; 8] = *b"KSKJHEAD";
 
 /// Version of the format: 1 is the first.

@@ -311,7 +311,7 @@ fn take_lost(lost: &mut Vec<(usize, io::Error)>, report: &mut JournalReport) -> 
     std::mem::take(lost)
 }
 
-fn replayed(records: Vec<(Sequence, Vec<u8>)>, stated: Sequence) -> Vec<ReplayedRecord> {
+pub(super) fn replayed(records: Vec<(Sequence, Vec<u8>)>, stated: Sequence) -> Vec<ReplayedRecord> {
     let to_record = |(sequence, bytes)| ReplayedRecord { sequence, flushed: sequence <= stated, bytes };
     records.into_iter().map(to_record).collect()
 }

@@ -80,6 +80,16 @@ impl MemberRecord {
     }
 }
 
+/// The metadata-set epoch that a directory of this cluster last took part in: for tools that look at a stopped node.
+/// Errors: why the directory does not count.
+pub fn recorded_epoch(dir: &dyn MetaDir, cluster: ClusterId) -> Result<u64, String> {
+    match DirState::read(dir, cluster) {
+        DirState::Ours(record) => Ok(record.epoch.epoch),
+        DirState::Blank => Err("it is empty".to_owned()),
+        DirState::Unusable(reason) => Err(reason),
+    }
+}
+
 /// Decoded and encoded again, for `crate::fuzzing`.
 pub(crate) fn fuzz_member(bytes: &[u8]) -> Option<Vec<u8>> {
     MemberRecord::decode(bytes).ok().map(|record| record.encode())

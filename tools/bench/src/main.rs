@@ -8,18 +8,17 @@ mod cpus;
 mod device;
 mod manifest;
 mod measure;
-mod noise;
 mod output;
 mod pipeline;
 mod progress;
 mod s3;
 mod stop;
-mod units;
 mod usage;
 
 use anyhow::Result;
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
+use kiseki_measure::{noise, units};
 use output::{OutputArgs, Report};
 use std::process::ExitCode;
 use stop::Stop;
@@ -50,6 +49,12 @@ enum Verb {
         /// The shell
         shell: Shell,
     },
+    /// Writes the manual pages into a directory
+    #[command(hide = true)]
+    Man {
+        /// The directory
+        dir: std::path::PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
@@ -69,6 +74,10 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::S3(args) => finish(&args.output, |stop| s3::run(&args, stop)),
         Verb::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "kiseki-bench", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+        Verb::Man { dir } => {
+            clap_mangen::generate_to(Cli::command(), dir)?;
             Ok(ExitCode::SUCCESS)
         }
     }

@@ -17,6 +17,7 @@ pub const TARGETS: &[Target] = &[
     devices::INDEX_ROW,
     devices::MEMBER_FILE,
     devices::JOURNAL,
+    devices::DEVICE_IMAGE,
     devices::NVME_CONTROLLER,
     devices::NVME_NAMESPACE,
     devices::NVME_NAMESPACE_LIST,

@@ -73,6 +73,17 @@ pub enum CoreError {
     /// A table file can't be opened.
     #[error(transparent)]
     Table(#[from] TableError),
+    /// A lane's index is lost. It is not an empty one: reads would find nothing, and extents would be given out again.
+    #[error(
+        "the index of lane {lane} is lost: {reason}; the devices hold all that it said: stop the node and run \
+         `kiseki-devctl verify --rebuild-index --write --dir DIR`"
+    )]
+    IndexLost {
+        /// The lane.
+        lane: LaneId,
+        /// What is wrong with the file.
+        reason: String,
+    },
     /// The fragment index can't be brought up to date.
     #[error(transparent)]
     Fragments(#[from] FragmentError),
@@ -158,7 +169,7 @@ impl CoreNode {
             let lane = input.lane;
             let log_table =
                 open_table(&inputs.ports, &inputs.meta, format!("lane-{}-log.redb", lane.0), lane, 0).await?;
-            let index = open_table(&inputs.ports, &inputs.meta, format!("lane-{}-index.redb", lane.0), lane, 1).await?;
+            let index = open_index(&inputs.ports, &inputs.meta, lane, inputs.is_new).await?;
             let log = open_log(
                 &inputs.ports,
                 &inputs.buffers,
@@ -302,6 +313,30 @@ impl CoreNode {
         }
         result
     }
+}
+
+/// The file of a lane's index in the metadata directories.
+#[must_use]
+pub fn index_file(lane: LaneId) -> String {
+    format!("lane-{}-index.redb", lane.0)
+}
+
+/// Opens a lane's index. Only a new cluster may have none: every start since made it before it wrote anything.
+async fn open_index(
+    ports: &Ports,
+    meta: &Arc<MirroredDir>,
+    lane: LaneId,
+    is_new: bool,
+) -> Result<TableFile, CoreError> {
+    let lost = |reason: String| CoreError::IndexLost { lane, reason };
+    let (dir, name) = (meta.clone(), index_file(lane));
+    let listed = ports.offload(u64::from(lane.0), move || dir.list());
+    let names = listed.await.map_err(|stopping| lost(stopping.to_string()))?;
+    let names = names.map_err(|error| lost(error.to_string()))?;
+    if !is_new && !names.contains(&name) {
+        return Err(lost(format!("{name} is missing in the metadata directories")));
+    }
+    open_table(ports, meta, name, lane, 1).await.map_err(|error| lost(error.to_string()))
 }
 
 async fn open_table(

@@ -1,6 +1,7 @@
 //! `kiseki-server`: runs a node, makes one ready, examines a machine.
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
 use kiseki_server::config::{Config, DEFAULT_LANES, Overrides};
 use kiseki_server::doctor::{self, Severity};
 use kiseki_server::init::{self, DEFAULT_DEVICE_COUNT, DEFAULT_DEVICE_LEN_BYTES, InitOptions};
@@ -11,7 +12,12 @@ use std::process::ExitCode;
 
 /// A Kiseki node: S3 in, sealed and coded fragments on devices.
 #[derive(Parser)]
-#[command(version, about, after_help = "First steps:\n  kiseki-server init\n  kiseki-server run\n  . .kiseki/env")]
+#[command(
+    name = "kiseki-server",
+    version,
+    about,
+    after_help = "First steps:\n  kiseki-server init\n  kiseki-server run\n  . .kiseki/env"
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -31,6 +37,17 @@ enum Command {
         /// Print JSON.
         #[arg(long)]
         json: bool,
+    },
+    /// Prints completions for a shell.
+    Completion {
+        /// The shell.
+        shell: Shell,
+    },
+    /// Writes the manual pages into a directory.
+    #[command(hide = true)]
+    Man {
+        /// The directory.
+        dir: PathBuf,
     },
 }
 
@@ -64,6 +81,11 @@ fn main() -> ExitCode {
         Command::Run(overrides) => run(&overrides),
         Command::Init(arguments) => make(arguments),
         Command::Doctor { overrides, json } => return examine(&overrides, json),
+        Command::Completion { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "kiseki-server", &mut std::io::stdout());
+            Ok(())
+        }
+        Command::Man { dir } => clap_mangen::generate_to(Cli::command(), dir).map_err(anyhow::Error::from),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -5,7 +5,7 @@
 //! An operation counts when it was **due** inside the window, however late it ended: otherwise the slowest ones would be
 //! left out for having been slow.
 
-use super::latency::Latency;
+use super::Latency;
 
 /// fio averages bandwidth over this time before it looks for the smallest and the largest.
 const INTERVAL_NS: u64 = 500_000_000;

@@ -4,12 +4,11 @@
 
 mod cpu;
 mod error_log;
-mod latency;
 mod meter;
 mod schedule;
 
 pub use cpu::{CpuTime, ProcessCpu, thread_cpu_ns};
 pub use error_log::ErrorLog;
-pub use latency::{Latency, PERCENTILES};
+pub use kiseki_measure::latency::{Latency, PERCENTILES};
 pub use meter::{Meter, Spread, Timing, Window};
 pub use schedule::Schedule;

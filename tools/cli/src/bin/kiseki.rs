@@ -45,6 +45,12 @@ enum Command {
         /// The shell.
         shell: Shell,
     },
+    /// Writes the manual pages into a directory.
+    #[command(hide = true)]
+    Man {
+        /// The directory.
+        dir: PathBuf,
+    },
 }
 
 #[derive(Subcommand)]
@@ -135,6 +141,7 @@ fn run(cli: Cli) -> Result<()> {
             clap_complete::generate(shell, &mut Cli::command(), "kiseki", &mut std::io::stdout());
             return Ok(());
         }
+        Command::Man { dir } => return Ok(clap_mangen::generate_to(Cli::command(), dir)?),
         Command::Tenant(TenantCommand::Create { name, dedup, json }) => {
             let dedup = match dedup {
                 DedupArg::Shared => Dedup::Shared,
@@ -215,11 +222,16 @@ fn print_status(report: &NodeReport) {
         report.durability
     );
     for device in &report.devices {
+        let why = match device.io_path_reason.as_str() {
+            "" => String::new(),
+            reason => format!(": {reason}"),
+        };
         let space = format!(
-            "{:.1} of {:.1} GiB free{}",
+            "{:.1} of {:.1} GiB free{}, {}{why}",
             gib(device.free_bytes),
             gib(device.capacity_bytes),
-            space_words(&device.space)
+            space_words(&device.space),
+            device.io_path
         );
         println!(
             "  device    {:<11} {} {}{}",

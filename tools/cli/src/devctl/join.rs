@@ -6,16 +6,12 @@ use super::drain::await_empty;
 use super::node::load;
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
-use kiseki_devices::file_device::open_device;
-use kiseki_devices::probe::probe_device;
-use kiseki_devices::ring::RingOptions;
 use kiseki_server::admin::{AdminRequest, AdminResponse};
 use kiseki_server::admin_client::{AdminClient, AdminClientError};
 use kiseki_server::config::Config;
 use kiseki_server::device_admin::DeviceAnswer;
 use kiseki_server::enroll::{ChangeMode, JoinKind, JoinedDevice};
 use kiseki_server::enroll_offline::Offline;
-use kiseki_server::format::on_executor;
 use kiseki_server::status::{DeviceReport, NodeReport};
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -98,35 +94,6 @@ impl Joiner {
             }
         }
         Ok(())
-    }
-
-    /// What `--dry-run --format` can tell: what the devices carry.
-    pub fn dry_run_of_format(&self, devices: &[PathBuf], wipe: &[String]) -> Result<ExitCode> {
-        let mut is_clear = true;
-        for path in devices {
-            let name = path.clone();
-            let found = on_executor(async |_| {
-                let device = open_device(&name, RingOptions::default(), None)?;
-                probe_device(&*device).await
-            })??;
-            let missing: Vec<&str> = found
-                .iter()
-                .map(|found| found.name.as_str())
-                .filter(|name| !wipe.iter().any(|named| named == name))
-                .collect();
-            is_clear &= missing.is_empty();
-            match (self.options.json, missing.is_empty()) {
-                (true, _) => println!(
-                    "{}",
-                    json!({ "path": path.display().to_string(), "would_format": missing.is_empty(), "unnamed_signatures": missing })
-                ),
-                (false, true) => println!("{}: would be formatted and enrolled", path.display()),
-                (false, false) => {
-                    println!("{}: carries {}; name each with --wipe", path.display(), missing.join(", "));
-                }
-            }
-        }
-        Ok(if is_clear { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 
     pub fn enroll(&mut self, device: &Path) -> Result<()> {

@@ -42,6 +42,11 @@ pub const NVME_NAMESPACE_LIST: Target =
 /// How a drive fares.
 pub const NVME_SMART: Target = Target::new("nvme_smart", nvme_smart, nvme_smart_seeds).mended(whole_smart_page);
 
+/// A whole device as `kiseki-devctl verify` looks at it: its superblock, a journal and the start of a zone, in pages.
+pub const DEVICE_IMAGE: Target = Target::new("device_image", device_image, device_image_seeds)
+    .mended(mend_device)
+    .allowed(4 * fuzzing::DEVICE_SEED_LEN_BYTES, 64);
+
 /// Pages of a fuzzed journal.
 const JOURNAL_PAGES_MAX: usize = 64;
 
@@ -181,6 +186,11 @@ const FRAME_SUM: usize = 84;
 /// Checksums of headers, of frames and of their payloads, and the chain of the frames.
 fn mend_journal(bytes: &[u8]) -> Vec<u8> {
     let mut region = region_of(bytes);
+    mend_region(&mut region);
+    packed_region(&region)
+}
+
+fn mend_region(region: &mut [u8]) {
     let pages = region.len() / mend::BLOCK_BYTES;
     let mut previous = [0; 4];
     for page in 0..pages {
@@ -199,7 +209,6 @@ fn mend_journal(bytes: &[u8]) -> Vec<u8> {
             region[start + FRAME_SUM..][..4].copy_from_slice(&previous);
         }
     }
-    packed_region(&region)
 }
 
 fn journal_seeds() -> Vec<Seed> {
@@ -295,4 +304,49 @@ fn nvme_smart(bytes: &[u8]) -> Verdict {
 
 fn nvme_smart_seeds() -> Vec<Seed> {
     vec![("worn", page_with(&[(0, &[0x19, 0x43, 1, 97, 10, 91]), (48, &[1, 2, 3]), (160, &[0xff; 16])]))]
+}
+
+/// The device that an input describes: pages of the seed's three parts, each without the zeros behind it.
+fn device_of(bytes: &[u8]) -> Vec<u8> {
+    let mut device = vec![0; fuzzing::DEVICE_SEED_LEN_BYTES];
+    let seed = fuzzing::device_seed();
+    let pages = seed.iter().flat_map(|(at, part)| (*at..at + part.len()).step_by(mend::BLOCK_BYTES));
+    for (at, page) in pages.zip(mend::unpack(bytes, usize::MAX)) {
+        let len = page.len().min(mend::BLOCK_BYTES);
+        device[at..at + len].copy_from_slice(&page[..len]);
+    }
+    device
+}
+
+fn packed_device(device: &[u8]) -> Vec<u8> {
+    let seed = fuzzing::device_seed();
+    let parts = seed.iter().map(|(at, part)| &device[*at..at + part.len()]);
+    let pages: Vec<Vec<u8>> = parts.flat_map(|part| part.chunks(mend::BLOCK_BYTES)).map(mend::without_zeros).collect();
+    mend::pack(pages.iter().map(|page| &page[..]))
+}
+
+fn device_image(bytes: &[u8]) -> Verdict {
+    accepted(fuzzing::device_image(device_of(bytes)))
+}
+
+/// The checksum of the superblock, of the journal, and of every fragment's header.
+fn mend_device(bytes: &[u8]) -> Vec<u8> {
+    let mut device = device_of(bytes);
+    let [(superblock, _), (journal, region), (zone, _)] = fuzzing::device_seed();
+    let page = mend::block(&device[superblock..][..mend::BLOCK_BYTES]);
+    device[superblock..][..mend::BLOCK_BYTES].copy_from_slice(&page);
+    mend_region(&mut device[journal..][..region.len()]);
+    for page in device[zone..].chunks_mut(mend::BLOCK_BYTES).filter(|page| page.starts_with(b"KSKFRAGM")) {
+        let mended = mend::block(page);
+        page.copy_from_slice(&mended);
+    }
+    packed_device(&device)
+}
+
+fn device_image_seeds() -> Vec<Seed> {
+    let mut device = vec![0; fuzzing::DEVICE_SEED_LEN_BYTES];
+    for (at, part) in fuzzing::device_seed() {
+        device[at..at + part.len()].copy_from_slice(&part);
+    }
+    vec![("two-fragments", packed_device(&device))]
 }
