@@ -16,7 +16,7 @@ CARGO_FLAGS := --release --ignore-rust-version
 CARGO := cargo
 SERVER := target/release/kiseki-server
 
-.PHONY: help run build init test check clippy fmt docs tidy unit client-test bench bench-smoke fuzz deps test-deps install man
+.PHONY: help run build init test check clippy fmt docs tidy unit client-test bench bench-smoke fuzz test-nvme deps test-deps install man
 
 help:
 	@echo 'make run        build, make $(KISEKI_DIR) ready, serve S3 on port $(S3_PORT) in the foreground'
@@ -27,6 +27,7 @@ help:
 	@echo 'make fuzz       fresh inputs for every parser, each for SECONDS=60 (docs/fuzzing.md)'
 	@echo 'make install    programs, completions, manual pages below PREFIX=$(PREFIX) (DESTDIR= for packages)'
 	@echo 'make man        manual pages into target/man'
+	@echo 'make test-nvme  NVMe drives in an emulated machine: function, faults, power cuts'
 	@echo 'make bench-smoke  every verb of kiseki-bench for a second'
 
 deps:
@@ -83,6 +84,9 @@ bench-smoke: build bench
 fuzz: deps
 	$(CARGO) build $(CARGO_FLAGS) -p kiseki-fuzz
 	target/release/kiseki-fuzz $(TARGETS) --seconds $(SECONDS)
+
+test-nvme: build
+	@scripts/nvme-test.sh
 
 test: test-deps
 	@scripts/gate.sh

@@ -43,6 +43,14 @@ pub enum DeviceError {
         /// The path.
         device: String,
     },
+    /// Commands were asked for and can't be used.
+    #[error("{device} can't be driven by NVMe commands: {reason}; set device_path = \"auto\", or mend that")]
+    PassthroughRefused {
+        /// Path of the device.
+        device: String,
+        /// Why not.
+        reason: String,
+    },
     /// A block length that we do not work with.
     #[error("{device} has blocks of {block_len_bytes} bytes; only 512 and 4096 are supported")]
     BlockLen {

@@ -1,10 +1,14 @@
-//! Files and block devices as [`Device`]s: opened for direct I/O, measured, driven by a ring per core.
+//! Files, block devices and NVMe namespaces as [`Device`]s: opened, measured, driven by a ring per core.
 
 #![allow(unsafe_code)]
 
 use crate::error::DeviceError;
+use crate::nvme::node::NvmeNode;
+use crate::nvme::path::{PathChoice, PathInUse, PathPreference};
 use crate::pool::BufferPool;
+use crate::ring::backend::Backend;
 use crate::ring::{Ring, RingOptions};
+use kiseki_executor::{Rings, core_ring};
 use kiseki_types::device::{Device, DeviceGeometry};
 use kiseki_types::limits::DEVICE_BLOCK_BYTES_MAX;
 use kiseki_types::meta::MetaFile;
@@ -15,15 +19,22 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 /// The block that every file and block device is used with, whatever smaller one it has: all that is written are
 /// multiples of it, drives that emulate 512 bytes avoid read-modify-write, and images move between machines.
-const BLOCK_LEN_BYTES: u32 = DEVICE_BLOCK_BYTES_MAX as u32;
+pub(crate) const BLOCK_LEN_BYTES: u32 = DEVICE_BLOCK_BYTES_MAX as u32;
 
 const BLKSSZGET: libc::c_ulong = 0x1268;
 const BLKGETSIZE64: libc::c_ulong = 0x8008_1272;
+
+/// The block device of a namespace that is named by its character device; any other path as it is. Measuring, holding
+/// and superblocks go through the block device, whatever the reads and writes of fragments do.
+#[must_use]
+pub fn block_node(path: &Path) -> PathBuf {
+    NvmeNode::of(path).and_then(|node| node.block()).unwrap_or_else(|| path.to_owned())
+}
 
 /// A file or block device, open for direct I/O and measured.
 #[derive(Debug)]
@@ -35,7 +46,7 @@ struct DirectFile {
 impl DirectFile {
     /// Opens what is there; `flags` besides O_DIRECT.
     fn open(path: &Path, flags: i32) -> Result<DirectFile, DeviceError> {
-        let device = path.display().to_string();
+        let (device, path) = (path.display().to_string(), &block_node(path));
         let kind = std::fs::metadata(path).map_err(|source| DeviceError::io(&device, "opening", source))?.file_type();
         if !kind.is_file() && !kind.is_block_device() {
             return Err(DeviceError::NotADevice { device });
@@ -102,7 +113,7 @@ pub struct DeviceLock {
 impl DeviceLock {
     /// Takes the device for this process. Errors: `Busy`.
     pub fn acquire(path: &Path) -> Result<DeviceLock, DeviceError> {
-        let device = path.display().to_string();
+        let (device, path) = (path.display().to_string(), &block_node(path));
         let is_block = std::fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device());
         let mut options = OpenOptions::new();
         let options = options.read(true).write(true).custom_flags(if is_block { libc::O_EXCL } else { 0 });
@@ -118,7 +129,7 @@ impl DeviceLock {
     }
 }
 
-/// One core's queue on a file or block device.
+/// One core's queue on a file, a block device or a namespace.
 pub struct FileDevice {
     name: String,
     geometry: DeviceGeometry,
@@ -126,21 +137,47 @@ pub struct FileDevice {
     ring: Ring,
 }
 
-/// Opens a file or block device for the calling core: a queue of its own on the core's ring, with the core's registered buffers.
+/// Opens a file or device for the calling core: a queue of its own on the core's ring, with the core's registered buffers.
+/// Which way it goes is chosen by `options.path` and by the rings that the core has.
 ///
 /// - `pool`: the registered buffers of this core; the same for all its devices.
-/// - Errors: `Io`, `DirectRefused`, `NotADevice`, `BlockLen`. Call from inside the executor; opening blocks shortly.
+/// - Errors: `Io`, `DirectRefused`, `NotADevice`, `BlockLen`, `PassthroughRefused`. Call from inside the executor; opening
+///   blocks shortly.
 pub fn open_device(
     path: &Path,
     options: RingOptions,
     pool: Option<Rc<BufferPool>>,
 ) -> Result<Rc<dyn Device>, DeviceError> {
+    let rings = core_ring().rings();
+    let preference = match options.path {
+        // Nothing to try out where no commands can be sent.
+        PathPreference::Auto if rings == Rings::Plain => PathPreference::IoUring,
+        other => other,
+    };
+    let choice = PathChoice::make(path, preference)?.on_rings(rings);
+    if options.path == PathPreference::Passthrough && choice.in_use == PathInUse::Block {
+        return Err(DeviceError::PassthroughRefused { device: path.display().to_string(), reason: choice.reason });
+    }
+    open_device_by(path, &choice, options, pool)
+}
+
+/// The same on the way that was chosen, which must be one for the core's rings.
+pub fn open_device_by(
+    path: &Path,
+    choice: &PathChoice,
+    options: RingOptions,
+    pool: Option<Rc<BufferPool>>,
+) -> Result<Rc<dyn Device>, DeviceError> {
     let name = path.display().to_string();
+    let rings = core_ring().rings();
+    assert!(choice.in_use.rings() <= rings, "{name}: {} on a core with {rings:?} rings", choice.in_use);
     let opened = DirectFile::open(path, 0)?;
-    let discard_unit = crate::discard_unit::of(&opened.file, opened.geometry.block_len_bytes);
-    let ring = Ring::start(&name, opened.file, options, pool)
+    let geometry = opened.geometry;
+    let discard_unit = crate::discard_unit::of(&opened.file, geometry.block_len_bytes);
+    let (file, backend) = choice.open()?.unwrap_or((opened.file, Backend::File));
+    let ring = Ring::start(&name, file, backend, options, pool)
         .map_err(|source| DeviceError::io(&name, "setting up io_uring", source))?;
-    Ok(Rc::new(FileDevice { name, geometry: opened.geometry, discard_unit, ring }))
+    Ok(Rc::new(FileDevice { name, geometry, discard_unit, ring }))
 }
 
 impl FileDevice {

@@ -6,22 +6,27 @@
 
 #![allow(unsafe_code)]
 
+pub(crate) mod backend;
 mod flush;
 mod operation;
 #[cfg(test)]
 mod tests;
 
+use crate::nvme::path::PathPreference;
 use crate::pool::BufferPool;
+use backend::Backend;
 use flush::FlushGate;
 use futures::channel::oneshot;
+use futures::future::join_all;
 use kiseki_executor::{Completion, CoreRing, FileSlot, core_ring};
 use kiseki_types::runtime::LocalBoxFuture;
 use kiseki_types::{IoBuf, IoBytes};
-use operation::{InFlight, Operation};
+use operation::{InFlight, Operation, ReadTarget};
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::rc::Rc;
 
@@ -36,11 +41,13 @@ pub const RING_WAITING_MAX: usize = 64 * 1024;
 pub struct RingOptions {
     /// Operations in flight at once, 1 to 4096.
     pub depth: u16,
+    /// Which way to a drive, where there are several.
+    pub path: PathPreference,
 }
 
 impl Default for RingOptions {
     fn default() -> Self {
-        RingOptions { depth: RING_DEPTH_DEFAULT }
+        RingOptions { depth: RING_DEPTH_DEFAULT, path: PathPreference::Auto }
     }
 }
 
@@ -52,6 +59,8 @@ pub(crate) struct Ring {
 /// What the handle and the operations in flight have in common.
 struct Shared {
     core: Rc<CoreRing>,
+    /// How operations reach the device.
+    backend: Backend,
     /// How the ring knows the file.
     slot: FileSlot,
     /// Held open for as long as the kernel may use it.
@@ -90,14 +99,22 @@ impl StoredError {
 }
 
 impl Ring {
-    /// Makes a queue on `file`, which was opened with O_DIRECT. Call it on the executor that will use it.
-    pub fn start(name: &str, file: File, options: RingOptions, pool: Option<Rc<BufferPool>>) -> io::Result<Ring> {
+    /// Makes a queue on `file`: one that was opened with O_DIRECT, or for commands the character device. Call it on the
+    /// executor that will use it, which must have the rings for it.
+    pub fn start(
+        name: &str,
+        file: File,
+        backend: Backend,
+        options: RingOptions,
+        pool: Option<Rc<BufferPool>>,
+    ) -> io::Result<Ring> {
         assert!((1..=4096).contains(&options.depth), "I-O5: depth {} of a queue", options.depth);
         let core = core_ring();
         let slot = core.register_file(file.as_raw_fd())?;
         let pool = pool.filter(|pool| register_buffers(name, &core, pool));
         let shared = Rc::new(Shared {
             core,
+            backend,
             slot,
             _file: file,
             pool,
@@ -115,9 +132,33 @@ impl Ring {
         if buf.is_empty() {
             return Box::pin(std::future::ready(Ok(buf)));
         }
+        let pieces = self.shared.backend.cut(offset, buf.len());
+        if pieces.len() > 1 {
+            return self.read_pieces(offset, buf, pieces);
+        }
         let (reply, answer) = oneshot::channel();
         self.shared.queue(Operation::Read { offset, buf, reply });
         wait_for(answer)
+    }
+
+    fn read_pieces(
+        &self,
+        offset: u64,
+        buf: IoBuf,
+        pieces: Vec<Range<usize>>,
+    ) -> LocalBoxFuture<'static, io::Result<IoBuf>> {
+        let target = ReadTarget::new(buf);
+        let start = |piece: Range<usize>| {
+            let (reply, answer) = oneshot::channel();
+            let (offset, target) = (offset + piece.start as u64, target.clone());
+            self.shared.queue(Operation::ReadPiece { offset, target, piece, reply });
+            wait_for(answer)
+        };
+        let answers: Vec<_> = pieces.into_iter().map(start).collect();
+        Box::pin(async move {
+            join_all(answers).await.into_iter().collect::<io::Result<()>>()?;
+            Ok(target.into_buf())
+        })
     }
 
     /// Writes the parts one after the other from byte `offset` on.
@@ -126,13 +167,29 @@ impl Ring {
         if parts.is_empty() {
             return Box::pin(std::future::ready(Ok(())));
         }
+        let pieces = self.shared.backend.cut(offset, parts.iter().map(|part| part.len()).sum());
+        if pieces.len() > 1 {
+            let start =
+                |piece: Range<usize>| self.write_piece(offset + piece.start as u64, parts_within(&parts, piece));
+            let answers: Vec<_> = pieces.into_iter().map(start).collect();
+            return Box::pin(async move { join_all(answers).await.into_iter().collect() });
+        }
+        self.write_piece(offset, parts)
+    }
+
+    fn write_piece(&self, offset: u64, parts: Vec<IoBytes>) -> LocalBoxFuture<'static, io::Result<()>> {
         let (reply, answer) = oneshot::channel();
         self.shared.queue(Operation::write(offset, parts, reply));
         wait_for(answer)
     }
 
-    /// Makes completed writes durable; callers share.
+    /// Makes completed writes durable; callers share. Where a completed write is durable there is nothing to do, but a
+    /// device that has failed stays untrusted (I-D6).
     pub fn flush(&self) -> LocalBoxFuture<'static, io::Result<()>> {
+        if !self.shared.backend.needs_flush() {
+            let failed = self.shared.failed.borrow().as_ref().map(StoredError::fenced);
+            return Box::pin(std::future::ready(failed.map_or(Ok(()), Err)));
+        }
         let (reply, answer) = oneshot::channel();
         let start = self.shared.flush.borrow_mut().join(reply);
         if start {
@@ -143,8 +200,11 @@ impl Ring {
 
     /// Gives the range back to the file system or the device.
     pub fn discard(&self, offset: u64, len_bytes: u64) -> LocalBoxFuture<'static, io::Result<()>> {
+        if !self.shared.backend.can_discard() {
+            return Box::pin(std::future::ready(Ok(())));
+        }
         let (reply, answer) = oneshot::channel();
-        self.shared.queue(Operation::Discard { offset, len_bytes, reply });
+        self.shared.queue(Operation::Discard { offset, len_bytes, ranges: Vec::new(), reply });
         wait_for(answer)
     }
 
@@ -153,6 +213,21 @@ impl Ring {
     fn depth_now(&self) -> (usize, usize) {
         (self.shared.in_flight_count(), self.shared.waiting.borrow().len())
     }
+}
+
+/// The bytes of `parts` in `piece`, counted from the start of the first part.
+fn parts_within(parts: &[IoBytes], piece: Range<usize>) -> Vec<IoBytes> {
+    let mut found = Vec::new();
+    let mut start = 0;
+    for part in parts {
+        let from = piece.start.max(start);
+        let to = piece.end.min(start + part.len());
+        if from < to {
+            found.push(part.slice(from - start..to - start));
+        }
+        start += part.len();
+    }
+    found
 }
 
 fn wait_for<T: 'static>(answer: oneshot::Receiver<io::Result<T>>) -> LocalBoxFuture<'static, io::Result<T>> {
@@ -186,7 +261,7 @@ impl Completion for Shared {
         let taken = self.in_flight.borrow_mut()[usize::from(slot)].take();
         self.free.borrow_mut().push(slot);
         let mut operation = taken.expect("a completion belongs to an operation in flight");
-        match operation.progress(result) {
+        match operation.progress(&self.backend, result) {
             operation::Progress::Continue => self.waiting.borrow_mut().push_front(operation),
             operation::Progress::Done => self.finish(operation.into_operation(), Ok(())),
             operation::Progress::Failed(error) => self.finish(operation.into_operation(), Err(error)),
@@ -227,10 +302,10 @@ impl Shared {
             let slot = self.free.borrow_mut().pop().expect("looked above");
             let mut table = self.in_flight.borrow_mut();
             let placed = table[usize::from(slot)].insert(operation);
-            let entry = placed.entry(self.slot.fixed(), self.pool.as_deref());
-            // SAFETY: everything that the entry points to (buffers, the list of parts) is owned by the table, on the
-            // heap, and stays there unmoved until `complete` takes it out; the ring keeps us until then.
-            unsafe { self.core.submit(entry, self.clone(), u32::from(slot)) };
+            let (submission, way) = placed.submission(&self.backend, self.slot.fixed(), self.pool.as_deref());
+            // SAFETY: everything that the submission points to (buffers, lists of parts and of ranges) is owned by the
+            // table, on the heap, and stays there unmoved until `complete` takes it out; the ring keeps us until then.
+            unsafe { self.core.submit(submission, way, self.clone(), u32::from(slot)) };
         }
     }
 
@@ -243,6 +318,10 @@ impl Shared {
         }
         match operation {
             Operation::Read { buf, reply, .. } => drop(reply.send(result.map(|()| buf))),
+            Operation::ReadPiece { target, reply, .. } => {
+                drop(target);
+                drop(reply.send(result));
+            }
             Operation::Write { reply, .. } | Operation::Discard { reply, .. } => drop(reply.send(result)),
             Operation::Flush => {
                 let (waiters, again) = self.flush.borrow_mut().done();

@@ -1,6 +1,6 @@
 //! The loop of a core.
 
-use crate::ring::CoreRing;
+use crate::ring::{CoreRing, Rings};
 use crate::tasks::{MainWaker, Remote, Tasks};
 use crate::timers::Timers;
 use std::cell::{Cell, RefCell};
@@ -22,6 +22,8 @@ const TURN_MAX: Duration = Duration::from_micros(200);
 pub struct ExecutorOptions {
     /// The processor that its thread is pinned to.
     pub cpu: Option<usize>,
+    /// The rings that it needs.
+    pub rings: Rings,
 }
 
 /// What an executor has done, for metrics.
@@ -101,7 +103,7 @@ impl Executor {
             rustix::thread::sched_setaffinity(None, &set)?;
         }
         let remote = Remote::new()?;
-        let ring = Rc::new(CoreRing::new(remote.bell().as_raw_fd())?);
+        let ring = Rc::new(CoreRing::new(remote.bell().as_raw_fd(), options.rings)?);
         let core = Core {
             tasks: Tasks::new(remote.clone()),
             ring,
@@ -137,7 +139,8 @@ impl Core {
         self.run_ready(now);
         self.tasks.take_woken();
         let is_idle = self.tasks.ready_count() == 0 && !main.is_woken();
-        if is_idle && self.tasks.remote.lie_down(main) {
+        // Nothing would wake it for what is on a polled ring.
+        if is_idle && !self.ring.is_polling() && self.tasks.remote.lie_down(main) {
             // Nothing of this thread can make a task ready from here on; the ring, a timer or the bell wakes us.
             let first = self.timers.borrow().first();
             self.ring.wait(first.map(|at| at.saturating_duration_since(Instant::now())));

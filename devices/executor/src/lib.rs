@@ -11,15 +11,18 @@
 //! when the executor ends.
 //!
 //! It knows nothing of devices, sockets or messages. In reading order: [`executor`], [`tasks`], [`ring`],
-//! [`mod@readiness`], [`timers`].
+//! [`queue`], [`mod@readiness`], [`timers`].
 
 pub mod executor;
+mod held;
+pub mod queue;
 pub mod readiness;
 pub mod ring;
 pub mod tasks;
 pub mod timers;
 
 pub use executor::{Executor, ExecutorOptions, ExecutorStats, core_ring, spawn, stats, yield_now};
+pub use queue::Submission;
 pub use readiness::{Interest, Readiness, readiness};
-pub use ring::{Completion, CoreRing, FileSlot};
+pub use ring::{Completion, CoreRing, FileSlot, Rings, Way};
 pub use timers::{Sleep, sleep};

@@ -1,33 +1,25 @@
 //! The io_uring of a core: what was queued goes to the kernel once a turn, what is done comes back to whoever queued it.
+//!
+//! A core that sends commands to devices has a wide ring in place of the plain one, still a single one for everything. Where
+//! the driver has queues without interrupts it has a second one beside, for reads and writes of these devices alone: while
+//! something is on it the core never sleeps and looks for completions each turn; empty, it costs nothing.
 
 #![allow(unsafe_code)]
 
+use crate::queue::{Answer, Queue, Submission};
 use crate::readiness::{Interest, PollState};
-use io_uring::types::{Fd, SubmitArgs, Timespec};
-use io_uring::{IoUring, cqueue, opcode, squeue};
+use io_uring::types::Fd;
+use io_uring::{cqueue, opcode};
 use rustix::event::PollFlags;
 use std::any::Any;
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
 use std::io;
 use std::os::fd::RawFd;
 use std::rc::Rc;
 use std::time::Duration;
 
-/// Submissions that the ring holds between two turns. More of them wait in memory for the next turn.
-const SUBMISSIONS: u32 = 1024;
-
-/// Completions that the ring holds; the kernel keeps what goes beyond.
-const COMPLETIONS: u32 = 8192;
-
 /// Files that can be registered: devices and journals of a core (I-O5).
 pub const FILES_MAX: u32 = 256;
-
-/// Operations that are queued before they go to the kernel in the middle of a turn. A drive that is idle would have to wait
-/// for the end of the turn, in which every task that is ready runs: with 32 reads of 4 KiB in flight, handing over all
-/// at once leaves the drive idle a fifth of the time. One alone waits for the turn's own call, so that depth 1 costs no
-/// second one; and the kernel gathers requests (at the cost of starting none) only from the third on.
-const HANDED_OVER_AT: usize = 2;
 
 /// User data of what nobody waits for, and of the bell. Slots never get that far.
 const NOBODY: u64 = u64::MAX;
@@ -41,9 +33,30 @@ pub trait Completion {
     fn complete(self: Rc<Self>, token: u32, result: i32);
 }
 
+/// Which rings a core has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Rings {
+    /// One for ordinary operations.
+    #[default]
+    Plain,
+    /// One that takes commands to devices besides (kernel 5.19).
+    Wide,
+    /// And one beside it that is polled.
+    WideAndPolled,
+}
+
+/// How an operation goes to the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// On the core's ring; the core may sleep meanwhile.
+    Interrupt,
+    /// On the ring that is polled, which the core must have.
+    Polled,
+}
+
 /// Who waits for a submission.
 enum Waiter {
-    Operation { owner: Rc<dyn Completion>, token: u32 },
+    Operation { owner: Rc<dyn Completion>, token: u32, way: Way },
     Poll(Rc<PollState>),
 }
 
@@ -77,25 +90,22 @@ impl Slots {
     }
 }
 
-/// The ring of one core.
+/// The rings of one core.
 pub struct CoreRing {
-    ring: RefCell<IoUring>,
+    main: Queue,
+    polled: Option<Queue>,
     slots: RefCell<Slots>,
-    /// Submissions that found the ring full.
-    backlog: RefCell<VecDeque<squeue::Entry>>,
-    /// Operations that the kernel has memory for.
+    /// Operations that the kernel has memory for, and how many of them are on the polled ring.
     operations: Cell<usize>,
-    /// Operations queued since the last system call.
-    queued: Cell<usize>,
-    completed: RefCell<Vec<(u64, i32, u32)>>,
+    operations_polled: Cell<usize>,
+    answers: RefCell<Vec<Answer>>,
     files_free: RefCell<Vec<u32>>,
     /// Keeps registered memory alive, and says whose it is.
     buffers: RefCell<Option<Rc<dyn Any>>>,
     bell: RawFd,
-    enters: Cell<u64>,
 }
 
-/// A registered file.
+/// A file that is registered with all rings of the core.
 pub struct FileSlot {
     ring: Rc<CoreRing>,
     index: u32,
@@ -111,52 +121,66 @@ impl FileSlot {
 
 impl Drop for FileSlot {
     fn drop(&mut self) {
-        let ring = self.ring.ring.borrow();
         // Whatever is in flight holds the file by itself.
-        if ring.submitter().register_files_update(self.index, &[-1]).is_ok() {
+        if self.ring.set_file(self.index, -1).is_ok() {
             self.ring.files_free.borrow_mut().push(self.index);
         }
     }
 }
 
 impl CoreRing {
-    /// A ring of the calling thread; `bell` is an eventfd, whose owner outlives the ring.
-    pub(crate) fn new(bell: RawFd) -> io::Result<CoreRing> {
-        let ring = build()?;
+    /// Rings of the calling thread; `bell` is an eventfd, whose owner outlives them.
+    pub(crate) fn new(bell: RawFd, rings: Rings) -> io::Result<CoreRing> {
+        let main = if rings == Rings::Plain { Queue::plain()? } else { Queue::wide()? };
+        let polled = (rings == Rings::WideAndPolled).then(Queue::polled).transpose()?;
         // Without room for file numbers (a small RLIMIT_NOFILE) fewer files can be registered.
-        let files = [FILES_MAX, 64].into_iter().find(|count| ring.submitter().register_files_sparse(*count).is_ok());
+        let queues: Vec<&Queue> = std::iter::once(&main).chain(&polled).collect();
+        let sparse = |queue: &&Queue, count| queue.register(|ring| ring.register_files_sparse(count)).is_ok();
+        let files = [FILES_MAX, 64].into_iter().find(|count| queues.iter().all(|queue| sparse(queue, *count)));
         let made = CoreRing {
-            ring: RefCell::new(ring),
+            main,
+            polled,
             slots: RefCell::default(),
-            backlog: RefCell::default(),
             operations: Cell::new(0),
-            queued: Cell::new(0),
-            completed: RefCell::default(),
+            operations_polled: Cell::new(0),
+            answers: RefCell::default(),
             files_free: RefCell::new((0..files.unwrap_or(0)).rev().collect()),
             buffers: RefCell::default(),
             bell,
-            enters: Cell::new(0),
         };
         made.arm_bell();
         Ok(made)
     }
 
-    /// Registers an open file with the ring until the slot is dropped.
+    /// Which rings the core has.
+    #[must_use]
+    pub fn rings(&self) -> Rings {
+        match (self.main.is_wide(), &self.polled) {
+            (false, _) => Rings::Plain,
+            (true, None) => Rings::Wide,
+            (true, Some(_)) => Rings::WideAndPolled,
+        }
+    }
+
+    fn queues(&self) -> impl Iterator<Item = &Queue> {
+        std::iter::once(&self.main).chain(&self.polled)
+    }
+
+    fn set_file(&self, index: u32, fd: RawFd) -> io::Result<()> {
+        self.queues().try_for_each(|queue| queue.register(|ring| ring.register_files_update(index, &[fd])).map(drop))
+    }
+
+    /// Registers an open file with the rings until the slot is dropped.
     pub fn register_file(self: &Rc<Self>, fd: RawFd) -> io::Result<FileSlot> {
         let index = self.files_free.borrow_mut().pop().ok_or_else(|| {
             let text = format!("a core has room for {FILES_MAX} files (I-O5), or fewer where RLIMIT_NOFILE is small");
             io::Error::new(io::ErrorKind::QuotaExceeded, text)
         })?;
-        match self.ring.borrow().submitter().register_files_update(index, &[fd]) {
-            Ok(_) => Ok(FileSlot { ring: self.clone(), index }),
-            Err(error) => {
-                self.files_free.borrow_mut().push(index);
-                Err(error)
-            }
-        }
+        let slot = FileSlot { ring: self.clone(), index };
+        self.set_file(index, fd).map(|()| slot)
     }
 
-    /// Registers memory with the ring, once in its life: buffer `n` is `ranges[n]`, address and length. True when it is
+    /// Registers memory with the rings, once in their life: buffer `n` is `ranges[n]`, address and length. True when it is
     /// registered, now or by an earlier call for the same owner; false when another owner's memory is.
     ///
     /// # Safety
@@ -169,25 +193,34 @@ impl CoreRing {
             .iter()
             .map(|(address, len)| libc::iovec { iov_base: *address as *mut libc::c_void, iov_len: *len })
             .collect();
-        // SAFETY: the caller vouches for the ranges; the ring keeps their owner until it is gone itself.
-        unsafe { self.ring.borrow().submitter().register_buffers(&iovecs)? };
+        for (done, queue) in self.queues().enumerate() {
+            // SAFETY: the caller vouches for the ranges; the rings keep their owner until they are gone themselves.
+            if let Err(error) = queue.register(|ring| unsafe { ring.register_buffers(&iovecs) }) {
+                // All or none: an operation need not know which ring it will be on.
+                self.queues().take(done).for_each(|queue| drop(queue.register(|ring| ring.unregister_buffers())));
+                return Err(error);
+            }
+        }
         *self.buffers.borrow_mut() = Some(owner);
         Ok(true)
     }
 
-    /// Queues an operation; it goes to the kernel at the end of this turn at the latest, whether or not anyone waits.
+    /// Queues an operation; it goes to the kernel at the end of this turn at the latest, whether or not anyone waits. A wide
+    /// submission needs a wide ring, [`Way::Polled`] a polled one.
     ///
     /// # Safety
-    /// All memory that `entry` names belongs to `owner` and stays where it is until `owner` hears of the end; the ring
-    /// keeps `owner` until then.
-    pub unsafe fn submit(&self, entry: squeue::Entry, owner: Rc<dyn Completion>, token: u32) {
-        let user_data = self.slots.borrow_mut().take_in(Waiter::Operation { owner, token });
+    /// All memory that `submission` names belongs to `owner` and stays where it is until `owner` hears of the end; the
+    /// ring keeps `owner` until then.
+    pub unsafe fn submit(&self, submission: Submission, way: Way, owner: Rc<dyn Completion>, token: u32) {
+        let user_data = self.slots.borrow_mut().take_in(Waiter::Operation { owner, token, way });
         self.operations.set(self.operations.get() + 1);
-        self.push(entry.user_data(user_data));
-        self.queued.set(self.queued.get() + 1);
-        if self.queued.get() >= HANDED_OVER_AT {
-            // Where the kernel wants completions to be taken first, the end of the turn tries again.
-            let _taken = self.enter(0, None);
+        let submission = submission.user_data(user_data);
+        match way {
+            Way::Interrupt => self.main.push_operation(submission),
+            Way::Polled => {
+                self.operations_polled.set(self.operations_polled.get() + 1);
+                self.polled.as_ref().expect("the caller looked at `rings`").push_operation(submission);
+            }
         }
     }
 
@@ -197,149 +230,91 @@ impl CoreRing {
             Interest::Writable => PollFlags::OUT,
         };
         let user_data = self.slots.borrow_mut().take_in(Waiter::Poll(state));
-        self.push(opcode::PollAdd::new(Fd(fd), u32::from(flags.bits())).build().user_data(user_data));
+        self.main.push(opcode::PollAdd::new(Fd(fd), u32::from(flags.bits())).build().user_data(user_data).into());
         user_data
     }
 
     pub(crate) fn poll_remove(&self, user_data: u64) {
-        self.push(opcode::PollRemove::new(user_data).build().user_data(NOBODY));
+        self.main.push(opcode::PollRemove::new(user_data).build().user_data(NOBODY).into());
     }
 
     fn arm_bell(&self) {
         let poll = opcode::PollAdd::new(Fd(self.bell), u32::from(PollFlags::IN.bits())).multi(true);
-        self.push(poll.build().user_data(BELL));
+        self.main.push(poll.build().user_data(BELL).into());
     }
 
-    fn push(&self, entry: squeue::Entry) {
-        let mut backlog = self.backlog.borrow_mut();
-        // SAFETY: `submit` vouches for operations; polls and their removal name no memory.
-        if !backlog.is_empty() || unsafe { self.ring.borrow_mut().submission().push(&entry) }.is_err() {
-            backlog.push_back(entry);
-        }
-    }
-
-    /// Moves what waits in memory into the ring, as far as it has room.
-    fn refill(&self) {
-        let mut backlog = self.backlog.borrow_mut();
-        let mut ring = self.ring.borrow_mut();
-        while let Some(entry) = backlog.front() {
-            // SAFETY: as in `push`.
-            if unsafe { ring.submission().push(entry) }.is_err() {
-                return;
-            }
-            backlog.pop_front();
-        }
+    /// Whether something is on the polled ring, so that nothing wakes a core that sleeps when it is done.
+    pub(crate) fn is_polling(&self) -> bool {
+        self.operations_polled.get() > 0
     }
 
     /// Hands over what is queued and lets the kernel post what is done, if there is any of that; never waits.
     pub(crate) fn pass(&self) {
-        self.refill();
-        loop {
-            let has_work = {
-                let mut ring = self.ring.borrow_mut();
-                let queue = ring.submission();
-                !queue.is_empty() || queue.taskrun() || queue.cq_overflow()
-            };
-            if !has_work || !self.enter(0, None) || self.backlog.borrow().is_empty() {
-                return;
-            }
-            self.refill();
+        self.main.pass();
+        if let Some(polled) = self.polled.as_ref().filter(|_| self.is_polling()) {
+            polled.poll();
         }
     }
 
-    /// The same, and sleeps until something is done or `span` has passed.
+    /// The same, and sleeps until something is done or `span` has passed. Not while it [polls](Self::is_polling).
     pub(crate) fn wait(&self, span: Option<Duration>) {
-        self.refill();
-        if self.backlog.borrow().is_empty() {
-            self.enter(1, span);
-        } else {
-            self.pass();
-        }
-    }
-
-    /// One system call. False: the kernel took nothing and wants completions to be taken first.
-    fn enter(&self, want: usize, span: Option<Duration>) -> bool {
-        self.enters.set(self.enters.get() + 1);
-        self.queued.set(0);
-        let ring = self.ring.borrow();
-        let result = match span {
-            None => ring.submitter().submit_and_wait(want),
-            Some(span) => {
-                let span = Timespec::from(span);
-                ring.submitter().submit_with_args(want, &SubmitArgs::new().timespec(&span))
-            }
-        };
-        match result {
-            Ok(_) => true,
-            Err(error) => match error.raw_os_error() {
-                Some(libc::ETIME | libc::EINTR) => true,
-                Some(libc::EAGAIN | libc::EBUSY) => false,
-                _ => panic!("io_uring_enter failed: {error}"),
-            },
-        }
+        assert!(!self.is_polling(), "a core slept over its polled ring");
+        self.main.wait(span);
     }
 
     /// Answers everybody whose submission is done. Returns how many there were.
     pub(crate) fn reap(&self, on_bell: impl Fn()) -> usize {
-        let mut completed = std::mem::take(&mut *self.completed.borrow_mut());
-        // All of them first: answering may submit more, so the ring is not held meanwhile.
-        completed.extend(
-            self.ring.borrow_mut().completion().map(|entry| (entry.user_data(), entry.result(), entry.flags())),
-        );
-        let count = completed.len();
-        for (user_data, result, flags) in completed.drain(..) {
-            match user_data {
+        let mut answers = std::mem::take(&mut *self.answers.borrow_mut());
+        // All of them first: answering may submit more, so the rings are not held meanwhile.
+        self.main.take_answers(&mut answers);
+        if let Some(polled) = self.polled.as_ref().filter(|_| self.is_polling()) {
+            polled.take_answers(&mut answers);
+        }
+        let count = answers.len();
+        for answer in answers.drain(..) {
+            match answer.user_data {
                 NOBODY => {}
                 BELL => {
                     on_bell();
-                    if !cqueue::more(flags) {
+                    if !cqueue::more(answer.flags) {
                         self.arm_bell();
                     }
                 }
-                _ => {
-                    let waiter = self.slots.borrow_mut().give_back(user_data);
-                    match waiter {
-                        Waiter::Operation { owner, token } => {
-                            self.operations.set(self.operations.get() - 1);
-                            owner.complete(token, result);
-                        }
-                        Waiter::Poll(state) => state.complete(result),
-                    }
-                }
+                user_data => self.answer(user_data, answer.result),
             }
         }
-        *self.completed.borrow_mut() = completed;
+        *self.answers.borrow_mut() = answers;
         count
+    }
+
+    fn answer(&self, user_data: u64, result: i32) {
+        let waiter = self.slots.borrow_mut().give_back(user_data);
+        match waiter {
+            Waiter::Operation { owner, token, way } => {
+                self.operations.set(self.operations.get() - 1);
+                if way == Way::Polled {
+                    self.operations_polled.set(self.operations_polled.get() - 1);
+                }
+                owner.complete(token, result);
+            }
+            Waiter::Poll(state) => state.complete(result),
+        }
     }
 
     /// Waits until the kernel has no memory of ours any more.
     pub(crate) fn finish(&self) {
         while self.operations.get() > 0 {
-            self.wait(None);
+            if self.is_polling() {
+                self.pass();
+            } else {
+                self.wait(None);
+            }
             self.reap(|| {});
         }
     }
 
     /// System calls so far.
     pub(crate) fn enters(&self) -> u64 {
-        self.enters.get()
-    }
-}
-
-/// A ring that works on completions only when we ask for it, so that nothing interrupts a running task; on kernels
-/// before 6.1 a plain one.
-fn build() -> io::Result<IoUring> {
-    let deferred = IoUring::builder()
-        .setup_clamp()
-        .setup_cqsize(COMPLETIONS)
-        .setup_single_issuer()
-        .setup_defer_taskrun()
-        .setup_taskrun_flag()
-        .build(SUBMISSIONS);
-    match deferred {
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-            IoUring::builder().setup_clamp().setup_cqsize(COMPLETIONS).build(SUBMISSIONS)
-        }
-        other => other,
+        self.queues().map(Queue::enters).sum()
     }
 }

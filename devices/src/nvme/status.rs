@@ -75,11 +75,16 @@ impl NvmeStatus {
         self.0 & CODE_MASK
     }
 
-    /// Whether the drive says that trying again fails again (DNR). Without it the same command may succeed, which says
-    /// nothing about what was written before: we do not try writes and flushes again either way (I-D6).
+    /// Whether the drive says that trying again fails again (DNR).
     #[must_use]
     pub fn is_final(self) -> bool {
         self.0 & DO_NOT_RETRY != 0
+    }
+
+    /// Whether the drive asks for the same command again: it was busy with itself, and has not done it.
+    #[must_use]
+    pub fn asks_again(self) -> bool {
+        !self.is_final() && matches!(self.code(), 0x021 | 0x022 | 0x082 | 0x303)
     }
 
     /// Whether a medium or its data failed, rather than the command or the way to the drive.
@@ -146,6 +151,8 @@ mod tests {
         assert!(!NvmeStatus::new(0x285).unwrap().is_media_error(), "a compare that differs is an answer");
         assert_eq!(NvmeStatus::new(0x7c3).unwrap().name(), "vendor specific error");
         assert_eq!(NvmeStatus::new(0x371).unwrap().io_error().kind(), io::ErrorKind::Other);
+        assert!(NvmeStatus::new(0x021).unwrap().asks_again() && !NvmeStatus::new(0x4021).unwrap().asks_again());
+        assert!(!NvmeStatus::new(0x280).unwrap().asks_again(), "I-D6: a write that failed is not tried again");
     }
 
     #[test]

@@ -1,11 +1,16 @@
 //! One operation on its way through the ring: what it needs, how it goes on after a short transfer, when it gives up.
 
+use super::backend::{Backend, Step};
+use crate::nvme::command::CommandAnswer;
 use crate::pool::BufferPool;
 use futures::channel::oneshot;
-use io_uring::{opcode, squeue, types};
+use io_uring::types;
+use kiseki_executor::{Submission, Way};
 use kiseki_types::limits::DEVICE_BLOCK_BYTES_MIN;
 use kiseki_types::{IoBuf, IoBytes};
 use std::io;
+use std::ops::Range;
+use std::rc::Rc;
 
 /// Times that an operation is submitted again without progress (interrupted, or the kernel was out of memory).
 const RETRIES_MAX: u32 = 16;
@@ -20,6 +25,8 @@ const TRANSFER_LEN_BYTES_MAX: usize = 1 << 30;
 pub(super) enum Operation {
     /// Read into `buf`.
     Read { offset: u64, buf: IoBuf, reply: oneshot::Sender<io::Result<IoBuf>> },
+    /// Read into a part of a buffer; other pieces read into the rest.
+    ReadPiece { offset: u64, target: Rc<ReadTarget>, piece: Range<usize>, reply: oneshot::Sender<io::Result<()>> },
     /// Write the parts, `len` bytes in all. `iovecs` is what the kernel reads the list of parts from.
     Write {
         offset: u64,
@@ -30,8 +37,8 @@ pub(super) enum Operation {
     },
     /// Make completed writes durable; the waiters are in the gate.
     Flush,
-    /// Give a range back.
-    Discard { offset: u64, len_bytes: u64, reply: oneshot::Sender<io::Result<()>> },
+    /// Give a range back. `ranges` is what a drive reads the list of ranges from.
+    Discard { offset: u64, len_bytes: u64, ranges: Vec<[u8; 16]>, reply: oneshot::Sender<io::Result<()>> },
 }
 
 impl Operation {
@@ -44,6 +51,35 @@ impl Operation {
     /// Whether its failure means that the device is not to be trusted, and whether it is refused afterwards (I-D6).
     pub fn needs_trust(&self) -> bool {
         matches!(self, Operation::Write { .. } | Operation::Flush)
+    }
+
+    /// Bytes to transfer, if it transfers any.
+    fn len(&self) -> Option<usize> {
+        match self {
+            Operation::Read { buf, .. } => Some(buf.len()),
+            Operation::ReadPiece { piece, .. } => Some(piece.len()),
+            Operation::Write { len, .. } => Some(*len),
+            Operation::Flush | Operation::Discard { .. } => None,
+        }
+    }
+}
+
+/// A buffer that several pieces read into. Nobody looks at it before all of them have ended.
+pub(super) struct ReadTarget {
+    /// Where its bytes lie, taken before any piece started.
+    address: *mut u8,
+    buf: IoBuf,
+}
+
+impl ReadTarget {
+    pub fn new(mut buf: IoBuf) -> Rc<ReadTarget> {
+        assert!(buf.len() <= TRANSFER_LEN_BYTES_MAX, "I-O5: read of {} bytes", buf.len());
+        Rc::new(ReadTarget { address: buf.as_mut_ptr(), buf })
+    }
+
+    /// The buffer, once every piece has ended.
+    pub fn into_buf(self: Rc<Self>) -> IoBuf {
+        Rc::into_inner(self).expect("a piece that has ended holds its target no more").buf
     }
 }
 
@@ -61,12 +97,16 @@ pub(super) enum Progress {
 pub(super) struct InFlight {
     operation: Operation,
     done: usize,
+    /// Bytes that the kernel was asked for last.
+    asked: usize,
     retries: u32,
+    /// The polled queue had no room for it.
+    crowded: bool,
 }
 
 impl InFlight {
     pub fn new(operation: Operation) -> InFlight {
-        InFlight { operation, done: 0, retries: 0 }
+        InFlight { operation, done: 0, asked: 0, retries: 0, crowded: false }
     }
 
     pub fn into_operation(self) -> Operation {
@@ -74,18 +114,31 @@ impl InFlight {
     }
 
     /// The submission for what is left. It points into `self`'s heap memory: see the caller for why that is sound.
-    pub fn entry(&mut self, file: types::Fixed, pool: Option<&BufferPool>) -> squeue::Entry {
+    pub fn submission(
+        &mut self,
+        backend: &Backend,
+        file: types::Fixed,
+        pool: Option<&BufferPool>,
+    ) -> (Submission, Way) {
+        let crowded = self.crowded;
+        backend.submission(self.step(pool), file, crowded)
+    }
+
+    fn step(&mut self, pool: Option<&BufferPool>) -> Step<'_> {
         let done = self.done;
+        self.asked = self.operation.len().unwrap_or(0) - done;
         match &mut self.operation {
             Operation::Read { offset, buf, .. } => {
                 assert!(buf.len() <= TRANSFER_LEN_BYTES_MAX, "I-O5: read of {} bytes", buf.len());
                 let slot = registered(pool, buf.slot(), buf);
                 let left = &mut buf[done..];
-                let (address, len, offset) = (left.as_mut_ptr(), left.len() as u32, *offset + done as u64);
-                match slot {
-                    Some(slot) => opcode::ReadFixed::new(file, address, len, slot).offset(offset).build(),
-                    None => opcode::Read::new(file, address, len).offset(offset).build(),
-                }
+                let (address, len_bytes) = (left.as_mut_ptr(), left.len() as u32);
+                Step::Read { offset: *offset + done as u64, address, len_bytes, slot }
+            }
+            Operation::ReadPiece { offset, target, piece, .. } => {
+                let slot = registered(pool, target.buf.slot(), &target.buf);
+                let address = target.address.wrapping_add(piece.start + done);
+                Step::Read { offset: *offset + done as u64, address, len_bytes: (piece.len() - done) as u32, slot }
             }
             Operation::Write { offset, parts, iovecs, .. } => {
                 let offset = *offset + done as u64;
@@ -93,39 +146,56 @@ impl InFlight {
                     [part] => {
                         let slot = registered(pool, part.slot(), part);
                         let left = &part[done..];
-                        match slot {
-                            Some(slot) => opcode::WriteFixed::new(file, left.as_ptr(), left.len() as u32, slot)
-                                .offset(offset)
-                                .build(),
-                            None => opcode::Write::new(file, left.as_ptr(), left.len() as u32).offset(offset).build(),
-                        }
+                        Step::Write { offset, address: left.as_ptr(), len_bytes: left.len() as u32, slot }
                     }
                     _ => {
                         list_parts(parts, done, iovecs);
-                        opcode::Writev::new(file, iovecs.as_ptr(), iovecs.len() as u32).offset(offset).build()
+                        self.asked = iovecs.iter().map(|iovec| iovec.iov_len).sum();
+                        Step::WriteParts { offset, parts: iovecs }
                     }
                 }
             }
-            Operation::Flush => opcode::Fsync::new(file).flags(types::FsyncFlags::DATASYNC).build(),
-            // Works on files and, as a write of zeros that may unmap, on block devices.
-            Operation::Discard { offset, len_bytes, .. } => opcode::Fallocate::new(file, *len_bytes)
-                .offset(*offset)
-                .mode(libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE)
-                .build(),
+            Operation::Flush => Step::Flush,
+            Operation::Discard { offset, len_bytes, ranges, .. } => {
+                Step::Discard { offset: *offset, len_bytes: *len_bytes, ranges }
+            }
         }
     }
 
-    /// Takes the kernel's answer: bytes transferred, or an error number below zero.
-    pub fn progress(&mut self, result: i32) -> Progress {
-        if result < 0 {
-            return self.failed(-result);
+    /// Takes the kernel's answer.
+    pub fn progress(&mut self, backend: &Backend, result: i32) -> Progress {
+        match backend {
+            Backend::File if result < 0 => self.failed(-result),
+            Backend::File => self.moved(result as usize),
+            Backend::Commands(_) => self.command_answered(CommandAnswer::of(result)),
         }
-        let moved = result as usize;
-        let (len, end) = match &self.operation {
-            Operation::Read { buf, .. } => (buf.len(), io::ErrorKind::UnexpectedEof),
-            Operation::Write { len, .. } => (*len, io::ErrorKind::WriteZero),
-            Operation::Flush | Operation::Discard { .. } => return Progress::Done,
-        };
+    }
+
+    /// A command is done or it is not; there is nothing between.
+    fn command_answered(&mut self, answer: CommandAnswer) -> Progress {
+        match answer {
+            CommandAnswer::Done => self.moved(self.asked),
+            CommandAnswer::Crowded => {
+                self.crowded = true;
+                self.failed(libc::EAGAIN)
+            }
+            // A flush that the drive broke off may have lost what it was to keep (I-D6); a read or write has not happened.
+            CommandAnswer::Refused(status) if status.asks_again() && !matches!(self.operation, Operation::Flush) => {
+                self.again().unwrap_or_else(|| Progress::Failed(status.io_error()))
+            }
+            CommandAnswer::Refused(status) => Progress::Failed(status.io_error()),
+            // The kernel gave up on the drive: it may still do what it was told, so asking again could come between.
+            CommandAnswer::Failed(libc::EINTR) => {
+                let text = "the drive did not answer; the kernel has taken the command back";
+                Progress::Failed(io::Error::new(io::ErrorKind::TimedOut, text))
+            }
+            CommandAnswer::Failed(errno) => Progress::Failed(io::Error::from_raw_os_error(errno)),
+        }
+    }
+
+    /// Takes a number of bytes transferred.
+    fn moved(&mut self, moved: usize) -> Progress {
+        let Some(len) = self.operation.len() else { return Progress::Done };
         self.done += moved;
         self.retries = 0;
         if self.done == len {
@@ -135,22 +205,29 @@ impl InFlight {
         // I-C7: what is left must still be aligned; a transfer that ends inside a block is a device that ended.
         if moved == 0 || !self.done.is_multiple_of(DEVICE_BLOCK_BYTES_MIN) {
             let text = format!("only {} of {len} bytes were transferred", self.done);
-            return Progress::Failed(io::Error::new(end, text));
+            let is_write = matches!(self.operation, Operation::Write { .. });
+            let kind = if is_write { io::ErrorKind::WriteZero } else { io::ErrorKind::UnexpectedEof };
+            return Progress::Failed(io::Error::new(kind, text));
         }
         Progress::Continue
     }
 
     fn failed(&mut self, errno: i32) -> Progress {
         let passing = matches!(errno, libc::EINTR | libc::EAGAIN);
-        if passing && self.retries < RETRIES_MAX {
-            self.retries += 1;
-            return Progress::Continue;
+        if passing && let Some(again) = self.again() {
+            return again;
         }
         // A device or file system that can't give space back: discarding is best effort.
         if matches!(self.operation, Operation::Discard { .. }) && errno == libc::EOPNOTSUPP {
             return Progress::Done;
         }
         Progress::Failed(io::Error::from_raw_os_error(errno))
+    }
+
+    /// One more try, unless there were enough.
+    fn again(&mut self) -> Option<Progress> {
+        self.retries += 1;
+        (self.retries <= RETRIES_MAX).then_some(Progress::Continue)
     }
 }
 
@@ -180,30 +257,68 @@ fn list_parts(parts: &[IoBytes], done: usize, iovecs: &mut Vec<libc::iovec>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::nvme::command::{CommandBackend, TransferLimits};
 
     fn read(len: usize) -> InFlight {
         InFlight::new(Operation::Read { offset: 0, buf: IoBuf::zeroed(len), reply: oneshot::channel().0 })
     }
 
+    fn commands() -> Backend {
+        Backend::Commands(CommandBackend {
+            namespace: 1,
+            block_len_bytes: 512,
+            limits: TransferLimits { len_bytes_max: 1 << 20, boundary_bytes: None },
+            is_polled: true,
+            has_volatile_cache: true,
+            can_deallocate: true,
+        })
+    }
+
     #[test]
     fn short_transfers_go_on_and_an_end_inside_is_an_error() {
+        let on_file = |mut operation: InFlight, result| operation.progress(&Backend::File, result);
         let mut operation = read(8192);
-        assert!(matches!(operation.progress(4096), Progress::Continue));
-        assert!(matches!(operation.progress(4096), Progress::Done));
-        assert!(
-            matches!(read(8192).progress(0), Progress::Failed(error) if error.kind() == io::ErrorKind::UnexpectedEof)
-        );
-        assert!(matches!(read(8192).progress(100), Progress::Failed(_)), "I-C7");
-        assert!(
-            matches!(read(8192).progress(-libc::EIO), Progress::Failed(error) if error.raw_os_error() == Some(libc::EIO))
-        );
+        assert!(matches!(operation.progress(&Backend::File, 4096), Progress::Continue));
+        assert!(matches!(operation.progress(&Backend::File, 4096), Progress::Done));
+        let ended = on_file(read(8192), 0);
+        assert!(matches!(ended, Progress::Failed(error) if error.kind() == io::ErrorKind::UnexpectedEof));
+        assert!(matches!(on_file(read(8192), 100), Progress::Failed(_)), "I-C7");
+        let failed = on_file(read(8192), -libc::EIO);
+        assert!(matches!(failed, Progress::Failed(error) if error.raw_os_error() == Some(libc::EIO)));
     }
 
     #[test]
     fn i_o5_retries_end() {
-        let mut operation = read(4096);
-        let retries = (0..100).take_while(|_| matches!(operation.progress(-libc::EAGAIN), Progress::Continue)).count();
-        assert_eq!(retries, RETRIES_MAX as usize);
+        for (backend, result) in [(Backend::File, -libc::EAGAIN), (commands(), 0x021), (commands(), -libc::EAGAIN)] {
+            let mut operation = read(4096);
+            let again = (0..100).take_while(|_| matches!(operation.progress(&backend, result), Progress::Continue));
+            assert_eq!(again.count(), RETRIES_MAX as usize, "{result}");
+        }
+    }
+
+    #[test]
+    fn a_command_is_done_as_a_whole_or_refused_by_name() {
+        let backend = commands();
+        let mut done = read(8192);
+        let (_, way) = done.submission(&backend, types::Fixed(0), None);
+        assert_eq!(way, Way::Polled);
+        assert!(matches!(done.progress(&backend, 0), Progress::Done));
+
+        let mut crowded = read(4096);
+        let _polled = crowded.submission(&backend, types::Fixed(0), None);
+        assert!(matches!(crowded.progress(&backend, -libc::EAGAIN), Progress::Continue));
+        assert_eq!(crowded.submission(&backend, types::Fixed(0), None).1, Way::Interrupt, "where it may wait");
+
+        let refused = read(4096).progress(&backend, 0x281);
+        assert!(matches!(refused, Progress::Failed(error) if error.to_string().contains("unrecovered read error")));
+        let lost = read(4096).progress(&backend, -libc::EINTR);
+        assert!(matches!(lost, Progress::Failed(error) if error.kind() == io::ErrorKind::TimedOut));
+    }
+
+    #[test]
+    fn i_d6_a_flush_is_never_tried_again() {
+        let mut flush = InFlight::new(Operation::Flush);
+        assert!(matches!(flush.progress(&commands(), 0x021), Progress::Failed(_)), "I-D6");
     }
 
     #[test]

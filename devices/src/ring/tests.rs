@@ -3,6 +3,7 @@
 use crate::file_device::{DeviceLock, create_image, open_device};
 use crate::pool::{BufferPool, SlabClass};
 use crate::ring::RingOptions;
+use crate::ring::backend::Backend;
 use crate::testing::on_executor;
 use kiseki_types::device::Device;
 use kiseki_types::{BlockCount, BlockIndex, IoBuf, IoBytes};
@@ -27,7 +28,7 @@ fn filled(len: usize, byte: u8) -> IoBytes {
 }
 
 fn open(path: &Path, depth: u16, pool: Option<Rc<BufferPool>>) -> Rc<dyn Device> {
-    open_device(path, RingOptions { depth }, pool).unwrap()
+    open_device(path, RingOptions { depth, ..RingOptions::default() }, pool).unwrap()
 }
 
 #[test]
@@ -176,7 +177,9 @@ fn i_d6_after_a_failed_write_nothing_is_written_or_flushed() {
     let (dir, path) = image();
     on_executor(async move {
         let file = std::fs::OpenOptions::new().read(true).write(true).open("/dev/full").unwrap();
-        let ring = super::Ring::start("full", file, RingOptions { depth: 4 }, None).unwrap();
+        let ring =
+            super::Ring::start("full", file, Backend::File, RingOptions { depth: 4, ..RingOptions::default() }, None)
+                .unwrap();
         let error = ring.write(0, vec![filled(4096, 1)]).await.unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::ENOSPC));
         let error = ring.write(0, vec![filled(4096, 1)]).await.unwrap_err();
@@ -248,4 +251,28 @@ fn a_drive_starts_in_the_middle_of_a_turn_and_one_operation_costs_no_extra_call(
             done.await.unwrap();
         }
     });
+}
+
+#[test]
+fn files_work_on_rings_of_every_kind() {
+    use kiseki_executor::{Executor, ExecutorOptions, Rings};
+    let (_dir, path) = image();
+    for (byte, rings) in [(1, Rings::Plain), (2, Rings::Wide), (3, Rings::WideAndPolled)] {
+        Executor::new(ExecutorOptions { cpu: None, rings }).unwrap().run(async {
+            assert_eq!(kiseki_executor::core_ring().rings(), rings);
+            let pool = BufferPool::new(&[SlabClass { len_bytes: 64 << 10, count: 2 }]);
+            let device = open(&path, 8, Some(pool.clone()));
+            let mut registered = pool.alloc(64 << 10);
+            registered.fill(byte);
+            let parts = vec![registered.freeze(), filled(4096, byte + 10)];
+            device.write(BlockIndex(0), parts).await.unwrap();
+            device.flush().await.unwrap();
+            let found = device.read(BlockIndex(0), pool.alloc(64 << 10)).await.unwrap();
+            assert!(found.iter().all(|found| *found == byte), "{rings:?}");
+            // Nothing is on the polled ring, so the core sleeps.
+            let sleeps = kiseki_executor::stats().sleeps;
+            kiseki_executor::sleep(std::time::Duration::from_millis(5)).await;
+            assert!(kiseki_executor::stats().sleeps > sleeps, "{rings:?}");
+        });
+    }
 }

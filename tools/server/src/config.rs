@@ -5,6 +5,7 @@ use crate::paths::{DEFAULT_DIR, KisekiDir};
 use crate::space::{DiscardSection, FillSection};
 use crate::wear::WearLimits;
 use clap::{Args, ValueEnum};
+use kiseki_devices::nvme::path::PathPreference;
 use kiseki_engine::repairer::RepairSettings;
 use kiseki_engine::scrubber::ScrubSettings;
 use serde::{Deserialize, Serialize};
@@ -80,6 +81,8 @@ pub struct FileConfig {
     pub metadata_dirs: Vec<PathBuf>,
     /// Image files and block devices.
     pub devices: Vec<PathBuf>,
+    /// How NVMe drives are driven.
+    pub device_path: DevicePath,
     /// One copy of every chunk on one device: a lost device loses data. Needed to run with a single device.
     pub unsafe_single_copy: bool,
     /// Never read what nobody asks for: rot is found when it is too late. The one way to turn scrub off, and named so
@@ -185,6 +188,29 @@ pub struct LogSection {
     pub filter: String,
     /// Text or JSON.
     pub format: LogFormat,
+}
+
+/// How NVMe drives are driven; files and other block devices have one way only.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DevicePath {
+    /// By commands to the character device where that can be done, else through the block device.
+    #[default]
+    Auto,
+    /// By commands; a drive that can't be is not used.
+    Passthrough,
+    /// Through the block device.
+    IoUring,
+}
+
+impl From<DevicePath> for PathPreference {
+    fn from(path: DevicePath) -> PathPreference {
+        match path {
+            DevicePath::Auto => PathPreference::Auto,
+            DevicePath::Passthrough => PathPreference::Passthrough,
+            DevicePath::IoUring => PathPreference::IoUring,
+        }
+    }
 }
 
 /// How log lines look.
@@ -331,6 +357,8 @@ pub struct Config {
     pub metadata_dirs: Vec<PathBuf>,
     /// Devices, in the order of the file.
     pub devices: Vec<PathBuf>,
+    /// How NVMe drives are driven.
+    pub device_path: DevicePath,
     /// Run with one copy on one device.
     pub unsafe_single_copy: bool,
     /// Never scrub.
@@ -415,6 +443,7 @@ impl Config {
             side_threads,
             metadata_dirs: file.metadata_dirs.iter().map(|path| dir.resolve(path)).collect(),
             devices: file.devices.iter().map(|path| dir.resolve(path)).collect(),
+            device_path: file.device_path,
             unsafe_single_copy: file.unsafe_single_copy,
             unsafe_no_scrub: file.unsafe_no_scrub,
             s3,
@@ -524,6 +553,7 @@ impl Config {
             side_threads: self.side_threads,
             metadata_dirs: self.metadata_dirs.clone(),
             devices: self.devices.clone(),
+            device_path: self.device_path,
             unsafe_single_copy: self.unsafe_single_copy,
             unsafe_no_scrub: self.unsafe_no_scrub,
             s3: self.s3.clone(),
@@ -562,6 +592,15 @@ mod tests {
             let reason = FileConfig::parse(text).unwrap_err();
             assert!(reason.contains("unknown field"), "{text}: {reason}");
         }
+    }
+
+    #[test]
+    fn the_way_to_drives_is_one_of_three() {
+        assert_eq!(combine(SMALL, &Overrides::default()).unwrap().device_path, DevicePath::Auto);
+        let config = combine(&format!("device_path = 'io_uring'\n{SMALL}"), &Overrides::default()).unwrap();
+        assert_eq!(PathPreference::from(config.device_path), PathPreference::IoUring);
+        assert!(config.describe().contains("device_path = \"io_uring\""));
+        assert!(FileConfig::parse("device_path = 'spdk'").unwrap_err().contains("passthrough"));
     }
 
     #[test]

@@ -3,7 +3,9 @@
 use crate::status::DeviceReport;
 use kiseki_devices::DeviceError;
 use kiseki_devices::file_device::{DeviceLock, RawDevice};
+use kiseki_devices::nvme::path::{PathChoice, PathPreference};
 use kiseki_devices::superblock::{Superblock, SuperblockKeeper, read_superblock_blocking};
+use kiseki_executor::Rings;
 use kiseki_types::fragment::DeviceState;
 use kiseki_types::ids::ClusterId;
 use kiseki_types::meta::MetaFile;
@@ -92,6 +94,13 @@ impl ClaimedDevice {
         Ok(ClaimedDevice { path: path.to_owned(), identity: Identity::of(path), lock, raw, superblock })
     }
 
+    /// Which way the cores are to drive it. Each makes sure of it again when it opens its queue.
+    pub fn choose_path(&self, preference: PathPreference) -> Result<PathChoice, String> {
+        let choice = PathChoice::make(&self.path, preference).map_err(|error| with_causes(&error))?;
+        tracing::info!(device = %self.path.display(), path = %choice.in_use, reason = %choice.reason, "way to the device");
+        Ok(choice)
+    }
+
     /// Raises the incarnation, durably, before any journal of the device is appended to.
     pub fn take_up(self) -> Result<NodeDevice, String> {
         let name = self.path.display().to_string();
@@ -109,6 +118,8 @@ pub struct NodeDevices {
     pub reports: Vec<DeviceReport>,
     /// Lanes that they were formatted with; 0 when none is usable.
     pub lanes: u16,
+    /// The rings that every core needs to drive them.
+    pub rings: Rings,
 }
 
 /// What a device says of itself.
@@ -152,12 +163,19 @@ fn read(device: &RawDevice, name: &str) -> Result<Superblock, DeviceError> {
 
 /// Opens what can be opened. A device that is missing, foreign or damaged is one warning with its remedy; the node goes
 /// on with the rest (I-O3).
-pub fn open_all(paths: &[PathBuf], cluster: ClusterId) -> NodeDevices {
+pub fn open_all(paths: &[PathBuf], cluster: ClusterId, preference: PathPreference) -> NodeDevices {
+    let mut rings = Rings::default();
     let mut opened: Vec<Option<NodeDevice>> = Vec::new();
     let mut reports = Vec::new();
     for path in paths {
         let mut report = DeviceReport { path: path.display().to_string(), ..DeviceReport::default() };
-        let device = match ClaimedDevice::open(path, cluster).and_then(ClaimedDevice::take_up) {
+        let device = ClaimedDevice::open(path, cluster).and_then(|claimed| {
+            let choice = claimed.choose_path(preference)?;
+            report.drive_by(&choice);
+            rings = rings.max(choice.in_use.rings());
+            claimed.take_up()
+        });
+        let device = match device {
             Ok(device) => {
                 report.id = device.superblock.device.to_string();
                 report.state = "healthy".to_owned();
@@ -197,7 +215,7 @@ pub fn open_all(paths: &[PathBuf], cluster: ClusterId) -> NodeDevices {
     for report in reports.iter().filter(|report| report.state != "healthy") {
         tracing::warn!(device = %report.path, reason = %report.reason, "device not used; going on without it");
     }
-    NodeDevices { usable, reports, lanes }
+    NodeDevices { usable, reports, lanes, rings }
 }
 
 /// The most frequent value; of equally frequent ones the smallest.

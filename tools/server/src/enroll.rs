@@ -18,6 +18,7 @@ use crate::device_table::OpenDevice;
 use crate::devices::{ClaimedDevice, Identity, describe, with_causes};
 use crate::executor::CoreShared;
 use crate::status::{DeviceReport, Phase};
+use kiseki_devices::nvme::path::PathChoice;
 use kiseki_devices::superblock::{Enrolled, Superblock};
 use kiseki_engine::control_service::FIRST_POOL;
 use kiseki_engine::device_record::{DeviceActor, DevicePlace, DeviceUpdate};
@@ -293,6 +294,7 @@ impl<'a> Change<'a> {
         if id.to_string() != plan.joined.device {
             return Err("another device took its place just now; try again".to_owned());
         }
+        let way = claimed.choose_path(shared.config.device_path.into())?.on_rings(shared.rings);
         let device = claimed.take_up()?;
         let superblock = Box::new(device.superblock.clone());
         let enrolled = if plan.place == Place::New { Enrolled::Changes } else { Enrolled::Stays };
@@ -305,7 +307,7 @@ impl<'a> Change<'a> {
             self.done.push(Done::Configured(back));
         }
         self.record(&plan, &superblock, actor)?;
-        let before = self.put_on_board(&plan, path);
+        let before = self.put_on_board(&plan, path, &way);
         if let Err(message) = shared.orders.give(&DeviceOrder::Admit(id)) {
             let mut board = shared.board.lock();
             board.devices = before;
@@ -344,16 +346,17 @@ impl<'a> Change<'a> {
     }
 
     /// Status knows it, in its place; returns what status knew before.
-    fn put_on_board(&self, plan: &Plan, path: &Path) -> Vec<DeviceReport> {
+    fn put_on_board(&self, plan: &Plan, path: &Path, way: &PathChoice) -> Vec<DeviceReport> {
         let mut board = self.shared.board.lock();
         let before = board.devices.clone();
-        let report = DeviceReport {
+        let mut report = DeviceReport {
             path: plan.joined.path.clone(),
             id: plan.joined.device.clone(),
             state: "healthy".to_owned(),
             capacity_bytes: plan.joined.capacity_bytes,
             ..DeviceReport::default()
         };
+        report.drive_by(way);
         let place = match &plan.place {
             Place::Of(old) => old.as_path(),
             Place::Own | Place::New => path,

@@ -26,7 +26,7 @@ use kiseki_engine::engine::PIN_EPOCH_AGE;
 use kiseki_engine::keyring::NodeKeys;
 use kiseki_engine::keys::MasterKeys;
 use kiseki_engine::message::{EngineRequest, EngineResponse};
-use kiseki_executor::{Executor, ExecutorOptions};
+use kiseki_executor::{Executor, ExecutorOptions, Rings};
 use kiseki_gateway::{GatewayConfig, HttpProtocol, S3Service};
 use kiseki_net::{
     Connection, CoreRuntime, Listener, Mesh, MeshCaller, MeshShape, ServeLimits, SidePool, StopSignal, TlsAcceptor,
@@ -68,6 +68,8 @@ pub struct CoreShared {
     pub devices: DeviceTable,
     /// The way to all cores when one does.
     pub orders: DeviceOrders,
+    /// The rings that every core has.
+    pub rings: Rings,
     /// The metadata set.
     pub meta: NodeMetadata,
     /// Side threads.
@@ -94,7 +96,7 @@ pub fn spawn(shared: Arc<CoreShared>, core: u16, calls: Option<AdminCalls>) -> R
     let cpu = cpus.get(usize::from(core)).copied().filter(|_| usize::from(shared.config.cores) <= cpus.len());
     let thread = std::thread::Builder::new().name(format!("kiseki-core-{core}"));
     let handle = thread.spawn(move || {
-        let result = match Executor::new(ExecutorOptions { cpu }) {
+        let result = match Executor::new(ExecutorOptions { cpu, rings: shared.rings }) {
             Ok(executor) => executor.run(run_core(shared.clone(), CoreId(core), calls)),
             Err(error) => Err(anyhow::anyhow!("core {core} can't start: {error}; try `kiseki-server doctor`")),
         };
@@ -257,7 +259,8 @@ fn open_devices(shared: &CoreShared, pool: &Rc<BufferPool>) -> Result<Vec<StoreD
 /// This core's queue on a device of the node.
 pub fn open_queue(config: &Config, path: &Path, superblock: &Superblock, pool: &Rc<BufferPool>) -> Result<StoreDevice> {
     let name = path.display().to_string();
-    match open_device(path, RingOptions::default(), Some(pool.clone())) {
+    let options = RingOptions { path: config.device_path.into(), ..RingOptions::default() };
+    match open_device(path, options, Some(pool.clone())) {
         Ok(queue) => Ok(StoreDevice {
             id: superblock.device,
             pool: superblock.pool,
@@ -282,7 +285,7 @@ fn lane_input(shared: &CoreShared, lane: LaneId, ports: &Ports) -> Result<LaneIn
             create_image(&path, RAFT_JOURNAL_LEN_BYTES)?;
             refill = !shared.meta.is_new;
         }
-        let device = open_device(&path, RingOptions { depth: 64 }, None)?;
+        let device = open_device(&path, RingOptions { depth: 64, ..RingOptions::default() }, None)?;
         let len = device.geometry().block_count;
         let mut region = MirrorRegion::new(ports.clone(), device, BlockIndex(0), len);
         if refill {

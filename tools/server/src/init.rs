@@ -12,7 +12,9 @@ use crate::key_store::{KeyStore, read_passphrase};
 use crate::metadata;
 use crate::paths::KisekiDir;
 use anyhow::{Context, Result, bail};
+use kiseki_devices::DeviceError;
 use kiseki_devices::file_device::create_image;
+use kiseki_devices::nvme::path::PathPreference;
 use kiseki_types::ids::ClusterId;
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
@@ -119,6 +121,8 @@ fn config_text(options: &InitOptions) -> String {
          metadata_dirs = [{metadata}]\n\
          # Image files and block devices, formatted by `kiseki-devctl format`. The order does not matter.\n\
          devices = [{devices}]\n\
+         # How NVMe drives are driven: \"auto\" (by commands where that can be done), \"passthrough\" or \"io_uring\".\n\
+         device_path = \"auto\"\n\
          # Run on a single device, one copy of everything: a lost device loses its data. Shown in health.\n\
          unsafe_single_copy = false\n\
          # Never read what nobody asks for, so that rot is found when it is too late. Shown in health.\n\
@@ -213,7 +217,8 @@ fn make_keys(options: &InitOptions, config: &FileConfig, made: &mut Made) -> Res
         return Ok(KeyStore::open(&store, &read_passphrase(&passphrase_file)?)?);
     }
     // Keys that are gone while devices are there: new keys would only hide the loss (I-O4, I-K18).
-    let device = config.devices.iter().map(|path| options.dir.resolve(path)).find(|path| path.exists());
+    let mut devices = config.devices.iter().map(|path| options.dir.resolve(path));
+    let device = devices.find(|path| path.exists() && !was_never_formatted(path));
     if let Some(device) = device {
         bail!(
             "{} is missing, but the device {} exists: its data can be read with its own keys only; restore the key \
@@ -286,6 +291,11 @@ fn make_devices(options: &InitOptions, config: &FileConfig, cluster: ClusterId, 
     Ok(())
 }
 
+/// A bare drive, named in the configuration before it is formatted. What can't be read may be anything.
+fn was_never_formatted(path: &Path) -> bool {
+    matches!(devices::describe(path), Err(DeviceError::NeverFormatted { .. }))
+}
+
 fn unfinished_name(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".new");
@@ -300,7 +310,13 @@ fn make_metadata(options: &InitOptions, config: &FileConfig, cluster: ClusterId,
     if paths.iter().any(knows_of_set) {
         return Ok(());
     }
-    let found = devices::open_all(&paths, cluster);
+    // Bare drives are formatted by name, never by the way.
+    if paths.iter().all(|path| was_never_formatted(path)) {
+        let names: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
+        made.push(format!("next: `kiseki-devctl format {}`, then `kiseki-server init` again", names.join(" ")));
+        return Ok(());
+    }
+    let found = devices::open_all(&paths, cluster, PathPreference::IoUring);
     let witness = metadata::witness(&found.usable, paths.len());
     if metadata::create_if_new(cluster, &resolve(&config.metadata_dirs), witness)? {
         made.push("metadata set".to_owned());
@@ -328,6 +344,34 @@ mod tests {
         assert!(run(&options).unwrap().is_empty());
         let after: Vec<_> = names.iter().map(|name| bytes(name)).collect();
         assert!(before == after, "I-O4: what exists stays as it is");
+    }
+
+    #[test]
+    fn bare_drives_are_formatted_by_name_before_they_carry_a_metadata_set() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = small(dir.path());
+        let drives = [0, 1].map(|index| options.dir.path().join(format!("drive{index}")));
+        drives.iter().for_each(|path| create_image(path, 64 << 20).unwrap());
+        std::fs::write(options.dir.config(), "metadata_dirs = [\"meta\"]\ndevices = [\"drive0\", \"drive1\"]\n")
+            .unwrap();
+        let made = run(&options).unwrap();
+        assert!(
+            made.last().unwrap().contains("kiseki-devctl format") && made.last().unwrap().contains("drive1"),
+            "{made:?}"
+        );
+        assert!(drives.iter().all(|path| was_never_formatted(path)), "I-D7");
+        let passphrase = read_passphrase(&options.dir.path().join("keys/passphrase")).unwrap();
+        let keys = KeyStore::open(&options.dir.path().join("keys/key-store"), &passphrase).unwrap();
+        let format = FormatOptions {
+            cluster: keys.cluster,
+            lanes: 2,
+            class: None,
+            metadata: Default::default(),
+            wipe: Vec::new(),
+        };
+        format_all(&drives, &format, |_, _| {}).unwrap();
+        assert!(run(&options).unwrap().contains(&"metadata set".to_owned()));
+        assert!(run(&options).unwrap().is_empty(), "nothing is left to make");
     }
 
     #[test]

@@ -88,7 +88,7 @@ fn open(
     board: Arc<StatusBoard>,
     stop: kiseki_net::StopSignal,
 ) -> Result<CoreShared> {
-    let found = devices::open_all(&config.devices, keys.cluster);
+    let found = devices::open_all(&config.devices, keys.cluster, config.device_path.into());
     if found.usable.is_empty() {
         let reasons: Vec<String> =
             found.reports.iter().map(|report| format!("  {}: {}", report.path, report.reason)).collect();
@@ -100,6 +100,7 @@ fn open(
     describe(&config, &board, &found.reports, &meta, found.lanes);
     let mesh_shape = MeshShape { core_count: config.cores, lane_count: found.lanes };
     let side = SidePool::start(usize::from(config.side_threads)).context("can't start side threads")?;
+    let rings = found.rings;
     Ok(CoreShared {
         lanes: found.lanes,
         shape,
@@ -110,6 +111,7 @@ fn open(
         mesh_shape,
         devices: DeviceTable::new(found.usable, witness),
         orders: DeviceOrders::new(config.cores),
+        rings,
         meta,
         side,
         keys,
@@ -213,7 +215,7 @@ fn describe(
     report.cores = config.cores;
     report.lanes = lanes;
     report.paths_in_use = machine::cpu_paths().into_iter().map(|(what, path)| (what.to_owned(), path)).collect();
-    report.paths_in_use.insert("devices".to_owned(), "io_uring, O_DIRECT".to_owned());
+    report.paths_in_use.insert("devices".to_owned(), io_paths(devices));
     report.devices = devices.to_vec();
     report.metadata_dirs = meta.reports.clone();
     report.unsafe_settings = config.unsafe_settings().into_iter().map(str::to_owned).collect();
@@ -223,6 +225,15 @@ fn describe(
                 .to_owned(),
         );
     }
+}
+
+/// How many devices are driven in which way: `4 passthrough_polled, 2 file`.
+fn io_paths(devices: &[crate::status::DeviceReport]) -> String {
+    let mut counts = std::collections::BTreeMap::<&str, usize>::new();
+    for device in devices.iter().filter(|device| !device.io_path.is_empty()) {
+        *counts.entry(&device.io_path).or_default() += 1;
+    }
+    counts.iter().map(|(path, count)| format!("{count} {path}")).collect::<Vec<_>>().join(", ")
 }
 
 /// The first SIGINT or SIGTERM stops the node cleanly, a second one ends it at once (what is acknowledged stays). While

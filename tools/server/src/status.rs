@@ -4,6 +4,7 @@
 use crate::space::{CoreSpace, PoolReport, SpaceReport};
 use crate::upkeep::{CoreUpkeep, RepairReport, ScrubReport};
 use crate::wear::WearReading;
+use kiseki_devices::nvme::path::PathChoice;
 use kiseki_types::fragment::DeviceState;
 use kiseki_types::fragment::StripeShape;
 use serde::{Deserialize, Serialize};
@@ -25,6 +26,12 @@ pub struct DeviceReport {
     pub capacity_bytes: u64,
     /// Bytes that are free.
     pub free_bytes: u64,
+    /// How it is driven: `passthrough`, `passthrough_polled`, `block` or `file`; empty when it could not be opened.
+    #[serde(default)]
+    pub io_path: String,
+    /// Why an NVMe drive is not driven by commands.
+    #[serde(default)]
+    pub io_path_reason: String,
     /// How full it is and how its free space is cut up.
     #[serde(default)]
     pub space: SpaceReport,
@@ -62,6 +69,12 @@ impl DeviceReport {
     #[must_use]
     pub fn is_usable(&self) -> bool {
         DeviceState::from_name(&self.state).is_some_and(DeviceState::is_readable)
+    }
+
+    /// Says which way the device is driven.
+    pub fn drive_by(&mut self, choice: &PathChoice) {
+        choice.in_use.word().clone_into(&mut self.io_path);
+        self.io_path_reason.clone_from(&choice.reason);
     }
 }
 

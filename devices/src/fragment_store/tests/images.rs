@@ -62,7 +62,7 @@ async fn open_store(
         name: path.display().to_string(),
         layout,
         space: SpacePolicy::default(),
-        device: open_device(path, RingOptions { depth: 32 }, None).unwrap(),
+        device: open_device(path, RingOptions { depth: 32, ..RingOptions::default() }, None).unwrap(),
     };
     let config = FragmentStoreConfig {
         lanes: tables.iter().enumerate().map(lane).collect(),

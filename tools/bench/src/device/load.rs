@@ -148,7 +148,7 @@ fn on_executor<'a, T>(
     job: u16,
     task: impl AsyncFnOnce(&'a Common<'a>, u16) -> T,
 ) -> Result<T> {
-    let executor = Executor::new(ExecutorOptions { cpu }).map_err(|error| {
+    let executor = Executor::new(ExecutorOptions { cpu, ..ExecutorOptions::default() }).map_err(|error| {
         anyhow!("executor {job} can't start: {error}; raise the limit of locked memory (ulimit -l unlimited)")
     })?;
     Ok(executor.run(task(common, job)))
@@ -170,7 +170,7 @@ async fn load_all(common: &Common<'_>, job: u16) -> Result<JobResult> {
         .targets
         .iter()
         .map(|target| {
-            let options = RingOptions { depth: args.iodepth };
+            let options = RingOptions { depth: args.iodepth, ..RingOptions::default() };
             Ok(open_device(&target.path, options, Some(pool.clone()))?)
         })
         .collect();
@@ -245,7 +245,7 @@ fn fill_new_files(common: &Common<'_>) -> Result<()> {
 
 async fn fill(common: &Common<'_>, target: &Target, tally: &Tally) -> Result<()> {
     let shown = target.path.display();
-    let device = open_device(&target.path, RingOptions { depth: FILL_DEPTH as u16 }, None)?;
+    let device = open_device(&target.path, RingOptions { depth: FILL_DEPTH as u16, ..RingOptions::default() }, None)?;
     let block = u64::from(device.geometry().block_len_bytes);
     let mut bytes = kiseki_types::IoBuf::zeroed(FILL_LEN_BYTES as usize);
     Noise::new(common.seed).fill(&mut bytes);

@@ -222,11 +222,16 @@ fn print_status(report: &NodeReport) {
         report.durability
     );
     for device in &report.devices {
+        let why = match device.io_path_reason.as_str() {
+            "" => String::new(),
+            reason => format!(": {reason}"),
+        };
         let space = format!(
-            "{:.1} of {:.1} GiB free{}",
+            "{:.1} of {:.1} GiB free{}, {}{why}",
             gib(device.free_bytes),
             gib(device.capacity_bytes),
-            space_words(&device.space)
+            space_words(&device.space),
+            device.io_path
         );
         println!(
             "  device    {:<11} {} {}{}",

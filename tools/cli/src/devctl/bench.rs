@@ -60,7 +60,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
     bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}")?);
     let measured: Vec<Measured> = on_executor(async |_| {
         let pool = load::pool();
-        let device = open_device(path, RingOptions { depth: load::DEPTH_MAX }, Some(pool.clone()))?;
+        let device =
+            open_device(path, RingOptions { depth: load::DEPTH_MAX, ..RingOptions::default() }, Some(pool.clone()))?;
         let len_bytes = device.geometry().len_bytes();
         if len_bytes < LEN_BYTES_MIN {
             bail!("{shown} has {}; figures need {} at least", HumanBytes(len_bytes), HumanBytes(LEN_BYTES_MIN));

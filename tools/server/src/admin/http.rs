@@ -168,6 +168,11 @@ fn metrics(report: &NodeReport, now: u64) -> Answer {
     let sum = |value: fn(&crate::status::DeviceReport) -> u64| report.devices.iter().map(value).sum();
     gauge(&mut registry, "capacity_bytes", "Bytes for fragments on all devices", sum(|device| device.capacity_bytes));
     gauge(&mut registry, "free_bytes", "Free bytes on all devices", sum(|device| device.free_bytes));
+    let paths = Family::<Vec<(String, String)>, Gauge>::default();
+    for device in report.devices.iter().filter(|device| !device.io_path.is_empty()) {
+        paths.get_or_create(&vec![("path".to_owned(), device.io_path.clone())]).inc();
+    }
+    registry.register("device_io_paths", "Devices by the way that they are driven", paths);
     space_metrics(&mut registry, report);
     device_metrics(&mut registry, report);
     let names: std::collections::BTreeSet<&String> =
@@ -282,6 +287,8 @@ mod tests {
             let mut report = board.lock();
             report.phase = Phase::Serving;
             report.unsafe_settings = vec!["unsafe_s3_plaintext".to_owned()];
+            let device = crate::status::DeviceReport { io_path: "passthrough".to_owned(), ..Default::default() };
+            report.devices = vec![device.clone(), device];
             let core = report.core_reports.entry("0".to_owned()).or_default();
             core.values.insert("requests_total".to_owned(), 7);
             let space =
@@ -296,6 +303,7 @@ mod tests {
         let metrics = get(address, "GET /metrics");
         assert!(metrics.contains("kiseki_requests_total 7"), "{metrics}");
         assert!(metrics.contains("kiseki_ready 1"), "{metrics}");
+        assert!(metrics.contains("kiseki_device_io_paths{path=\"passthrough\"} 2"), "{metrics}");
         assert!(metrics.contains("kiseki_device_fill_level{device=\"/d0\"} 2"), "{metrics}");
         assert!(metrics.contains("kiseki_pool_fill_permille{pool=\"1\"} 810"), "{metrics}");
         assert!(get(address, "POST /metrics").starts_with("HTTP/1.1 405"));

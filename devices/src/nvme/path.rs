@@ -1,0 +1,532 @@
+//! Which way to a device: commands to the character device of an NVMe namespace where that can be done, the block device
+//! or the file elsewhere. What is there is gathered first, then one function decides, and says why.
+
+#![allow(unsafe_code)]
+
+use super::admin::{AdminCommand, AdminNode};
+use super::command::{CommandAnswer, CommandBackend, TransferLimits};
+use super::identify::{ControllerIdentity, NamespaceIdentity};
+use super::node::{NvmeNode, NvmeNodeKind};
+use crate::error::DeviceError;
+use crate::file_device::BLOCK_LEN_BYTES;
+use crate::ring::backend::{Backend, Step};
+use io_uring::{IoUring, cqueue, squeue};
+use kiseki_executor::{Rings, Submission};
+use kiseki_types::IoBuf;
+use std::fmt;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+/// Flushes what the page cache holds of a block device and forgets it.
+const BLKFLSBUF: libc::c_ulong = 0x1261;
+
+/// Longest command that we make, whatever a drive would take: more of them at once are faster than longer ones.
+const COMMAND_LEN_BYTES_MAX: u64 = 1 << 20;
+
+/// Blocks of one command that its field can count.
+const COMMAND_BLOCKS_MAX: u64 = 1 << 16;
+
+/// Times that the first block is read both ways before the two are said to differ.
+const COMPARISONS_MAX: usize = 5;
+
+/// Which way an operator wants.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PathPreference {
+    /// Commands where that can be done.
+    #[default]
+    Auto,
+    /// Commands, or an error.
+    Passthrough,
+    /// The block device.
+    IoUring,
+}
+
+/// The way that a device is driven.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PathInUse {
+    /// Commands to the character device, completions by interrupts.
+    Passthrough,
+    /// Commands to the character device, reads and writes without interrupts.
+    PassthroughPolled,
+    /// Reads and writes of the block device.
+    Block,
+    /// Reads and writes of a file.
+    File,
+}
+
+impl PathInUse {
+    /// One word, for metrics and programs.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            PathInUse::Passthrough => "passthrough",
+            PathInUse::PassthroughPolled => "passthrough_polled",
+            PathInUse::Block => "block",
+            PathInUse::File => "file",
+        }
+    }
+
+    /// The rings that a core needs for it.
+    #[must_use]
+    pub fn rings(self) -> Rings {
+        match self {
+            PathInUse::Passthrough => Rings::Wide,
+            PathInUse::PassthroughPolled => Rings::WideAndPolled,
+            PathInUse::Block | PathInUse::File => Rings::Plain,
+        }
+    }
+}
+
+impl fmt::Display for PathInUse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            PathInUse::Passthrough => "NVMe passthrough",
+            PathInUse::PassthroughPolled => "NVMe passthrough, polled",
+            PathInUse::Block => "io_uring on the block device",
+            PathInUse::File => "io_uring on a file",
+        })
+    }
+}
+
+/// A way that was chosen, and what it takes.
+#[derive(Clone, Debug)]
+pub struct PathChoice {
+    /// The way.
+    pub in_use: PathInUse,
+    /// Why an NVMe drive is not driven by commands; empty where it is, and for what is no such drive.
+    pub reason: String,
+    target: Option<Target>,
+}
+
+/// A namespace that is driven by commands.
+#[derive(Clone, Debug)]
+struct Target {
+    generic: PathBuf,
+    backend: CommandBackend,
+}
+
+/// What is known of a namespace before anything is decided.
+#[derive(Clone, Debug)]
+struct Found {
+    namespace: u32,
+    namespace_identity: NamespaceIdentity,
+    controller: ControllerIdentity,
+    queue: QueueFacts,
+}
+
+/// What the kernel says of the block device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct QueueFacts {
+    /// Bytes in all.
+    len_bytes: u64,
+    /// Partitions, and devices on top of it.
+    occupants: usize,
+    is_zoned: bool,
+    is_read_only: bool,
+    /// Bytes of one command, and runs of memory in it.
+    transfer_len_bytes_max: u64,
+    segments_max: u64,
+    /// Whether the driver has queues without interrupts.
+    can_poll: bool,
+}
+
+impl PathChoice {
+    fn without_commands(in_use: PathInUse, reason: impl Into<String>) -> PathChoice {
+        PathChoice { in_use, reason: reason.into(), target: None }
+    }
+
+    /// Chooses the way to the file or device at `path`, which this process holds already. For commands it is made sure
+    /// that they work (a block is read both ways), and that the page cache keeps nothing of the device.
+    ///
+    /// Errors: `PassthroughRefused` when it was asked for and can't be; what opening and measuring gives.
+    pub fn make(path: &Path, preference: PathPreference) -> Result<PathChoice, DeviceError> {
+        let refused = |reason: String| match preference {
+            PathPreference::Passthrough => {
+                Err(DeviceError::PassthroughRefused { device: path.display().to_string(), reason })
+            }
+            _ => Ok(PathChoice::without_commands(PathInUse::Block, reason)),
+        };
+        let node = NvmeNode::of(path).filter(|node| node.kind() != NvmeNodeKind::Controller);
+        let Some(node) = node else {
+            let is_file = std::fs::metadata(path).is_ok_and(|found| found.is_file());
+            let in_use = if is_file { PathInUse::File } else { PathInUse::Block };
+            return match preference {
+                PathPreference::Passthrough if !is_file => refused("it is no namespace of an NVMe drive".to_owned()),
+                // Files stand for devices in trials; asking for commands means the drives beside them.
+                _ => Ok(PathChoice::without_commands(in_use, "")),
+            };
+        };
+        if preference == PathPreference::IoUring {
+            return Ok(PathChoice::without_commands(PathInUse::Block, "the configuration says io_uring"));
+        }
+        let (Some(block), Some(generic)) = (node.block(), node.generic()) else {
+            unreachable!("it is a namespace");
+        };
+        let found = gather(&node, &generic);
+        let backend = match found.and_then(|found| decide(&found)) {
+            Ok(backend) => backend,
+            Err(reason) => return refused(reason),
+        };
+        match try_commands(&block, &generic, backend) {
+            Ok(backend) => {
+                let in_use = if backend.is_polled { PathInUse::PassthroughPolled } else { PathInUse::Passthrough };
+                Ok(PathChoice { in_use, reason: String::new(), target: Some(Target { generic, backend }) })
+            }
+            Err(reason) => refused(reason),
+        }
+    }
+
+    /// Opens the character device for a queue; `None` where no commands are used.
+    pub(crate) fn open(&self) -> Result<Option<(File, Backend)>, DeviceError> {
+        let Some(target) = &self.target else { return Ok(None) };
+        let file = open_generic(&target.generic)
+            .map_err(|source| DeviceError::io(&target.generic.display().to_string(), "opening", source))?;
+        Ok(Some((file, Backend::Commands(target.backend.clone()))))
+    }
+
+    /// The same way on a core that has only `rings`; the block device where it has none that are wide enough.
+    #[must_use]
+    pub fn on_rings(self, rings: Rings) -> PathChoice {
+        match (self.target, rings) {
+            (Some(_), Rings::Plain) => {
+                PathChoice::without_commands(PathInUse::Block, "this executor has no ring that takes commands")
+            }
+            (Some(mut target), Rings::Wide) => {
+                target.backend.is_polled = false;
+                PathChoice { in_use: PathInUse::Passthrough, reason: self.reason, target: Some(target) }
+            }
+            (target, _) => PathChoice { target, ..self },
+        }
+    }
+}
+
+fn open_generic(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).open(path)
+}
+
+/// Asks drive and kernel. The error is the reason not to use commands.
+fn gather(node: &NvmeNode, generic: &Path) -> Result<Found, String> {
+    let name = generic.display();
+    if !generic.exists() {
+        return Err(format!("there is no {name} (Linux 5.13 and later have it)"));
+    }
+    let admin = AdminNode::open(generic).map_err(|error| with_cause(&error))?;
+    let namespace = admin.namespace_id().map_err(|error| with_cause(&error))?;
+    let ask = |command: AdminCommand| admin.execute(&command).map_err(|error| with_cause(&error));
+    let controller = ControllerIdentity::parse(&ask(AdminCommand::identify_controller())?);
+    let identity = NamespaceIdentity::parse(&ask(AdminCommand::identify_namespace(namespace))?);
+    Ok(Found {
+        namespace,
+        namespace_identity: identity.map_err(|error| error.to_string())?,
+        controller: controller.map_err(|error| error.to_string())?,
+        queue: QueueFacts::read(Path::new("/sys/block"), &node.block_name().expect("it is a namespace"))?,
+    })
+}
+
+impl QueueFacts {
+    fn read(sys: &Path, block_name: &str) -> Result<QueueFacts, String> {
+        let dir = sys.join(block_name);
+        let text = |file: &str| std::fs::read_to_string(dir.join(file)).map(|text| text.trim().to_owned());
+        let number = |file: &str| {
+            let found = text(file)
+                .map_err(|error| error.to_string())
+                .and_then(|text| text.parse::<u64>().map_err(|_| format!("`{text}` is no number")));
+            found.map_err(|error| format!("{}: {error}", dir.join(file).display()))
+        };
+        let entries = |dir: PathBuf| std::fs::read_dir(dir).into_iter().flatten().flatten();
+        let is_partition = |name: &str| name.strip_prefix(block_name).is_some_and(|rest| rest.starts_with('p'));
+        let partitions = entries(dir.clone()).filter(|entry| entry.file_name().to_str().is_some_and(is_partition));
+        Ok(QueueFacts {
+            // Counted in 512 bytes, whatever the block.
+            len_bytes: number("size")?.saturating_mul(512),
+            occupants: partitions.count() + entries(dir.join("holders")).count(),
+            is_zoned: text("queue/zoned").is_ok_and(|zoned| zoned != "none"),
+            is_read_only: number("ro")? != 0,
+            transfer_len_bytes_max: number("queue/max_hw_sectors_kb")?.saturating_mul(1024),
+            segments_max: number("queue/max_segments")?,
+            can_poll: number("queue/io_poll").is_ok_and(|poll| poll == 1),
+        })
+    }
+}
+
+/// How to drive a namespace by commands, or why not.
+fn decide(found: &Found) -> Result<CommandBackend, String> {
+    let Found { namespace, namespace_identity: identity, controller, queue } = found;
+    let format = identity.format;
+    if !matches!(format.block_len_bytes, 512 | 4096) {
+        return Err(format!("its blocks have {} bytes", format.block_len_bytes));
+    }
+    if format.metadata_len_bytes > 0 || identity.protection > 0 {
+        return Err(format!("its blocks carry {} bytes of metadata", format.metadata_len_bytes));
+    }
+    if queue.is_zoned {
+        return Err("it is zoned".to_owned());
+    }
+    if queue.is_read_only {
+        return Err("it takes no writes".to_owned());
+    }
+    if queue.occupants > 0 {
+        return Err(format!("it carries {} partitions or devices on top", queue.occupants));
+    }
+    if identity.len_bytes() != queue.len_bytes {
+        let (drive, kernel) = (identity.len_bytes(), queue.len_bytes);
+        return Err(format!("the drive says {drive} bytes and the kernel {kernel}: rescan it"));
+    }
+    let block = u64::from(BLOCK_LEN_BYTES);
+    // Every run of memory is whole blocks of ours, so none needs more than one segment for each.
+    let len_bytes_max = [
+        controller.transfer_len_bytes_max.unwrap_or(u64::MAX),
+        queue.transfer_len_bytes_max,
+        queue.segments_max.saturating_mul(block),
+        u64::from(format.block_len_bytes) * COMMAND_BLOCKS_MAX,
+        COMMAND_LEN_BYTES_MAX,
+    ];
+    let len_bytes_max = len_bytes_max.into_iter().min().unwrap_or(0) / block * block;
+    if len_bytes_max == 0 {
+        return Err(format!("its commands transfer fewer than {block} bytes"));
+    }
+    let boundary = identity.boundary_blocks.map(|blocks| u64::from(blocks) * u64::from(format.block_len_bytes));
+    Ok(CommandBackend {
+        namespace: *namespace,
+        block_len_bytes: format.block_len_bytes,
+        limits: TransferLimits {
+            len_bytes_max: usize::try_from(len_bytes_max).expect("at most COMMAND_LEN_BYTES_MAX"),
+            // A boundary inside our block can't be kept; it is a hint.
+            boundary_bytes: boundary.filter(|bytes| bytes.is_multiple_of(block)),
+        },
+        is_polled: queue.can_poll,
+        has_volatile_cache: controller.has_volatile_cache,
+        can_deallocate: controller.commands.dataset_management,
+    })
+}
+
+/// Reads the first block by a command and through the block device: kernels, permissions and policies that forbid
+/// commands, and a character device of another namespace, show here and not in the first write. Returns how commands
+/// work: without polling, where that alone fails.
+fn try_commands(block: &Path, generic: &Path, backend: CommandBackend) -> Result<CommandBackend, String> {
+    let device = OpenOptions::new().read(true).write(true).custom_flags_direct().open(block);
+    let device = device.map_err(|error| format!("{}: {error}", block.display()))?;
+    // What somebody wrote through the page cache must not come over our blocks later, nor hide them.
+    // SAFETY: the request takes no argument.
+    if unsafe { libc::ioctl(device.as_raw_fd(), BLKFLSBUF) } < 0 {
+        return Err(format!("the page cache of {} stays: {}", block.display(), io::Error::last_os_error()));
+    }
+    let file = open_generic(generic).map_err(|error| format!("{}: {error}", generic.display()))?;
+    let check = |backend: &CommandBackend| {
+        // The superblock may be written while it is read, by ourselves.
+        for _ in 0..COMPARISONS_MAX {
+            let mut expected = IoBuf::zeroed(BLOCK_LEN_BYTES as usize);
+            let is_readable = device.read_exact_at(&mut expected, 0).is_ok();
+            match read_first_block(&file, backend) {
+                Ok(Some(found)) if is_readable && found[..] != expected[..] => {}
+                // A bad first block is no reason: superblocks have other copies.
+                Ok(_) => return Ok(()),
+                Err(error) => return Err(format!("{} takes no commands: {error}", generic.display())),
+            }
+        }
+        Err(format!("{} and {} are not the same", generic.display(), block.display()))
+    };
+    let mut plain = backend.clone();
+    plain.is_polled = false;
+    check(&plain)?;
+    if backend.is_polled && check(&backend).is_ok() { Ok(backend) } else { Ok(plain) }
+}
+
+/// `None`: the drive answered, with an error.
+fn read_first_block(file: &File, backend: &CommandBackend) -> io::Result<Option<IoBuf>> {
+    let mut buf = IoBuf::zeroed(BLOCK_LEN_BYTES as usize);
+    let mut builder = IoUring::<squeue::Entry128, cqueue::Entry32>::builder();
+    if backend.is_polled {
+        builder.setup_iopoll();
+    }
+    let mut ring = builder.build(1)?;
+    ring.submitter().register_files(&[file.as_raw_fd()])?;
+    let step = Step::Read { offset: 0, address: buf.as_mut_ptr(), len_bytes: BLOCK_LEN_BYTES, slot: None };
+    let (Submission::Wide(entry), _) = backend.submission(step, io_uring::types::Fixed(0), false) else {
+        unreachable!("commands are wide");
+    };
+    // SAFETY: the entry names `buf`, which lives until the answer is taken below.
+    unsafe { ring.submission().push(&entry).expect("the ring is empty") };
+    let answer = loop {
+        match ring.submit_and_wait(1) {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => {
+                // Whether the kernel still has the buffer is unknown: it is never given back.
+                std::mem::forget(buf);
+                return Err(error);
+            }
+        }
+        if let Some(answer) = ring.completion().next() {
+            let answer: cqueue::Entry = answer.into();
+            break answer.result();
+        }
+    };
+    match CommandAnswer::of(answer) {
+        CommandAnswer::Done => Ok(Some(buf)),
+        CommandAnswer::Refused(status) if status.is_media_error() => Ok(None),
+        CommandAnswer::Refused(status) => Err(status.io_error()),
+        CommandAnswer::Crowded => Err(io::Error::from_raw_os_error(libc::EAGAIN)),
+        CommandAnswer::Failed(errno) => Err(io::Error::from_raw_os_error(errno)),
+    }
+}
+
+/// An error and its cause.
+fn with_cause(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
+    }
+}
+
+/// Direct I/O, in one word.
+trait Direct {
+    fn custom_flags_direct(&mut self) -> &mut Self;
+}
+
+impl Direct for OpenOptions {
+    fn custom_flags_direct(&mut self) -> &mut Self {
+        std::os::unix::fs::OpenOptionsExt::custom_flags(self, libc::O_DIRECT)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nvme::identify::IDENTIFY_LEN_BYTES;
+
+    /// A sound namespace of 1024 blocks of `1 << power` bytes.
+    fn found(power: u8) -> Found {
+        let mut page = vec![0; IDENTIFY_LEN_BYTES];
+        page[1] = 4;
+        page[130] = power;
+        let mut controller = vec![0; IDENTIFY_LEN_BYTES];
+        controller[77] = 5;
+        controller[520] = 1 << 2;
+        let queue = QueueFacts {
+            len_bytes: 1024 << power,
+            occupants: 0,
+            is_zoned: false,
+            is_read_only: false,
+            transfer_len_bytes_max: 512 << 10,
+            segments_max: 127,
+            can_poll: false,
+        };
+        Found {
+            namespace: 1,
+            namespace_identity: NamespaceIdentity::parse(&page).unwrap(),
+            controller: ControllerIdentity::parse(&controller).unwrap(),
+            queue,
+        }
+    }
+
+    #[test]
+    fn the_tightest_limit_counts() {
+        let mut drive = found(9);
+        assert_eq!(decide(&drive).unwrap().limits.len_bytes_max, 128 << 10, "MDTS");
+        drive.controller.transfer_len_bytes_max = None;
+        assert_eq!(decide(&drive).unwrap().limits.len_bytes_max, 127 * 4096, "segments");
+        drive.queue.segments_max = 1000;
+        assert_eq!(decide(&drive).unwrap().limits.len_bytes_max, 512 << 10, "the driver");
+        drive.queue.transfer_len_bytes_max = 1 << 30;
+        drive.queue.segments_max = 1 << 20;
+        assert_eq!(decide(&drive).unwrap().limits.len_bytes_max, 1 << 20, "ours");
+        drive.queue.transfer_len_bytes_max = 6 << 10;
+        assert_eq!(decide(&drive).unwrap().limits.len_bytes_max, 4096, "whole blocks");
+        drive.queue.transfer_len_bytes_max = 2 << 10;
+        decide(&drive).unwrap_err();
+        let mut drive = found(12);
+        drive.namespace_identity.boundary_blocks = Some(32);
+        assert_eq!(decide(&drive).unwrap().limits.boundary_bytes, Some(128 << 10));
+        let mut drive = found(9);
+        drive.namespace_identity.boundary_blocks = Some(3);
+        assert_eq!(decide(&drive).unwrap().limits.boundary_bytes, None);
+    }
+
+    #[test]
+    fn what_can_not_be_driven_by_commands_is_told() {
+        type Spoil = fn(&mut Found);
+        let cases: [(&str, Spoil); 7] = [
+            ("metadata", |found| found.namespace_identity.format.metadata_len_bytes = 8),
+            ("metadata", |found| found.namespace_identity.protection = 1),
+            ("zoned", |found| found.queue.is_zoned = true),
+            ("no writes", |found| found.queue.is_read_only = true),
+            ("partitions", |found| found.queue.occupants = 2),
+            ("rescan", |found| found.queue.len_bytes += 512),
+            ("1024 bytes", |found| found.namespace_identity.format.block_len_bytes = 1024),
+        ];
+        for (word, spoil) in cases {
+            let mut drive = found(12);
+            assert!(decide(&drive).is_ok());
+            spoil(&mut drive);
+            let reason = decide(&drive).unwrap_err();
+            assert!(reason.contains(word), "{reason}");
+        }
+    }
+
+    #[test]
+    fn what_the_kernel_says_is_read() {
+        let sys = tempfile::tempdir().unwrap();
+        let dir = sys.path().join("nvme0n1");
+        for directory in ["queue", "holders/dm-0", "nvme0n1p1", "nvme0n1p2", "power"] {
+            std::fs::create_dir_all(dir.join(directory)).unwrap();
+        }
+        for (file, text) in [
+            ("size", "2048\n"),
+            ("ro", "0\n"),
+            ("queue/zoned", "none\n"),
+            ("queue/max_hw_sectors_kb", "128\n"),
+            ("queue/max_segments", "33\n"),
+            ("queue/io_poll", "1\n"),
+        ] {
+            std::fs::write(dir.join(file), text).unwrap();
+        }
+        let facts = QueueFacts {
+            len_bytes: 1 << 20,
+            occupants: 3,
+            is_zoned: false,
+            is_read_only: false,
+            transfer_len_bytes_max: 128 << 10,
+            segments_max: 33,
+            can_poll: true,
+        };
+        assert_eq!(QueueFacts::read(sys.path(), "nvme0n1"), Ok(facts));
+        std::fs::remove_file(dir.join("queue/max_segments")).unwrap();
+        assert!(QueueFacts::read(sys.path(), "nvme0n1").unwrap_err().contains("max_segments"));
+    }
+
+    #[test]
+    fn files_are_files_whatever_is_preferred() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        for preference in [PathPreference::Auto, PathPreference::Passthrough, PathPreference::IoUring] {
+            let choice = PathChoice::make(file.path(), preference).unwrap();
+            assert_eq!((choice.in_use, choice.reason.as_str()), (PathInUse::File, ""), "{preference:?}");
+            assert!(choice.open().unwrap().is_none());
+        }
+    }
+
+    #[test]
+    fn a_drive_without_its_character_device_is_told_or_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let block = dir.path().join("nvme0n1");
+        std::fs::write(&block, b"").unwrap();
+        let choice = PathChoice::make(&block, PathPreference::Auto).unwrap();
+        assert!(choice.in_use == PathInUse::Block && choice.reason.contains("ng0n1"), "{choice:?}");
+        let refused = PathChoice::make(&block, PathPreference::Passthrough).unwrap_err();
+        assert!(matches!(refused, DeviceError::PassthroughRefused { .. }), "{refused}");
+    }
+
+    #[test]
+    fn a_core_without_wide_rings_takes_the_block_device() {
+        let backend = decide(&found(12)).unwrap();
+        let target = Some(Target { generic: "/dev/ng0n1".into(), backend });
+        let choice = PathChoice { in_use: PathInUse::PassthroughPolled, reason: String::new(), target };
+        assert_eq!(choice.clone().on_rings(Rings::WideAndPolled).in_use, PathInUse::PassthroughPolled);
+        assert_eq!(choice.clone().on_rings(Rings::Wide).in_use, PathInUse::Passthrough);
+        let block = choice.on_rings(Rings::Plain);
+        assert!(block.in_use == PathInUse::Block && block.target.is_none());
+    }
+}
