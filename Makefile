@@ -25,9 +25,9 @@ help:
 	@echo 'make check      the gate without real clients'
 	@echo 'make bench      kiseki-bench'
 	@echo 'make fuzz       fresh inputs for every parser, each for SECONDS=60 (docs/fuzzing.md)'
+	@echo 'make test-nvme  NVMe drives in an emulated machine: function, faults, power cuts'
 	@echo 'make install    programs, completions, manual pages below PREFIX=$(PREFIX) (DESTDIR= for packages)'
 	@echo 'make man        manual pages into target/man'
-	@echo 'make test-nvme  NVMe drives in an emulated machine: function, faults, power cuts'
 	@echo 'make bench-smoke  every verb of kiseki-bench for a second'
 
 deps:

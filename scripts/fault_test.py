@@ -50,6 +50,13 @@ def metric(node, name):
     raise AssertionError(f"no metric {name}")
 
 
+def labelled(node, name):
+    """The values of a metric that has labels."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{node.admin_port}/metrics", timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    return [int(line.split()[-1]) for line in lines if line.startswith(f"kiseki_{name}{{")]
+
+
 def health(node):
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{node.admin_port}/healthz", timeout=10) as answer:
@@ -337,8 +344,13 @@ def rot_is_found_by_scrub_and_repaired(directory):
 
 
 def a_full_pool(directory):
+    """I-C5: clients are refused at the critical fill, by one message; deletes go on, what is left is for repair; with
+    the space that comes back writes go on. The levels are seen in status, metrics and log. Image files shrink."""
     with Node(directory / "full") as node:
         small_devices(node, 16)
+        images = sorted((node.dir / "devices").glob("*.img"))
+        on_disk = lambda: sum(image.stat().st_blocks * 512 for image in images)
+        pool_level = lambda: labelled(node, "pool_fill_level")[0]
         node.start()
         objects = Objects(node)
         objects.put("first", 1, 100 * KIB)
@@ -369,10 +381,17 @@ def a_full_pool(directory):
 
         fill("a")
         objects.all_there()
+        refused = await_that("status knows the fill", lambda: status(node)["pools"][0]["level"] == "critical" and status(node))
+        assert 850 < refused["pools"][0]["fill_permille"] <= 900, refused["pools"]
+        assert pool_level() == 2 and len(labelled(node, "device_fill_permille")) == 8
+        shown = subprocess.run([PROGRAMS / "kiseki", "--dir", node.dir, "status"], capture_output=True, text=True)
+        assert "new data of clients is refused" in shown.stdout and "free runs" in shown.stdout, shown.stdout
+        crossings = [line for line in node.log.read_text().splitlines() if "fill level crossed" in line and 'what="pool' in line]
+        assert 1 <= len(crossings) <= 2 and 'level="critical"' in crossings[-1], crossings  # once each
         assert node.stop() == 0
         node.start()
         objects.all_there()
-        full = metric(node, "free_bytes")
+        full, full_on_disk = metric(node, "free_bytes"), on_disk()
         delete([key for key in objects.hashes if key.startswith("a")][::2])
         wanted = full + (free_at_first - full) // 3
         await_that("space comes back", lambda: metric(node, "free_bytes") > wanted)
@@ -380,6 +399,41 @@ def a_full_pool(directory):
         objects.all_there()
         delete([key for key in objects.hashes if key != "first0"])
         await_that("all space comes back", lambda: metric(node, "free_bytes") > 0.98 * free_at_first)
+        await_that("the pool is normal again", lambda: status(node)["pools"][0]["level"] == "normal" and pool_level() == 0)
+        await_that("the files give it back", lambda: on_disk() < full_on_disk / 3)
+        assert metric(node, "discarded_bytes_total") > 40 * MIB and metric(node, "discards_total") > 8
+        assert metric(node, "discard_errors_total") == 0
+        print(f"  {full_on_disk / MIB:.0f} MiB of files when full, {on_disk() / MIB:.0f} MiB after the deletes")
+        objects.all_there()
+        assert node.stop() == 0
+
+
+def a_full_pool_is_repaired(directory):
+    """I-C5, I-D1: at its critical fill a pool still heals, from what clients must leave alone."""
+    with Node(directory / "fullheal") as node:
+        small_devices(node, 32)
+        node.start()
+        objects = Objects(node)
+        client = node.client()
+        for index in range(1000):
+            body = objects.rng.randbytes(700 * KIB)
+            answer = answer_of(client.put_object, Key=f"k{index}", Body=body)
+            if answer != ("", 200):
+                assert answer == ("InsufficientStorage", 507), answer
+                break
+            objects.hashes[f"k{index}"] = hashlib.sha256(body).hexdigest()
+        else:
+            raise AssertionError("the pool does not get full")
+        # Some space, as much as the lost device held, so that repair fits below the read-only level.
+        for key in list(objects.hashes)[::5]:
+            assert answer_of(client.delete_object, Key=key) == ("", 204)
+            del objects.hashes[key]
+        await_that("space comes back", lambda: status(node)["pools"][0]["level"] != "critical")
+        (node.dir / "devices/d2.img").unlink()
+        await_that("full width on seven devices", lambda: at_full_width(node, 7))
+        answers = [answer_of(client.put_object, Key=f"late{index}", Body=os.urandom(700 * KIB)) for index in range(40)]
+        assert ("InsufficientStorage", 507) in answers, "the pool is critical again"
+        objects.all_there()
         assert node.stop() == 0
 
 
@@ -615,12 +669,43 @@ def devices_join_a_running_node(directory):
         await_that("what was rebuilt twice is released", lambda: at_full_width(node, 8))
         assert metric(node, "repair_released_total") > 0
         objects.all_there()
+
+        # One that failed is trusted again only when somebody says so (I-D6).
+        kept, junk = node.dir / "kept", node.dir / "junk"
+        os.link(image[3], kept)
+        new_image(junk, 128)
+        os.replace(junk, image[3])
+        await_that("the stranger is noticed", lambda: state_of(node, image[3]) == "failed")
+        os.replace(kept, image[3])
+        time.sleep(3)  # nothing is to happen
+        assert state_of(node, image[3]) == "failed"
+        said = devctl(node, "enroll", image[3], "--wait")
+        assert "is back" in said and "full width" in said, said
+        assert len(configured(node)) == 8 and not problems(node, "devices")
         assert node.stop() == 0
-        for lost in (image[0], image[8]):  # any two, after a restart with the edited configuration
-            lost.unlink()
+
+        # Any two are away at a restart with the edited configuration, and come back while it runs.
+        away = [(image[0], node.dir / "away0"), (image[8], node.dir / "away8")]
+        for path, kept in away:
+            path.rename(kept)
         node.start()
         objects.all_there()
         assert len(problems(node, "devices")) == 2 and status(node)["durability"] == "EC 4+2"
+        for path, kept in away:
+            kept.rename(path)
+        await_that("both are taken up", lambda: not problems(node, "devices"))
+        await_that("full width again", lambda: at_full_width(node, 8))
+        objects.all_there()
+
+        # One that works is replaced: emptied under load, let go, closed.
+        fresh = new_image(node.dir / "devices/d9.img", 128)
+        with Load(objects, "last", 300 * KIB) as load:
+            said = devctl(node, "replace", image[4], fresh, "--format", "--wait")
+        assert "can be pulled" in said and not load.refused, (said, load.refused[:5])
+        assert descriptors(node, image[4]) == 0 and "devices/d4.img" not in configured(node)
+        image[4].unlink()
+        await_that("full width without it", lambda: at_full_width(node, 8))
+        objects.all_there()
         assert node.stop() == 0
 
 
@@ -667,7 +752,7 @@ def devices_that_can_not_join_are_refused(directory):
             said = devctl(node, "enroll", tiny, "--format", code=1)
             assert "too small" in said and "needed" in said, said
             said = devctl(node, "replace", node.dir / "devices/d0.img", blank, code=1)
-            assert "works" in said and "drain" in said, said
+            assert ("no Kiseki superblock" if running else "works") in said, said
             assert (node.dir / "kiseki.toml").read_text() == config, "nothing has changed"
 
         check_all(running=True)
@@ -727,10 +812,11 @@ def a_node_is_killed_while_a_device_joins(directory):
             new_image(image, 64)
             devctl(node, "format", image)
             count = len(configured(node))
-            command = [PROGRAMS / "kiseki-devctl", "enroll", image, "--dir", node.dir]
-            with Load(objects, f"during{attempt}-", 100 * KIB) as load:
+            request = {"command": "device-enroll", "path": str(image), "actor": "test"}
+            with Load(objects, f"during{attempt}-", 100 * KIB) as load, socket.socket(socket.AF_UNIX) as admin:
                 await_that("the load runs", lambda: load.count > 3)
-                enrolling = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+                admin.connect(str(node.dir / "admin.sock"))
+                admin.sendall(json.dumps(request).encode() + b"\n")
                 if attempt % 2 == 0:
                     deadline = time.monotonic() + PATIENCE_SECONDS
                     while len(configured(node)) == count and time.monotonic() < deadline:
@@ -739,7 +825,6 @@ def a_node_is_killed_while_a_device_joins(directory):
                     time.sleep(random.Random(attempt).uniform(0.0, 0.04))
                 node.kill()
                 load.stop.set()
-            enrolling.wait(PATIENCE_SECONDS)
             named = len(configured(node)) > count
             kept["with" if named else "without"] += 1
             node.start()
@@ -873,6 +958,7 @@ STEPS = [
     a_device_is_drained_under_load_and_leaves,
     rot_is_found_by_scrub_and_repaired,
     a_full_pool,
+    a_full_pool_is_repaired,
     a_metadata_directory_is_lost,
     an_old_copy_of_a_metadata_directory_is_not_served,
     a_start_that_can_not_work,

@@ -37,6 +37,14 @@ pub enum DeviceError {
         /// Path of the device.
         device: String,
     },
+    /// Somebody uses the device; nothing overrides that.
+    #[error("{device} is in use: {by}; stop that first, nothing was changed")]
+    InUse {
+        /// Path of the device.
+        device: String,
+        /// Who, and how.
+        by: String,
+    },
     /// Neither a file nor a block device.
     #[error("{device} is neither a regular file nor a block device")]
     NotADevice {
@@ -99,6 +107,16 @@ pub enum DeviceError {
     NeverFormatted {
         /// Path or name of the device.
         device: String,
+    },
+    /// A format was begun and not finished.
+    #[error(
+        "formatting {device} for cluster {cluster} was interrupted; run the same `kiseki-devctl format` again, it starts over"
+    )]
+    FormatInterrupted {
+        /// Path or name of the device.
+        device: String,
+        /// The cluster that it was for.
+        cluster: ClusterId,
     },
     /// Superblock copies are there, and none of them can be believed.
     #[error(

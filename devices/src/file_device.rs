@@ -27,6 +27,8 @@ use std::rc::Rc;
 pub(crate) const BLOCK_LEN_BYTES: u32 = DEVICE_BLOCK_BYTES_MAX as u32;
 
 const BLKSSZGET: libc::c_ulong = 0x1268;
+/// `_IO(0x12, 95)`.
+const BLKRRPART: libc::c_ulong = 0x125f;
 const BLKGETSIZE64: libc::c_ulong = 0x8008_1272;
 
 /// The block device of a namespace that is named by its character device; any other path as it is. Measuring, holding
@@ -43,16 +45,23 @@ struct DirectFile {
     geometry: DeviceGeometry,
 }
 
+/// What a file is opened for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Access {
+    ReadWrite,
+    Read,
+}
+
 impl DirectFile {
-    /// Opens what is there; `flags` besides O_DIRECT.
-    fn open(path: &Path, flags: i32) -> Result<DirectFile, DeviceError> {
+    /// Opens what is there.
+    fn open(path: &Path, access: Access) -> Result<DirectFile, DeviceError> {
         let (device, path) = (path.display().to_string(), &block_node(path));
         let kind = std::fs::metadata(path).map_err(|source| DeviceError::io(&device, "opening", source))?.file_type();
         if !kind.is_file() && !kind.is_block_device() {
             return Err(DeviceError::NotADevice { device });
         }
         let mut options = OpenOptions::new();
-        let options = options.read(true).write(true).custom_flags(libc::O_DIRECT | flags);
+        let options = options.read(true).write(access == Access::ReadWrite).custom_flags(libc::O_DIRECT);
         let file = options.open(path).map_err(|source| match source.raw_os_error() {
             Some(libc::EINVAL) => DeviceError::DirectRefused { device: device.clone() },
             Some(libc::EBUSY) => DeviceError::Busy { device: device.clone() },
@@ -107,7 +116,7 @@ pub(crate) fn block_device_len(file: &File, device: &str) -> Result<u64, DeviceE
 #[derive(Debug)]
 pub struct DeviceLock {
     /// A block device is held by an exclusive open, a file by a lock; both end when it is closed.
-    _file: File,
+    file: File,
 }
 
 impl DeviceLock {
@@ -122,10 +131,19 @@ impl DeviceLock {
             _ => DeviceError::io(&device, "opening", source),
         })?;
         match file.try_lock() {
-            Ok(()) => Ok(DeviceLock { _file: file }),
+            Ok(()) => Ok(DeviceLock { file }),
             Err(std::fs::TryLockError::WouldBlock) => Err(DeviceError::Busy { device }),
             Err(std::fs::TryLockError::Error(source)) => Err(DeviceError::io(&device, "locking", source)),
         }
+    }
+}
+
+impl DeviceLock {
+    /// Has the kernel read the partition table again, so that nodes of partitions that are gone go too. Best effort: a
+    /// file, a partition and many virtual devices have none.
+    pub fn reread_partitions(&self) {
+        // SAFETY: the request takes no argument.
+        unsafe { libc::ioctl(self.file.as_raw_fd(), BLKRRPART) };
     }
 }
 
@@ -171,7 +189,7 @@ pub fn open_device_by(
     let name = path.display().to_string();
     let rings = core_ring().rings();
     assert!(choice.in_use.rings() <= rings, "{name}: {} on a core with {rings:?} rings", choice.in_use);
-    let opened = DirectFile::open(path, 0)?;
+    let opened = DirectFile::open(path, Access::ReadWrite)?;
     let geometry = opened.geometry;
     let discard_unit = crate::discard_unit::of(&opened.file, geometry.block_len_bytes);
     let (file, backend) = choice.open()?.unwrap_or((opened.file, Backend::File));
@@ -253,7 +271,12 @@ pub struct RawDevice {
 impl RawDevice {
     /// Opens a file or block device. Errors as [`open_device`].
     pub fn open(path: &Path) -> Result<RawDevice, DeviceError> {
-        Ok(RawDevice { direct: DirectFile::open(path, 0)? })
+        Ok(RawDevice { direct: DirectFile::open(path, Access::ReadWrite)? })
+    }
+
+    /// Opens it for reading alone: nothing that watches devices for writers is disturbed, and read-only ones open too.
+    pub fn open_for_reading(path: &Path) -> Result<RawDevice, DeviceError> {
+        Ok(RawDevice { direct: DirectFile::open(path, Access::Read)? })
     }
 
     /// Shape of the device.

@@ -1,15 +1,24 @@
 //! Making a device ours: refuse what carries data, clear, lay out, write the superblock last.
+//!
+//! What is written is decided first ([`planned_writes`]), so that it can be shown, and then done exactly so. An NVMe
+//! namespace may be formatted by its drive before that: see [`namespace`].
+
+pub mod namespace;
+#[cfg(test)]
+mod tests;
+mod writes;
 
 use crate::error::DeviceError;
-use crate::layout::{DeviceLayout, SUPERBLOCK_LEN_BYTES};
-use crate::probe::{FoundSignature, ends, probe_device};
-use crate::recovery::format_journals;
-use crate::superblock::{DeviceClass, MetadataEpoch, Superblock, write_superblock};
+use crate::layout::DeviceLayout;
+use crate::probe::{FoundSignature, probe_device};
+use crate::recovery::format_journal;
+use crate::superblock::{DeviceClass, FormatMarker, MetadataEpoch, Superblock, write_superblock};
 use futures::stream::{self, StreamExt, TryStreamExt};
 use kiseki_types::device::Device;
 use kiseki_types::runtime::Ports;
 use kiseki_types::{BlockIndex, ClusterId, DeviceId, IoBuf, IoBytes, LaneId, PoolId};
 use std::rc::Rc;
+pub use writes::{FormatStep, PlannedWrite, planned_writes};
 
 /// Bytes of zeros in one write.
 const ZEROS_LEN_BYTES: usize = 1 << 20;
@@ -36,32 +45,34 @@ pub struct FormatRequest {
     pub wipe_confirmed: Vec<String>,
 }
 
+/// How far the writes of a format are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FormatProgress {
+    /// What is being written.
+    pub step: FormatStep,
+    /// Bytes written, of all steps.
+    pub done_bytes: u64,
+    /// Bytes that all steps write.
+    pub total_bytes: u64,
+}
+
 /// Formats a device; everything on it is lost, and it is durable on return.
 ///
-/// A crash at any point leaves either what was there, or a device without a superblock, or a formatted one: the old
-/// superblocks go first and the new ones come last, so that none ever stands over a journal that is not whole.
+/// A crash at any point leaves either what was there, or a device that says that its format was interrupted, or a
+/// formatted one: a marker takes the place of the old superblocks first, and the new ones come last, so that none ever
+/// stands over a journal that is not whole. The same format again starts over.
 ///
 /// Errors: `Signed` when a signature is not confirmed, before anything is written; `TooSmall`, `Lanes`, `Io`.
 pub async fn format(
     ports: &Ports,
     device: &Rc<dyn Device>,
     request: &FormatRequest,
+    mut progress: impl FnMut(FormatProgress),
 ) -> Result<Superblock, DeviceError> {
-    let whole = device.clone();
-    let device = &**device;
-    refuse_unconfirmed(device.name(), &probe_device(device).await?, &request.wipe_confirmed)?;
+    refuse_unconfirmed(device.name(), &probe_device(&**device).await?, request.cluster, &request.wipe_confirmed)?;
     let layout = DeviceLayout::compute(device.geometry(), request.lanes)?;
-    let block = u64::from(layout.block_len_bytes());
-    let copies = DeviceLayout::superblock_offsets(layout.geometry());
-    zero(device, copies.map(|offset| (BlockIndex(offset / block), SUPERBLOCK_LEN_BYTES as u64))).await?;
-    // What others left at the ends, so that no tool takes the device for theirs.
-    let (front, far) = ends(layout.geometry());
-    zero(device, [front, far].map(|(start, len)| (start, len as u64))).await?;
-    // Journals are really written: a scan then meets zeros, not an earlier format's records, and no later write has to
-    // turn an unwritten extent of an image into a written one.
-    let journals = (0..layout.lanes()).map(|lane| layout.journal_extent(LaneId(lane)));
-    zero(device, journals.map(|(start, len)| (start, len.0 * block))).await?;
-    format_journals(ports, request.device, device.name(), &layout, &whole).await.map_err(Box::new)?;
+    let writes = planned_writes(&layout);
+    let total_bytes = writes.iter().map(PlannedWrite::len_bytes).sum();
     let mut superblock = Superblock {
         cluster: request.cluster,
         device: request.device,
@@ -72,17 +83,64 @@ pub async fn format(
         incarnation: 0,
         metadata: request.metadata.clone(),
     };
-    // Twice, so that all four copies are there.
-    for generation in [1, 2] {
-        superblock.generation = generation;
-        write_superblock(device, &superblock).await?;
+    let mut before = 0;
+    for write in &writes {
+        let step = write.step;
+        let mut report = |written| progress(FormatProgress { step, done_bytes: before + written, total_bytes });
+        report(0);
+        match step {
+            FormatStep::Mark => mark(&**device, request, write).await?,
+            FormatStep::Unmark | FormatStep::ClearEnds => zero(&**device, write, &mut report).await?,
+            FormatStep::StartJournals => {
+                let mut written = 0;
+                for (lane, (_, len)) in (0..).map(LaneId).zip(&write.runs) {
+                    let started = format_journal(ports, request.device, device.name(), &layout, device, lane).await;
+                    started.map_err(Box::new)?;
+                    written += len;
+                    report(written);
+                }
+            }
+            FormatStep::Superblock { generation } => {
+                superblock.generation = generation;
+                write_superblock(&**device, &superblock).await?;
+            }
+        }
+        before += write.len_bytes();
     }
     Ok(superblock)
 }
 
-/// I-D7: each signature has to be confirmed by its name.
-fn refuse_unconfirmed(name: &str, found: &[FoundSignature], confirmed: &[String]) -> Result<(), DeviceError> {
-    let missing: Vec<_> = found.iter().filter(|signature| !confirmed.contains(&signature.name)).collect();
+/// Puts the marker where a superblock belongs: flushed, so that the old ones are gone for good before anything else is.
+async fn mark(device: &dyn Device, request: &FormatRequest, write: &PlannedWrite) -> Result<(), DeviceError> {
+    let marker = FormatMarker { cluster: request.cluster, device: request.device }.encode();
+    let block = u64::from(device.geometry().block_len_bytes);
+    for (start, _) in &write.runs {
+        let written = device.write(BlockIndex(start / block), vec![IoBuf::copy_of(&marker).freeze()]).await;
+        written.map_err(|source| DeviceError::io(device.name(), "marking", source))?;
+    }
+    device.flush().await.map_err(|source| DeviceError::io(device.name(), "flushing", source))
+}
+
+/// Marks a device whose format is about to begin with a command to its drive, which erases it in its own time.
+pub async fn mark_begun(device: &dyn Device, request: &FormatRequest) -> Result<(), DeviceError> {
+    let layout = DeviceLayout::compute(device.geometry(), request.lanes)?;
+    match planned_writes(&layout).iter().find(|write| write.step == FormatStep::Mark) {
+        Some(write) => mark(device, request, write).await,
+        None => unreachable!("every format begins with its mark"),
+    }
+}
+
+/// I-D7: each signature has to be confirmed by its name; only a device of the same cluster that no node ever used may be
+/// formatted again without. Errors: `Signed`, which lists those that are not confirmed.
+pub fn refuse_unconfirmed(
+    name: &str,
+    found: &[FoundSignature],
+    cluster: ClusterId,
+    confirmed: &[String],
+) -> Result<(), DeviceError> {
+    let is_free = |signature: &FoundSignature| signature.unused_of == Some(cluster) && signature.partition.is_none();
+    let missing: Vec<_> =
+        found.iter().filter(|signature| !is_free(signature) && !confirmed.contains(&signature.name)).collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -95,136 +153,28 @@ fn refuse_unconfirmed(name: &str, found: &[FoundSignature], confirmed: &[String]
     })
 }
 
-/// Writes zeros over runs of (first block, bytes), then flushes.
-async fn zero(device: &dyn Device, runs: impl IntoIterator<Item = (BlockIndex, u64)>) -> Result<(), DeviceError> {
+/// Writes zeros over a planned write's runs, then flushes.
+async fn zero(device: &dyn Device, write: &PlannedWrite, report: &mut impl FnMut(u64)) -> Result<(), DeviceError> {
     let block = u64::from(device.geometry().block_len_bytes);
     let zeros: IoBytes = IoBuf::zeroed(ZEROS_LEN_BYTES).freeze();
-    let pieces = runs.into_iter().flat_map(|(start, len)| {
+    let pieces = write.runs.iter().flat_map(|(start, len)| {
         (0..len.div_ceil(ZEROS_LEN_BYTES as u64)).map(move |piece| {
             let at = piece * ZEROS_LEN_BYTES as u64;
-            (BlockIndex(start.0 + at / block), (len - at).min(ZEROS_LEN_BYTES as u64) as usize)
+            (BlockIndex((start + at) / block), (len - at).min(ZEROS_LEN_BYTES as u64) as usize)
         })
     });
-    let written: Result<(), std::io::Error> = stream::iter(pieces)
-        .map(|(start, len)| device.write(start, vec![zeros.slice(0..len)]))
-        .buffer_unordered(ZEROING_DEPTH)
-        .try_collect()
-        .await;
-    written.map_err(|source| DeviceError::io(device.name(), "clearing", source))?;
+    let mut written = stream::iter(pieces)
+        .map(|(start, len)| {
+            let write = device.write(start, vec![zeros.slice(0..len)]);
+            async move { write.await.map(|()| len as u64) }
+        })
+        .buffer_unordered(ZEROING_DEPTH);
+    let mut done = 0;
+    while let Some(len) =
+        written.try_next().await.map_err(|source| DeviceError::io(device.name(), "clearing", source))?
+    {
+        done += len;
+        report(done);
+    }
     device.flush().await.map_err(|source| DeviceError::io(device.name(), "flushing", source))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::file_device::{RawDevice, create_image, open_device};
-    use crate::ring::RingOptions;
-    use crate::superblock::{SuperblockKeeper, SuperblockState, read_superblock, read_superblock_blocking};
-    use crate::testing::{on_executor, test_ports};
-    use kiseki_types::meta::MetaFile;
-    use std::path::Path;
-    use std::rc::Rc;
-    use std::sync::Arc;
-
-    fn request(cluster: u8, confirmed: &[&str]) -> FormatRequest {
-        FormatRequest {
-            cluster: ClusterId([cluster; 16]),
-            device: DeviceId([2; 16]),
-            pool: PoolId(1),
-            class: DeviceClass::File,
-            lanes: 4,
-            metadata: MetadataEpoch::default(),
-            wipe_confirmed: confirmed.iter().map(|name| (*name).to_owned()).collect(),
-        }
-    }
-
-    fn image() -> (tempfile::TempDir, std::path::PathBuf) {
-        let dir = tempfile::tempdir_in(Path::new(env!("CARGO_MANIFEST_DIR"))).unwrap();
-        let path = dir.path().join("d.img");
-        create_image(&path, 16 << 20).unwrap();
-        (dir, path)
-    }
-
-    fn open(path: &Path) -> Rc<dyn Device> {
-        open_device(path, RingOptions::default(), None).unwrap()
-    }
-
-    #[test]
-    fn a_blank_image_is_formatted_and_read_back_both_ways() {
-        let (_dir, path) = image();
-        on_executor(async move {
-            let device = open(&path);
-            assert_eq!(read_superblock(&*device).await, SuperblockState::NeverWritten);
-            let written = format(&test_ports(), &device, &request(1, &[])).await.unwrap();
-            let expected = SuperblockState::Present { superblock: Box::new(written.clone()), damaged_copies: 0 };
-            assert_eq!(read_superblock(&*device).await, expected);
-            let raw = Arc::new(RawDevice::open(&path).unwrap());
-            assert_eq!(read_superblock_blocking(&*raw, raw.geometry().block_len_bytes).unwrap(), expected);
-            let keeper = SuperblockKeeper::new("d.img", raw, written);
-            let updated = keeper.update(|superblock| superblock.incarnation += 1).unwrap();
-            assert_eq!((updated.generation, updated.incarnation), (3, 1));
-            assert_eq!(read_superblock(&*device).await.present("d.img").unwrap(), updated);
-        });
-    }
-
-    #[test]
-    fn i_d7_a_signed_device_is_left_alone_until_each_signature_is_named() {
-        let (_dir, path) = image();
-        on_executor(async move {
-            let device = open(&path);
-            let raw = RawDevice::open(&path).unwrap();
-            let mut table = vec![0; 8192];
-            table[512..520].copy_from_slice(b"EFI PART");
-            table[4096 - 10..4096].copy_from_slice(b"SWAPSPACE2");
-            raw.write_at(0, &table).unwrap();
-            for confirmed in [&[][..], &["gpt"], &["swap"], &["all"]] {
-                let error = format(&test_ports(), &device, &request(1, confirmed)).await.unwrap_err();
-                assert!(matches!(error, DeviceError::Signed { .. }), "I-D7: {confirmed:?} {error}");
-                let mut found = vec![0; 8192];
-                raw.read_at(0, &mut found).unwrap();
-                assert!(found == table, "I-D7: {confirmed:?} wrote to a refused device");
-            }
-            format(&test_ports(), &device, &request(1, &["gpt", "swap"])).await.unwrap();
-            // And what we wrote ourselves protects it from the next one, another cluster's the same.
-            let error = format(&test_ports(), &device, &request(3, &["gpt"])).await.unwrap_err();
-            let name = format!("kiseki:{}", ClusterId([1; 16]));
-            assert!(error.to_string().contains(&name), "I-D7: {error}");
-            let again = format(&test_ports(), &device, &request(3, &[&name])).await.unwrap();
-            assert_eq!(read_superblock(&*device).await.present("d").unwrap(), again);
-            assert_eq!(probe_device(&*device).await.unwrap().len(), 1);
-        });
-    }
-
-    #[test]
-    fn journals_are_cleared() {
-        let (_dir, path) = image();
-        on_executor(async move {
-            let device = open(&path);
-            let layout = DeviceLayout::compute(device.geometry(), 4).unwrap();
-            let (start, len) = layout.journal_extent(LaneId(3));
-            let mut noise = IoBuf::zeroed(len.0 as usize * 4096);
-            noise.fill(0xa5);
-            device.write(start, vec![noise.freeze()]).await.unwrap();
-            format(&test_ports(), &device, &request(1, &[])).await.unwrap();
-            let found = device.read(start, IoBuf::zeroed(len.0 as usize * 4096)).await.unwrap();
-            assert!(found.iter().all(|byte| *byte != 0xa5), "nothing of an earlier format is left for a scan to meet");
-        });
-    }
-
-    #[test]
-    fn i_c7_a_device_that_is_too_small_is_refused_untouched() {
-        let (dir, _) = image();
-        let path = dir.path().join("small.img");
-        create_image(&path, 1 << 20).unwrap();
-        assert!(matches!(create_image(&path, 1 << 20), Err(DeviceError::Io { .. })), "an image is never made over one");
-        on_executor(async move {
-            let device = open(&path);
-            assert!(matches!(
-                format(&test_ports(), &device, &request(1, &[])).await,
-                Err(DeviceError::TooSmall { .. })
-            ));
-            assert_eq!(read_superblock(&*device).await, SuperblockState::NeverWritten);
-        });
-        drop(dir);
-    }
 }

@@ -45,7 +45,7 @@ use kiseki_types::units::Extent;
 use kiseki_types::{BlockIndex, DeviceId, Generation, Instant, LaneId, Locator, PoolId};
 use put::PutScope;
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
@@ -212,6 +212,9 @@ pub(crate) struct Core {
     pub buffers: BufferSource,
     pub counters: FragmentCounters,
     pub pins: read::ReadPins,
+    /// Pools that were found at their critical fill by a client's put, see
+    /// [`DeviceSpace::refuses_clients`].
+    pub critical_pools: RefCell<BTreeSet<PoolId>>,
     /// Which own lane the next put tries first.
     pub turn: Cell<usize>,
     /// Whether index lanes have heard of what the journals replayed; before that nothing is written.
@@ -266,6 +269,7 @@ impl CoreFragmentStore {
             buffers: config.buffers,
             counters: FragmentCounters::default(),
             pins: read::ReadPins::default(),
+            critical_pools: RefCell::default(),
             turn: Cell::new(0),
             is_published: Cell::new(false),
             fold_lock: futures::lock::Mutex::new(()),
@@ -318,8 +322,10 @@ impl CoreFragmentStore {
     /// Space of every usable device on this core's lanes.
     #[must_use]
     pub fn space(&self) -> BTreeMap<DeviceId, DeviceSpace> {
+        self.core.leave_critical();
+        let critical = self.core.critical_pools.borrow();
         let usable = self.core.devices.all().into_iter().filter(|device| device.check().is_ok());
-        usable.map(|device| (device.id, device.report_space())).collect()
+        usable.map(|device| (device.id, device.report_space(critical.contains(&device.pool)))).collect()
     }
 
     /// Highest fill of any journal of this core, 0.0 to 1.0.

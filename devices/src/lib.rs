@@ -4,8 +4,9 @@
 //! are, and keep metadata files mirrored. What it does not: it never meets plaintext or keys, and knows nothing of
 //! chunks beyond the fragment port.
 //!
-//! Reading order: [`layout`], [`superblock`], [`probe`], [`mod@format`], then [`pool`], [`ring`], [`file_device`], and
-//! [`meta_dir`], [`metadata_set`]. Drives: [`nvme`]. What lies in a device: [`flush_gate`], [`journal`], [`zones`],
+//! Reading order: [`layout`], [`superblock`]; what is there before it is ours: [`topology`], [`slot`], [`in_use`],
+//! [`partition_table`], [`probe`], [`mod@format`]; then [`pool`], [`ring`], [`file_device`], and [`meta_dir`],
+//! [`metadata_set`]. Drives: [`nvme`]. What lies in a device: [`flush_gate`], [`journal`], [`zones`],
 //! [`fragment_header`], [`lane`], [`space`], [`index`], [`recovery`], [`fragment_store`]. What a stopped node's devices
 //! say: [`image`], [`verify`], [`index_rebuild`].
 
@@ -21,6 +22,7 @@ pub mod fragment_store;
 pub mod fuzzing;
 mod history;
 pub mod image;
+pub mod in_use;
 pub mod index;
 pub mod index_rebuild;
 pub mod journal;
@@ -29,15 +31,18 @@ pub mod layout;
 pub mod meta_dir;
 pub mod metadata_set;
 pub mod nvme;
+pub mod partition_table;
 pub mod pool;
 pub mod probe;
 pub mod recovery;
 pub mod ring;
 mod runs;
+pub mod slot;
 pub mod space;
 pub mod superblock;
 #[cfg(test)]
 mod testing;
+pub mod topology;
 pub mod verify;
 pub mod zones;
 

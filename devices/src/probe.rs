@@ -2,14 +2,25 @@
 //!
 //! A device with a signature is formatted only when each of them is confirmed by name (I-D7). The list covers what
 //! Linux machines carry; what it does not know is not protected, so operators name devices, never "all".
+//!
+//! A partition table does not hide what lies in its partitions: each of them is looked at as a device of its own, and
+//! what it carries has to be named with its number (`p1:ext`).
+
+mod known;
+mod source;
 
 use crate::error::DeviceError;
 use crate::layout::{DeviceLayout, SUPERBLOCK_LEN_BYTES};
+use crate::partition_table::{TablePartition, read_partitions};
 use crate::superblock::{Superblock, SuperblockDamage};
 use kiseki_types::device::{Device, DeviceGeometry};
-use kiseki_types::limits::DEVICE_BLOCK_BYTES_MAX;
-use kiseki_types::{BlockIndex, IoBuf};
+use kiseki_types::limits::{DEVICE_BLOCK_BYTES_MAX, DEVICE_BLOCK_BYTES_MIN};
+use kiseki_types::meta::MetaFile;
+use kiseki_types::{BlockCount, BlockIndex, ClusterId};
+use known::{KNOWN, MD_MAGIC, Place, WITH_BOOT_SECTOR};
+pub(crate) use source::{ByteSource, DeviceBytes, FileBytes};
 use std::fmt;
+use std::io;
 
 /// Bytes that are looked at, and at format wiped, at each end: all signatures below lie within.
 pub const PROBE_LEN_BYTES: u64 = 1 << 20;
@@ -17,10 +28,21 @@ pub const PROBE_LEN_BYTES: u64 = 1 << 20;
 /// Something that a device carries.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct FoundSignature {
-    /// What the operator has to repeat to have it overwritten: a word, for Kiseki with the cluster's id.
+    /// What the operator has to repeat to have it overwritten: a word, for Kiseki with the cluster's id; what lies in a
+    /// partition has its number in front, `p1:`.
     pub name: String,
     /// What it is, for people.
     pub description: String,
+    /// The partition that it lies in.
+    pub partition: Option<u32>,
+    /// The cluster whose device this is, where no node ever used it: for the same one it may be formatted again.
+    pub unused_of: Option<ClusterId>,
+}
+
+impl FoundSignature {
+    fn new(name: &str, description: &str) -> FoundSignature {
+        FoundSignature { name: name.to_owned(), description: description.to_owned(), partition: None, unused_of: None }
+    }
 }
 
 impl fmt::Display for FoundSignature {
@@ -29,62 +51,6 @@ impl fmt::Display for FoundSignature {
     }
 }
 
-/// Bytes that give a format away.
-struct Known {
-    name: &'static str,
-    description: &'static str,
-    place: Place,
-    magic: &'static [u8],
-}
-
-/// Where the bytes lie.
-enum Place {
-    /// From the start of the device.
-    Front(usize),
-    /// Back from its end.
-    End(usize),
-}
-
-const fn front(name: &'static str, description: &'static str, at: usize, magic: &'static [u8]) -> Known {
-    Known { name, description, place: Place::Front(at), magic }
-}
-
-const fn end(name: &'static str, description: &'static str, back: usize, magic: &'static [u8]) -> Known {
-    Known { name, description, place: Place::End(back), magic }
-}
-
-/// Signatures with a fixed place, each from the format's public description.
-const KNOWN: &[Known] = &[
-    front("ext", "an ext2, ext3 or ext4 file system", 1024 + 56, &[0x53, 0xef]),
-    front("xfs", "an XFS file system", 0, b"XFSB"),
-    front("btrfs", "a Btrfs file system", 65536 + 64, b"_BHRfS_M"),
-    front("f2fs", "an F2FS file system", 1024, &[0x10, 0x20, 0xf5, 0xf2]),
-    front("bcache", "a bcache or bcachefs device", 4096 + 24, &BCACHE_MAGIC),
-    front("ntfs", "an NTFS file system", 3, b"NTFS    "),
-    front("exfat", "an exFAT file system", 3, b"EXFAT   "),
-    front("fat", "a FAT file system", 54, b"FAT1"),
-    front("fat", "a FAT file system", 82, b"FAT32"),
-    front("iso9660", "an ISO 9660 image", 32769, b"CD001"),
-    front("squashfs", "a SquashFS image", 0, b"hsqs"),
-    front("luks", "a LUKS volume", 0, b"LUKS\xba\xbe"),
-    front("luks", "a LUKS volume (second header)", 16384, b"SKUL\xba\xbe"),
-    front("swap", "swap space", 4096 - 10, b"SWAPSPACE2"),
-    front("bluestore", "a Ceph BlueStore OSD", 0, b"bluestore block device"),
-    front("lvm", "an LVM physical volume", 0, b"LABELONE"),
-    front("lvm", "an LVM physical volume", 512, b"LABELONE"),
-    front("lvm", "an LVM physical volume", 1024, b"LABELONE"),
-    front("lvm", "an LVM physical volume", 1536, b"LABELONE"),
-    front("md", "a member of a Linux RAID array", 0, &MD_MAGIC),
-    front("md", "a member of a Linux RAID array", 4096, &MD_MAGIC),
-    front("gpt", "a GPT partition table", 512, b"EFI PART"),
-    front("gpt", "a GPT partition table", 4096, b"EFI PART"),
-    end("gpt", "a GPT partition table (second copy)", 512, b"EFI PART"),
-    end("gpt", "a GPT partition table (second copy)", 4096, b"EFI PART"),
-];
-
-const MD_MAGIC: [u8; 4] = 0xa92b_4efcu32.to_le_bytes();
-const BCACHE_MAGIC: [u8; 16] =
-    [0xc6, 0x85, 0x73, 0xf6, 0x4e, 0x1a, 0x45, 0xca, 0x82, 0x65, 0xf5, 0x7f, 0x48, 0xba, 0x6d, 0x81];
 /// The number that starts each of the 1 KiB slots in a ZFS label's ring, 128 KiB into the label.
 const ZFS_MAGIC: u64 = 0x00ba_b10c;
 const ZFS_RING: std::ops::Range<usize> = 128 << 10..256 << 10;
@@ -99,7 +65,7 @@ pub fn probe(front: &[u8], far: &[u8], geometry: DeviceGeometry) -> Vec<FoundSig
     let mut found: Vec<FoundSignature> = Vec::new();
     let mut add = |name: &str, description: &str| {
         if !found.iter().any(|signature| signature.name == name) {
-            found.push(FoundSignature { name: name.to_owned(), description: description.to_owned() });
+            found.push(FoundSignature::new(name, description));
         }
     };
     for known in KNOWN {
@@ -108,7 +74,7 @@ pub fn probe(front: &[u8], far: &[u8], geometry: DeviceGeometry) -> Vec<FoundSig
             Place::End(back) => far.len().checked_sub(back).map(|at| &far[at..]),
         };
         if area.is_some_and(|area| area.starts_with(known.magic)) {
-            add(known.name, known.description);
+            add(known.name, &labelled(known.name, known.description, front));
         }
     }
     if has_old_md(far, geometry.len_bytes()) {
@@ -117,11 +83,19 @@ pub fn probe(front: &[u8], far: &[u8], geometry: DeviceGeometry) -> Vec<FoundSig
     if has_zfs(front) || far.len().checked_sub(2 * ZFS_LABEL_LEN_BYTES).is_some_and(|at| has_zfs(&far[at..])) {
         add("zfs", "a ZFS pool");
     }
-    if has_mbr(front) {
-        add("mbr", "an MBR partition table or boot sector");
+    for copy in kiseki_copies(front, far, geometry) {
+        match found.iter_mut().find(|signature| signature.name == copy.name) {
+            // Used, as soon as one copy says so.
+            Some(known) => known.unused_of = known.unused_of.filter(|_| copy.unused_of.is_some()),
+            None => found.push(copy),
+        }
     }
-    for (name, description) in kiseki_copies(front, far, geometry) {
-        add(&name, &description);
+    // The first sector of a GPT is part of it, and that of some file systems part of them.
+    let is_explained = found.iter().any(|signature| {
+        WITH_BOOT_SECTOR.contains(&signature.name.as_str()) || signature.name == "gpt" && is_protective(front)
+    });
+    if has_mbr(front) && !is_explained {
+        found.push(FoundSignature::new("mbr", "an MBR partition table or boot sector"));
     }
     found.sort_unstable();
     found
@@ -151,11 +125,42 @@ fn has_mbr(front: &[u8]) -> bool {
     front.get(..512).is_some_and(|sector| sector[510..] == [0x55, 0xaa] && sector[..510].iter().any(|byte| *byte != 0))
 }
 
-/// Names and descriptions of our own superblocks, whole or damaged.
-fn kiseki_copies(front: &[u8], far: &[u8], geometry: DeviceGeometry) -> Vec<(String, String)> {
+/// Whether the table's first partition is the one that keeps tools which know no GPT away.
+fn is_protective(front: &[u8]) -> bool {
+    front.get(446 + 4) == Some(&0xee)
+}
+
+/// The description with the label that people gave, where one is found easily.
+fn labelled(name: &str, description: &str, front: &[u8]) -> String {
+    let field = |at: usize, len: usize| {
+        let bytes = front.get(at..at + len)?.split(|byte| *byte == 0).next()?;
+        let text = std::str::from_utf8(bytes).ok()?.trim();
+        (!text.is_empty() && !text.contains(char::is_control)).then_some(text)
+    };
+    let (label, description) = match name {
+        "ext" => {
+            let features = |at: usize| front.get(at).copied().unwrap_or(0);
+            let (has_journal, has_extents) = (features(1024 + 92) & 4 > 0, features(1024 + 96) & 0x40 > 0);
+            let version = if has_extents {
+                4
+            } else if has_journal {
+                3
+            } else {
+                2
+            };
+            (field(1024 + 120, 16), format!("an ext{version} file system"))
+        }
+        "xfs" => (field(108, 12), description.to_owned()),
+        "btrfs" => (field(65536 + 299, 256), description.to_owned()),
+        _ => (None, description.to_owned()),
+    };
+    label.map_or(description.clone(), |label| format!("{description} labelled {label:?}"))
+}
+
+/// Our own superblocks, whole or damaged.
+fn kiseki_copies(front: &[u8], far: &[u8], geometry: DeviceGeometry) -> Vec<FoundSignature> {
     let offsets = DeviceLayout::superblock_offsets(geometry);
-    let mut found = Vec::new();
-    for (copy, offset) in offsets.into_iter().enumerate() {
+    let copies = offsets.into_iter().enumerate().filter_map(|(copy, offset)| {
         let bytes = match copy < 2 {
             true => usize::try_from(offset).ok().and_then(|at| front.get(at..)),
             false => {
@@ -163,28 +168,77 @@ fn kiseki_copies(front: &[u8], far: &[u8], geometry: DeviceGeometry) -> Vec<(Str
                 back.and_then(|back| far.len().checked_sub(back)).map(|at| &far[at..])
             }
         };
-        let Some(bytes) = bytes.and_then(|bytes| bytes.get(..SUPERBLOCK_LEN_BYTES)) else { continue };
-        match Superblock::decode(bytes, copy) {
-            Ok(superblock) => found.push((
-                format!("kiseki:{}", superblock.cluster),
-                format!("device {} of Kiseki cluster {}", superblock.device, superblock.cluster),
-            )),
-            Err(SuperblockDamage::NoMagic) => {}
-            Err(_) => found.push(("kiseki-damaged".to_owned(), "a damaged or newer superblock of Kiseki".to_owned())),
+        Some(Superblock::decode(bytes?.get(..SUPERBLOCK_LEN_BYTES)?, copy))
+    });
+    let copies: Vec<Result<Superblock, SuperblockDamage>> = copies.collect();
+    // A format that was interrupted, at whatever step, left nothing of this that could be lost.
+    let marked = copies.iter().find_map(|copy| match copy {
+        Err(SuperblockDamage::FormatInterrupted(marker)) => Some(*marker),
+        _ => None,
+    });
+    // And a damaged copy beside a whole one is no second finding.
+    let is_known = marked.is_some() || copies.iter().any(Result::is_ok);
+    let mut found = Vec::new();
+    for copy in copies {
+        match copy {
+            Ok(superblock) if marked.is_some_and(|marker| superblock.is_half_written(&marker)) => {}
+            Ok(superblock) => found.push(FoundSignature {
+                unused_of: superblock.is_unused().then_some(superblock.cluster),
+                ..FoundSignature::new(
+                    &format!("kiseki:{}", superblock.cluster),
+                    &format!("device {} of Kiseki cluster {}", superblock.device, superblock.cluster),
+                )
+            }),
+            Err(SuperblockDamage::NoMagic | SuperblockDamage::FormatInterrupted(_)) => {}
+            Err(SuperblockDamage::Codec(_) | SuperblockDamage::Read(_)) if is_known => {}
+            Err(_) => found.push(FoundSignature::new("kiseki-damaged", "a damaged or newer superblock of Kiseki")),
         }
     }
     found
 }
 
-/// Reads both ends of a device and names what it carries. Errors: `Io`; what can't be read can't be cleared.
+/// Names what a device carries, in its partitions too. Errors: `Io`; what can't be read can't be cleared.
 pub async fn probe_device(device: &dyn Device) -> Result<Vec<FoundSignature>, DeviceError> {
-    let geometry = device.geometry();
-    let (front, far) = ends(geometry);
-    let read = async |(start, len): (BlockIndex, usize)| {
-        let bytes = device.read(start, IoBuf::zeroed(len)).await;
-        bytes.map_err(|source| DeviceError::io(device.name(), "reading signatures", source))
-    };
-    let (front, far) = (read(front).await?, read(far).await?);
+    let found = probe_source(&DeviceBytes(device)).await;
+    found.map_err(|source| DeviceError::io(device.name(), "reading signatures", source))
+}
+
+/// [`probe_device`] without an executor.
+pub fn probe_file(file: &dyn MetaFile) -> io::Result<Vec<FoundSignature>> {
+    // Such a source is never waited for.
+    futures::executor::block_on(probe_source(&FileBytes(file)))
+}
+
+/// The partitions that the tables of a device tell of, as far as they can be believed.
+pub fn partitions_of(file: &dyn MetaFile) -> io::Result<Vec<TablePartition>> {
+    futures::executor::block_on(read_partitions(&FileBytes(file)))
+}
+
+async fn probe_source(source: &impl ByteSource) -> io::Result<Vec<FoundSignature>> {
+    let len = source.len_bytes()?;
+    let mut found = probe_window(source, 0, len).await?;
+    for partition in read_partitions(source).await? {
+        for inner in probe_window(source, partition.start_bytes, partition.len_bytes).await? {
+            let name = format!("p{}:{}", partition.index, inner.name);
+            if !found.iter().any(|known| known.name == name) {
+                let description = format!("{} in partition {}", inner.description, partition.index);
+                found.push(FoundSignature {
+                    partition: Some(partition.index),
+                    ..FoundSignature::new(&name, &description)
+                });
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// What a run of bytes carries, taken as a device of its own.
+async fn probe_window(source: &impl ByteSource, start: u64, len: u64) -> io::Result<Vec<FoundSignature>> {
+    let each = len.min(PROBE_LEN_BYTES);
+    let front = source.read(start, each as usize).await?;
+    let far = source.read(start + (len - each), each as usize).await?;
+    let block_count = BlockCount(len / DEVICE_BLOCK_BYTES_MIN as u64);
+    let geometry = DeviceGeometry { block_len_bytes: DEVICE_BLOCK_BYTES_MIN as u32, block_count };
     Ok(probe(&front, &far, geometry))
 }
 
@@ -201,8 +255,8 @@ pub(crate) fn ends(geometry: DeviceGeometry) -> ((BlockIndex, usize), (BlockInde
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::partition_table::tests::{gpt, mbr};
     use crate::superblock::SUPERBLOCK_MAGIC;
-    use kiseki_types::BlockCount;
 
     const LEN: usize = 64 << 20;
 
@@ -242,6 +296,51 @@ mod tests {
         boot[510..].copy_from_slice(&[0x55, 0xaa]);
         assert_eq!(found(0, &boot), ["mbr"]);
         assert!(found(0, &[]).is_empty());
+    }
+
+    fn names(image: &[u8]) -> Vec<String> {
+        let found = futures::executor::block_on(probe_source(&image.to_vec())).unwrap();
+        found.into_iter().map(|found| found.name).collect()
+    }
+
+    #[test]
+    fn i_d7_a_partition_table_hides_nothing() {
+        for sector in [512, 4096] {
+            let mut image = vec![0; LEN];
+            gpt(&mut image, sector, &[(2 << 20, 8 << 20), (16 << 20, 4 << 20)]);
+            assert_eq!(names(&image), ["gpt"], "the table's own first sector is no second finding");
+            image[(2 << 20) + 1080..(2 << 20) + 1082].copy_from_slice(&[0x53, 0xef]);
+            image[(2 << 20) + 1024 + 120..][..4].copy_from_slice(b"data");
+            image[(16 << 20) + 512..(16 << 20) + 520].copy_from_slice(b"LABELONE");
+            assert_eq!(names(&image), ["gpt", "p1:ext", "p2:lvm"], "sectors of {sector}");
+            // Without the first copy of the table the second tells.
+            image[..1 << 20].fill(0);
+            assert_eq!(names(&image), ["gpt", "p1:ext", "p2:lvm"], "the far table, sectors of {sector}");
+        }
+        let mut image = vec![0; LEN];
+        mbr(&mut image, &[(0x83, 1 << 20, 4 << 20)], &[(8 << 20, 4 << 20), (16 << 20, 4 << 20)]);
+        image[1 << 20..(1 << 20) + 4].copy_from_slice(b"XFSB");
+        image[16 << 20..(16 << 20) + 6].copy_from_slice(b"LUKS\xba\xbe");
+        assert_eq!(names(&image), ["mbr", "p1:xfs", "p6:luks"]);
+    }
+
+    #[test]
+    fn labels_tell_people_what_they_would_lose() {
+        let mut image = vec![0; LEN];
+        image[1080..1082].copy_from_slice(&[0x53, 0xef]);
+        image[1024 + 96] = 0x40;
+        image[1024 + 120..1024 + 126].copy_from_slice(b"photos");
+        let probe_len = PROBE_LEN_BYTES as usize;
+        let found = probe(&image[..probe_len], &image[LEN - probe_len..], geometry());
+        assert_eq!(found[0].description, "an ext4 file system labelled \"photos\"");
+    }
+
+    #[test]
+    fn a_boot_sector_belongs_to_its_file_system() {
+        let mut image = vec![0; LEN];
+        image[3..11].copy_from_slice(b"NTFS    ");
+        image[510..512].copy_from_slice(&[0x55, 0xaa]);
+        assert_eq!(names(&image), ["ntfs"]);
     }
 
     #[test]

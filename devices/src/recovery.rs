@@ -52,14 +52,25 @@ pub async fn format_journals(
     layout: &crate::layout::DeviceLayout,
     device: &Rc<dyn Device>,
 ) -> Result<(), journal::JournalOpenError> {
-    let gate = FlushGate::new(ports.clone(), device.clone());
     for lane in (0..layout.lanes()).map(LaneId) {
-        let (start, len) = layout.journal_extent(lane);
-        let region =
-            MirrorRegion { device: device.clone(), gate: gate.clone(), start, len, content: MirrorContent::Refill };
-        journal::format(&journal_config(ports, &plain_buffers(), id, name, lane, region)).await?;
+        format_journal(ports, id, name, layout, device, lane).await?;
     }
     Ok(())
+}
+
+/// Formats the journal of one lane: zeros, then its header.
+pub(crate) async fn format_journal(
+    ports: &Ports,
+    id: DeviceId,
+    name: &str,
+    layout: &crate::layout::DeviceLayout,
+    device: &Rc<dyn Device>,
+    lane: LaneId,
+) -> Result<(), journal::JournalOpenError> {
+    let gate = FlushGate::new(ports.clone(), device.clone());
+    let (start, len) = layout.journal_extent(lane);
+    let region = MirrorRegion { device: device.clone(), gate, start, len, content: MirrorContent::Refill };
+    journal::format(&journal_config(ports, &plain_buffers(), id, name, lane, region)).await
 }
 
 fn journal_config(

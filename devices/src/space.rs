@@ -19,7 +19,7 @@ pub struct FillLevels {
 pub const FILL_PERCENT_MAX: u8 = 98;
 
 /// A level is left only when the fill is this much below it, so that a pool at the edge does not flap.
-const HYSTERESIS_PERMILLE: u64 = 20;
+pub const HYSTERESIS_PERMILLE: u64 = 20;
 
 impl Default for FillLevels {
     fn default() -> FillLevels {
@@ -123,6 +123,9 @@ pub struct DeviceSpace {
     pub free_runs: u64,
     /// Free bytes that fragments of the largest size can be cut from.
     pub usable_bytes: u64,
+    /// Whether a client of this core was refused because the pool is at its critical fill, and it is not clearly below
+    /// since. A little is free then: what was missing had no room in it.
+    pub refuses_clients: bool,
     /// Bytes freed since the start and not discarded; 0 where nothing is discarded.
     pub discard_queue_bytes: u64,
     /// Bytes that were free at the start and are not discarded since; 0 where that is not done.

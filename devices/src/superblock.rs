@@ -5,10 +5,12 @@
 //! copy of each end still holds generation `g - 1`, so a crash at any write leaves a superblock that verifies.
 
 mod keeper;
+mod marker;
 #[cfg(test)]
 mod tests;
 
 pub use keeper::{Enrolled, SuperblockKeeper, SuperblockWitness};
+pub use marker::FormatMarker;
 
 use crate::checksum::crc32c;
 use crate::error::DeviceError;
@@ -150,6 +152,9 @@ impl Superblock {
 
     /// Reads copy `copy`. A copy that lies where another belongs is as bad as a damaged one.
     pub fn decode(bytes: &[u8], copy: usize) -> Result<Superblock, SuperblockDamage> {
+        if let Some(marker) = FormatMarker::decode(bytes) {
+            return Err(SuperblockDamage::FormatInterrupted(marker));
+        }
         if bytes.len() != SUPERBLOCK_LEN_BYTES || bytes[..8] != SUPERBLOCK_MAGIC {
             return Err(SuperblockDamage::NoMagic);
         }
@@ -198,6 +203,18 @@ impl Superblock {
         [turn, 2 + turn].map(|copy| (offsets[copy], self.encode(copy)))
     }
 
+    /// Whether no node ever had the device: the first start raises the incarnation before it writes anything else.
+    #[must_use]
+    pub fn is_unused(&self) -> bool {
+        self.incarnation == 0
+    }
+
+    /// Whether the format that `marker` stands for was interrupted between the first and the second generation: half of
+    /// the copies are missing. Every later write takes the marker's place.
+    pub(crate) fn is_half_written(&self, marker: &FormatMarker) -> bool {
+        self.generation == 1 && self.device == marker.device
+    }
+
     /// Checks that the device still is what was formatted.
     pub fn check_geometry(&self, name: &str, found: DeviceGeometry) -> Result<(), DeviceError> {
         let formatted = self.layout.geometry();
@@ -226,6 +243,9 @@ pub enum SuperblockDamage {
     /// The copy does not start with the magic bytes: it was never written, or overwritten by others.
     #[error("no magic")]
     NoMagic,
+    /// A format was begun here and not finished.
+    #[error("a format for cluster {} was begun here", .0.cluster)]
+    FormatInterrupted(FormatMarker),
     /// The copy could not be read.
     #[error("read failed: {0}")]
     Read(String),
@@ -249,6 +269,8 @@ pub enum SuperblockState {
         /// Copies that are damaged or missing; the writes to come replace them.
         damaged_copies: usize,
     },
+    /// A format was begun and not finished: the device is nobody's, and formatting it again loses nothing.
+    FormatInterrupted(FormatMarker),
     /// There is or was a superblock, and no copy verifies.
     Unreadable {
         /// What is wrong with each copy.
@@ -277,6 +299,10 @@ impl SuperblockState {
         if copies.iter().all(|copy| *copy == Err(SuperblockDamage::NoMagic)) {
             return SuperblockState::NeverWritten;
         }
+        let marker = copies.iter().find_map(|copy| match copy {
+            Err(SuperblockDamage::FormatInterrupted(marker)) => Some(*marker),
+            _ => None,
+        });
         let mut reasons = String::new();
         let mut newest: Option<Superblock> = None;
         for (index, copy) in copies.into_iter().enumerate() {
@@ -290,9 +316,14 @@ impl SuperblockState {
                 }
             }
         }
-        match newest {
-            Some(superblock) => SuperblockState::Present { superblock: Box::new(superblock), damaged_copies },
-            None => SuperblockState::Unreadable { reason: reasons },
+        match (newest, marker) {
+            (Some(superblock), Some(marker)) if superblock.is_half_written(&marker) => {
+                SuperblockState::FormatInterrupted(marker)
+            }
+            (Some(superblock), _) => SuperblockState::Present { superblock: Box::new(superblock), damaged_copies },
+            // The copies that are neither were on their way out.
+            (None, Some(marker)) => SuperblockState::FormatInterrupted(marker),
+            (None, None) => SuperblockState::Unreadable { reason: reasons },
         }
     }
 
@@ -302,6 +333,9 @@ impl SuperblockState {
         match self {
             SuperblockState::Present { superblock, .. } => Ok(*superblock),
             SuperblockState::NeverWritten => Err(DeviceError::NeverFormatted { device }),
+            SuperblockState::FormatInterrupted(marker) => {
+                Err(DeviceError::FormatInterrupted { device, cluster: marker.cluster })
+            }
             SuperblockState::Unreadable { reason } => Err(DeviceError::SuperblockUnreadable { device, reason }),
             SuperblockState::TooNew { version } => {
                 Err(DeviceError::FormatTooNew { device, found: version, known: SUPERBLOCK_VERSION })
@@ -365,19 +399,39 @@ pub async fn write_superblock(device: &dyn Device, superblock: &Superblock) -> R
 
 /// [`read_superblock`] without an executor: `file` is the whole device, its blocks are `block_len_bytes` long.
 pub fn read_superblock_blocking(file: &dyn MetaFile, block_len_bytes: u32) -> io::Result<SuperblockState> {
+    let copies = read_copies_blocking(file, block_len_bytes)?;
+    Ok(SuperblockState::choose(copies.map(|copy| copy.found)))
+}
+
+/// One of the copies, as it was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SuperblockCopy {
+    /// Where it lies.
+    pub offset_bytes: u64,
+    /// What it says, or what is wrong with it.
+    pub found: Result<Superblock, SuperblockDamage>,
+}
+
+/// Each of the copies by itself, for people who look into a device.
+pub fn read_copies_blocking(
+    file: &dyn MetaFile,
+    block_len_bytes: u32,
+) -> io::Result<[SuperblockCopy; SUPERBLOCK_COPIES]> {
     let blocks = file.len()? / u64::from(block_len_bytes);
     let found = DeviceGeometry { block_len_bytes, block_count: kiseki_types::BlockCount(blocks) };
     let mut copies: Vec<Result<Superblock, SuperblockDamage>> = Vec::new();
+    let mut offsets = Vec::new();
     for copy in 0..SUPERBLOCK_COPIES {
         let offset = far_offsets(&copies[..copy.min(2)], found)[copy];
         let mut bytes = vec![0; SUPERBLOCK_LEN_BYTES];
+        offsets.push(offset);
         copies.push(match file.read_at(offset, &mut bytes) {
             Ok(()) => Superblock::decode(&bytes, copy),
             Err(error) => Err(SuperblockDamage::Read(error.to_string())),
         });
     }
-    let far = copies.split_off(2);
-    Ok(SuperblockState::choose(four(copies, far)))
+    let mut all = offsets.into_iter().zip(copies).map(|(offset_bytes, found)| SuperblockCopy { offset_bytes, found });
+    Ok(std::array::from_fn(|_| all.next().expect("as many as there are copies")))
 }
 
 /// [`write_superblock`] without an executor.

@@ -34,7 +34,7 @@ fn fragment_blocks_max(block_len_bytes: u32) -> BlockCount {
 
 impl DeviceOnCore {
     /// The device's space on this core's lanes.
-    pub fn report_space(&self) -> DeviceSpace {
+    pub fn report_space(&self, refuses_clients: bool) -> DeviceSpace {
         let block = u64::from(self.layout.block_len_bytes());
         let mut space = DeviceSpace {
             pool: self.pool,
@@ -44,6 +44,7 @@ impl DeviceOnCore {
             longest_free_run_bytes: 0,
             free_runs: 0,
             usable_bytes: 0,
+            refuses_clients,
             discard_queue_bytes: 0,
             discard_unknown_bytes: 0,
         };

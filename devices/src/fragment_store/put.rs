@@ -4,7 +4,7 @@ use super::{Core, DeviceOnCore, LaneRequest, LaneResponse, add};
 use crate::fragment_header::{FragmentHeader, check_meta};
 use crate::index::{InsertMode, TABLE_EXTENTS, encode_row, extent_row_key, write};
 use crate::lane::{LaneOnDevice, LaneRecord, share};
-use crate::space::PutPurpose;
+use crate::space::{HYSTERESIS_PERMILLE, PutPurpose};
 use bytes::Bytes;
 use futures::channel::oneshot;
 use futures::future::join;
@@ -51,6 +51,9 @@ impl Core {
             let mut result = core.put(device, meta.clone(), payload.clone(), purpose).await;
             if scope == PutScope::AllLanes && result.as_ref().is_err_and(FragmentError::is_space) {
                 result = core.put_elsewhere(device, meta, payload, purpose, result).await;
+            }
+            if let Err(FragmentError::PoolCritical { pool, .. }) = &result {
+                core.critical_pools.borrow_mut().insert(*pool);
             }
             match &result {
                 Ok(_) => {
@@ -188,7 +191,22 @@ impl Core {
     /// I-C5: what a pool has left beyond its critical fill is for repair. Each core sees to its own lanes, so the pool
     /// refuses when all cores do.
     fn check_critical(&self, pool: PoolId, len: BlockCount) -> Result<(), FragmentError> {
-        let (mut used, mut limit, mut critical_percent) = (len.0, 0, 100);
+        let (used, limit, critical_percent) = self.critical_fill(pool);
+        if used + len.0 > limit { Err(FragmentError::PoolCritical { pool, critical_percent }) } else { Ok(()) }
+    }
+
+    /// Forgets that clients were refused, where the fill is clearly below by now.
+    pub(super) fn leave_critical(&self) {
+        self.critical_pools.borrow_mut().retain(|pool| {
+            let (used, limit, critical_percent) = self.critical_fill(*pool);
+            let below = u64::from(critical_percent) * 10 - HYSTERESIS_PERMILLE.min(u64::from(critical_percent) * 10);
+            u128::from(used) * u128::from(critical_percent) * 10 >= u128::from(limit) * u128::from(below)
+        });
+    }
+
+    /// (blocks used, blocks at the critical fill, that fill in percent) of a pool in the lanes of this core.
+    fn critical_fill(&self, pool: PoolId) -> (u64, u64, u8) {
+        let (mut used, mut limit, mut critical_percent) = (0, 0, 100);
         let devices = self.devices.all();
         let counts =
             |device: &&Rc<DeviceOnCore>| device.pool == pool && device.is_admitted.get() && device.check().is_ok();
@@ -199,7 +217,7 @@ impl Core {
                 limit += share(total, device.space.fill.critical_percent);
             }
         }
-        if used > limit { Err(FragmentError::PoolCritical { pool, critical_percent }) } else { Ok(()) }
+        (used, limit, critical_percent)
     }
 
     /// An extent in one of the core's lanes, in turn; `Full` when none has room above its reserve.

@@ -513,6 +513,7 @@ fn i_c5_a_pool_at_its_critical_fill_refuses_clients_and_takes_repairs_and_releas
         assert!(matches!(error, FragmentError::PoolCritical { critical_percent: 60, .. }), "{error}");
         let pool = (used(devices[0]) + used(devices[1])) / 2.0;
         assert!(pool > 0.55 && pool <= 0.6, "I-C5: the pool refuses clients at {pool}");
+        assert!(store.space()[&devices[0]].refuses_clients, "I-C5: it is told");
         let bytes = payload(2000, 15);
         let repaired = store.put_for_upkeep(devices[1], meta(2000, 0, &bytes), parts(&bytes)).await;
         repaired.expect("I-C5: what clients must leave alone is for repair");
@@ -523,6 +524,7 @@ fn i_c5_a_pool_at_its_critical_fill_refuses_clients_and_takes_repairs_and_releas
         }
         rig.sim.ports(NODE).sleep(Duration::from_secs(1)).await;
         put(store, devices[0], 3000, &payload(3000, 15)).await.expect("I-C5: and goes on when there is room");
+        assert!(!store.space()[&devices[0]].refuses_clients);
     });
 }
 

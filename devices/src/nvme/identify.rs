@@ -273,6 +273,8 @@ pub struct NamespaceIdentity {
     pub protection: u8,
     /// Whether several controllers may be attached to it (NMIC).
     pub is_shared: bool,
+    /// What is left of a format that goes on, in percent (FPI); `None`: the drive does not tell.
+    pub format_remaining_percent: Option<u8>,
     /// What deallocated blocks read as.
     pub deallocated_reads: DeallocatedReads,
     /// Blocks that are written atomically when the power fails (NAWUPF), where that differs from the controller's.
@@ -329,6 +331,7 @@ impl NamespaceIdentity {
             has_extended_blocks: format.metadata_len_bytes > 0 && bit(u32::from(flbas), 4),
             protection: page.u8(29) & 7,
             is_shared: bit(u32::from(page.u8(30)), 0),
+            format_remaining_percent: bit(u32::from(page.u8(32)), 7).then(|| (page.u8(32) & 0x7f).min(100)),
             deallocated_reads: match page.u8(33) & 7 {
                 1 => DeallocatedReads::Zeros,
                 2 => DeallocatedReads::Ones,

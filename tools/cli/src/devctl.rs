@@ -9,14 +9,19 @@ mod completion;
 mod drain;
 mod enroll;
 mod format;
+mod format_args;
 mod inspect;
 mod join;
 mod list;
+mod locate;
+mod look;
 mod man;
 mod node;
+mod plan;
 mod render;
 mod replace;
 mod retire;
+mod smart;
 mod verify;
 
 use anyhow::Result;
@@ -26,9 +31,16 @@ use std::process::ExitCode;
 /// Formats and examines the devices of Kiseki nodes.
 ///
 /// A device that carries somebody's data (a file system, a partition table, another cluster) is never written to
-/// unless each signature on it is named with --wipe.
+/// unless each signature on it is named with --wipe; one that is in use never is. Every verb takes --json; every verb that
+/// changes something takes --dry-run.
 #[derive(Parser)]
-#[command(name = "kiseki-devctl", version, about)]
+#[command(
+    name = "kiseki-devctl",
+    version,
+    about,
+    after_help = "Exit codes: 0 done and nothing wrong, 1 refused, failed or a problem found, 2 wrong usage.
+Docs: docs/devctl.md has a drive's life from end to end."
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -37,9 +49,12 @@ struct Cli {
 /// The verbs.
 #[derive(Subcommand)]
 enum Command {
-    Format(format::Args),
-    Inspect(inspect::Args),
     List(list::Args),
+    Inspect(inspect::Args),
+    Plan(plan::Args),
+    Format(format::Args),
+    Smart(smart::Args),
+    Locate(locate::Args),
     Enroll(enroll::Args),
     Replace(replace::Args),
     Drain(drain::Args),
@@ -54,9 +69,12 @@ enum Command {
 impl Command {
     fn run(self) -> Result<ExitCode> {
         match self {
-            Command::Format(args) => format::run(args),
-            Command::Inspect(args) => inspect::run(args),
             Command::List(args) => list::run(args),
+            Command::Inspect(args) => inspect::run(args),
+            Command::Plan(args) => plan::run(args),
+            Command::Format(args) => format::run(args),
+            Command::Smart(args) => smart::run(args),
+            Command::Locate(args) => locate::run(args),
             Command::Enroll(args) => enroll::run(args),
             Command::Replace(args) => replace::run(args),
             Command::Drain(args) => drain::run(args),

@@ -1,10 +1,15 @@
 //! Formats devices for a node; `init` and `kiseki-devctl format` both come here.
 
+use crate::format_plan::{DevicePlan, DriveFormat, plan_device};
 use kiseki_devices::DeviceError;
 use kiseki_devices::file_device::{DeviceLock, open_device};
-use kiseki_devices::format::{FormatRequest, format};
+use kiseki_devices::format::namespace::{NamespaceChoice, NamespaceRefusal};
+use kiseki_devices::format::{FormatProgress, FormatRequest, format, mark_begun};
+use kiseki_devices::in_use::UsesOfMachine;
+use kiseki_devices::nvme::PageError;
 use kiseki_devices::ring::RingOptions;
 use kiseki_devices::superblock::{DeviceClass, MetadataEpoch, Superblock};
+use kiseki_devices::topology::KernelRoots;
 use kiseki_engine::control_service::FIRST_POOL;
 use kiseki_executor::{Executor, ExecutorOptions};
 use kiseki_net::{CoreRuntime, SidePool};
@@ -22,12 +27,14 @@ pub struct FormatOptions {
     pub cluster: ClusterId,
     /// Lanes of the node.
     pub lanes: u16,
-    /// Their class; `None` tells it from the path.
+    /// Their class; `None` tells it from the device.
     pub class: Option<DeviceClass>,
     /// The node's metadata-set epoch, from a superblock of its other devices; the default for a new node.
     pub metadata: MetadataEpoch,
     /// Names of signatures that may be overwritten (I-D7).
     pub wipe: Vec<String>,
+    /// What an NVMe drive is to do with its namespace first; the default: nothing.
+    pub namespace: NamespaceChoice,
 }
 
 /// Why a device was not formatted.
@@ -37,12 +44,67 @@ pub enum FormatError {
     /// The device refuses or fails.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// Its drive can't or must not do what is asked for.
+    #[error("{device}: {refusal}")]
+    Drive {
+        /// Path of the device.
+        device: String,
+        /// Why.
+        refusal: NamespaceRefusal,
+    },
+    /// There is no drive that could be told.
+    #[error("{device} is no NVMe namespace: --nvme-format, --lbaf, --block-size and --secure-erase mean nothing to it")]
+    NoDrive {
+        /// Path of the device.
+        device: String,
+    },
+    /// A drive describes itself in a way that makes no sense.
+    #[error("{device} does not describe itself properly")]
+    Page {
+        /// Node of the drive.
+        device: String,
+        /// What is wrong.
+        #[source]
+        source: PageError,
+    },
+    /// The drive is done, and the kernel does not show it.
+    #[error(
+        "the drive has formatted {device}, and the kernel does not show its blocks of {block_len_bytes} bytes; reset the controller (nvme reset) and run the same command again"
+    )]
+    NotShown {
+        /// Name of the device.
+        device: String,
+        /// Bytes of its blocks now.
+        block_len_bytes: u32,
+    },
+    /// The kernel does not tell what is in use, so nothing is safe.
+    #[error("can't tell what is in use on this machine ({reason}); nothing was changed")]
+    Machine {
+        /// Why.
+        reason: String,
+    },
     /// This machine lets us make no executor.
     #[error("no executor can be made ({reason}); `kiseki-server doctor` tells what to do")]
     Executor {
         /// Why.
         reason: String,
     },
+}
+
+/// What goes on in a format.
+#[derive(Debug)]
+pub enum FormatEvent<'a> {
+    /// The drive formats its namespace.
+    Drive {
+        /// What is left, where it tells.
+        remaining_percent: Option<u8>,
+    },
+    /// The device is written to.
+    Writing(FormatProgress),
+    /// A device is formatted.
+    Done(&'a Superblock),
+    /// It was already, by an earlier run of the same command; nothing was done.
+    AlreadyDone(&'a Superblock),
 }
 
 /// Runs one task on an executor of its own, on the calling thread: for tools.
@@ -55,43 +117,75 @@ pub fn on_executor<T, F: Future<Output = T>>(body: impl FnOnce(Ports) -> F) -> R
     Ok(result)
 }
 
-/// Formats devices one after the other and tells `progress` of each that is done. Stops at the first error; those done
-/// before are formatted.
+/// Formats devices one after the other and tells `progress` what goes on. All are looked at before the first is touched;
+/// then the first error stops: those done before are formatted.
 pub fn format_all(
     paths: &[PathBuf],
     options: &FormatOptions,
-    mut progress: impl FnMut(&Path, &Superblock),
+    mut progress: impl FnMut(&Path, FormatEvent<'_>),
 ) -> Result<(), FormatError> {
+    let plans = plan_all(paths, options)?;
+    plans.iter().try_for_each(DevicePlan::check)?;
     on_executor(async |ports| {
-        for path in paths {
-            let superblock = format_one(path, options, &ports).await?;
-            progress(path, &superblock);
+        for plan in &plans {
+            format_one(plan, options, &ports, |event| progress(&plan.path, event)).await?;
         }
         Ok(())
     })?
 }
 
-async fn format_one(path: &Path, options: &FormatOptions, ports: &Ports) -> Result<Superblock, FormatError> {
-    let _lock = DeviceLock::acquire(path)?;
-    let device = open_device(path, RingOptions::default(), None)?;
+/// What formatting these devices would do, in their order. Nothing is changed.
+pub fn plan_all(paths: &[PathBuf], options: &FormatOptions) -> Result<Vec<DevicePlan>, FormatError> {
+    let machine = UsesOfMachine::read(&KernelRoots::default());
+    let machine = machine.map_err(|error| FormatError::Machine { reason: error.to_string() })?;
+    paths.iter().map(|path| plan_device(path, options, &machine)).collect()
+}
+
+async fn format_one(
+    plan: &DevicePlan,
+    options: &FormatOptions,
+    ports: &Ports,
+    mut progress: impl FnMut(FormatEvent<'_>),
+) -> Result<(), FormatError> {
+    if let Some(superblock) = &plan.done {
+        progress(FormatEvent::AlreadyDone(superblock));
+        return Ok(());
+    }
+    let lock = DeviceLock::acquire(&plan.path)?;
     let request = FormatRequest {
         cluster: options.cluster,
         device: DeviceId(ports.random()),
         pool: FIRST_POOL,
-        class: options.class.unwrap_or_else(|| class_of(path)),
+        class: plan.class,
         lanes: options.lanes,
         metadata: options.metadata.clone(),
         wipe_confirmed: options.wipe.clone(),
     };
-    Ok(format(ports, &device, &request).await?)
+    if let Some(drive) = &plan.drive {
+        format_drive(plan, drive, &request, |remaining_percent| progress(FormatEvent::Drive { remaining_percent }))
+            .await?;
+    }
+    let device = open_device(&plan.path, RingOptions::default(), None)?;
+    let superblock = format(ports, &device, &request, |at| progress(FormatEvent::Writing(at))).await?;
+    // A table that is gone leaves nodes of its partitions behind otherwise.
+    lock.reread_partitions();
+    progress(FormatEvent::Done(&superblock));
+    Ok(())
 }
 
-/// A guess that an operator can overrule.
-fn class_of(path: &Path) -> DeviceClass {
-    let name = path.to_string_lossy();
-    match () {
-        () if name.starts_with("/dev/nvme") || name.starts_with("/dev/ng") => DeviceClass::Nvme,
-        () if name.starts_with("/dev/") => DeviceClass::Ssd,
-        () => DeviceClass::File,
+/// Has the drive format the namespace, which then carries nothing.
+async fn format_drive(
+    plan: &DevicePlan,
+    drive: &DriveFormat,
+    request: &FormatRequest,
+    progress: impl FnMut(Option<u8>),
+) -> Result<(), FormatError> {
+    let _others = drive.lock_others()?;
+    if drive.is_usable_before && !drive.is_resumed {
+        // Should it be interrupted, the device says so.
+        let device = open_device(&plan.path, RingOptions::default(), None)?;
+        mark_begun(&*device, request).await?;
     }
+    // The executor has nothing else to do meanwhile: this is a tool.
+    drive.run(progress)
 }

@@ -14,6 +14,7 @@ use crate::paths::KisekiDir;
 use anyhow::{Context, Result, bail};
 use kiseki_devices::DeviceError;
 use kiseki_devices::file_device::create_image;
+use kiseki_devices::format::namespace::NamespaceChoice;
 use kiseki_devices::nvme::path::PathPreference;
 use kiseki_types::ids::ClusterId;
 use std::fs::DirBuilder;
@@ -268,6 +269,7 @@ fn make_devices(options: &InitOptions, config: &FileConfig, cluster: ClusterId, 
         class: None,
         metadata: newest.map(|superblock| superblock.metadata).unwrap_or_default(),
         wipe: Vec::new(),
+        namespace: NamespaceChoice::default(),
     };
     let mut unfinished = Vec::new();
     for path in &missing {
@@ -368,6 +370,7 @@ mod tests {
             class: None,
             metadata: Default::default(),
             wipe: Vec::new(),
+            namespace: NamespaceChoice::default(),
         };
         format_all(&drives, &format, |_, _| {}).unwrap();
         assert!(run(&options).unwrap().contains(&"metadata set".to_owned()));

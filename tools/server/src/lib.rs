@@ -30,6 +30,7 @@ pub mod executor;
 pub mod files;
 pub mod first_tenant;
 pub mod format;
+pub mod format_plan;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod group_host;

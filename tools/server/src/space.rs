@@ -146,6 +146,9 @@ pub struct CoreSpace {
     pub pool: u16,
     /// Levels of the device: warn, critical, read-only.
     pub levels_percent: [u8; 3],
+    /// Whether a client of this core was refused for lack of space, and the pool is not clearly below since.
+    #[serde(default)]
+    pub refuses_clients: bool,
     /// Bytes of all zones.
     pub total_bytes: u64,
     /// Bytes that no extent holds.
@@ -203,6 +206,7 @@ pub fn of_core(fragments: &CoreFragmentStore, values: &mut BTreeMap<String, u64>
     }
     let row = |space: &kiseki_devices::space::DeviceSpace| CoreSpace {
         pool: space.pool.0,
+        refuses_clients: space.refuses_clients,
         levels_percent: [space.fill.warn_percent, space.fill.critical_percent, space.fill.read_only_percent],
         total_bytes: space.total_bytes,
         free_bytes: space.free_bytes,
@@ -221,6 +225,8 @@ struct Fill {
     free: u64,
     /// Levels by weight: sums of percent times bytes.
     weighted: [u128; 3],
+    /// Of a pool: clients were refused, because what they brought had no room below the critical fill.
+    refuses_clients: bool,
 }
 
 impl Fill {
@@ -240,7 +246,8 @@ impl Fill {
         let percent = |at: usize| (self.weighted[at] / u128::from(self.total.max(1))) as u8;
         let levels =
             FillLevels { warn_percent: percent(0), critical_percent: percent(1), read_only_percent: percent(2) };
-        levels.level(self.permille(), before)
+        let level = levels.level(self.permille(), before);
+        if self.refuses_clients { level.max(FillLevel::Critical) } else { level }
     }
 }
 
@@ -274,8 +281,13 @@ pub fn settle(report: &mut NodeReport) {
             discard_queue_bytes: sum(|part| part.discard_queue_bytes),
         };
     }
+    let refuses = |pool: u16| {
+        let mut spaces = report.core_reports.values().flat_map(|core| core.device_space.values());
+        spaces.any(|space| space.pool == pool && space.refuses_clients)
+    };
     let before = std::mem::take(&mut report.pools);
-    for (pool, fill) in pools {
+    for (pool, mut fill) in pools {
+        fill.refuses_clients = refuses(pool);
         let known = before.iter().find(|known| known.pool == pool).map_or("", |known| &known.level);
         let level = cross(&format!("pool {pool}"), known, &fill);
         report.pools.push(PoolReport { pool, level, fill_permille: fill.permille() });
@@ -347,6 +359,12 @@ mod tests {
                 "{free:?}"
             );
         }
+        let core = node.core_reports.get_mut("0").unwrap();
+        core.device_space.values_mut().for_each(|space| space.refuses_clients = true);
+        settle(&mut node);
+        assert_eq!(node.pools[0].level, "critical", "I-C5: clients are refused, whatever the last percent says");
+        node.core_reports = report([400, 900]).core_reports;
+        settle(&mut node);
         node.cores = 2;
         node.core_reports = report([0, 0]).core_reports;
         settle(&mut node);

@@ -11,6 +11,7 @@ use crate::scratch_dir::ScratchDir;
 use anyhow::{Context, Result, anyhow, bail};
 use kiseki_devices::index_rebuild::{LaneTable, NodeRows, RebuiltDevice, replace_rows};
 use kiseki_devices::metadata_set::recorded_epoch;
+use kiseki_devices::nvme::path::PathPreference;
 use kiseki_devices::superblock::Superblock;
 use kiseki_raft::table_file::TableFile;
 use kiseki_raft::table_set::TableSettings;
@@ -127,7 +128,7 @@ impl StoppedNode {
     /// - Errors: a device that the node would use is not among them, so that its data would seem to be lost.
     pub fn replace_index(&self, rebuilt: &[RebuiltDevice], unsound: &[DeviceId]) -> Result<u64> {
         let cluster = self.cluster_of(rebuilt)?;
-        let found = devices::open_all(&self.config.devices, cluster);
+        let found = devices::open_all(&self.config.devices, cluster, PathPreference::IoUring);
         let given: BTreeSet<DeviceId> =
             rebuilt.iter().map(|device| device.device).chain(unsound.iter().copied()).collect();
         if let Some(left) = found.usable.iter().find(|device| !given.contains(&device.superblock.device)) {

@@ -69,6 +69,14 @@ fn i_d6_whichever_write_or_flush_fails_nothing_is_acknowledged_after_it_and_noth
                 let late = put(&stores[0], device, 9999, &payload(9999, 3)).await;
                 assert!(matches!(late, Err(FragmentError::DeviceFailed { .. })), "I-D6: {late:?}");
                 assert_eq!(disk.counts().writes, writes, "I-D6: nothing is written any more");
+                let discards = disk.counts().discards;
+                let opened = stores[0].core.devices.get(device).unwrap();
+                for lane in opened.lanes.values() {
+                    let run = lane.zones.borrow_mut().allocate(kiseki_types::BlockCount(1));
+                    run.into_iter().for_each(|start| lane.zones.borrow_mut().free(start, kiseki_types::BlockCount(1)));
+                }
+                rig.sim.ports(NODE).sleep(Duration::from_secs(3)).await;
+                assert_eq!(disk.counts().discards, discards, "I-D6: nor discarded");
                 true
             });
             let what = if is_flush { "flush" } else { "write" };
@@ -269,4 +277,121 @@ fn i_l10_a_rotten_record_is_damage_wherever_it_lies_and_a_torn_tail_is_not() {
         assert_eq!(reports[0].problem, None, "a torn tail is what power cuts leave");
         put(&stores[0], rig.disks[0].0, 500, &payload(500, 2)).await.unwrap();
     });
+}
+
+#[test]
+fn i_c8_a_released_extent_is_given_out_again_only_when_its_reads_have_ended_on_every_core() {
+    for reader in 0..2 {
+        let rig = Rig::new(23, 1, 2);
+        rig.run(async {
+            let (stores, _) = rig.start().await;
+            let (device, ports) = (rig.disks[0].0, rig.sim.ports(NODE));
+            let extent = put(&stores[0], device, 1, &payload(1, 5)).await.unwrap();
+            let is_used = || {
+                let lanes = stores.iter().map(|store| store.core.device(device).unwrap());
+                lanes.into_iter().any(|opened| {
+                    opened.lanes.values().any(|lane| lane.zones.borrow().used_at(extent.start) == Some(extent.len))
+                })
+            };
+            let read = stores[reader].core.pins.pin(extent);
+            stores[1].release(&find(&stores[1], 1).await[0]).await.unwrap();
+            assert_eq!(find(&stores[0], 1).await, [], "it is released");
+            ports.sleep(Duration::from_secs(5)).await;
+            assert!(is_used(), "I-C8: core {reader} still reads it");
+            drop(read);
+            ports.sleep(Duration::from_secs(1)).await;
+            assert!(!is_used(), "I-C8: nobody reads it any more");
+        });
+    }
+}
+
+#[test]
+fn i_c5_a_put_waits_for_the_discard_that_stands_in_its_way() {
+    let rig = Rig::new(24, 1, 1);
+    rig.run(async {
+        let (stores, _) = rig.start().await;
+        let (store, device) = (stores[0].clone(), rig.disks[0].0);
+        let opened = store.core.device(device).unwrap();
+        let wish = crate::zones::DiscardWish { blocks_max: 1 << 20, granularity: 1, also_unknown: true };
+        let mut taken = Vec::new();
+        for lane in opened.lanes.values() {
+            while let Some(run) = lane.zones.borrow_mut().take_discard(wish) {
+                taken.push((lane, run));
+            }
+        }
+        let waiting = store.put(device, meta(1, 0, &payload(1, 5)), parts(&payload(1, 5)));
+        let waiting = match futures::future::select(waiting, rig.sim.ports(NODE).sleep(Duration::from_secs(1))).await {
+            futures::future::Either::Left((early, _)) => panic!("no block is out of discards: {early:?}"),
+            futures::future::Either::Right((_, waiting)) => waiting,
+        };
+        for (lane, (start, len)) in taken {
+            lane.discarded(start, len);
+        }
+        waiting.await.expect("I-C5: there is room enough");
+    });
+}
+
+#[test]
+fn i_c8_replayed_records_are_trimmed_for_good_before_anything_is_appended() {
+    // What was not flushed was judged by its fragment. Were the records still there when later frames state later
+    // flushes, the next start would take them for flushed ones and believe what was disbelieved.
+    for seed in 0..8 {
+        let rig = Rig::new(seed, 1, 1);
+        rig.switch.arm(60 + seed);
+        let work = async {
+            let (stores, _) = rig.start().await;
+            for round in 0..20 {
+                let puts = (0..4).map(|at| (round * 4 + at, payload(round * 4 + at, 2)));
+                let puts: Vec<(u64, Vec<u8>)> = puts.collect();
+                join_all(puts.iter().map(|(chunk, bytes)| put(&stores[0], rig.disks[0].0, *chunk, bytes))).await;
+            }
+        };
+        assert!(rig.sim.block_on_or_cut(NODE, work, &rig.switch).is_err(), "the power is cut");
+        rig.power_cut(&SeededRng::new(seed));
+        rig.run(async {
+            let (stores, reports) = rig.start().await;
+            assert!(reports[0].replayed > 0, "seed {seed}: nothing was left to replay");
+            let opened = stores[0].core.device(rig.disks[0].0).unwrap();
+            for lane in opened.lanes.values() {
+                assert!(lane.folded.get() > 0 || lane.journal.last() == 0, "seed {seed}");
+                let (trimmed, folded) = (lane.journal.trimmed_through(), lane.folded.get());
+                assert_eq!(trimmed, folded, "I-C8: seed {seed}: trimmed through {trimmed}, folded through {folded}");
+            }
+        });
+    }
+}
+
+/// Puts, reads back a moment later, and releases, until the time is over; returns how many.
+async fn churn(store: CoreFragmentStore, device: DeviceId, ports: Ports, first: u64) -> u64 {
+    let end = ports.now() + Duration::from_secs(3);
+    for chunk in first.. {
+        if ports.now() > end {
+            return chunk - first;
+        }
+        let bytes = payload(chunk, 3);
+        put(&store, device, chunk, &bytes).await.unwrap();
+        ports.sleep(Duration::from_millis(1)).await;
+        let found = find(&store, chunk).await;
+        let read = store.read(&found[0], 0..bytes.len() as u32).await;
+        assert_eq!(read.as_deref(), Ok(&bytes[..]), "I-C8: chunk {chunk} was discarded after it was acknowledged");
+        store.release(&found[0]).await.unwrap();
+    }
+    unreachable!("the time is over at some time")
+}
+
+#[test]
+fn i_c8_what_is_being_discarded_is_given_to_nobody() {
+    let (mut puts, mut discards) = (0, 0);
+    for seed in 0..4 {
+        let rig = Rig::new(seed, 1, 1);
+        rig.run(async {
+            let (stores, _) = rig.start().await;
+            let ports = rig.sim.ports(NODE);
+            let clients =
+                (0..4).map(|client| churn(stores[0].clone(), rig.disks[0].0, ports.clone(), client * 1_000_000));
+            puts += join_all(clients).await.iter().sum::<u64>();
+        });
+        discards += rig.disks[0].1.counts().discards;
+    }
+    assert!(puts > 1000 && discards > 10, "{puts} puts beside {discards} discards");
 }

@@ -119,14 +119,15 @@ fn i_c8_a_device_leaves_and_comes_back_with_puts_reads_and_releases_in_flight() 
                     ports.sleep(after).await;
                     let began = model.borrow().in_doubt.len();
                     remove_everywhere(&stores, spare.0).await;
+                    assert!(!names(&stores[0], spare.0));
+                    let missing = put(&stores[0], spare.0, 900 + round, &payload(1, 1)).await;
+                    assert!(matches!(missing, Err(FragmentError::DeviceFailed { .. })), "{missing:?}");
+                    // At once, while what met the removal gets its answers.
+                    add_everywhere(&stores, &spare).await.unwrap();
                     began
                 };
                 let (_, began) = futures::future::join(join_all(steps), removal).await;
                 in_flight += began;
-                assert!(!names(&stores[0], spare.0));
-                let missing = put(&stores[0], spare.0, 900 + round, &payload(1, 1)).await;
-                assert!(matches!(missing, Err(FragmentError::DeviceFailed { .. })), "{missing:?}");
-                add_everywhere(&stores, &spare).await.unwrap();
                 check(&stores, &model).await.unwrap_or_else(|why| panic!("seed {seed} round {round}: {why}"));
             }
         });
@@ -320,10 +321,12 @@ fn a_removed_device_holds_no_file_descriptor_so_the_drive_can_be_pulled() {
             let store = store.clone();
             async move { put(&store, id, chunk, &payload(chunk, 40)).await }
         }));
-        let removal = store.remove_device(id);
-        let (read, _, removed) = futures::future::join3(store.read(&found[0], 0..100_000), puts, removal).await;
-        removed.unwrap();
-        assert_eq!(descriptors_of(&path), 0, "all closed");
+        let removal = async {
+            store.remove_device(id).await.unwrap();
+            descriptors_of(&path)
+        };
+        let (read, _, open) = futures::future::join3(store.read(&found[0], 0..100_000), puts, removal).await;
+        assert_eq!(open, 0, "all closed when the removal ends, whatever was in flight");
         if let Ok(read) = read {
             assert_eq!(&read[..], &payload(1, 40)[..100_000]);
         }

@@ -67,7 +67,8 @@ fn sentence(answer: &DeviceAnswer, is_cancel: bool) -> String {
     }
 }
 
-fn await_empty(client: &mut AdminClient, answer: &DeviceAnswer, asking: &Asking) -> Result<DeviceReport> {
+/// Shows how far the drain of a device is until it is empty.
+pub fn await_empty(client: &mut AdminClient, answer: &DeviceAnswer, asking: &Asking) -> Result<DeviceReport> {
     let bar = if asking.json { ProgressBar::hidden() } else { ProgressBar::new(answer.bytes_left) };
     bar.set_style(ProgressStyle::with_template("{bar:30} {bytes}/{total_bytes} {msg}")?);
     let mut total = answer.bytes_left;

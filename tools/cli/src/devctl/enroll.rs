@@ -1,9 +1,12 @@
 //! `enroll`: takes devices into a node, running or not.
 
-use super::format::{format_devices, format_options};
+use super::format::format_devices;
+use super::format_args::format_options;
 use super::join::{JoinOptions, Joiner};
 use super::node::NodeArgs;
+use super::plan;
 use anyhow::Result;
+use kiseki_server::format::plan_all;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -21,8 +24,8 @@ pub struct Args {
     /// Format them first; everything on them is lost.
     #[arg(long)]
     format: bool,
-    /// With --format: name of a signature that may be overwritten, as `inspect` prints it; may be given several times.
-    #[arg(long, requires = "format")]
+    /// With --format: names of signatures that may be overwritten, as `inspect` prints them; comma separated or several times.
+    #[arg(long, requires = "format", value_delimiter = ',')]
     wipe: Vec<String>,
     #[command(flatten)]
     join: JoinOptions,
@@ -32,7 +35,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let Args { devices, node, format, wipe, join } = args;
     let mut joiner = Joiner::new(node.dir.clone(), join)?;
     if format && joiner.is_dry_run() {
-        return joiner.dry_run_of_format(&devices, &wipe);
+        let options = format_options(&node.dir, None, None, None, wipe)?;
+        return Ok(plan::show(&plan_all(&devices, &options)?, &options, joiner.is_json()));
     }
     if format {
         joiner.check_before_format(&devices)?;

@@ -1,131 +1,137 @@
 //! `format`: makes devices ours.
 
-use super::node::load;
+use super::format_args::DeviceArgs;
+use super::plan;
 use super::render::superblock_json;
 use anyhow::{Result, anyhow, bail};
 use indicatif::{ProgressBar, ProgressStyle};
-use kiseki_devices::superblock::DeviceClass;
-use kiseki_server::config::DEFAULT_LANES;
-use kiseki_server::devices::describe;
-use kiseki_server::format::{FormatOptions, format_all};
-use kiseki_server::key_store::{KeyStore, read_passphrase};
-use kiseki_server::paths::DEFAULT_DIR;
-use kiseki_types::ids::ClusterId;
+use kiseki_server::format::{FormatEvent, FormatOptions, format_all, plan_all};
+use kiseki_server::format_plan::DevicePlan;
+use std::io::{BufRead, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Formats devices for a node; everything on them is lost.
+///
+/// Refuses what is in use, whatever is said, and what carries signatures until each is named with --wipe. On a terminal it
+/// shows the plan and asks for the name of each device; --yes leaves that away. Elsewhere it does not ask, but a format by
+/// the drive itself needs --yes. Interrupted, it is finished by the same command. Exit code: 0 formatted, 1 refused or
+/// failed.
 #[derive(clap::Args)]
+#[command(after_help = "Examples:
+  kiseki-devctl format /dev/nvme0n1 --dry-run                   what would be done
+  kiseki-devctl format /dev/nvme0n1                             a blank device
+  kiseki-devctl format /dev/nvme0n1 --wipe gpt,p1:ext           one that carries a file system
+  kiseki-devctl format /dev/nvme[0-7]n1 --nvme-format --yes     with blocks of 4096 bytes")]
 pub struct Args {
-    /// Block devices and image files.
-    #[arg(required = true)]
-    devices: Vec<PathBuf>,
-    /// Directory of the node that they are for; its key store names the cluster.
-    #[arg(long, env = "KISEKI_DIR", default_value = DEFAULT_DIR)]
-    dir: PathBuf,
-    /// Cluster id in hex, instead of asking the node's key store.
-    #[arg(long, value_parser = parse_cluster)]
-    cluster: Option<ClusterId>,
-    /// Lanes; taken from the node's other devices when it has any.
+    #[command(flatten)]
+    devices: DeviceArgs,
+    /// Do not ask.
+    #[arg(long, short)]
+    yes: bool,
+    /// Show what would be done, as `plan` does, and do nothing.
     #[arg(long)]
-    lanes: Option<u16>,
-    /// nvme, ssd, hdd or file; told from the path when left away.
-    #[arg(long, value_parser = parse_class)]
-    class: Option<DeviceClass>,
-    /// Name of a signature that may be overwritten, as `inspect` prints it; may be given several times.
-    #[arg(long)]
-    wipe: Vec<String>,
+    dry_run: bool,
     /// Print JSON.
     #[arg(long)]
     json: bool,
 }
 
 pub fn run(args: Args) -> Result<ExitCode> {
-    let Args { devices, dir, cluster, lanes, class, wipe, json } = args;
-    let options = format_options(&dir, cluster, lanes, class, wipe)?;
-    format_devices(&devices, &options, json)?;
+    let options = args.devices.options()?;
+    if args.dry_run {
+        return Ok(plan::show(&plan_all(&args.devices.devices, &options)?, &options, args.json));
+    }
+    if !args.yes {
+        let plans = plan_all(&args.devices.devices, &options)?;
+        plans.iter().try_for_each(DevicePlan::check)?;
+        let is_terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
+        match is_terminal && !args.json {
+            true => ask(&plans, &options, &mut std::io::stdin().lock())?,
+            false => refuse_unasked(&plans)?,
+        }
+    }
+    format_devices(&args.devices.devices, &options, args.json)?;
+    if !args.json {
+        print!("{}", next_step(&args.devices.dir, &args.devices.devices));
+    }
     Ok(ExitCode::SUCCESS)
 }
 
-/// What the node's key store and its other devices say about a new device.
-pub fn format_options(
-    dir: &Path,
-    cluster: Option<ClusterId>,
-    lanes: Option<u16>,
-    class: Option<DeviceClass>,
-    wipe: Vec<String>,
-) -> Result<FormatOptions> {
-    let config = load(dir.to_owned());
-    let cluster = match (cluster, &config) {
-        (Some(cluster), _) => cluster,
-        (None, Ok(config)) => {
-            let passphrase = read_passphrase(&config.keys.passphrase_file)?;
-            KeyStore::open(&config.keys.key_store_file, &passphrase)?.cluster
+/// Shows what is going to happen and has the name of each device repeated.
+fn ask(plans: &[DevicePlan], options: &FormatOptions, answers: &mut impl BufRead) -> Result<()> {
+    for plan in plans.iter().filter(|plan| plan.done.is_none()) {
+        let name = plan.path.file_name().unwrap_or(plan.path.as_os_str()).to_string_lossy().into_owned();
+        print!("{}", plan::text(plan, options));
+        println!("Everything on it will be lost. Type its name, {name}, to go on:");
+        let mut answer = String::new();
+        answers.read_line(&mut answer)?;
+        if answer.trim() != name && answer.trim() != plan.path.to_string_lossy() {
+            bail!("that is not {name}; nothing was changed");
         }
-        (None, Err(error)) => bail!("{error}\nor say which cluster the devices are for: --cluster"),
-    };
-    let known: Vec<PathBuf> = config.map(|config| config.devices).unwrap_or_default();
-    let newest = known
-        .iter()
-        .filter_map(|path| describe(path).ok())
-        .map(|found| found.superblock)
-        .filter(|superblock| superblock.cluster == cluster)
-        .max_by_key(|superblock| superblock.metadata.epoch);
-    let lanes_of_node = newest.as_ref().map(|superblock| superblock.layout.lanes());
-    if let (Some(asked), Some(has)) = (lanes, lanes_of_node)
-        && asked != has
-    {
-        bail!("the node's devices have {has} lanes; leave --lanes {asked} away");
     }
-    Ok(FormatOptions {
-        cluster,
-        lanes: lanes.or(lanes_of_node).unwrap_or(DEFAULT_LANES),
-        class,
-        metadata: newest.map(|superblock| superblock.metadata).unwrap_or_default(),
-        wipe,
-    })
+    Ok(())
+}
+
+/// A script that names its devices and their signatures goes on as ever; what a drive does can't be interrupted, and may
+/// reach further than the device named.
+fn refuse_unasked(plans: &[DevicePlan]) -> Result<()> {
+    match plans.iter().find(|plan| plan.drive.is_some()) {
+        Some(plan) => bail!(
+            "{}: its drive would format it, and there is no terminal to ask on; say --yes (`kiseki-devctl plan` shows what \
+             happens). Nothing was changed",
+            plan.path.display()
+        ),
+        None => Ok(()),
+    }
 }
 
 /// Formats them one after the other, with a bar.
 pub fn format_devices(devices: &[PathBuf], options: &FormatOptions, json: bool) -> Result<()> {
-    let bar = if json { ProgressBar::hidden() } else { ProgressBar::new(devices.len() as u64) };
-    bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}")?);
+    let bar = if json { ProgressBar::hidden() } else { ProgressBar::new(0) };
+    let bytes = ProgressStyle::with_template("{msg} {bar:30} {bytes}/{total_bytes}")?;
+    let percent = ProgressStyle::with_template("{msg} {bar:30} {pos} % {elapsed}")?;
     let mut done = Vec::new();
-    let result = format_all(devices, options, |path, superblock| {
-        bar.set_message(path.display().to_string());
-        bar.inc(1);
-        done.push((path.to_owned(), superblock.clone()));
+    let result = format_all(devices, options, |path, event| {
+        let shown = path.display();
+        match event {
+            FormatEvent::Drive { remaining_percent } => {
+                bar.set_style(percent.clone());
+                bar.set_length(100);
+                bar.set_position(remaining_percent.map_or(0, |left| 100 - u64::from(left.min(100))));
+                bar.set_message(format!("{shown}: the drive formats"));
+                bar.tick();
+            }
+            FormatEvent::Writing(at) => {
+                bar.set_style(bytes.clone());
+                bar.set_length(at.total_bytes);
+                bar.set_position(at.done_bytes);
+                bar.set_message(format!("{shown}: {}", at.step));
+            }
+            FormatEvent::Done(superblock) => done.push((path.to_owned(), superblock.clone(), false)),
+            FormatEvent::AlreadyDone(superblock) => done.push((path.to_owned(), superblock.clone(), true)),
+        }
     });
     bar.finish_and_clear();
-    for (path, superblock) in &done {
-        match json {
-            true => println!("{}", superblock_json(path, superblock)),
-            false => println!("{}: formatted as device {}", path.display(), superblock.device),
+    for (path, superblock, was_done) in &done {
+        match (json, was_done) {
+            (true, _) => {
+                let mut value = superblock_json(path, superblock);
+                value["done_already"] = (*was_done).into();
+                println!("{value}");
+            }
+            (false, true) => println!("{}: is formatted so already, as device {}", path.display(), superblock.device),
+            (false, false) => println!("{}: formatted as device {}", path.display(), superblock.device),
         }
     }
-    result.map_err(|error| anyhow!(error).context("nothing was changed on the device named, nor on those behind it"))
+    result.map_err(|error| match done.len() {
+        0 => anyhow!(error),
+        count => anyhow!(error).context(format!("the first {count} devices are formatted, the others are not")),
+    })
 }
 
-fn parse_cluster(text: &str) -> Result<ClusterId, String> {
-    let digits: Option<Vec<u8>> = (0..text.len())
-        .step_by(2)
-        .map(|at| text.get(at..at + 2).and_then(|pair| u8::from_str_radix(pair, 16).ok()))
-        .collect();
-    let bytes = digits.and_then(|bytes| <[u8; 16]>::try_from(bytes).ok());
-    bytes.map(ClusterId).ok_or_else(|| "a cluster id is 32 hex digits".to_owned())
-}
-
-fn parse_class(text: &str) -> Result<DeviceClass, String> {
-    DeviceClass::from_name(text).ok_or_else(|| "one of nvme, ssd, hdd, file".to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_cluster_is_32_hex_digits() {
-        assert_eq!(parse_cluster(&"0f".repeat(16)), Ok(ClusterId([15; 16])));
-        assert!(parse_cluster("0f").is_err() && parse_cluster(&"ä".repeat(16)).is_err());
-    }
+/// `format` does nothing of this: a device is the node's when it is enrolled.
+fn next_step(dir: &Path, paths: &[PathBuf]) -> String {
+    let paths: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
+    format!("to take into use: kiseki-devctl enroll --dir {} {}\n", dir.display(), paths.join(" "))
 }

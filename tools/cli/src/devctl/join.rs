@@ -1,19 +1,18 @@
 //! What `enroll` and `replace` have in common: a node that runs does it itself, otherwise it is prepared for its next
 //! start; then, if wanted, the wait until every stripe has its full width.
 
+use super::asking::{Asking, print_answer};
+use super::drain::await_empty;
 use super::node::load;
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
-use kiseki_devices::file_device::open_device;
-use kiseki_devices::probe::probe_device;
-use kiseki_devices::ring::RingOptions;
 use kiseki_server::admin::{AdminRequest, AdminResponse};
 use kiseki_server::admin_client::{AdminClient, AdminClientError};
 use kiseki_server::config::Config;
+use kiseki_server::device_admin::DeviceAnswer;
 use kiseki_server::enroll::{ChangeMode, JoinKind, JoinedDevice};
 use kiseki_server::enroll_offline::Offline;
-use kiseki_server::format::on_executor;
-use kiseki_server::status::NodeReport;
+use kiseki_server::status::{DeviceReport, NodeReport};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -21,6 +20,9 @@ use std::time::{Duration, Instant};
 
 /// Longer than every core may take for it.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(900);
+
+/// Fewest digits of an id that name a device.
+const ID_DIGITS_MIN: usize = 4;
 
 /// Between two looks at the repair of a node.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
@@ -87,40 +89,11 @@ impl Joiner {
         let Some(report) = self.report()? else { return Ok(()) };
         for device in devices {
             let path = std::path::absolute(device)?;
-            if report.devices.iter().any(|known| Path::new(&known.path) == path && known.state == "healthy") {
+            if report.devices.iter().any(|known| Path::new(&known.path) == path && known.is_usable()) {
                 bail!("{} is in use by this node; it is not formatted", device.display());
             }
         }
         Ok(())
-    }
-
-    /// What `--dry-run --format` can tell: what the devices carry.
-    pub fn dry_run_of_format(&self, devices: &[PathBuf], wipe: &[String]) -> Result<ExitCode> {
-        let mut is_clear = true;
-        for path in devices {
-            let name = path.clone();
-            let found = on_executor(async |_| {
-                let device = open_device(&name, RingOptions::default(), None)?;
-                probe_device(&*device).await
-            })??;
-            let missing: Vec<&str> = found
-                .iter()
-                .map(|found| found.name.as_str())
-                .filter(|name| !wipe.iter().any(|named| named == name))
-                .collect();
-            is_clear &= missing.is_empty();
-            match (self.options.json, missing.is_empty()) {
-                (true, _) => println!(
-                    "{}",
-                    json!({ "path": path.display().to_string(), "would_format": missing.is_empty(), "unnamed_signatures": missing })
-                ),
-                (false, true) => println!("{}: would be formatted and enrolled", path.display()),
-                (false, false) => {
-                    println!("{}: carries {}; name each with --wipe", path.display(), missing.join(", "));
-                }
-            }
-        }
-        Ok(if is_clear { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 
     pub fn enroll(&mut self, device: &Path) -> Result<()> {
@@ -140,11 +113,52 @@ impl Joiner {
             true => std::path::absolute(typed)?.display().to_string(),
             false => old.to_owned(),
         };
+        if let Some(works) = self.find_working(&device)? {
+            return self.replace_working(&works, path);
+        }
         let joined = match &mut self.way {
             Way::Running(client) => ask(client, &AdminRequest::DeviceReplace { device, path, actor, mode })?,
             Way::Stopped(offline) => offline.enroll(&path, Some(&device), mode)?,
         };
         self.note(joined)
+    }
+
+    /// The device of that path or id on a node that runs, when it works.
+    fn find_working(&mut self, device: &str) -> Result<Option<DeviceReport>> {
+        let Some(report) = self.report()? else { return Ok(None) };
+        let is_it = |known: &DeviceReport| {
+            known.path == device
+                || (device.len() >= ID_DIGITS_MIN && known.id.starts_with(&device.to_ascii_lowercase()))
+        };
+        let mut found = report.devices.into_iter().filter(|known| is_it(known) && known.is_usable());
+        // Several: the node says so when it is asked.
+        Ok(found.next().filter(|_| found.next().is_none()))
+    }
+
+    /// One that works is emptied, not given up: the new one joins, what the old one holds moves, then it is let go.
+    fn replace_working(&mut self, old: &DeviceReport, path: PathBuf) -> Result<()> {
+        let (mode, actor, asking) = (self.mode(), actor(), self.asking());
+        let Way::Running(client) = &mut self.way else { bail!("the node does not run") };
+        let joined = ask(client, &AdminRequest::DeviceEnroll { path, actor, mode })?;
+        let (device, reason) = (old.id.clone(), format!("device {} takes its place", joined.device));
+        self.note(joined)?;
+        let Way::Running(client) = &mut self.way else { bail!("the node does not run") };
+        let drain = AdminRequest::DeviceDrain { device: device.clone(), reason: reason.clone(), mode };
+        let answer = ask_about(client, &drain)?;
+        if !self.options.wait {
+            let would = if asking.dry_run { "would be emptied" } else { "is being emptied" };
+            let next =
+                format!("{0} {would}; then `kiseki-devctl drain {0} --wait` and `kiseki-devctl retire {0}`", old.path);
+            return print_answer(&answer, &next, &asking);
+        }
+        await_empty(client, &answer, &asking)?;
+        let retired = ask_about(client, &AdminRequest::DeviceRetire { device, reason, lost: false, mode })?;
+        let done = format!("{} is empty and not part of the node any more; it can be pulled", old.path);
+        print_answer(&retired, &done, &asking)
+    }
+
+    fn asking(&self) -> Asking {
+        Asking { dry_run: self.options.dry_run, json: self.options.json }
     }
 
     fn note(&mut self, joined: JoinedDevice) -> Result<()> {
@@ -191,9 +205,10 @@ impl Joiner {
                 "{repaired:.1} MiB rebuilt, {:.1} MiB/s",
                 repaired / began.elapsed().as_secs_f64().max(0.1)
             ));
-            let all_there = self.joined.iter().all(|joined| {
-                report.devices.iter().any(|device| device.id == joined.device && device.state == "healthy")
-            });
+            let all_there = self
+                .joined
+                .iter()
+                .all(|joined| report.devices.iter().any(|device| device.id == joined.device && device.is_usable()));
             if repair.at_full_width && all_there {
                 bar.finish_and_clear();
                 self.say_full_width(began.elapsed(), repaired);
@@ -219,6 +234,14 @@ impl Joiner {
         } else {
             println!("every stripe has its full width ({repaired_mib:.1} MiB rebuilt in {:.1} s)", after.as_secs_f64());
         }
+    }
+}
+
+fn ask_about(client: &mut AdminClient, request: &AdminRequest) -> Result<DeviceAnswer> {
+    match client.call(request)? {
+        AdminResponse::Device(answer) => Ok(*answer),
+        AdminResponse::Error { message } => bail!("{message}"),
+        _ => bail!("the node answers in another kind"),
     }
 }
 

@@ -1,18 +1,20 @@
-//! `replace`: puts a device into the place of one that can't be used any more.
+//! `replace`: puts a device into the place of another one.
 
-use super::format::{format_devices, format_options};
+use super::format::format_devices;
+use super::format_args::format_options;
 use super::join::{JoinOptions, Joiner};
 use super::node::NodeArgs;
+use super::plan;
 use anyhow::Result;
+use kiseki_server::format::plan_all;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Puts a device into the place of one that failed or is gone; what that one held is rebuilt on the devices that are
-/// there.
+/// Puts a device into the place of another one.
 ///
-/// The line of the old device in kiseki.toml becomes that of the new one, and the old one counts as removed: to use it again it
-/// has to be formatted. A device that still works is not replaced in one step: enroll the new one, drain the old one,
-/// retire it when it is empty.
+/// What a device held that failed or is gone is rebuilt on the devices that are there; its line in kiseki.toml becomes that of the
+/// new one, and it counts as removed: to use it again it has to be formatted. One that still works is emptied first: with --wait
+/// the command goes on until it is empty and has been let go.
 #[derive(clap::Args)]
 pub struct Args {
     /// The device that leaves: its path, or the first digits of its id.
@@ -24,8 +26,8 @@ pub struct Args {
     /// Format the new one first; everything on it is lost.
     #[arg(long)]
     format: bool,
-    /// With --format: name of a signature that may be overwritten, as `inspect` prints it; may be given several times.
-    #[arg(long, requires = "format")]
+    /// With --format: names of signatures that may be overwritten, as `inspect` prints them; comma separated or several times.
+    #[arg(long, requires = "format", value_delimiter = ',')]
     wipe: Vec<String>,
     #[command(flatten)]
     join: JoinOptions,
@@ -36,7 +38,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let mut joiner = Joiner::new(node.dir.clone(), join)?;
     let devices = [new.clone()];
     if format && joiner.is_dry_run() {
-        return joiner.dry_run_of_format(&devices, &wipe);
+        let options = format_options(&node.dir, None, None, None, wipe)?;
+        return Ok(plan::show(&plan_all(&devices, &options)?, &options, joiner.is_json()));
     }
     if format {
         joiner.check_before_format(&devices)?;
