@@ -202,7 +202,6 @@ impl RealNode {
     }
 
     /// Counts the evacuations that were begun, and the disks that were retired.
-    #[must_use]
     pub fn drained(&self) -> impl Fn() -> (u64, usize) + use<> {
         let drains = self.drains.clone();
         move || (drains.begun.get(), drains.retired_count())

@@ -176,7 +176,7 @@ pub fn layout_text(layout: &DeviceLayout) -> String {
         "{} lanes; journals from byte {}, {} KiB each; {} zones from byte {}, {:.1} MiB each; {} for fragments",
         layout.lanes(),
         journal.0 * block,
-        journal_len.0 * block >> 10,
+        (journal_len.0 * block) >> 10,
         layout.zone_count(),
         zone.0 * block,
         (zone_len.0 * block) as f64 / f64::from(1 << 20),
