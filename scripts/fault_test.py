@@ -305,7 +305,7 @@ def noise_in_payloads(image):
     devctl = PROGRAMS / "kiseki-devctl"
     run = lambda *words: json.loads(subprocess.run([devctl, *words], capture_output=True, text=True, check=True).stdout)
     block = run("inspect", "--json", image)["block_len_bytes"]
-    fragments = run("verify", "--fragments", "--json", image)["fragments"]
+    fragments = run("verify", "--fragments", "--json", image)["devices"][0]["fragments"]
     with open(image, "r+b") as file:
         for fragment in fragments:
             file.seek(fragment["start_block"] * block + 4 * KIB + fragment["payload_len_bytes"] // 2)

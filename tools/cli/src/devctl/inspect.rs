@@ -137,7 +137,8 @@ fn content_text(out: &mut String, content: &Content) {
     }
     match &content.superblock {
         Ok(found) => {
-            let _ = writeln!(out, "  device           {} of cluster {}", found.device, found.cluster);
+            let retired = if found.is_retired() { "; retired, nothing lives on it" } else { "" };
+            let _ = writeln!(out, "  device           {} of cluster {}{retired}", found.device, found.cluster);
             let _ = writeln!(
                 out,
                 "  state            generation {}, incarnation {}, metadata-set epoch {}{}",

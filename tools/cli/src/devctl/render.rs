@@ -20,6 +20,7 @@ pub fn superblock_json(path: &Path, superblock: &Superblock) -> Value {
         "generation": superblock.generation,
         "incarnation": superblock.incarnation,
         "metadata_epoch": superblock.metadata.epoch,
+        "is_retired": superblock.is_retired(),
     })
 }
 
