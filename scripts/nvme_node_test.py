@@ -50,8 +50,9 @@ unsafe_s3_plaintext = true
 [admin]
 listen = "0.0.0.0:9090"
 TOML
+    sync
     kiseki-server init --dir $KISEKI_DIR --lanes 2 || exit 91
-    kiseki-devctl format --lanes 2 NAMES || exit 92
+    kiseki-devctl format --yes --lanes 2 NAMES || exit 92
     kiseki-server init --dir $KISEKI_DIR --lanes 2 || exit 93
 fi
 (while [ ! -e $KISEKI_DIR/env ]; do sleep 1; done; sed -n 's/^export \\(AWS_[A-Z_]*KEY[A-Z_]*\\)=/credential \\1=/p' $KISEKI_DIR/env) &
