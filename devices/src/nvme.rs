@@ -2,7 +2,7 @@
 //!
 //! Pages are parsed by pure functions from bytes to checked types ([`identify`], [`smart`]); [`admin`] makes commands that
 //! can be shown before they are run, [`status`] gives a drive's refusals a name, [`node`] knows the device nodes.
-//! [`path`] chooses how a device is driven: by commands to its character device ([`command`]) where that can be done, or
+//! [`path`] chooses how a device is driven: by commands to its character device (`command`) where that can be done, or
 //! through the block device.
 
 pub mod admin;
