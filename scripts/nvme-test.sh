@@ -22,6 +22,10 @@ DRIVES='256M:512 256M:4096 faulty=64M:512' NVME=,mdts=5 MEM=1024 scripts/nvme-vm
     export KISEKI_NVME_DRIVES='/dev/drive0 /dev/drive1' KISEKI_NVME_FAULTY=/dev/drive2
     /t/$(basename "$program") --ignored --test-threads=1 2>&1" "$program" || failed=1
 
+# What an operator types.
+DRIVES='256M:512 256M:4096' MEM=1024 scripts/nvme-vm.sh exec "$(cat scripts/nvme_devctl.sh)" \
+    target/release/kiseki-devctl || failed=1
+
 mkdir -p target/tmp
 work=$(mktemp -d target/tmp/nvme-test.XXXXXX)
 python3 scripts/nvme_node_test.py "$work" || failed=1
