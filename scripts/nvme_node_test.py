@@ -261,9 +261,17 @@ def cut_and_look(work, name, lies, seed):
     machine = Machine(work, f"{name}-after", [CutDrive(content) for content, _ in left])
     try:
         if not machine.wait_ready():
-            return [f"the node does not start: {last_words(machine.console())}"]
+            words = last_words(machine.console())
+            if lies and not (words.startswith("kiseki-server") or " ERROR " in words):
+                # A machine that does not come up says nothing about what its drives lost.
+                result(f"{name}: the machine comes back", False, words)
+                return None
+            return [f"the node does not start: {words}"]
         return missing(machine, acknowledged)
     except (OSError, http.client.HTTPException) as error:
+        if lies:
+            result(f"{name}: the machine stays", False, str(error))
+            return None
         return [f"the node went away: {error}"]
     finally:
         machine.end()

@@ -238,6 +238,10 @@ impl Device for FileDevice {
         self.ring.write(self.offset(start, len_bytes), parts)
     }
 
+    fn is_flush_free(&self) -> bool {
+        !self.ring.needs_flush()
+    }
+
     fn flush(&self) -> LocalBoxFuture<'static, io::Result<()>> {
         self.ring.flush()
     }

@@ -180,7 +180,12 @@ impl GateInner {
     async fn gather(&self) {
         let gathered = {
             let mut state = self.state.borrow_mut();
-            if self.coming.get() == 0 || state.waiting.is_empty() || state.fenced.is_some() {
+            // Where a completed write is durable there is nothing to share, and waiting would be all that it costs.
+            if self.device.is_flush_free()
+                || self.coming.get() == 0
+                || state.waiting.is_empty()
+                || state.fenced.is_some()
+            {
                 return;
             }
             let (sender, receiver) = oneshot::channel();

@@ -12,7 +12,7 @@
 #![allow(unsafe_code)]
 
 use crate::error::DeviceError;
-use crate::file_device::block_device_len;
+use crate::file_device::{block_device_len, block_node};
 use kiseki_types::buf::IoBuf;
 use kiseki_types::limits::DEVICE_BLOCK_BYTES_MAX;
 use memmap2::{Advice, Mmap};
@@ -73,7 +73,7 @@ impl Deref for ImageBytes<'_> {
 impl Image {
     /// Opens an image file or block device that nobody uses. Errors: `Busy`, `NotADevice`, `BlockLen`, `Io`.
     pub fn open(path: &Path) -> Result<Image, DeviceError> {
-        let device = path.display().to_string();
+        let (device, path) = (path.display().to_string(), &block_node(path));
         let failed = |operation| {
             let device = device.clone();
             move |source| DeviceError::io(&device, operation, source)

@@ -175,6 +175,7 @@ impl UsesOfMachine {
         }
         for (name, number) in &below {
             self.add_mounts(name, *number, &mut uses);
+            self.add_loops(&self.roots.dev.join(name), &mut uses);
         }
         for (name, number) in &below[..own] {
             self.add_processes(name, *number, &mut uses);
@@ -208,6 +209,13 @@ impl UsesOfMachine {
         }
     }
 
+    /// Loop devices hold neither a file nor a device exclusively.
+    fn add_loops(&self, below: &Path, uses: &mut BTreeSet<Use>) {
+        for device in self.topology.devices.iter().filter(|device| device.backing_file.as_deref() == Some(below)) {
+            uses.insert(Use::LoopDevice { name: device.name.clone() });
+        }
+    }
+
     fn add_processes(&self, name: &str, number: Option<NodeNumber>, uses: &mut BTreeSet<Use>) {
         let key = number.map(FileKey::Block);
         if let Some(by) = FileKey::of_node(&self.roots.dev.join(name)).and_then(|key| self.open.lock_on(&key)) {
@@ -223,11 +231,7 @@ impl UsesOfMachine {
         let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
         let mut uses = BTreeSet::new();
         let node = path.display().to_string();
-        for device in &self.topology.devices {
-            if device.backing_file.as_deref() == Some(&path) {
-                uses.insert(Use::LoopDevice { name: device.name.clone() });
-            }
-        }
+        self.add_loops(&path, &mut uses);
         if self.swaps.contains(&path) {
             uses.insert(Use::Swap { node: node.clone() });
         }

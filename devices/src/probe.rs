@@ -11,7 +11,7 @@ mod source;
 
 use crate::error::DeviceError;
 use crate::layout::{DeviceLayout, SUPERBLOCK_LEN_BYTES};
-use crate::partition_table::{TablePartition, read_partitions};
+use crate::partition_table::read_partitions;
 use crate::superblock::{Superblock, SuperblockDamage};
 use kiseki_types::device::{Device, DeviceGeometry};
 use kiseki_types::limits::{DEVICE_BLOCK_BYTES_MAX, DEVICE_BLOCK_BYTES_MIN};
@@ -209,11 +209,6 @@ pub fn probe_file(file: &dyn MetaFile) -> io::Result<Vec<FoundSignature>> {
     futures::executor::block_on(probe_source(&FileBytes(file)))
 }
 
-/// The partitions that the tables of a device tell of, as far as they can be believed.
-pub fn partitions_of(file: &dyn MetaFile) -> io::Result<Vec<TablePartition>> {
-    futures::executor::block_on(read_partitions(&FileBytes(file)))
-}
-
 async fn probe_source(source: &impl ByteSource) -> io::Result<Vec<FoundSignature>> {
     let len = source.len_bytes()?;
     let mut found = probe_window(source, 0, len).await?;
@@ -282,6 +277,7 @@ mod tests {
             ("lvm", 512, b"LABELONE"),
             ("luks", 0, b"LUKS\xba\xbe\x00\x02"),
             ("swap", 4086, b"SWAPSPACE2"),
+            ("bcachefs", 4120, &known::BCACHEFS_MAGIC),
             ("bluestore", 0, b"bluestore block device\n"),
             ("md", 4096, &MD_MAGIC),
             ("md", LEN - 65536, &MD_MAGIC),

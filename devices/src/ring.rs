@@ -132,8 +132,8 @@ impl Ring {
         if buf.is_empty() {
             return Box::pin(std::future::ready(Ok(buf)));
         }
-        let pieces = self.shared.backend.cut(offset, buf.len());
-        if pieces.len() > 1 {
+        if !self.shared.backend.is_whole(offset, buf.len()) {
+            let pieces = self.shared.backend.cut(offset, buf.len());
             return self.read_pieces(offset, buf, pieces);
         }
         let (reply, answer) = oneshot::channel();
@@ -167,8 +167,9 @@ impl Ring {
         if parts.is_empty() {
             return Box::pin(std::future::ready(Ok(())));
         }
-        let pieces = self.shared.backend.cut(offset, parts.iter().map(|part| part.len()).sum());
-        if pieces.len() > 1 {
+        let len_bytes = parts.iter().map(|part| part.len()).sum();
+        if !self.shared.backend.is_whole(offset, len_bytes) {
+            let pieces = self.shared.backend.cut(offset, len_bytes);
             let start =
                 |piece: Range<usize>| self.write_piece(offset + piece.start as u64, parts_within(&parts, piece));
             let answers: Vec<_> = pieces.into_iter().map(start).collect();
@@ -181,6 +182,11 @@ impl Ring {
         let (reply, answer) = oneshot::channel();
         self.shared.queue(Operation::write(offset, parts, reply));
         wait_for(answer)
+    }
+
+    /// Whether a completed write may be lost until a flush.
+    pub fn needs_flush(&self) -> bool {
+        self.shared.backend.needs_flush()
     }
 
     /// Makes completed writes durable; callers share. Where a completed write is durable there is nothing to do, but a

@@ -9,6 +9,7 @@ pub(crate) mod tests;
 use crate::superblock::DeviceClass;
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 /// Longest file of sysfs: the kernel gives a page.
@@ -44,6 +45,12 @@ pub struct NodeNumber {
 }
 
 impl NodeNumber {
+    /// Of the block device at a path.
+    fn of_block_device(path: &Path) -> Option<NodeNumber> {
+        let found = std::fs::metadata(path).ok().filter(|found| found.file_type().is_block_device())?;
+        Some(NodeNumber { major: libc::major(found.rdev()), minor: libc::minor(found.rdev()) })
+    }
+
     /// From `259:0`.
     pub(crate) fn parse(text: &str) -> Option<NodeNumber> {
         let (major, minor) = text.split_once(':')?;
@@ -193,9 +200,25 @@ impl Topology {
     #[must_use]
     pub fn find_path(&self, path: &Path) -> Option<Node<'_>> {
         let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        // By number, whatever the node is called: in containers /dev/mapper holds nodes, not links.
+        if let Some(number) = NodeNumber::of_block_device(&path)
+            && let Some(known) = self.find_number(number)
+        {
+            return Some(known);
+        }
         // Elsewhere a name says nothing.
         let is_node = path.parent().and_then(Path::file_name).is_some_and(|name| name == "dev");
         self.find(path.file_name()?.to_str()?).filter(|_| is_node)
+    }
+
+    fn find_number(&self, number: NodeNumber) -> Option<Node<'_>> {
+        self.devices.iter().find_map(|device| {
+            if device.number == Some(number) {
+                return Some(Node { device, partition: None });
+            }
+            let partition = device.partitions.iter().find(|part| part.number == Some(number))?;
+            Some(Node { device, partition: Some(partition) })
+        })
     }
 
     /// The other namespaces of a namespace's subsystem: those that its controller may format along with it.

@@ -230,7 +230,7 @@ impl Zones {
         let found = self.find_discard(&self.freed, &wish);
         let found = found.or_else(|| wish.also_unknown.then(|| self.find_discard(&self.unknown, &wish)).flatten());
         let Some((start, len)) = found else {
-            self.discard_cursor = 0;
+            self.discard_cursor = self.behind_looked_at(wish.also_unknown);
             return None;
         };
         self.discard_cursor = start + len;
@@ -246,6 +246,14 @@ impl Zones {
         let before = runs.iter().take_while(|(start, _)| *start < self.discard_cursor);
         let looked_at = behind.chain(before).take(DISCARD_RUNS_LOOKED_AT_MAX);
         looked_at.into_iter().find_map(|run| self.discardable(run, wish.granularity, wish.blocks_max))
+    }
+
+    /// Where the search goes on that found nothing: slivers smaller than the device's unit stay where they are, and longer
+    /// runs may lie behind more of them than one search looks at.
+    fn behind_looked_at(&self, also_unknown: bool) -> u64 {
+        let next = |runs: &Runs| runs.iter_from(self.discard_cursor).nth(DISCARD_RUNS_LOOKED_AT_MAX).map(|(at, _)| at);
+        let unknown = if also_unknown { next(&self.unknown) } else { None };
+        next(&self.freed).into_iter().chain(unknown).min().unwrap_or(0)
     }
 
     /// Whole units of the device that hold blocks of the run and are free, at most `blocks_max` blocks.

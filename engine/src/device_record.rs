@@ -182,9 +182,14 @@ pub enum DeviceUpdate {
     },
     /// It leaves the node for good. Whoever asks has made sure that nothing lives on it (I-D5), or that an operator
     /// gives up what does.
+    ///
+    /// Refused when the device's state has changed since it was looked at: it may have been taken back meanwhile, and
+    /// hold what was acknowledged since.
     Remove {
         /// Why.
         reason: String,
+        /// The last change that was seen; `None` where the device is out of use on every core already.
+        seen: Option<DeviceEvent>,
     },
     /// So many more of our reads met an error.
     ReadErrors(u64),
@@ -291,7 +296,11 @@ impl DeviceRecord {
                 let state = if usable { record.state_in_use_or_healthy() } else { record.state() };
                 change(&mut record, state, DeviceActor::Operator, reason);
             }
-            DeviceUpdate::Remove { reason } => {
+            DeviceUpdate::Remove { reason, seen } => {
+                if seen.is_some() && seen.as_ref() != record.history.last() {
+                    let (path, state) = (&record.place.path, record.state().name());
+                    return Err(invalid(format!("I-D5: {path} is {state} now: it was changed meanwhile; look again")));
+                }
                 record.evacuation = None;
                 change(&mut record, DeviceState::Removed, DeviceActor::Operator, reason);
             }

@@ -29,6 +29,12 @@ const SWEEP_STEP: usize = 128;
 /// Between two sweeps over a device, and between two looks for devices to empty.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
+/// The same while stripes can't be moved: nothing changes until devices or room do.
+const WAITING_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Pause between steps, so that a sweep over millions of fragments does not slow the node.
+const SWEEP_PACE: Duration = Duration::from_millis(5);
+
 /// Before stripes are offered again that found the queue full.
 const QUEUE_FULL_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -207,7 +213,8 @@ impl Evacuator {
                     }
                 }
             }
-            self.core.ports.sleep(SWEEP_INTERVAL).await;
+            let is_stuck = self.states.borrow().values().any(|state| state.waiting > 0 || state.no_room);
+            self.core.ports.sleep(if is_stuck { WAITING_INTERVAL } else { SWEEP_INTERVAL }).await;
         }
     }
 
@@ -234,6 +241,7 @@ impl Evacuator {
             if !self.core.devices.evacuating().contains(&device) {
                 return Ok(EvacuationState::default());
             }
+            self.core.ports.sleep(SWEEP_PACE).await;
         }
     }
 

@@ -111,10 +111,15 @@ pub async fn retire(
         calls.look_at_device(device, Closing::Open).await?;
         return Err(error);
     }
-    let update = DeviceUpdate::Remove { reason: reason.to_owned() };
-    match calls.control(ControlRequest::UpdateDevice { device, update }).await? {
-        ControlResponse::Device(record) => Ok(*record),
-        _ => panic!("the control shard answers UpdateDevice with Device"),
+    // I-D5: what was looked at counts only as long as nobody took the device back.
+    let update = DeviceUpdate::Remove { reason: reason.to_owned(), seen: Some(record.last().clone()) };
+    match calls.control(ControlRequest::UpdateDevice { device, update }).await {
+        Ok(ControlResponse::Device(record)) => Ok(*record),
+        Ok(_) => panic!("the control shard answers UpdateDevice with Device"),
+        Err(error) => {
+            calls.look_at_device(device, Closing::Open).await?;
+            Err(error)
+        }
     }
 }
 

@@ -28,9 +28,10 @@ fn is_late(release: &str) -> bool {
 pub(crate) struct Held {
     /// Submissions so far.
     next: u64,
-    /// Place and user data of commands, oldest first; those that were answered out of order are in `answered`.
+    /// Place and user data of commands, oldest first; behind the first some may be answered.
     open: VecDeque<(u64, u64)>,
-    answered: HashSet<u64>,
+    /// Commands of those that are not: no more than the ring has places (I-O5).
+    unanswered: HashSet<u64>,
 }
 
 impl Held {
@@ -43,23 +44,19 @@ impl Held {
     pub fn put(&mut self, command: Option<u64>) {
         if let Some(user_data) = command {
             self.open.push_back((self.next, user_data));
+            self.unanswered.insert(user_data);
         }
         self.next += 1;
     }
 
     /// A submission was answered.
     pub fn answer(&mut self, user_data: u64) {
-        if self.open.is_empty() {
-            return;
-        }
-        self.answered.insert(user_data);
-        while let Some((_, user_data)) = self.open.front()
-            && self.answered.remove(user_data)
-        {
-            self.open.pop_front();
-        }
-        if self.open.is_empty() {
-            self.answered.clear();
+        if self.unanswered.remove(&user_data) {
+            while let Some((_, first)) = self.open.front()
+                && !self.unanswered.contains(first)
+            {
+                self.open.pop_front();
+            }
         }
     }
 }
@@ -103,8 +100,9 @@ mod tests {
         held.put(None);
         assert!(held.is_full(4), "the third one's place comes next");
         held.answer(2);
-        assert!(!held.is_full(4) && held.open.is_empty() && held.answered.is_empty());
-        held.answer(99);
-        assert!(held.answered.is_empty(), "nothing grows for what is no command");
+        assert!(!held.is_full(4) && held.open.is_empty() && held.unanswered.is_empty());
+        held.put(Some(7));
+        (100..200).for_each(|other| held.answer(other));
+        assert_eq!((held.open.len(), held.unanswered.len()), (1, 1), "nothing grows for what is no command");
     }
 }

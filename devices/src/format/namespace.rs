@@ -176,7 +176,9 @@ pub fn plan_namespace(
     confirmed: &[String],
 ) -> Result<Option<NamespaceFormat>, NamespaceRefusal> {
     let format = chosen_format(facts.namespace, choice.blocks)?;
-    if format == facts.namespace.format && choice.erase == SecureErase::None {
+    // One that was interrupted is told again: until it is done the drive answers no read.
+    let is_unfinished = facts.namespace.format_remaining_percent.is_some_and(|percent| percent > 0);
+    if format == facts.namespace.format && choice.erase == SecureErase::None && !is_unfinished {
         return Ok(None);
     }
     let controller = facts.controller;
@@ -329,6 +331,14 @@ mod tests {
         let erase = plan(0, BlockChoice::Keep, SecureErase::UserData, &[], &[]).unwrap().unwrap();
         assert_eq!((erase.format.index, erase.command.namespace(), erase.command.dwords()[0]), (0, 1, 1 << 9));
         assert_eq!(recommended_format(&namespace()).unwrap().index, 2);
+    }
+
+    #[test]
+    fn a_format_that_the_drive_did_not_finish_is_asked_for_again() {
+        let unfinished = NamespaceIdentity { format_remaining_percent: Some(40), ..namespace() };
+        let facts = NamespaceFacts { controller: &controller(0), namespace: &unfinished, id: 1, siblings: &[] };
+        let asked = NamespaceChoice { blocks: BlockChoice::BlockLen(512), erase: SecureErase::None };
+        assert_eq!(plan_namespace(facts, asked, &[]).unwrap().unwrap().format.index, 0);
     }
 
     #[test]

@@ -82,12 +82,17 @@ impl Core {
     async fn discard_on(&self, device: &DeviceOnCore) {
         let Some(policy) = device.discard_policy() else { return };
         let block = u64::from(device.layout.block_len_bytes());
-        let mut left = (policy.bytes_per_second_max * ROUND_INTERVAL.as_secs()) / block;
+        let each_round = policy.bytes_per_second_max * ROUND_INTERVAL.as_secs() / block;
+        let unit = device.device.discard_granularity().map_or(1, |unit| unit.0);
+        let mut left = (device.discard_credit.get() + each_round).min(each_round.max(unit));
         let age = self.ports.now().since(device.opened);
         let also_unknown = policy.unknown_after.is_some_and(|delay| age >= delay);
-        for lane in device.lanes.values() {
+        let first = device.discard_turn.replace(device.discard_turn.get().wrapping_add(1));
+        let lanes = device.lanes.values().cycle().skip(first % device.lanes.len().max(1)).take(device.lanes.len());
+        for lane in lanes {
             self.discard_in(device, lane, also_unknown, &mut left).await;
         }
+        device.discard_credit.set(left);
     }
 
     async fn discard_in(&self, device: &DeviceOnCore, lane: &LaneOnDevice, also_unknown: bool, left: &mut u64) {

@@ -18,7 +18,7 @@ use kiseki_types::runtime::RuntimeExt;
 use kiseki_types::table::TableError;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::time::Duration;
 use thiserror::Error;
 
@@ -76,12 +76,21 @@ pub struct StillInFlight {
     pub name: String,
 }
 
+/// The queue of a device that was taken out, for as long as somebody holds it.
+#[derive(Clone)]
+struct Leaving {
+    queue: Weak<dyn Device>,
+    name: String,
+}
+
 /// See the module.
 #[derive(Default)]
 pub(crate) struct DeviceTable {
     devices: RefCell<BTreeMap<DeviceId, Rc<DeviceOnCore>>>,
     /// Devices being added: the journals of one are never opened twice.
     coming: RefCell<Vec<DeviceId>>,
+    /// Openings that were taken out and still have something in flight.
+    leaving: RefCell<BTreeMap<DeviceId, Leaving>>,
     /// Flushes, and their waiters, of devices that have gone: the sums never fall.
     gone_flushes: Cell<(u64, u64)>,
 }
@@ -124,7 +133,9 @@ impl CoreFragmentStore {
         let id = given.id;
         let core = &self.core;
         core.check_published()?;
-        if core.devices.get(id).is_some() || core.devices.coming.borrow().contains(&id) {
+        // I-D6: what is in flight of an earlier opening would land in what a new one gives out.
+        let is_leaving = core.devices.leaving.borrow().contains_key(&id);
+        if is_leaving || core.devices.get(id).is_some() || core.devices.coming.borrow().contains(&id) {
             return Err(AddDeviceError::Present { device: id });
         }
         if given.layout.lanes() != core.lane_count {
@@ -148,21 +159,30 @@ impl CoreFragmentStore {
     /// Takes a device out: nothing new reaches it, what is in flight ends, its queue and its file are closed on return.
     /// One that is not there is no error. What the index says of it stays, so that it may come back.
     pub async fn remove_device(&self, id: DeviceId) -> Result<(), StillInFlight> {
-        let Some(device) = self.core.devices.take(id) else { return Ok(()) };
-        device.is_leaving.set(true);
-        device.gate.fence("it was taken out of use");
-        let (flushes, waiters) = self.core.devices.gone_flushes.get();
-        let gone = (flushes + device.gate.flush_count(), waiters + device.gate.waiter_count());
-        self.core.devices.gone_flushes.set(gone);
-        let (queue, name) = (Rc::downgrade(&device.device), device.name.clone());
-        drop(device);
-        self.core.queue_gone(queue, &name).await
+        if let Some(device) = self.core.devices.take(id) {
+            self.core.send_away(device);
+        }
+        let Some(Leaving { queue, name }) = self.core.devices.leaving.borrow().get(&id).cloned() else { return Ok(()) };
+        self.core.queue_gone(queue, &name).await?;
+        self.core.devices.leaving.borrow_mut().remove(&id);
+        Ok(())
     }
 }
 
 impl Core {
+    /// Lets nothing new reach a device that was taken out, and notes it for as long as something of it is in flight.
+    fn send_away(&self, device: Rc<DeviceOnCore>) {
+        device.is_leaving.set(true);
+        device.gate.fence("it was taken out of use");
+        let (flushes, waiters) = self.devices.gone_flushes.get();
+        let gone = (flushes + device.gate.flush_count(), waiters + device.gate.waiter_count());
+        self.devices.gone_flushes.set(gone);
+        let left = Leaving { queue: Rc::downgrade(&device.device), name: device.name.clone() };
+        self.devices.leaving.borrow_mut().insert(device.id, left);
+    }
+
     /// Waits until nobody holds the queue of a device any more.
-    async fn queue_gone(&self, queue: std::rc::Weak<dyn Device>, name: &str) -> Result<(), StillInFlight> {
+    async fn queue_gone(&self, queue: Weak<dyn Device>, name: &str) -> Result<(), StillInFlight> {
         let deadline = self.ports.now() + LEAVE_PATIENCE;
         while queue.strong_count() > 0 {
             if self.ports.now() > deadline {

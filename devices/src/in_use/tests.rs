@@ -80,13 +80,17 @@ fn a_circle_of_holders_ends() {
 }
 
 #[test]
-fn a_loop_device_uses_its_file() {
+fn a_loop_device_uses_its_file_or_device() {
     let machine = FakeMachine::new();
     let image = machine.roots().dev.join("disk.img");
     std::fs::write(&image, b"").unwrap();
     machine.disk("loop3", "7:3", 2048);
     machine.write("sys/block/loop3/loop/backing_file", &format!("{}\n", image.canonicalize().unwrap().display()));
     assert_eq!(uses(&machine, "disk.img"), ["the loop device loop3 is made of it"]);
+    machine.disk("sdx", "8:112", 2048);
+    let node = machine.roots().dev.join("sdx");
+    machine.write("sys/block/loop3/loop/backing_file", &format!("{}\n", node.display()));
+    assert_eq!(uses(&machine, "sdx"), ["the loop device loop3 is made of it"], "I-D7: a device below one");
 }
 
 #[test]

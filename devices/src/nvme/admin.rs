@@ -96,6 +96,12 @@ impl AdminCommand {
         AdminCommand::identify("Identify Active Namespaces", after, 2)
     }
 
+    /// Asks which namespaces exist above `after`, attached to this controller or not; for drives that manage namespaces.
+    #[must_use]
+    pub fn allocated_namespaces(after: u32) -> AdminCommand {
+        AdminCommand::identify("Identify Allocated Namespaces", after, 0x10)
+    }
+
     fn identify(name: &'static str, namespace: u32, structure: u32) -> AdminCommand {
         let dwords = [structure, 0, 0, 0, 0, 0];
         let answer_len_bytes = IDENTIFY_LEN_BYTES as u32;
@@ -184,6 +190,7 @@ impl AdminCommand {
             (IDENTIFY, 1) => format!("nvme id-ctrl {node}"),
             (IDENTIFY, 0) => format!("nvme id-ns {node} --namespace-id={namespace}"),
             (IDENTIFY, 2) => format!("nvme list-ns {node} --namespace-id={namespace}"),
+            (IDENTIFY, 0x10) => format!("nvme list-ns {node} --namespace-id={namespace} --all"),
             (GET_LOG_PAGE, _) => format!("nvme smart-log {node}"),
             (FORMAT_NVM, _) => format!(
                 "nvme format {node} --namespace-id={namespace} --lbaf={} --ses={} --timeout={} --force",
@@ -320,6 +327,7 @@ mod tests {
             (AdminCommand::identify_controller(), 6, 1, "nvme id-ctrl /dev/ng0n1"),
             (AdminCommand::identify_namespace(2), 6, 0, "nvme id-ns /dev/ng0n1 --namespace-id=2"),
             (AdminCommand::active_namespaces(0), 6, 2, "nvme list-ns /dev/ng0n1 --namespace-id=0"),
+            (AdminCommand::allocated_namespaces(0), 6, 16, "nvme list-ns /dev/ng0n1 --namespace-id=0 --all"),
             (AdminCommand::smart_log(), 2, 0x007f_0002, "nvme smart-log /dev/ng0n1"),
         ] {
             assert_eq!((command.opcode(), command.dwords()[0]), (opcode, dword), "{command}");

@@ -35,6 +35,12 @@ pub(crate) struct TransferLimits {
 }
 
 impl TransferLimits {
+    /// Whether a transfer needs no cut.
+    pub fn holds(&self, offset: u64, len_bytes: usize) -> bool {
+        let ends_within = |boundary: u64| offset % boundary + len_bytes as u64 <= boundary;
+        len_bytes <= self.len_bytes_max && self.boundary_bytes.is_none_or(ends_within)
+    }
+
     /// The pieces of a transfer of `len_bytes` at `offset`: in order, without gaps, each within the limits.
     pub fn cut(&self, offset: u64, len_bytes: usize) -> Vec<Range<usize>> {
         let mut pieces = Vec::with_capacity(len_bytes / self.len_bytes_max + 1);

@@ -344,7 +344,12 @@ fn read_first_block(file: &File, backend: &CommandBackend) -> io::Result<Option<
     }
     let mut ring = builder.build(1)?;
     ring.submitter().register_files(&[file.as_raw_fd()])?;
-    let step = Step::Read { offset: 0, address: buf.as_mut_ptr(), len_bytes: BLOCK_LEN_BYTES, slot: None };
+    // As the cores do it: commands on registered memory came later than commands. Without the right to lock memory the
+    // cores register none either.
+    let iovec = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
+    // SAFETY: `buf` outlives the ring, or is never given back.
+    let slot = unsafe { ring.submitter().register_buffers(&[iovec]) }.is_ok().then_some(0);
+    let step = Step::Read { offset: 0, address: buf.as_mut_ptr(), len_bytes: BLOCK_LEN_BYTES, slot };
     let (Submission::Wide(entry), _) = backend.submission(step, io_uring::types::Fixed(0), false) else {
         unreachable!("commands are wide");
     };

@@ -28,6 +28,8 @@ const fn end(name: &'static str, description: &'static str, back: usize, magic: 
 pub(super) const MD_MAGIC: [u8; 4] = 0xa92b_4efcu32.to_le_bytes();
 const BCACHE_MAGIC: [u8; 16] =
     [0xc6, 0x85, 0x73, 0xf6, 0x4e, 0x1a, 0x45, 0xca, 0x82, 0x65, 0xf5, 0x7f, 0x48, 0xba, 0x6d, 0x81];
+pub(super) const BCACHEFS_MAGIC: [u8; 16] =
+    [0xc6, 0x85, 0x73, 0xf6, 0x66, 0xce, 0x90, 0xa9, 0xd9, 0x6a, 0x60, 0xcf, 0x80, 0x3d, 0xf7, 0xef];
 const STRATIS_MAGIC: &[u8] = b"!Stra0tis\x86\xff\x02^\x41rh";
 
 /// Signatures with a fixed place.
@@ -48,6 +50,7 @@ pub(super) const KNOWN: &[Known] = &[
     front("apfs", "an APFS container", 32, b"NXSB"),
     front("hfsplus", "an HFS+ file system", 1024, b"H+"),
     front("bcache", "a bcache or bcachefs device", 4096 + 24, &BCACHE_MAGIC),
+    front("bcachefs", "a bcachefs file system", 4096 + 24, &BCACHEFS_MAGIC),
     front("ntfs", "an NTFS file system", 3, b"NTFS    "),
     front("bitlocker", "a BitLocker volume", 3, b"-FVE-FS-"),
     front("exfat", "an exFAT file system", 3, b"EXFAT   "),

@@ -37,6 +37,14 @@ impl Backend {
         }
     }
 
+    /// Whether a transfer goes as a whole.
+    pub fn is_whole(&self, offset: u64, len_bytes: usize) -> bool {
+        match self {
+            Backend::File => true,
+            Backend::Commands(commands) => commands.limits.holds(offset, len_bytes),
+        }
+    }
+
     /// The pieces that a transfer is cut into; they go at once.
     pub fn cut(&self, offset: u64, len_bytes: usize) -> Vec<Range<usize>> {
         match self {

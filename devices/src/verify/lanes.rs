@@ -62,6 +62,7 @@ pub(super) fn read(image: &Image, superblock: &Superblock, lane: u16) -> LaneVer
 /// Judges the journals; `found` says which of their unflushed allocations are there.
 pub(super) fn check(superblock: &Superblock, lanes: &mut [LaneVerdict], found: &[Found], verdict: &mut Verdict) {
     for lane in lanes {
+        let is_readable = lane.unreadable.is_empty();
         for range in std::mem::take(&mut lane.unreadable) {
             let mut problem = Problem::unreadable(&superblock.layout, range);
             problem.lane = Some(lane.lane);
@@ -78,6 +79,8 @@ pub(super) fn check(superblock: &Superblock, lanes: &mut [LaneVerdict], found: &
             }
             Examined::Read(journal) => check_read(superblock, lane, &journal, found, verdict),
         }
+        // A node gives up on a journal that it can't read as a whole; here zeros stood for what may lie there.
+        lane.is_sound &= is_readable;
     }
 }
 

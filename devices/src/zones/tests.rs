@@ -35,6 +35,18 @@ fn extents_never_cross_zones_and_come_back_whole() {
 }
 
 #[test]
+fn a_run_behind_more_slivers_than_a_search_looks_at_is_discarded_all_the_same() {
+    // Two blocks in eight are free, again and again, and units of eight: nothing of them can be discarded.
+    let slivers = 2 * DISCARD_RUNS_LOOKED_AT_MAX as u64 + 10;
+    let mut zones = Zones::new([(BlockIndex(0), BlockCount(8 * slivers + 64))]);
+    for sliver in 0..slivers {
+        zones.mark_used(BlockIndex(8 * sliver), BlockCount(6)).unwrap();
+    }
+    let rounds = (0..4).find_map(|_| zones.take_discard(wish(8)));
+    assert_eq!(rounds, Some((BlockIndex(8 * slivers), BlockCount(64))));
+}
+
+#[test]
 fn fragmentation_counts_what_extents_can_be_cut_from() {
     let mut zones = zones();
     let at = |longest, runs, usable| Fragmentation { longest: BlockCount(longest), runs, usable: BlockCount(usable) };

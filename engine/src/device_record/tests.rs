@@ -22,7 +22,7 @@ fn cancel() -> DeviceUpdate {
 }
 
 fn remove() -> DeviceUpdate {
-    DeviceUpdate::Remove { reason: "retired".to_owned() }
+    DeviceUpdate::Remove { reason: "retired".to_owned(), seen: None }
 }
 
 /// The record after all of these, each at the time of its number; updates that change nothing are skipped.
@@ -116,4 +116,20 @@ fn a_record_comes_back_is_bounded_and_damage_is_refused() {
     }
     assert!(DeviceRecord::decode(DEVICE, &[&[9], &bytes[1..]].concat()).is_err(), "another format");
     assert!(DeviceRecord::decode(DEVICE, &[&bytes[..], &[0]].concat()).is_err(), "something behind it");
+}
+
+#[test]
+fn i_d5_a_device_that_was_taken_back_since_it_was_looked_at_is_not_removed() {
+    let evacuating = after(vec![opened(), evacuate(DeviceActor::Operator, None)]).unwrap();
+    let seen = DeviceUpdate::Remove { reason: "retired".to_owned(), seen: Some(evacuating.last().clone()) };
+    let kept = DeviceRecord::after(Some(&evacuating), DEVICE, cancel(), 5).unwrap().unwrap();
+    let error = DeviceRecord::after(Some(&kept), DEVICE, seen.clone(), 6).unwrap_err();
+    assert!(error.to_string().contains("healthy now"), "I-D5: {error}");
+    let drained = DeviceRecord::after(Some(&kept), DEVICE, evacuate(DeviceActor::Operator, None), 7).unwrap().unwrap();
+    assert!(
+        DeviceRecord::after(Some(&drained), DEVICE, seen.clone(), 8).is_err(),
+        "I-D5: another drain is another look"
+    );
+    let removed = DeviceRecord::after(Some(&evacuating), DEVICE, seen, 6).unwrap().unwrap();
+    assert_eq!(removed.state(), DeviceState::Removed);
 }

@@ -1,32 +1,14 @@
 //! Devices that are emptied and leave: everything stays readable and at full width on the way, whatever happens beside.
 
-use crate::support::{MemoryFragments, NODE, World, noise, put};
+use crate::support::{CODED, MemoryFragments, NODE, World, assert_readable, content, filled, put};
 use futures::channel::oneshot;
 use kiseki_engine::api::{Condition, FinishWrite, StoreError};
 use kiseki_engine::device_record::DeviceUpdate;
-use kiseki_engine::message::Dedup;
 use kiseki_engine::retirement::{GiveUp, retire};
-use kiseki_types::fragment::{DeviceState, StripeShape};
-use kiseki_types::ids::TenantId;
+use kiseki_types::fragment::DeviceState;
 use kiseki_types::runtime::RuntimeExt;
 use std::collections::BTreeSet;
 use std::time::Duration;
-
-const CODED: StripeShape = StripeShape { data: 4, parity: 2 };
-
-/// Objects of one chunk, every fourth of them small and so stored as copies.
-fn content(index: u64) -> Vec<u8> {
-    noise(index + 1, if index.is_multiple_of(4) { 9_000 } else { 200_000 })
-}
-
-fn filled(world: World, objects: u64) -> (World, TenantId) {
-    let tenant = world.tenant("a", Dedup::Shared);
-    world.run(world.store.create_bucket(tenant, "bucket")).unwrap();
-    for index in 0..objects {
-        world.put(tenant, "bucket", &index.to_string(), &content(index)).unwrap();
-    }
-    (world, tenant)
-}
 
 /// Every index of every stripe lies on a device that works, no device twice: at any moment.
 fn assert_whole(world: &World, what: &str) {
@@ -41,12 +23,6 @@ fn assert_whole(world: &World, what: &str) {
 fn assert_once(world: &World, what: &str) {
     for (name, good) in world.fragments.good() {
         assert!(good.len() == 3 || good.len() == 6, "{what}: {name:?} holds fragments twice: {good:?}");
-    }
-}
-
-fn assert_readable(world: &World, tenant: TenantId, objects: u64) {
-    for index in 0..objects {
-        assert!(world.get(tenant, "bucket", &index.to_string()).unwrap() == content(index), "object {index}");
     }
 }
 

@@ -1,30 +1,11 @@
 //! Repair without anybody asking: what devices lose, what rots, what was written degraded.
 
-use crate::support::{NODE, Upkeep, World, noise};
+use crate::support::{CODED, NODE, Upkeep, World, assert_readable, filled, noise};
 use kiseki_engine::api::{Condition, StoreError};
-use kiseki_engine::message::Dedup;
 use kiseki_engine::repairer::RepairSettings;
-use kiseki_types::fragment::StripeShape;
-use kiseki_types::ids::TenantId;
 use kiseki_types::runtime::RuntimeExt;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
-
-const CODED: StripeShape = StripeShape { data: 4, parity: 2 };
-
-/// Objects of one chunk, every fourth of them small and so stored as copies.
-fn content(index: u64) -> Vec<u8> {
-    noise(index + 1, if index.is_multiple_of(4) { 9_000 } else { 200_000 })
-}
-
-fn filled(world: World, objects: u64) -> (World, TenantId) {
-    let tenant = world.tenant("a", Dedup::Shared);
-    world.run(world.store.create_bucket(tenant, "bucket")).unwrap();
-    for index in 0..objects {
-        world.put(tenant, "bucket", &index.to_string(), &content(index)).unwrap();
-    }
-    (world, tenant)
-}
 
 /// Full width: every index once, on a usable device of its own, and nothing more.
 fn assert_full_width(world: &World, what: &str) {
@@ -35,12 +16,6 @@ fn assert_full_width(world: &World, what: &str) {
         assert_eq!(indices.len(), width, "I-D1: {what}: {name:?} is not at full width: {good:?}");
         assert_eq!(devices.len(), good.len(), "I-D4: {what}: {name:?} uses a device twice: {good:?}");
         assert_eq!(good.len(), width, "{what}: {name:?} holds fragments twice: {good:?}");
-    }
-}
-
-fn assert_readable(world: &World, tenant: TenantId, objects: u64) {
-    for index in 0..objects {
-        assert!(world.get(tenant, "bucket", &index.to_string()).unwrap() == content(index), "object {index}");
     }
 }
 

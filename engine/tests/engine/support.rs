@@ -612,3 +612,27 @@ pub fn noise(seed: u64, len: usize) -> Vec<u8> {
     out.truncate(len);
     out
 }
+
+/// What most objects of repair and evacuation are coded with.
+pub const CODED: StripeShape = StripeShape { data: 4, parity: 2 };
+
+/// Objects of one chunk, every fourth of them small and so stored as copies.
+pub fn content(index: u64) -> Vec<u8> {
+    noise(index + 1, if index.is_multiple_of(4) { 9_000 } else { 200_000 })
+}
+
+/// A bucket with objects "0", "1" and so on.
+pub fn filled(world: World, objects: u64) -> (World, TenantId) {
+    let tenant = world.tenant("a", Dedup::Shared);
+    world.run(world.store.create_bucket(tenant, "bucket")).unwrap();
+    for index in 0..objects {
+        world.put(tenant, "bucket", &index.to_string(), &content(index)).unwrap();
+    }
+    (world, tenant)
+}
+
+pub fn assert_readable(world: &World, tenant: TenantId, objects: u64) {
+    for index in 0..objects {
+        assert!(world.get(tenant, "bucket", &index.to_string()).unwrap() == content(index), "object {index}");
+    }
+}

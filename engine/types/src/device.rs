@@ -43,6 +43,10 @@ pub trait Device {
     fn write(&self, start: BlockIndex, parts: Vec<IoBytes>) -> LocalBoxFuture<'static, io::Result<()>>;
     /// Makes completed writes durable.
     fn flush(&self) -> LocalBoxFuture<'static, io::Result<()>>;
+    /// Whether a completed write is durable already, so that a flush costs nothing.
+    fn is_flush_free(&self) -> bool {
+        false
+    }
     /// Tells the device that the blocks hold nothing; what they read as afterwards is undefined. Best effort.
     fn discard(&self, start: BlockIndex, len: BlockCount) -> LocalBoxFuture<'static, io::Result<()>>;
     /// Blocks of one unit that the device can discard, counted from its first block; `None` when it can't discard.

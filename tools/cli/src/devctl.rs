@@ -10,6 +10,7 @@ mod drain;
 mod enroll;
 mod format;
 mod format_args;
+mod format_first;
 mod inspect;
 mod join;
 mod list;

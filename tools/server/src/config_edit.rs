@@ -232,7 +232,12 @@ fn push(array: &mut Array, text: &str) {
     {
         let suffix = last.decor().suffix().and_then(|suffix| suffix.as_str()).unwrap_or_default().to_owned();
         last.decor_mut().set_suffix("");
-        value.decor_mut().set_suffix(suffix);
+        // Behind the comma that comes now a comment still stands on its entry's line.
+        let (comment, end) = suffix.rfind('\n').map_or(("", suffix.as_str()), |at| suffix.split_at(at));
+        let prefix = value.decor().prefix().and_then(|prefix| prefix.as_str()).unwrap_or_default();
+        let prefix = format!("{comment}{prefix}");
+        value.decor_mut().set_prefix(prefix);
+        value.decor_mut().set_suffix(end);
     }
     array.push_formatted(value);
 }
@@ -279,6 +284,10 @@ mod tests {
             (
                 "# top\ndevices = [\n  # first rack\n  '/dev/a', # new\n  '/dev/b',\n]\n\n[s3] # here\n",
                 "# top\ndevices = [\n  # first rack\n  '/dev/a', # new\n  '/dev/b',\n  \"/dev/c\",\n]\n\n[s3] # here\n",
+            ),
+            (
+                "devices = [\n  '/dev/a', # one\n  '/dev/b' # two\n]\n",
+                "devices = [\n  '/dev/a', # one\n  '/dev/b', # two\n  \"/dev/c\"\n]\n",
             ),
             ("devices = [\n  '/dev/a',\n  '/dev/b'\n]\n", "devices = [\n  '/dev/a',\n  '/dev/b',\n  \"/dev/c\"\n]\n"),
         ] {

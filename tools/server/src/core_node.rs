@@ -331,12 +331,16 @@ async fn open_index(
     let lost = |reason: String| CoreError::IndexLost { lane, reason };
     let (dir, name) = (meta.clone(), index_file(lane));
     let listed = ports.offload(u64::from(lane.0), move || dir.list());
-    let names = listed.await.map_err(|stopping| lost(stopping.to_string()))?;
-    let names = names.map_err(|error| lost(error.to_string()))?;
+    let closed = |_| TableError::Closed { file: index_file(lane) };
+    let names = listed.await.map_err(closed)?;
+    let names = names.map_err(|error| TableError::File { file: index_file(lane), reason: error.to_string() })?;
     if !is_new && !names.contains(&name) {
         return Err(lost(format!("{name} is missing in the metadata directories")));
     }
-    open_table(ports, meta, name, lane, 1).await.map_err(|error| lost(error.to_string()))
+    open_table(ports, meta, name, lane, 1).await.map_err(|error| match error {
+        TableError::File { .. } => lost(error.to_string()),
+        closed => closed.into(),
+    })
 }
 
 async fn open_table(

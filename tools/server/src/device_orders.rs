@@ -176,7 +176,8 @@ async fn record_removed(node: &CoreNode, device: Option<DeviceId>, path: &str, r
     };
     let there = records.iter().filter(|record| record.state() != DeviceState::Removed);
     let Some(record) = there.filter(is_it).max_by_key(|record| record.last().at_unix_ms) else { return Ok(()) };
-    let request = ControlRequest::UpdateDevice { device: record.device, update: DeviceUpdate::Remove { reason } };
+    let request =
+        ControlRequest::UpdateDevice { device: record.device, update: DeviceUpdate::Remove { reason, seen: None } };
     calls.control(request).await.map(drop).map_err(|error| error.to_string())
 }
 

@@ -84,10 +84,7 @@ fn observed(report: &DeviceReport, place: Option<DevicePlace>, record: Option<&D
 /// A device's id as reports write it.
 #[must_use]
 pub fn parse_id(hex: &str) -> Option<DeviceId> {
-    let bytes =
-        (0..hex.len()).step_by(2).map(|at| hex.get(at..at + 2).and_then(|pair| u8::from_str_radix(pair, 16).ok()));
-    let bytes: Vec<u8> = bytes.collect::<Option<_>>()?;
-    bytes.try_into().ok().map(DeviceId)
+    <[u8; 16]>::try_from(hex::decode(hex).ok()?).ok().map(DeviceId)
 }
 
 impl DeviceRecorder {
@@ -127,20 +124,31 @@ impl DeviceRecorder {
         }
         self.recognize(&board);
         let board = self.shared.board.snapshot();
+        // What one device meets keeps no other from being looked at.
+        let mut result = Ok(());
         for report in &board.devices {
             let Some(id) = parse_id(&report.id) else { continue };
-            let records = self.records();
-            if let Some(update) = observed(report, self.place(report, id), records.get(&id)) {
-                self.node.engine().record_device(id, update).await?;
-            }
-            if records.get(&id).is_some_and(|record| record.state() == DeviceState::Removed) {
-                self.let_go(id);
-                continue;
-            }
-            self.count_read_errors(&board, id).await?;
-            self.watch_wear(report, id).await?;
+            result = result.and(self.look_at(&board, report, id).await);
         }
-        Ok(())
+        result
+    }
+
+    async fn look_at(&self, board: &NodeReport, report: &DeviceReport, id: DeviceId) -> Result<(), StoreError> {
+        let records = self.records();
+        if let Some(update) = observed(report, self.place(report, id), records.get(&id)) {
+            self.node.engine().record_device(id, update).await?;
+        }
+        match records.get(&id).map(DeviceRecord::state) {
+            // Its next look finds the record, if it was made now.
+            None => return Ok(()),
+            Some(DeviceState::Removed) => {
+                self.let_go(id);
+                return Ok(());
+            }
+            Some(_) => {}
+        }
+        self.count_read_errors(board, id).await?;
+        self.watch_wear(report, id).await
     }
 
     /// Says which device it is that could not be opened: the one that was last seen at that path and is nowhere else.

@@ -14,6 +14,7 @@
 
 use crate::config_edit::{ConfigFile, DevicesChange};
 use crate::device_orders::DeviceOrder;
+use crate::device_records::parse_id;
 use crate::device_table::OpenDevice;
 use crate::devices::{ClaimedDevice, Identity, describe, with_causes};
 use crate::executor::CoreShared;
@@ -111,7 +112,7 @@ pub fn replace(
     let _one_at_a_time = shared.devices.change();
     let change = Change::begin(shared, mode)?;
     let old = find(shared, device)?;
-    if is_usable(&old) {
+    if old.is_usable() {
         return Err(format!(
             "{} works, so nothing has to be rebuilt from the others: `kiseki-devctl enroll {}` first, then \
              `kiseki-devctl drain {}`, and `kiseki-devctl retire {}` when it is empty",
@@ -215,7 +216,7 @@ impl<'a> Change<'a> {
         check(&superblock, self.shared.keys.cluster, self.shared.lanes, self.shared.meta.dir.epoch().epoch)?;
         let id = superblock.device.to_string();
         let same = reports.iter().find(|report| report.id == id);
-        if let Some(twin) = same.filter(|report| is_usable(report)) {
+        if let Some(twin) = same.filter(|report| report.is_usable()) {
             return Err(format!("it is a copy of {}, which is in use; format it anew to use it", twin.path));
         }
         let place = match (&old, same) {
@@ -242,7 +243,7 @@ impl<'a> Change<'a> {
             (None, _) => JoinKind::Returned,
         };
         let capacity_bytes = superblock.layout.capacity_bytes();
-        let others = reports.iter().filter(|report| is_usable(report)).map(|report| report.capacity_bytes).collect();
+        let others = reports.iter().filter(|report| report.is_usable()).map(|report| report.capacity_bytes).collect();
         let joined = JoinedDevice {
             device: id,
             path: path.display().to_string(),
@@ -268,7 +269,7 @@ impl<'a> Change<'a> {
         let reports = self.shared.board.lock().devices.clone();
         for open in self.shared.devices.all() {
             let id = open.superblock.device.to_string();
-            let is_used = reports.iter().any(|report| report.id == id && is_usable(report));
+            let is_used = reports.iter().any(|report| report.id == id && report.is_usable());
             if is_used && open.identity.is_some_and(|other| other.is_same_device(identity)) {
                 let name = if open.path == path { "this node".to_owned() } else { open.path.display().to_string() };
                 return Err(format!("it is in use already, as {name}"));
@@ -315,7 +316,7 @@ impl<'a> Change<'a> {
             return Err(message);
         }
         if let Some(old) = &plan.replaced {
-            let device = device_id(&old.id);
+            let device = parse_id(&old.id);
             let reason = format!("device {} took its place", plan.joined.device);
             let record = DeviceOrder::RecordRemoved { device, path: old.path.clone(), reason };
             if let Err(message) = shared.orders.give_first(record) {
@@ -473,17 +474,6 @@ pub fn size_warning(capacity_bytes: u64, mut others: Vec<u64>) -> Option<String>
             gib(usual)
         )
     })
-}
-
-/// An id as reports show it.
-fn device_id(text: &str) -> Option<DeviceId> {
-    let bytes = hex::decode(text).ok()?;
-    <[u8; 16]>::try_from(bytes).ok().map(DeviceId)
-}
-
-/// Whether reads and writes reach it, as far as status knows.
-fn is_usable(report: &DeviceReport) -> bool {
-    report.is_usable()
 }
 
 /// The device that an operator means, by its path or by the first digits of its id.

@@ -127,8 +127,14 @@ pub fn format_all(
     let plans = plan_all(paths, options)?;
     plans.iter().try_for_each(DevicePlan::check)?;
     on_executor(async |ports| {
-        for plan in &plans {
-            format_one(plan, options, &ports, |event| progress(&plan.path, event)).await?;
+        for first in &plans {
+            // I-D7: the ones before may have taken hours, and a drive may take other namespaces along: what was decided
+            // then is decided again.
+            let now = plan_all(std::slice::from_ref(&first.path), options)?;
+            for plan in &now {
+                plan.check()?;
+                format_one(plan, options, &ports, |event| progress(&plan.path, event)).await?;
+            }
         }
         Ok(())
     })?

@@ -164,6 +164,7 @@ impl Returns {
         });
         let Some(ours) = ours else {
             self.seen.remove(path);
+            self.refused.remove(path); // away again: what comes next is a new return
             return None;
         };
         let before = self.seen.insert(path.to_owned(), ours.device);

@@ -332,3 +332,23 @@ fn a_removed_device_holds_no_file_descriptor_so_the_drive_can_be_pulled() {
         }
     });
 }
+
+#[test]
+fn i_d6_a_device_is_not_opened_again_while_an_earlier_opening_has_something_in_flight() {
+    let rig = Rig::new(13, 1, 1);
+    let spare = rig.spare(9);
+    rig.run(async {
+        let (stores, _) = rig.start().await;
+        let in_flight: Rc<dyn Device> = spare.1.open();
+        stores[0].add_device(StoreDevice { device: in_flight.clone(), ..queue_on(&spare) }).await.unwrap();
+        for attempt in 0..2 {
+            let left = stores[0].remove_device(spare.0).await;
+            assert!(left.is_err(), "I-D6: attempt {attempt} says that it can be pulled");
+            let again = stores[0].add_device(queue_on(&spare)).await;
+            assert!(matches!(again, Err(AddDeviceError::Present { .. })), "I-D6: attempt {attempt}: {again:?}");
+        }
+        drop(in_flight);
+        stores[0].remove_device(spare.0).await.unwrap();
+        stores[0].add_device(queue_on(&spare)).await.unwrap();
+    });
+}

@@ -5,6 +5,7 @@ mod load;
 use anyhow::{Context, Result, bail};
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use kiseki_devices::file_device::{DeviceLock, open_device};
+use kiseki_devices::in_use::refuse_in_use;
 use kiseki_devices::probe::{FoundSignature, PROBE_LEN_BYTES, probe_device};
 use kiseki_devices::ring::RingOptions;
 use kiseki_measure::units::{binary, count, parse_duration};
@@ -40,8 +41,8 @@ pub struct Args {
     /// Measure writes too; everything on the device is lost.
     #[arg(long)]
     write: bool,
-    /// Name of a signature that may be overwritten, as `inspect` prints it; may be given several times.
-    #[arg(long, requires = "write")]
+    /// Names of signatures that may be overwritten, as `inspect` prints them; comma separated or several times.
+    #[arg(long, requires = "write", value_delimiter = ',')]
     wipe: Vec<String>,
     /// Time for each figure.
     #[arg(long, value_parser = parse_duration, default_value = "3s")]
@@ -54,6 +55,7 @@ pub struct Args {
 pub fn run(args: Args) -> Result<ExitCode> {
     let path = &args.device;
     let shown = path.display();
+    refuse_in_use(path)?;
     let _lock = DeviceLock::acquire(path).context("a drive is measured while nobody uses it")?;
     let steps: Vec<Step> = Step::ALL.into_iter().filter(|step| args.write || !step.writes()).collect();
     let bar = if args.json { ProgressBar::hidden() } else { ProgressBar::new(steps.len() as u64) };

@@ -8,6 +8,7 @@ mod text;
 use anyhow::{Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use kiseki_devices::DeviceError;
+use kiseki_devices::file_device::block_node;
 use kiseki_devices::image::Image;
 use kiseki_devices::index_rebuild::NodeRows;
 use kiseki_devices::superblock::Superblock;
@@ -137,7 +138,10 @@ fn say(text: &str) {
 
 /// Opens what can be opened; the others with their reason. Errors: one device given twice.
 fn open_all(paths: &[PathBuf]) -> Result<(Vec<Image>, Vec<String>)> {
-    let real = |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let real = |path: &Path| {
+        let path = block_node(path);
+        std::fs::canonicalize(&path).unwrap_or(path)
+    };
     for (at, path) in paths.iter().enumerate() {
         if paths[..at].iter().any(|other| real(other) == real(path)) {
             bail!("{} is given twice", path.display());

@@ -35,8 +35,8 @@ pub(super) struct Drive {
     controller: ControllerIdentity,
     namespace: NamespaceIdentity,
     id: u32,
-    /// Numbers of all its active namespaces.
-    active: Vec<u32>,
+    /// Numbers of all the namespaces that it tells of.
+    others: Vec<u32>,
 }
 
 /// A format that the drive does itself.
@@ -67,17 +67,16 @@ impl Drive {
         let strange = |source| FormatError::Page { device: node.display().to_string(), source };
         let controller = ControllerIdentity::parse(&page(&AdminCommand::identify_controller())?).map_err(strange)?;
         let namespace = NamespaceIdentity::parse(&page(&AdminCommand::identify_namespace(id))?).map_err(strange)?;
-        // Older drives have no such list; the kernel's is what there is then.
-        let active = page(&AdminCommand::active_namespaces(0)).ok().and_then(|page| parse_namespace_list(&page).ok());
-        Ok(Drive {
-            roots: roots.clone(),
-            device: device.clone(),
-            controller,
-            namespace,
-            id,
-            active: active.unwrap_or_default(),
-            node,
-        })
+        // Formats reach namespaces that are attached elsewhere, or nowhere.
+        let others = match controller.admin.namespace_management {
+            true => parse_namespace_list(&page(&AdminCommand::allocated_namespaces(0))?).map_err(strange)?,
+            // Older drives have no list; the kernel's is what there is then.
+            false => page(&AdminCommand::active_namespaces(0))
+                .ok()
+                .and_then(|page| parse_namespace_list(&page).ok())
+                .unwrap_or_default(),
+        };
+        Ok(Drive { roots: roots.clone(), device: device.clone(), controller, namespace, id, others, node })
     }
 
     /// Whether the drive has a format of its own to finish.
@@ -125,7 +124,7 @@ impl Drive {
                 signatures: self.look_at(device).map_err(|error| error.to_string()),
             })
             .collect();
-        for namespace in self.active.iter().filter(|id| **id != self.id) {
+        for namespace in self.others.iter().filter(|id| **id != self.id) {
             if !siblings.iter().any(|sibling| sibling.namespace == *namespace) {
                 siblings.push(Sibling {
                     name: None,
