@@ -8,7 +8,7 @@ use crate::nvme::path::{PathChoice, PathInUse, PathPreference};
 use crate::pool::BufferPool;
 use crate::ring::backend::Backend;
 use crate::ring::{Ring, RingOptions};
-use kiseki_executor::{Rings, core_ring};
+use kiseki_executor::core_ring;
 use kiseki_types::device::{Device, DeviceGeometry};
 use kiseki_types::limits::DEVICE_BLOCK_BYTES_MAX;
 use kiseki_types::meta::MetaFile;
@@ -166,20 +166,16 @@ pub fn open_device(
     options: RingOptions,
     pool: Option<Rc<BufferPool>>,
 ) -> Result<Rc<dyn Device>, DeviceError> {
-    let rings = core_ring().rings();
     let preference = match options.path {
         // Nothing to try out where no commands can be sent.
-        PathPreference::Auto if rings == Rings::Plain => PathPreference::IoUring,
+        PathPreference::Auto if !core_ring().takes_commands() => PathPreference::IoUring,
         other => other,
     };
-    let choice = PathChoice::make(path, preference)?.on_rings(rings);
-    if options.path == PathPreference::Passthrough && choice.in_use == PathInUse::Block {
-        return Err(DeviceError::PassthroughRefused { device: path.display().to_string(), reason: choice.reason });
-    }
-    open_device_by(path, &choice, options, pool)
+    open_device_by(path, &PathChoice::make(path, preference)?, options, pool)
 }
 
-/// The same on the way that was chosen, which must be one for the core's rings.
+/// The same on the way that was chosen. Where polling was chosen and the core can't have a ring for it, interrupts do, and a
+/// warning says so.
 pub fn open_device_by(
     path: &Path,
     choice: &PathChoice,
@@ -187,8 +183,18 @@ pub fn open_device_by(
     pool: Option<Rc<BufferPool>>,
 ) -> Result<Rc<dyn Device>, DeviceError> {
     let name = path.display().to_string();
-    let rings = core_ring().rings();
-    assert!(choice.in_use.rings() <= rings, "{name}: {} on a core with {rings:?} rings", choice.in_use);
+    let core = core_ring();
+    if choice.uses_commands() && !core.takes_commands() {
+        let reason = "the core's ring takes no commands (Linux 5.19 and later have one that does)".to_owned();
+        return Err(DeviceError::PassthroughRefused { device: name, reason });
+    }
+    let mut choice = choice.clone();
+    if choice.in_use == PathInUse::PassthroughPolled
+        && let Err(error) = core.add_polled()
+    {
+        tracing::warn!(device = %name, %error, "no ring to poll it on this core, so it is driven by interrupts here; more locked memory may help (LimitMEMLOCK=infinity)");
+        choice = choice.without_polling();
+    }
     let opened = DirectFile::open(path, Access::ReadWrite)?;
     let geometry = opened.geometry;
     let discard_unit = crate::discard_unit::of(&opened.file, geometry.block_len_bytes);

@@ -9,6 +9,7 @@
 pub(crate) mod backend;
 mod flush;
 mod operation;
+pub(crate) mod patience;
 #[cfg(test)]
 mod tests;
 
@@ -29,6 +30,7 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::rc::Rc;
+use std::time::Duration;
 
 /// Operations that one queue has in flight unless told otherwise.
 pub const RING_DEPTH_DEFAULT: u16 = 256;
@@ -58,6 +60,7 @@ pub(crate) struct Ring {
 
 /// What the handle and the operations in flight have in common.
 struct Shared {
+    name: String,
     core: Rc<CoreRing>,
     /// How operations reach the device.
     backend: Backend,
@@ -71,6 +74,8 @@ struct Shared {
     in_flight: RefCell<Vec<Option<InFlight>>>,
     free: RefCell<Vec<u16>>,
     waiting: RefCell<VecDeque<InFlight>>,
+    /// Operations that will be submitted again after a while.
+    resting: Cell<usize>,
     flush: RefCell<FlushGate>,
     /// The first failed write or flush; nothing is written after it (I-D6).
     failed: RefCell<Option<StoredError>>,
@@ -113,6 +118,7 @@ impl Ring {
         let slot = core.register_file(file.as_raw_fd())?;
         let pool = pool.filter(|pool| register_buffers(name, &core, pool));
         let shared = Rc::new(Shared {
+            name: name.to_owned(),
             core,
             backend,
             slot,
@@ -121,6 +127,7 @@ impl Ring {
             in_flight: RefCell::new((0..options.depth).map(|_| None).collect()),
             free: RefCell::new((0..options.depth).rev().collect()),
             waiting: RefCell::default(),
+            resting: Cell::new(0),
             flush: RefCell::default(),
             failed: RefCell::default(),
         });
@@ -269,6 +276,7 @@ impl Completion for Shared {
         let mut operation = taken.expect("a completion belongs to an operation in flight");
         match operation.progress(&self.backend, result) {
             operation::Progress::Continue => self.waiting.borrow_mut().push_front(operation),
+            operation::Progress::After(wait, error) => self.start_later(operation, wait, &error),
             operation::Progress::Done => self.finish(operation.into_operation(), Ok(())),
             operation::Progress::Failed(error) => self.finish(operation.into_operation(), Err(error)),
         }
@@ -281,7 +289,7 @@ impl Shared {
     fn queue(self: &Rc<Self>, operation: Operation) {
         let refused = match &*self.failed.borrow() {
             Some(failed) if operation.needs_trust() => Some(failed.fenced()),
-            _ if self.waiting.borrow().len() >= RING_WAITING_MAX => Some(io::Error::new(
+            _ if self.waiting.borrow().len() + self.resting.get() >= RING_WAITING_MAX => Some(io::Error::new(
                 io::ErrorKind::ResourceBusy,
                 format!("{RING_WAITING_MAX} operations wait already (I-O5)"),
             )),
@@ -313,6 +321,31 @@ impl Shared {
             // table, on the heap, and stays there unmoved until `complete` takes it out; the ring keeps us until then.
             unsafe { self.core.submit(submission, way, self.clone(), u32::from(slot)) };
         }
+    }
+
+    /// Submits an operation again when `wait` has passed, unless the device has failed meanwhile. The kernel has none of its
+    /// memory until then, so it may end with the executor.
+    fn start_later(self: &Rc<Self>, operation: InFlight, wait: Duration, error: &io::Error) {
+        if self.resting.get() == 0 {
+            tracing::warn!(device = %self.name, %error, wait_ms = wait.as_millis(), "the drive is told again after a while");
+        }
+        self.resting.set(self.resting.get() + 1);
+        let shared = self.clone();
+        kiseki_executor::spawn(async move {
+            kiseki_executor::sleep(wait).await;
+            shared.resting.set(shared.resting.get() - 1);
+            let refused = match &*shared.failed.borrow() {
+                Some(failed) if operation.needs_trust() => Some(failed.fenced()),
+                _ => None,
+            };
+            match refused {
+                Some(error) => shared.finish(operation.into_operation(), Err(error)),
+                None => {
+                    shared.waiting.borrow_mut().push_front(operation);
+                    shared.start_waiting();
+                }
+            }
+        });
     }
 
     /// Answers the caller of an operation. A caller that has gone away is no error.

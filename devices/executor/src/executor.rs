@@ -22,7 +22,7 @@ const TURN_MAX: Duration = Duration::from_micros(200);
 pub struct ExecutorOptions {
     /// The processor that its thread is pinned to.
     pub cpu: Option<usize>,
-    /// The rings that it needs.
+    /// The ring that it has.
     pub rings: Rings,
 }
 

@@ -1,8 +1,8 @@
 //! The io_uring of a core: what was queued goes to the kernel once a turn, what is done comes back to whoever queued it.
 //!
-//! A core that sends commands to devices has a wide ring in place of the plain one, still a single one for everything. Where
-//! the driver has queues without interrupts it has a second one beside, for reads and writes of these devices alone: while
-//! something is on it the core never sleeps and looks for completions each turn; empty, it costs nothing.
+//! The ring is wide where the kernel has that, so that it takes commands to devices too whenever one comes; still a single one
+//! for everything. For devices whose driver has queues without interrupts a second one is added beside, for their reads and writes
+//! alone: while something is on it the core never sleeps and looks for completions each turn; empty, it costs nothing.
 
 #![allow(unsafe_code)]
 
@@ -12,7 +12,7 @@ use io_uring::types::Fd;
 use io_uring::{cqueue, opcode};
 use rustix::event::PollFlags;
 use std::any::Any;
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::io;
 use std::os::fd::RawFd;
 use std::rc::Rc;
@@ -33,16 +33,14 @@ pub trait Completion {
     fn complete(self: Rc<Self>, token: u32, result: i32);
 }
 
-/// Which rings a core has.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+/// Which ring a core has for everything.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Rings {
-    /// One for ordinary operations.
+    /// One that takes commands to devices besides; a plain one where the kernel has none (before 5.19).
     #[default]
-    Plain,
-    /// One that takes commands to devices besides (kernel 5.19).
     Wide,
-    /// And one beside it that is polled.
-    WideAndPolled,
+    /// One for ordinary operations alone, to compare.
+    Plain,
 }
 
 /// How an operation goes to the kernel.
@@ -50,7 +48,7 @@ pub enum Rings {
 pub enum Way {
     /// On the core's ring; the core may sleep meanwhile.
     Interrupt,
-    /// On the ring that is polled, which the core must have.
+    /// On the ring that is polled, see [`CoreRing::add_polled`].
     Polled,
 }
 
@@ -93,19 +91,27 @@ impl Slots {
 /// The rings of one core.
 pub struct CoreRing {
     main: Queue,
-    polled: Option<Queue>,
+    polled: OnceCell<Queue>,
     slots: RefCell<Slots>,
     /// Operations that the kernel has memory for, and how many of them are on the polled ring.
     operations: Cell<usize>,
     operations_polled: Cell<usize>,
     answers: RefCell<Vec<Answer>>,
+    /// Places for files in each ring.
+    files: u32,
     files_free: RefCell<Vec<u32>>,
-    /// Keeps registered memory alive, and says whose it is.
-    buffers: RefCell<Option<Rc<dyn Any>>>,
+    buffers: RefCell<Option<RegisteredBuffers>>,
     bell: RawFd,
 }
 
-/// A file that is registered with all rings of the core.
+/// Memory that the rings know.
+struct RegisteredBuffers {
+    /// Keeps it alive, and says whose it is.
+    owner: Rc<dyn Any>,
+    iovecs: Vec<libc::iovec>,
+}
+
+/// A file that is registered with all rings that the core had at that time.
 pub struct FileSlot {
     ring: Rc<CoreRing>,
     index: u32,
@@ -131,20 +137,25 @@ impl Drop for FileSlot {
 impl CoreRing {
     /// Rings of the calling thread; `bell` is an eventfd, whose owner outlives them.
     pub(crate) fn new(bell: RawFd, rings: Rings) -> io::Result<CoreRing> {
-        let main = if rings == Rings::Plain { Queue::plain()? } else { Queue::wide()? };
-        let polled = (rings == Rings::WideAndPolled).then(Queue::polled).transpose()?;
+        let main = match rings {
+            Rings::Plain => Queue::plain()?,
+            Rings::Wide => match Queue::wide() {
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Queue::plain()?,
+                made => made?,
+            },
+        };
         // Without room for file numbers (a small RLIMIT_NOFILE) fewer files can be registered.
-        let queues: Vec<&Queue> = std::iter::once(&main).chain(&polled).collect();
-        let sparse = |queue: &&Queue, count| queue.register(|ring| ring.register_files_sparse(count)).is_ok();
-        let files = [FILES_MAX, 64].into_iter().find(|count| queues.iter().all(|queue| sparse(queue, *count)));
+        let sparse = |count: &u32| main.register(|ring| ring.register_files_sparse(*count)).is_ok();
+        let files = [FILES_MAX, 64].into_iter().find(sparse).unwrap_or(0);
         let made = CoreRing {
             main,
-            polled,
+            polled: OnceCell::new(),
             slots: RefCell::default(),
             operations: Cell::new(0),
             operations_polled: Cell::new(0),
             answers: RefCell::default(),
-            files_free: RefCell::new((0..files.unwrap_or(0)).rev().collect()),
+            files,
+            files_free: RefCell::new((0..files).rev().collect()),
             buffers: RefCell::default(),
             bell,
         };
@@ -152,25 +163,40 @@ impl CoreRing {
         Ok(made)
     }
 
-    /// Which rings the core has.
+    /// Whether it takes commands to devices.
     #[must_use]
-    pub fn rings(&self) -> Rings {
-        match (self.main.is_wide(), &self.polled) {
-            (false, _) => Rings::Plain,
-            (true, None) => Rings::Wide,
-            (true, Some(_)) => Rings::WideAndPolled,
+    pub fn takes_commands(&self) -> bool {
+        self.main.is_wide()
+    }
+
+    /// Adds the polled ring, unless the core has it. Memory that is registered is known to it too; files only from now on.
+    ///
+    /// Errors: those of io_uring; then nothing has changed.
+    pub fn add_polled(&self) -> io::Result<()> {
+        if self.polled.get().is_some() {
+            return Ok(());
         }
+        let polled = Queue::polled()?;
+        if self.files > 0 {
+            polled.register(|ring| ring.register_files_sparse(self.files))?;
+        }
+        if let Some(buffers) = &*self.buffers.borrow() {
+            // SAFETY: whoever registered them vouched for them, and their owner is kept until the rings are gone.
+            polled.register(|ring| unsafe { ring.register_buffers(&buffers.iovecs) })?;
+        }
+        assert!(self.polled.set(polled).is_ok(), "looked above");
+        Ok(())
     }
 
     fn queues(&self) -> impl Iterator<Item = &Queue> {
-        std::iter::once(&self.main).chain(&self.polled)
+        std::iter::once(&self.main).chain(self.polled.get())
     }
 
     fn set_file(&self, index: u32, fd: RawFd) -> io::Result<()> {
         self.queues().try_for_each(|queue| queue.register(|ring| ring.register_files_update(index, &[fd])).map(drop))
     }
 
-    /// Registers an open file with the rings until the slot is dropped.
+    /// Registers an open file with the rings until the slot is dropped; with the polled one if it is there by now.
     pub fn register_file(self: &Rc<Self>, fd: RawFd) -> io::Result<FileSlot> {
         let index = self.files_free.borrow_mut().pop().ok_or_else(|| {
             let text = format!("a core has room for {FILES_MAX} files (I-O5), or fewer where RLIMIT_NOFILE is small");
@@ -187,7 +213,7 @@ impl CoreRing {
     /// The ranges are memory that stays where it is for as long as `owner` lives.
     pub unsafe fn register_buffers(&self, owner: Rc<dyn Any>, ranges: &[(usize, usize)]) -> io::Result<bool> {
         if let Some(first) = &*self.buffers.borrow() {
-            return Ok(std::ptr::addr_eq(Rc::as_ptr(first), Rc::as_ptr(&owner)));
+            return Ok(std::ptr::addr_eq(Rc::as_ptr(&first.owner), Rc::as_ptr(&owner)));
         }
         let iovecs: Vec<_> = ranges
             .iter()
@@ -201,12 +227,13 @@ impl CoreRing {
                 return Err(error);
             }
         }
-        *self.buffers.borrow_mut() = Some(owner);
+        *self.buffers.borrow_mut() = Some(RegisteredBuffers { owner, iovecs });
         Ok(true)
     }
 
     /// Queues an operation; it goes to the kernel at the end of this turn at the latest, whether or not anyone waits. A wide
-    /// submission needs a wide ring, [`Way::Polled`] a polled one.
+    /// submission needs a ring that [takes commands](Self::takes_commands), [`Way::Polled`] the polled one, with its file
+    /// registered since that was added.
     ///
     /// # Safety
     /// All memory that `submission` names belongs to `owner` and stays where it is until `owner` hears of the end; the
@@ -219,7 +246,7 @@ impl CoreRing {
             Way::Interrupt => self.main.push_operation(submission),
             Way::Polled => {
                 self.operations_polled.set(self.operations_polled.get() + 1);
-                self.polled.as_ref().expect("the caller looked at `rings`").push_operation(submission);
+                self.polled.get().expect("whoever polls has added the ring").push_operation(submission);
             }
         }
     }
@@ -251,7 +278,7 @@ impl CoreRing {
     /// Hands over what is queued and lets the kernel post what is done, if there is any of that; never waits.
     pub(crate) fn pass(&self) {
         self.main.pass();
-        if let Some(polled) = self.polled.as_ref().filter(|_| self.is_polling()) {
+        if let Some(polled) = self.polled.get().filter(|_| self.is_polling()) {
             polled.poll();
         }
     }
@@ -267,7 +294,7 @@ impl CoreRing {
         let mut answers = std::mem::take(&mut *self.answers.borrow_mut());
         // All of them first: answering may submit more, so the rings are not held meanwhile.
         self.main.take_answers(&mut answers);
-        if let Some(polled) = self.polled.as_ref().filter(|_| self.is_polling()) {
+        if let Some(polled) = self.polled.get().filter(|_| self.is_polling()) {
             polled.take_answers(&mut answers);
         }
         let count = answers.len();

@@ -4,7 +4,7 @@
 use futures::StreamExt;
 use futures::channel::{mpsc, oneshot};
 use futures::future::{join_all, poll_fn};
-use kiseki_executor::{Executor, Interest, readiness, sleep, spawn, stats, yield_now};
+use kiseki_executor::{Completion, Executor, Interest, Way, core_ring, readiness, sleep, spawn, stats, yield_now};
 use std::cell::{Cell, RefCell};
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
@@ -105,6 +105,40 @@ fn it_never_sleeps_while_a_task_is_ready_and_sleeps_when_none_is() {
         sleep(Duration::from_millis(20)).await;
         let rested = stats();
         assert!((1..=5).contains(&(rested.sleeps - busy.sleeps)), "one sleep, not a loop: {rested:?}");
+    });
+}
+
+/// Hears of the end of one operation.
+struct Heard(RefCell<Option<oneshot::Sender<i32>>>);
+
+impl Completion for Heard {
+    fn complete(self: Rc<Self>, _token: u32, result: i32) {
+        self.0.take().expect("an operation ends once").send(result).unwrap();
+    }
+}
+
+#[test]
+#[allow(unsafe_code)]
+fn it_does_not_sleep_while_something_is_on_its_polled_ring() {
+    on_executor(|| async {
+        let ring = core_ring();
+        ring.add_polled().unwrap();
+        sleep(Duration::from_millis(1)).await;
+        for way in [Way::Polled, Way::Interrupt].into_iter().cycle().take(200) {
+            let before = stats().sleeps;
+            let (tell, heard) = oneshot::channel();
+            let owner = Rc::new(Heard(RefCell::new(Some(tell))));
+            let nothing = io_uring::opcode::Nop::new().build().into();
+            // SAFETY: it names no memory.
+            unsafe { ring.submit(nothing, way, owner, 0) };
+            assert_eq!(heard.await, Ok(0), "{way:?}");
+            if way == Way::Polled {
+                assert_eq!(stats().sleeps, before, "nothing would have woken it");
+            }
+        }
+        let before = stats().sleeps;
+        sleep(Duration::from_millis(5)).await;
+        assert!(stats().sleeps > before, "an empty polled ring keeps nobody awake");
     });
 }
 

@@ -2,6 +2,7 @@
 
 use crate::nvme::status::NvmeStatus;
 use crate::ring::backend::Step;
+use crate::ring::patience::RetryLimits;
 use io_uring::{opcode, types};
 use kiseki_executor::{Submission, Way};
 use std::ops::Range;
@@ -70,10 +71,15 @@ pub(crate) struct CommandBackend {
     pub limits: TransferLimits,
     /// Whether reads and writes go to queues without interrupts.
     pub is_polled: bool,
+    /// Whether it is on this machine's bus: a controller that was reset there does nothing that it was told before. Over
+    /// a network a command may still be on its way.
+    pub is_local: bool,
     /// Whether completed writes may be lost until a flush.
     pub has_volatile_cache: bool,
     /// Whether it takes Deallocate.
     pub can_deallocate: bool,
+    /// How long it is waited for when it asks for that.
+    pub retry: RetryLimits,
 }
 
 /// Command dwords that are not the same in all of our commands.
@@ -168,8 +174,13 @@ pub(crate) enum CommandAnswer {
     Done,
     /// It never reached the drive, which had no room for it.
     Crowded,
+    /// It never reached the drive: none of the paths to it works now. The kernel has no other error for that than for a command
+    /// that makes no sense, and such a one would have shown when the way was chosen.
+    NoPath,
     /// The drive refused it.
     Refused(NvmeStatus),
+    /// The drive had it, and its controller was reset before it answered.
+    TakenBack,
     /// The kernel refused it, or lost it: whether the drive has done it is unknown.
     Failed(i32),
 }
@@ -177,12 +188,14 @@ pub(crate) enum CommandAnswer {
 impl CommandAnswer {
     /// From the result of a completion: 0, a status of the drive, or an error number below 0.
     pub fn of(result: i32) -> CommandAnswer {
-        if result == -libc::EAGAIN {
-            return CommandAnswer::Crowded;
-        }
         match u16::try_from(result) {
             Ok(status) => NvmeStatus::new(status).map_or(CommandAnswer::Done, CommandAnswer::Refused),
-            Err(_) => CommandAnswer::Failed(-result),
+            Err(_) => match -result {
+                libc::EAGAIN => CommandAnswer::Crowded,
+                libc::EINVAL => CommandAnswer::NoPath,
+                libc::EINTR => CommandAnswer::TakenBack,
+                errno => CommandAnswer::Failed(errno),
+            },
         }
     }
 }
@@ -190,6 +203,7 @@ impl CommandAnswer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     fn backend(block_len_bytes: u32) -> CommandBackend {
         CommandBackend {
@@ -197,8 +211,10 @@ mod tests {
             block_len_bytes,
             limits: TransferLimits { len_bytes_max: 16384, boundary_bytes: None },
             is_polled: true,
+            is_local: true,
             has_volatile_cache: true,
             can_deallocate: true,
+            retry: RetryLimits { span_max: Duration::from_secs(30), named: [Duration::ZERO; 3] },
         }
     }
 
@@ -255,7 +271,9 @@ mod tests {
     fn answers() {
         assert_eq!(CommandAnswer::of(0), CommandAnswer::Done);
         assert_eq!(CommandAnswer::of(-libc::EAGAIN), CommandAnswer::Crowded);
-        assert_eq!(CommandAnswer::of(-libc::EINTR), CommandAnswer::Failed(libc::EINTR));
+        assert_eq!(CommandAnswer::of(-libc::EINVAL), CommandAnswer::NoPath);
+        assert_eq!(CommandAnswer::of(-libc::EINTR), CommandAnswer::TakenBack);
+        assert_eq!(CommandAnswer::of(-libc::ENODEV), CommandAnswer::Failed(libc::ENODEV));
         assert_eq!(CommandAnswer::of(0x4281), CommandAnswer::Refused(NvmeStatus::new(0x4281).unwrap()));
     }
 }

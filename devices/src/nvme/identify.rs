@@ -2,6 +2,7 @@
 
 use super::page::{Page, PageError, bit};
 use std::fmt;
+use std::time::Duration;
 
 /// Bytes of each Identify page.
 pub const IDENTIFY_LEN_BYTES: usize = 4096;
@@ -53,6 +54,9 @@ pub struct ControllerIdentity {
     pub firmware_slots: u8,
     /// Temperature at which the drive warns, in kelvin; 0 where it does not say.
     pub temperature_warning_kelvin: u16,
+    /// Waits that it names by number with a status that asks for the command again (CRDT1 to CRDT3); zero where it does
+    /// not say.
+    pub retry_delays: [Duration; 3],
 }
 
 /// Version of the specification that a controller follows.
@@ -171,6 +175,8 @@ impl ControllerIdentity {
             atomic_blocks_power_fail: zero_based(page.u16(528)),
             firmware_slots: page.u8(260) >> 1 & 7,
             temperature_warning_kelvin: page.u16(266),
+            // In units of 100 ms.
+            retry_delays: [128, 130, 132].map(|at| Duration::from_millis(100 * u64::from(page.u16(at)))),
         })
     }
 }
@@ -418,6 +424,7 @@ mod tests {
         page[524] = 0b101;
         page[525] = 0b111;
         put(&mut page, 526, &127u16.to_le_bytes());
+        put(&mut page, 128, &[5, 0, 0, 0, 0xff, 0xff]);
         let found = ControllerIdentity::parse(&page).unwrap();
         assert_eq!(found.serial, "S64H1?[2J", "no escape sequence reaches a terminal");
         assert_eq!((found.model.as_str(), found.firmware.as_str()), ("ACME Fast Drive 3.84TB", "1.0.4"));
@@ -430,6 +437,7 @@ mod tests {
         assert!(found.commands.dataset_management && found.commands.write_zeroes && found.commands.verify);
         assert!(!found.commands.compare && found.sanitize.block_erase && !found.sanitize.overwrite);
         assert_eq!(found.capacity_bytes, 3_840_000_000_000);
+        assert_eq!(found.retry_delays.map(|wait| wait.as_millis()), [500, 0, 6_553_500]);
         assert!(matches!(
             ControllerIdentity::parse(&page[..4095]),
             Err(PageError::Truncated { len_bytes: 4095, needed_bytes: 4096, .. })

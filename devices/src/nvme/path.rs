@@ -10,8 +10,9 @@ use super::node::{NvmeNode, NvmeNodeKind};
 use crate::error::DeviceError;
 use crate::file_device::BLOCK_LEN_BYTES;
 use crate::ring::backend::{Backend, Step};
+use crate::ring::patience::RetryLimits;
 use io_uring::{IoUring, cqueue, squeue};
-use kiseki_executor::{Rings, Submission};
+use kiseki_executor::Submission;
 use kiseki_types::IoBuf;
 use std::fmt;
 use std::fs::{File, OpenOptions};
@@ -19,6 +20,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Flushes what the page cache holds of a block device and forgets it.
 const BLKFLSBUF: libc::c_ulong = 0x1261;
@@ -31,6 +33,12 @@ const COMMAND_BLOCKS_MAX: u64 = 1 << 16;
 
 /// Times that the first block is read both ways before the two are said to differ.
 const COMPARISONS_MAX: usize = 5;
+
+/// How long a drive that asks for patience gets it: as long as the kernel gives a command (`queue/io_timeout`, 30 s unless
+/// somebody changed it), but within these bounds, for some are told to wait for ever.
+const RETRY_SPAN_DEFAULT: Duration = Duration::from_secs(30);
+const RETRY_SPAN_MIN: Duration = Duration::from_secs(5);
+const RETRY_SPAN_MAX: Duration = Duration::from_secs(120);
 
 /// Which way an operator wants.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -66,16 +74,6 @@ impl PathInUse {
             PathInUse::PassthroughPolled => "passthrough_polled",
             PathInUse::Block => "block",
             PathInUse::File => "file",
-        }
-    }
-
-    /// The rings that a core needs for it.
-    #[must_use]
-    pub fn rings(self) -> Rings {
-        match self {
-            PathInUse::Passthrough => Rings::Wide,
-            PathInUse::PassthroughPolled => Rings::WideAndPolled,
-            PathInUse::Block | PathInUse::File => Rings::Plain,
         }
     }
 }
@@ -131,6 +129,10 @@ struct QueueFacts {
     segments_max: u64,
     /// Whether the driver has queues without interrupts.
     can_poll: bool,
+    /// Whether the drive is on this machine's bus.
+    is_local: bool,
+    /// How long the kernel gives a command.
+    io_timeout: Duration,
 }
 
 impl PathChoice {
@@ -187,19 +189,20 @@ impl PathChoice {
         Ok(Some((file, Backend::Commands(target.backend.clone()))))
     }
 
-    /// The same way on a core that has only `rings`; the block device where it has none that are wide enough.
+    /// Whether the device is driven by commands.
     #[must_use]
-    pub fn on_rings(self, rings: Rings) -> PathChoice {
-        match (self.target, rings) {
-            (Some(_), Rings::Plain) => {
-                PathChoice::without_commands(PathInUse::Block, "this executor has no ring that takes commands")
-            }
-            (Some(mut target), Rings::Wide) => {
-                target.backend.is_polled = false;
-                PathChoice { in_use: PathInUse::Passthrough, reason: self.reason, target: Some(target) }
-            }
-            (target, _) => PathChoice { target, ..self },
+    pub fn uses_commands(&self) -> bool {
+        self.target.is_some()
+    }
+
+    /// The same way, completions by interrupts.
+    #[must_use]
+    pub fn without_polling(mut self) -> PathChoice {
+        if let Some(target) = &mut self.target {
+            target.backend.is_polled = false;
+            self.in_use = PathInUse::Passthrough;
         }
+        self
     }
 }
 
@@ -248,8 +251,22 @@ impl QueueFacts {
             transfer_len_bytes_max: number("queue/max_hw_sectors_kb")?.saturating_mul(1024),
             segments_max: number("queue/max_segments")?,
             can_poll: number("queue/io_poll").is_ok_and(|poll| poll == 1),
+            is_local: is_local(&dir),
+            io_timeout: number("queue/io_timeout").map_or(RETRY_SPAN_DEFAULT, Duration::from_millis),
         })
     }
+}
+
+/// Whether every controller of the namespace at `dir` is on this machine's bus. Below a namespace of several controllers
+/// lie the subsystem's, in `device`; below one of a single controller that itself.
+fn is_local(dir: &Path) -> bool {
+    let device = dir.join("device");
+    let transport = |dir: &Path| std::fs::read_to_string(dir.join("transport")).ok();
+    let own = transport(&device);
+    let others = std::fs::read_dir(&device).into_iter().flatten().flatten();
+    let others = others.filter_map(|entry| transport(&entry.path()));
+    let found: Vec<String> = own.into_iter().chain(others).collect();
+    !found.is_empty() && found.iter().all(|transport| transport.trim() == "pcie")
 }
 
 /// How to drive a namespace by commands, or why not.
@@ -298,8 +315,13 @@ fn decide(found: &Found) -> Result<CommandBackend, String> {
             boundary_bytes: boundary.filter(|bytes| bytes.is_multiple_of(block)),
         },
         is_polled: queue.can_poll,
+        is_local: queue.is_local,
         has_volatile_cache: controller.has_volatile_cache,
         can_deallocate: controller.commands.dataset_management,
+        retry: RetryLimits {
+            span_max: queue.io_timeout.clamp(RETRY_SPAN_MIN, RETRY_SPAN_MAX),
+            named: controller.retry_delays,
+        },
     })
 }
 
@@ -375,6 +397,8 @@ fn read_first_block(file: &File, backend: &CommandBackend) -> io::Result<Option<
         CommandAnswer::Refused(status) if status.is_media_error() => Ok(None),
         CommandAnswer::Refused(status) => Err(status.io_error()),
         CommandAnswer::Crowded => Err(io::Error::from_raw_os_error(libc::EAGAIN)),
+        CommandAnswer::NoPath => Err(io::Error::from_raw_os_error(libc::EINVAL)),
+        CommandAnswer::TakenBack => Err(io::Error::from_raw_os_error(libc::EINTR)),
         CommandAnswer::Failed(errno) => Err(io::Error::from_raw_os_error(errno)),
     }
 }
@@ -419,6 +443,8 @@ mod tests {
             transfer_len_bytes_max: 512 << 10,
             segments_max: 127,
             can_poll: false,
+            is_local: true,
+            io_timeout: Duration::from_secs(30),
         };
         Found {
             namespace: 1,
@@ -444,6 +470,10 @@ mod tests {
         drive.queue.transfer_len_bytes_max = 2 << 10;
         decide(&drive).unwrap_err();
         let mut drive = found(12);
+        for (timeout_s, span_s) in [(30, 30), (1, 5), (4_294_967, 120)] {
+            drive.queue.io_timeout = Duration::from_secs(timeout_s);
+            assert_eq!(decide(&drive).unwrap().retry.span_max, Duration::from_secs(span_s), "{timeout_s} s");
+        }
         drive.namespace_identity.boundary_blocks = Some(32);
         assert_eq!(decide(&drive).unwrap().limits.boundary_bytes, Some(128 << 10));
         let mut drive = found(9);
@@ -476,7 +506,7 @@ mod tests {
     fn what_the_kernel_says_is_read() {
         let sys = tempfile::tempdir().unwrap();
         let dir = sys.path().join("nvme0n1");
-        for directory in ["queue", "holders/dm-0", "nvme0n1p1", "nvme0n1p2", "power"] {
+        for directory in ["queue", "holders/dm-0", "nvme0n1p1", "nvme0n1p2", "power", "device/nvme0", "device/power"] {
             std::fs::create_dir_all(dir.join(directory)).unwrap();
         }
         for (file, text) in [
@@ -486,6 +516,8 @@ mod tests {
             ("queue/max_hw_sectors_kb", "128\n"),
             ("queue/max_segments", "33\n"),
             ("queue/io_poll", "1\n"),
+            ("queue/io_timeout", "60000\n"),
+            ("device/nvme0/transport", "pcie\n"),
         ] {
             std::fs::write(dir.join(file), text).unwrap();
         }
@@ -497,8 +529,13 @@ mod tests {
             transfer_len_bytes_max: 128 << 10,
             segments_max: 33,
             can_poll: true,
+            is_local: true,
+            io_timeout: Duration::from_secs(60),
         };
         assert_eq!(QueueFacts::read(sys.path(), "nvme0n1"), Ok(facts));
+        std::fs::create_dir_all(dir.join("device/nvme1")).unwrap();
+        std::fs::write(dir.join("device/nvme1/transport"), "tcp\n").unwrap();
+        assert!(!QueueFacts::read(sys.path(), "nvme0n1").unwrap().is_local, "one way leads over a network");
         std::fs::remove_file(dir.join("queue/max_segments")).unwrap();
         assert!(QueueFacts::read(sys.path(), "nvme0n1").unwrap_err().contains("max_segments"));
     }
@@ -525,13 +562,15 @@ mod tests {
     }
 
     #[test]
-    fn a_core_without_wide_rings_takes_the_block_device() {
-        let backend = decide(&found(12)).unwrap();
+    fn polling_can_be_left_away() {
+        let backend = CommandBackend { is_polled: true, ..decide(&found(12)).unwrap() };
         let target = Some(Target { generic: "/dev/ng0n1".into(), backend });
         let choice = PathChoice { in_use: PathInUse::PassthroughPolled, reason: String::new(), target };
-        assert_eq!(choice.clone().on_rings(Rings::WideAndPolled).in_use, PathInUse::PassthroughPolled);
-        assert_eq!(choice.clone().on_rings(Rings::Wide).in_use, PathInUse::Passthrough);
-        let block = choice.on_rings(Rings::Plain);
-        assert!(block.in_use == PathInUse::Block && block.target.is_none());
+        let plain = choice.without_polling();
+        assert!(
+            plain.uses_commands() && plain.in_use == PathInUse::Passthrough && !plain.target.unwrap().backend.is_polled
+        );
+        let block = PathChoice::without_commands(PathInUse::Block, "").without_polling();
+        assert!(!block.uses_commands() && block.in_use == PathInUse::Block);
     }
 }

@@ -10,6 +10,7 @@ pub struct NvmeStatus(u16);
 /// Type and code; the bits above say how to go on.
 const CODE_MASK: u16 = 0x7ff;
 const DO_NOT_RETRY: u16 = 0x4000;
+const RETRY_DELAY_SHIFT: u16 = 11;
 
 /// What the codes mean, by type and code.
 const NAMES: &[(u16, &str)] = &[
@@ -81,10 +82,17 @@ impl NvmeStatus {
         self.0 & DO_NOT_RETRY != 0
     }
 
-    /// Whether the drive asks for the same command again: it was busy with itself, and has not done it.
+    /// Whether the same command is asked for again: the drive was busy with itself, or the kernel with the drive (0x370, while
+    /// its controller is reset), and it has not been done.
     #[must_use]
     pub fn asks_again(self) -> bool {
-        !self.is_final() && matches!(self.code(), 0x021 | 0x022 | 0x082 | 0x303)
+        !self.is_final() && matches!(self.code(), 0x021 | 0x022 | 0x082 | 0x303 | 0x370)
+    }
+
+    /// Which of the waits that the controller's identity lists is to pass first (CRD), 1 to 3; 0: none.
+    #[must_use]
+    pub fn retry_delay_number(self) -> u8 {
+        (self.0 >> RETRY_DELAY_SHIFT & 3) as u8
     }
 
     /// Whether a medium or its data failed, rather than the command or the way to the drive.
@@ -151,6 +159,9 @@ mod tests {
         assert!(!NvmeStatus::new(0x285).unwrap().is_media_error(), "a compare that differs is an answer");
         assert_eq!(NvmeStatus::new(0x7c3).unwrap().name(), "vendor specific error");
         assert_eq!(NvmeStatus::new(0x371).unwrap().io_error().kind(), io::ErrorKind::Other);
+        let delays = [0x0021, 0x0821, 0x1021, 0x5821].map(|raw| NvmeStatus::new(raw).unwrap().retry_delay_number());
+        assert_eq!(delays, [0, 1, 2, 3]);
+        assert!(NvmeStatus::new(0x370).unwrap().asks_again() && !NvmeStatus::new(0x371).unwrap().asks_again());
         assert!(NvmeStatus::new(0x021).unwrap().asks_again() && !NvmeStatus::new(0x4021).unwrap().asks_again());
         assert!(!NvmeStatus::new(0x280).unwrap().asks_again(), "I-D6: a write that failed is not tried again");
     }

@@ -1,7 +1,9 @@
 //! One operation on its way through the ring: what it needs, how it goes on after a short transfer, when it gives up.
 
 use super::backend::{Backend, Step};
-use crate::nvme::command::CommandAnswer;
+use super::patience::Patience;
+use crate::nvme::command::{CommandAnswer, CommandBackend};
+use crate::nvme::status::NvmeStatus;
 use crate::pool::BufferPool;
 use futures::channel::oneshot;
 use io_uring::types;
@@ -11,6 +13,7 @@ use kiseki_types::{IoBuf, IoBytes};
 use std::io;
 use std::ops::Range;
 use std::rc::Rc;
+use std::time::Duration;
 
 /// Times that an operation is submitted again without progress (interrupted, or the kernel was out of memory).
 const RETRIES_MAX: u32 = 16;
@@ -87,6 +90,8 @@ impl ReadTarget {
 pub(super) enum Progress {
     /// Submit it again, for what is left.
     Continue,
+    /// The same, after this time; with what it failed with this time.
+    After(Duration, io::Error),
     /// All of it is done.
     Done,
     /// It failed for good.
@@ -100,17 +105,24 @@ pub(super) struct InFlight {
     /// Bytes that the kernel was asked for last.
     asked: usize,
     retries: u32,
+    /// How often a drive was waited for.
+    patience: Patience,
     /// The polled queue had no room for it.
     crowded: bool,
 }
 
 impl InFlight {
     pub fn new(operation: Operation) -> InFlight {
-        InFlight { operation, done: 0, asked: 0, retries: 0, crowded: false }
+        InFlight { operation, done: 0, asked: 0, retries: 0, patience: Patience::default(), crowded: false }
     }
 
     pub fn into_operation(self) -> Operation {
         self.operation
+    }
+
+    /// See [`Operation::needs_trust`].
+    pub fn needs_trust(&self) -> bool {
+        self.operation.needs_trust()
     }
 
     /// The submission for what is left. It points into `self`'s heap memory: see the caller for why that is sound.
@@ -167,29 +179,58 @@ impl InFlight {
         match backend {
             Backend::File if result < 0 => self.failed(-result),
             Backend::File => self.moved(result as usize),
-            Backend::Commands(_) => self.command_answered(CommandAnswer::of(result)),
+            Backend::Commands(commands) => self.command_answered(commands, CommandAnswer::of(result)),
         }
     }
 
-    /// A command is done or it is not; there is nothing between.
-    fn command_answered(&mut self, answer: CommandAnswer) -> Progress {
+    /// A command is done or it is not; there is nothing between. One that has not happened is told again, after a while. A flush
+    /// never: one that was broken off may have lost what it was to keep (I-D6).
+    fn command_answered(&mut self, commands: &CommandBackend, answer: CommandAnswer) -> Progress {
+        let is_flush = matches!(self.operation, Operation::Flush);
         match answer {
             CommandAnswer::Done => self.moved(self.asked),
-            CommandAnswer::Crowded => {
+            // Where interrupts end it, the kernel lets it wait.
+            CommandAnswer::Crowded if !self.crowded => {
                 self.crowded = true;
-                self.failed(libc::EAGAIN)
+                Progress::Continue
             }
-            // A flush that the drive broke off may have lost what it was to keep (I-D6); a read or write has not happened.
-            CommandAnswer::Refused(status) if status.asks_again() && !matches!(self.operation, Operation::Flush) => {
-                self.again().unwrap_or_else(|| Progress::Failed(status.io_error()))
+            CommandAnswer::Refused(status) if status.asks_again() && !is_flush => {
+                self.later(commands, Some(status), status.io_error())
             }
             CommandAnswer::Refused(status) => Progress::Failed(status.io_error()),
-            // The kernel gave up on the drive: it may still do what it was told, so asking again could come between.
-            CommandAnswer::Failed(libc::EINTR) => {
-                let text = "the drive did not answer; the kernel has taken the command back";
-                Progress::Failed(io::Error::new(io::ErrorKind::TimedOut, text))
+            CommandAnswer::TakenBack if self.is_safe_after_reset(commands) => {
+                self.later(commands, None, taken_back("it is told again"))
             }
+            CommandAnswer::TakenBack => Progress::Failed(taken_back(match commands.has_volatile_cache {
+                true => "what the drive's volatile cache held may be lost with it",
+                false => "whether it was done is unknown",
+            })),
+            CommandAnswer::Crowded | CommandAnswer::NoPath if !is_flush => {
+                let text = "the kernel has no way to the drive now, or no room for the command";
+                self.later(commands, None, io::Error::new(io::ErrorKind::ResourceBusy, text))
+            }
+            CommandAnswer::Crowded => Progress::Failed(io::Error::from_raw_os_error(libc::EAGAIN)),
+            CommandAnswer::NoPath => Progress::Failed(io::Error::from_raw_os_error(libc::EINVAL)),
             CommandAnswer::Failed(errno) => Progress::Failed(io::Error::from_raw_os_error(errno)),
+        }
+    }
+
+    /// Whether a command that the kernel took back can be told again. A read always. A write where the drive can't do it late,
+    /// and where it is known that no earlier write went with it.
+    fn is_safe_after_reset(&self, commands: &CommandBackend) -> bool {
+        match self.operation {
+            Operation::Read { .. } | Operation::ReadPiece { .. } => true,
+            Operation::Write { .. } => commands.is_local && !commands.has_volatile_cache,
+            Operation::Flush | Operation::Discard { .. } => false,
+        }
+    }
+
+    /// One more try after a while, unless there were enough.
+    fn later(&mut self, commands: &CommandBackend, status: Option<NvmeStatus>, error: io::Error) -> Progress {
+        let number = status.map_or(0, NvmeStatus::retry_delay_number);
+        match self.patience.next(&commands.retry, number) {
+            Some(wait) => Progress::After(wait, error),
+            None => Progress::Failed(error),
         }
     }
 
@@ -231,6 +272,12 @@ impl InFlight {
     }
 }
 
+/// The kernel resets a controller that does not answer, or that an operator wants to be reset.
+fn taken_back(what: &str) -> io::Error {
+    let text = format!("the kernel took the command back, as it does when it resets the controller: {what}");
+    io::Error::new(io::ErrorKind::TimedOut, text)
+}
+
 /// The slot to name to the kernel, when the bytes lie in memory that this ring registered.
 fn registered(pool: Option<&BufferPool>, slot: Option<u16>, bytes: &[u8]) -> Option<u16> {
     slot.filter(|slot| pool.is_some_and(|pool| pool.holds(*slot, bytes)))
@@ -257,21 +304,46 @@ fn list_parts(parts: &[IoBytes], done: usize, iovecs: &mut Vec<libc::iovec>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nvme::command::{CommandBackend, TransferLimits};
+    use crate::nvme::command::TransferLimits;
+    use crate::ring::patience::RetryLimits;
 
     fn read(len: usize) -> InFlight {
         InFlight::new(Operation::Read { offset: 0, buf: IoBuf::zeroed(len), reply: oneshot::channel().0 })
     }
 
-    fn commands() -> Backend {
+    fn write(len: usize) -> InFlight {
+        InFlight::new(Operation::write(0, vec![IoBuf::zeroed(len).freeze()], oneshot::channel().0))
+    }
+
+    fn drive(has_volatile_cache: bool, is_local: bool) -> Backend {
         Backend::Commands(CommandBackend {
             namespace: 1,
             block_len_bytes: 512,
             limits: TransferLimits { len_bytes_max: 1 << 20, boundary_bytes: None },
             is_polled: true,
-            has_volatile_cache: true,
+            is_local,
+            has_volatile_cache,
             can_deallocate: true,
+            retry: RetryLimits {
+                span_max: Duration::from_secs(30),
+                named: [Duration::from_millis(500), Duration::ZERO, Duration::ZERO],
+            },
         })
+    }
+
+    fn commands() -> Backend {
+        drive(true, true)
+    }
+
+    /// Waits until it fails, in milliseconds.
+    fn waits(mut operation: InFlight, backend: &Backend, result: i32) -> Vec<u128> {
+        let next = || match operation.progress(backend, result) {
+            Progress::After(wait, _) => Some(wait.as_millis()),
+            Progress::Continue => Some(0),
+            Progress::Failed(_) => None,
+            Progress::Done => panic!("{result} is no success"),
+        };
+        std::iter::from_fn(next).take(1000).collect()
     }
 
     #[test]
@@ -289,11 +361,36 @@ mod tests {
 
     #[test]
     fn i_o5_retries_end() {
-        for (backend, result) in [(Backend::File, -libc::EAGAIN), (commands(), 0x021), (commands(), -libc::EAGAIN)] {
-            let mut operation = read(4096);
-            let again = (0..100).take_while(|_| matches!(operation.progress(&backend, result), Progress::Continue));
-            assert_eq!(again.count(), RETRIES_MAX as usize, "{result}");
+        assert_eq!(waits(read(4096), &Backend::File, -libc::EAGAIN), [0; RETRIES_MAX as usize]);
+        // The first time it only changes the ring.
+        for (result, at_once) in [(-libc::EAGAIN, 1), (0x021, 0), (0x370, 0), (-libc::EINVAL, 0), (-libc::EINTR, 0)] {
+            let waits = waits(read(4096), &commands(), result);
+            assert_eq!(waits[..at_once], vec![0; at_once], "I-O5: {result}");
+            assert_eq!(waits[at_once..at_once + 3], [10, 20, 40], "a drive that is busy is not hammered: {result}");
+            assert_eq!(waits.iter().sum::<u128>(), 30_000, "I-O5: {result}");
         }
+    }
+
+    #[test]
+    fn a_drive_that_names_a_time_is_asked_again_then() {
+        assert_eq!(waits(write(4096), &commands(), 0x0821)[..2], [500, 500], "CRD 1");
+        assert_eq!(waits(write(4096), &commands(), 0x1021)[..2], [10, 20], "CRD 2, which it left empty");
+        assert_eq!(waits(write(4096), &commands(), 0x4821).len(), 0, "do not retry");
+    }
+
+    #[test]
+    fn i_d6_after_a_reset_only_what_is_safe_is_told_again() {
+        let fate = |operation, has_cache, is_local| waits(operation, &drive(has_cache, is_local), -libc::EINTR).len();
+        for (has_cache, is_local, write_again) in
+            [(true, true, false), (false, true, true), (false, false, false), (true, false, false)]
+        {
+            let about = format!("I-D6: volatile cache {has_cache}, local {is_local}");
+            assert!(fate(read(4096), has_cache, is_local) > 10, "{about}");
+            assert_eq!(fate(write(4096), has_cache, is_local) > 10, write_again, "{about}");
+            assert_eq!(fate(InFlight::new(Operation::Flush), has_cache, is_local), 0, "{about}");
+        }
+        let failed = write(4096).progress(&drive(true, true), -libc::EINTR);
+        assert!(matches!(failed, Progress::Failed(error) if error.to_string().contains("volatile cache")));
     }
 
     #[test]
@@ -311,14 +408,17 @@ mod tests {
 
         let refused = read(4096).progress(&backend, 0x281);
         assert!(matches!(refused, Progress::Failed(error) if error.to_string().contains("unrecovered read error")));
-        let lost = read(4096).progress(&backend, -libc::EINTR);
+        let lost = write(4096).progress(&backend, -libc::EINTR);
         assert!(matches!(lost, Progress::Failed(error) if error.kind() == io::ErrorKind::TimedOut));
+        let gone = write(4096).progress(&backend, -libc::ENODEV);
+        assert!(matches!(gone, Progress::Failed(error) if error.raw_os_error() == Some(libc::ENODEV)));
     }
 
     #[test]
     fn i_d6_a_flush_is_never_tried_again() {
-        let mut flush = InFlight::new(Operation::Flush);
-        assert!(matches!(flush.progress(&commands(), 0x021), Progress::Failed(_)), "I-D6");
+        for result in [0x021, 0x0821, 0x370, -libc::EINTR, -libc::EINVAL] {
+            assert_eq!(waits(InFlight::new(Operation::Flush), &commands(), result).len(), 0, "I-D6: {result}");
+        }
     }
 
     #[test]

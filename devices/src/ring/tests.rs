@@ -257,11 +257,17 @@ fn a_drive_starts_in_the_middle_of_a_turn_and_one_operation_costs_no_extra_call(
 fn files_work_on_rings_of_every_kind() {
     use kiseki_executor::{Executor, ExecutorOptions, Rings};
     let (_dir, path) = image();
-    for (byte, rings) in [(1, Rings::Plain), (2, Rings::Wide), (3, Rings::WideAndPolled)] {
+    for (byte, rings, polled) in [(1, Rings::Plain, false), (2, Rings::Wide, false), (3, Rings::Wide, true)] {
         Executor::new(ExecutorOptions { cpu: None, rings }).unwrap().run(async {
-            assert_eq!(kiseki_executor::core_ring().rings(), rings);
+            let core = kiseki_executor::core_ring();
+            assert_eq!(core.takes_commands(), rings == Rings::Wide, "{rings:?}: this kernel has wide rings");
             let pool = BufferPool::new(&[SlabClass { len_bytes: 64 << 10, count: 2 }]);
             let device = open(&path, 8, Some(pool.clone()));
+            if polled {
+                // Later than a file and the registered memory.
+                core.add_polled().unwrap();
+                core.add_polled().unwrap();
+            }
             let mut registered = pool.alloc(64 << 10);
             registered.fill(byte);
             let parts = vec![registered.freeze(), filled(4096, byte + 10)];
@@ -269,6 +275,9 @@ fn files_work_on_rings_of_every_kind() {
             device.flush().await.unwrap();
             let found = device.read(BlockIndex(0), pool.alloc(64 << 10)).await.unwrap();
             assert!(found.iter().all(|found| *found == byte), "{rings:?}");
+            drop(device);
+            let again = open(&path, 8, Some(pool.clone()));
+            assert_eq!(again.read(BlockIndex(16), IoBuf::zeroed(4096)).await.unwrap()[0], byte + 10, "{rings:?}");
             // Nothing is on the polled ring, so the core sleeps.
             let sleeps = kiseki_executor::stats().sleeps;
             kiseki_executor::sleep(std::time::Duration::from_millis(5)).await;

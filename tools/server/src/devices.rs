@@ -5,7 +5,6 @@ use kiseki_devices::DeviceError;
 use kiseki_devices::file_device::{DeviceLock, RawDevice};
 use kiseki_devices::nvme::path::{PathChoice, PathPreference};
 use kiseki_devices::superblock::{Superblock, SuperblockKeeper, read_superblock_blocking};
-use kiseki_executor::Rings;
 use kiseki_types::fragment::DeviceState;
 use kiseki_types::ids::ClusterId;
 use kiseki_types::meta::MetaFile;
@@ -118,8 +117,6 @@ pub struct NodeDevices {
     pub reports: Vec<DeviceReport>,
     /// Lanes that they were formatted with; 0 when none is usable.
     pub lanes: u16,
-    /// The rings that every core needs to drive them.
-    pub rings: Rings,
 }
 
 /// What a device says of itself.
@@ -164,7 +161,6 @@ fn read(device: &RawDevice, name: &str) -> Result<Superblock, DeviceError> {
 /// Opens what can be opened. A device that is missing, foreign or damaged is one warning with its remedy; the node goes
 /// on with the rest (I-O3).
 pub fn open_all(paths: &[PathBuf], cluster: ClusterId, preference: PathPreference) -> NodeDevices {
-    let mut rings = Rings::default();
     let mut opened: Vec<Option<NodeDevice>> = Vec::new();
     let mut reports = Vec::new();
     for path in paths {
@@ -172,7 +168,6 @@ pub fn open_all(paths: &[PathBuf], cluster: ClusterId, preference: PathPreferenc
         let device = ClaimedDevice::open(path, cluster).and_then(|claimed| {
             let choice = claimed.choose_path(preference)?;
             report.drive_by(&choice);
-            rings = rings.max(choice.in_use.rings());
             claimed.take_up()
         });
         let device = match device {
@@ -215,7 +210,7 @@ pub fn open_all(paths: &[PathBuf], cluster: ClusterId, preference: PathPreferenc
     for report in reports.iter().filter(|report| report.state != "healthy") {
         tracing::warn!(device = %report.path, reason = %report.reason, "device not used; going on without it");
     }
-    NodeDevices { usable, reports, lanes, rings }
+    NodeDevices { usable, reports, lanes }
 }
 
 /// The most frequent value; of equally frequent ones the smallest.

@@ -295,7 +295,7 @@ impl<'a> Change<'a> {
         if id.to_string() != plan.joined.device {
             return Err("another device took its place just now; try again".to_owned());
         }
-        let way = claimed.choose_path(shared.config.device_path.into())?.on_rings(shared.rings);
+        let way = claimed.choose_path(shared.config.device_path.into())?;
         let device = claimed.take_up()?;
         let superblock = Box::new(device.superblock.clone());
         let enrolled = if plan.place == Place::New { Enrolled::Changes } else { Enrolled::Stays };

@@ -26,7 +26,7 @@ use kiseki_engine::engine::PIN_EPOCH_AGE;
 use kiseki_engine::keyring::NodeKeys;
 use kiseki_engine::keys::MasterKeys;
 use kiseki_engine::message::{EngineRequest, EngineResponse};
-use kiseki_executor::{Executor, ExecutorOptions, Rings};
+use kiseki_executor::{Executor, ExecutorOptions};
 use kiseki_gateway::{GatewayConfig, HttpProtocol, S3Service};
 use kiseki_net::{
     Connection, CoreRuntime, Listener, Mesh, MeshCaller, MeshShape, ServeLimits, SidePool, StopSignal, TlsAcceptor,
@@ -68,8 +68,6 @@ pub struct CoreShared {
     pub devices: DeviceTable,
     /// The way to all cores when one does.
     pub orders: DeviceOrders,
-    /// The rings that every core has.
-    pub rings: Rings,
     /// The metadata set.
     pub meta: NodeMetadata,
     /// Side threads.
@@ -96,7 +94,7 @@ pub fn spawn(shared: Arc<CoreShared>, core: u16, calls: Option<AdminCalls>) -> R
     let cpu = cpus.get(usize::from(core)).copied().filter(|_| usize::from(shared.config.cores) <= cpus.len());
     let thread = std::thread::Builder::new().name(format!("kiseki-core-{core}"));
     let handle = thread.spawn(move || {
-        let result = match Executor::new(ExecutorOptions { cpu, rings: shared.rings }) {
+        let result = match Executor::new(ExecutorOptions { cpu, ..ExecutorOptions::default() }) {
             Ok(executor) => executor.run(run_core(shared.clone(), CoreId(core), calls)),
             Err(error) => Err(anyhow::anyhow!("core {core} can't start: {error}; try `kiseki-server doctor`")),
         };

@@ -100,7 +100,6 @@ fn open(
     describe(&config, &board, &found.reports, &meta, found.lanes);
     let mesh_shape = MeshShape { core_count: config.cores, lane_count: found.lanes };
     let side = SidePool::start(usize::from(config.side_threads)).context("can't start side threads")?;
-    let rings = found.rings;
     Ok(CoreShared {
         lanes: found.lanes,
         shape,
@@ -111,7 +110,6 @@ fn open(
         mesh_shape,
         devices: DeviceTable::new(found.usable, witness),
         orders: DeviceOrders::new(config.cores),
-        rings,
         meta,
         side,
         keys,

@@ -1,7 +1,12 @@
 //! NVMe drives driven by commands, on real drives or emulated ones: `make test-nvme` runs these in an emulated machine.
 //!
-//! **They overwrite the drives.** `KISEKI_NVME_DRIVES` names the sound ones by their block devices, separated by spaces, and
-//! `KISEKI_NVME_FAULTY` one that fails reads of its fifth MiB's first block and writes of its ninth MiB's first block.
+//! **They overwrite the drives.** `KISEKI_NVME_DRIVES` names the sound ones by their block devices, separated by spaces,
+//! `KISEKI_NVME_FAULTY` one that fails reads of its fifth MiB's first block and writes of its ninth MiB's first block,
+//! `KISEKI_NVME_CACHELESS` one without a volatile cache, and `KISEKI_NVME_BOUNDARY` one with an optimal I/O boundary.
+
+mod conditions;
+mod reset;
+mod support;
 
 use futures::future::join_all;
 use kiseki_devices::file_device::{DeviceLock, RawDevice, open_device, open_device_by};
@@ -13,59 +18,23 @@ use kiseki_devices::nvme::smart::SmartLog;
 use kiseki_devices::nvme::status::NvmeStatus;
 use kiseki_devices::pool::{BufferPool, SlabClass};
 use kiseki_devices::ring::RingOptions;
-use kiseki_executor::{Executor, ExecutorOptions, Rings};
+use kiseki_executor::Rings;
 use kiseki_types::device::Device;
 use kiseki_types::meta::MetaFile;
 use kiseki_types::{BlockCount, BlockIndex, IoBuf, IoBytes};
-use std::future::Future;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
+use support::{
+    BLOCK, Numbers, Way, can_poll, command_ways, drives, fill, named, on_executor, on_ring, open, open_with,
+};
 
 /// Blocks of the part of a drive that twins work on.
 const REGION_BLOCKS: u64 = 8192;
 
-const BLOCK: usize = 4096;
-
-fn drives() -> Vec<PathBuf> {
-    let named = std::env::var("KISEKI_NVME_DRIVES").expect("KISEKI_NVME_DRIVES names drives that may be overwritten");
-    named.split_whitespace().map(PathBuf::from).collect()
-}
-
-fn faulty() -> PathBuf {
-    std::env::var("KISEKI_NVME_FAULTY").expect("KISEKI_NVME_FAULTY names a drive with faults").into()
-}
-
-fn on_rings<T>(rings: Rings, task: impl Future<Output = T>) -> T {
-    Executor::new(ExecutorOptions { cpu: None, rings }).expect("an executor").run(task)
-}
-
-fn open(path: &Path, preference: PathPreference, pool: Option<Rc<BufferPool>>) -> Rc<dyn Device> {
-    open_device(path, RingOptions { path: preference, ..RingOptions::default() }, pool).unwrap()
-}
-
 fn pool() -> Rc<BufferPool> {
     BufferPool::new(&[SlabClass { len_bytes: 64 << 10, count: 16 }, SlabClass { len_bytes: 2 << 20, count: 4 }])
-}
-
-/// A cheap sequence of numbers.
-struct Numbers(u64);
-
-impl Numbers {
-    fn next(&mut self, below: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % below
-    }
-}
-
-fn fill(bytes: &mut [u8], seed: u64) {
-    let mut numbers = Numbers(seed);
-    for chunk in bytes.chunks_mut(8) {
-        let number = numbers.next(u64::MAX).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes();
-        chunk.copy_from_slice(&number[..chunk.len()]);
-    }
 }
 
 fn filled(pool: &Rc<BufferPool>, is_registered: bool, len: usize, seed: u64) -> IoBytes {
@@ -127,26 +96,22 @@ async fn read_all(device: &Rc<dyn Device>) -> Vec<u8> {
 fn twins_what_commands_write_the_block_device_reads_and_the_other_way_round() {
     for path in drives() {
         let mut model = vec![0; REGION_BLOCKS as usize * BLOCK];
-        on_rings(Rings::WideAndPolled, async {
-            let block = open(&path, PathPreference::IoUring, None);
+        on_executor(async {
+            let block = open(&path, Way::Block, None);
             for start in (0..REGION_BLOCKS).step_by(256) {
                 block.write(BlockIndex(start), vec![IoBuf::zeroed(256 * BLOCK).freeze()]).await.unwrap();
             }
         });
-        for (seed, rings, preference, twin) in [
-            (1, Rings::Wide, PathPreference::Passthrough, PathPreference::IoUring),
-            (2, Rings::WideAndPolled, PathPreference::Passthrough, PathPreference::IoUring),
-            (3, Rings::Wide, PathPreference::IoUring, PathPreference::Passthrough),
-            (4, Rings::WideAndPolled, PathPreference::IoUring, PathPreference::Passthrough),
-        ] {
-            on_rings(rings, async {
+        let turns = command_ways().into_iter().flat_map(|way| [(way, Way::Block), (Way::Block, way)]);
+        for (seed, (way, twin)) in (1..).zip(turns) {
+            on_executor(async {
                 let pool = pool();
-                let device = open(&path, preference, Some(pool.clone()));
+                let device = open(&path, way, Some(pool.clone()));
                 work(&device, &pool, &mut model, seed).await;
-                assert!(read_all(&device).await == model, "{rings:?} {preference:?} on {}", path.display());
+                assert!(read_all(&device).await == model, "{way:?} on {}", path.display());
                 let other = open(&path, twin, Some(pool.clone()));
                 assert_eq!(other.geometry(), device.geometry());
-                assert!(read_all(&other).await == model, "{rings:?} {twin:?} on {}", path.display());
+                assert!(read_all(&other).await == model, "{twin:?} after {way:?} on {}", path.display());
             });
         }
     }
@@ -160,21 +125,20 @@ fn commands_are_chosen_by_themselves_and_as_the_core_and_the_operator_allow() {
         let _held = DeviceLock::acquire(&path).unwrap();
         assert!(DeviceLock::acquire(&generic).is_err(), "held by either name");
         let choice = PathChoice::make(&path, PathPreference::Auto).unwrap();
-        let can_poll = std::fs::read_to_string("/sys/module/nvme/parameters/poll_queues").unwrap().trim() != "0";
-        let wanted = if can_poll { PathInUse::PassthroughPolled } else { PathInUse::Passthrough };
+        let wanted = if can_poll() { PathInUse::PassthroughPolled } else { PathInUse::Passthrough };
         assert_eq!((choice.in_use, choice.reason.as_str()), (wanted, ""), "{}", path.display());
         let block = PathChoice::make(&path, PathPreference::IoUring).unwrap();
         assert_eq!(block.in_use, PathInUse::Block);
         assert_eq!(PathChoice::make(&generic, PathPreference::Auto).unwrap().in_use, wanted);
-        on_rings(Rings::Plain, async {
+        on_ring(Rings::Plain, async {
             let device = open_device(&path, RingOptions::default(), None).unwrap();
             device.read(BlockIndex(0), IoBuf::zeroed(BLOCK)).await.unwrap();
             let forced = RingOptions { path: PathPreference::Passthrough, ..RingOptions::default() };
             let error = open_device(&path, forced, None).err().unwrap().to_string();
-            assert!(error.contains("no ring that takes commands"), "{error}");
+            assert!(error.contains("ring takes no commands"), "{error}");
         });
-        on_rings(Rings::Wide, async {
-            let choice = choice.clone().on_rings(Rings::Wide);
+        on_executor(async {
+            let choice = choice.clone().without_polling();
             assert_eq!(choice.in_use, PathInUse::Passthrough);
             let device = open_device_by(&generic, &choice, RingOptions::default(), None).unwrap();
             device.read(BlockIndex(0), IoBuf::zeroed(BLOCK)).await.unwrap();
@@ -186,10 +150,9 @@ fn commands_are_chosen_by_themselves_and_as_the_core_and_the_operator_allow() {
 #[ignore = "needs NVMe drives: make test-nvme"]
 fn i_o5_far_more_operations_than_a_queue_holds_all_finish() {
     for path in drives() {
-        for rings in [Rings::Wide, Rings::WideAndPolled] {
-            on_rings(rings, async {
-                let options = RingOptions { depth: 4096, path: PathPreference::Passthrough };
-                let device = open_device(&path, options, None).unwrap();
+        for way in command_ways() {
+            on_executor(async {
+                let device = open_with(&path, way, 4096, None);
                 let block = |number: u64| {
                     let mut buf = IoBuf::zeroed(BLOCK);
                     buf[..8].copy_from_slice(&(number ^ 0x5a5a).to_le_bytes());
@@ -202,7 +165,7 @@ fn i_o5_far_more_operations_than_a_queue_holds_all_finish() {
                 }
                 let reads = (0..6000).map(|number| device.read(BlockIndex(number), IoBuf::zeroed(BLOCK)));
                 for (number, read) in (0..).zip(join_all(reads.collect::<Vec<_>>()).await) {
-                    assert!(read.unwrap()[..] == block(number)[..], "{rings:?}: block {number}");
+                    assert!(read.unwrap()[..] == block(number)[..], "{way:?}: block {number}");
                 }
             });
         }
@@ -213,9 +176,9 @@ fn i_o5_far_more_operations_than_a_queue_holds_all_finish() {
 #[ignore = "needs NVMe drives: make test-nvme"]
 fn operations_go_on_when_nobody_waits_and_outlive_their_executor() {
     for path in drives() {
-        for (first, rings) in [(1, Rings::Wide), (100, Rings::WideAndPolled)] {
-            on_rings(rings, async {
-                let device = open(&path, PathPreference::Passthrough, None);
+        for (first, way) in [1, 100].into_iter().zip(command_ways()) {
+            on_executor(async {
+                let device = open(&path, way, None);
                 for number in 0..64 {
                     let mut buf = IoBuf::zeroed(300 * BLOCK);
                     buf.fill(first + number as u8);
@@ -223,11 +186,11 @@ fn operations_go_on_when_nobody_waits_and_outlive_their_executor() {
                     drop(device.read(BlockIndex(300 * number), IoBuf::zeroed(300 * BLOCK)));
                 }
             });
-            on_rings(rings, async {
-                let device = open(&path, PathPreference::IoUring, None);
+            on_executor(async {
+                let device = open(&path, Way::Block, None);
                 for number in 0..64 {
                     let found = device.read(BlockIndex(300 * number), IoBuf::zeroed(300 * BLOCK)).await.unwrap();
-                    assert!(found.iter().all(|byte| *byte == first + number as u8), "{rings:?}: {number}");
+                    assert!(found.iter().all(|byte| *byte == first + number as u8), "{way:?}: {number}");
                 }
             });
         }
@@ -238,30 +201,34 @@ fn operations_go_on_when_nobody_waits_and_outlive_their_executor() {
 #[ignore = "needs NVMe drives: make test-nvme"]
 fn a_core_sleeps_between_interrupts_and_not_while_it_polls() {
     let path = &drives()[0];
-    let sleeps = |rings| {
-        on_rings(rings, async {
-            let device = open(path, PathPreference::Passthrough, None);
+    let sleeps = |way| {
+        on_executor(async {
+            let device = open(path, way, None);
             for _ in 0..200 {
                 device.read(BlockIndex(1), IoBuf::zeroed(BLOCK)).await.unwrap();
             }
             let stats = kiseki_executor::stats();
             // Idle, it sleeps whatever rings it has.
             kiseki_executor::sleep(Duration::from_millis(300)).await;
-            assert!(kiseki_executor::stats().enters - stats.enters < 10, "{rings:?}: an idle core spins");
+            assert!(kiseki_executor::stats().enters - stats.enters < 10, "{way:?}: an idle core spins");
             stats.sleeps
         })
     };
-    let (interrupts, polled) = (sleeps(Rings::Wide), sleeps(Rings::WideAndPolled));
-    assert!(interrupts > 50 && polled < 5, "{interrupts} and {polled} sleeps");
+    let interrupts = sleeps(Way::Interrupt);
+    assert!(interrupts > 50, "{interrupts} sleeps");
+    if can_poll() {
+        let polled = sleeps(Way::Polled);
+        assert!(polled < 5, "{polled} sleeps over a polled ring");
+    }
 }
 
 #[test]
 #[ignore = "needs NVMe drives: make test-nvme"]
 fn discarded_blocks_take_new_data() {
     for path in drives() {
-        on_rings(Rings::WideAndPolled, async {
-            for preference in [PathPreference::Passthrough, PathPreference::IoUring] {
-                let device = open(&path, preference, None);
+        on_executor(async {
+            for way in command_ways().into_iter().chain([Way::Block]) {
+                let device = open(&path, way, None);
                 let ones = |blocks: usize, byte: u8| {
                     let mut buf = IoBuf::zeroed(blocks * BLOCK);
                     buf.fill(byte);
@@ -276,7 +243,7 @@ fn discarded_blocks_take_new_data() {
                 assert!(found[..16 * BLOCK].iter().all(|byte| *byte == 1), "in front");
                 assert!(found[528 * BLOCK..].iter().all(|byte| *byte == 1), "behind");
                 // The emulated drive's read as zeros; any other's may read as they like.
-                assert_eq!((byte(99), byte(100), byte(103), byte(104)), (0, 2, 2, 0), "{preference:?}");
+                assert_eq!((byte(99), byte(100), byte(103), byte(104)), (0, 2, 2, 0), "{way:?}");
             }
         });
     }
@@ -291,10 +258,10 @@ fn status_of(error: &io::Error) -> u16 {
 #[test]
 #[ignore = "needs NVMe drives: make test-nvme"]
 fn i_d6_media_errors_are_named_and_a_failed_write_fences_the_device() {
-    let path = faulty();
-    for rings in [Rings::Wide, Rings::WideAndPolled] {
-        on_rings(rings, async {
-            let device = open(&path, PathPreference::Passthrough, None);
+    let path = named("KISEKI_NVME_FAULTY", "a drive with faults");
+    for way in command_ways() {
+        on_executor(async {
+            let device = open(&path, way, None);
             let mib = |index: u64| BlockIndex(index * 256);
             let block = || vec![IoBuf::zeroed(BLOCK).freeze()];
             let error = device.read(mib(4), IoBuf::zeroed(BLOCK)).await.unwrap_err();
@@ -358,9 +325,9 @@ fn a_format_changes_the_block_and_commands_follow() {
         let request = FormatRequest { namespace, format_index, erase: SecureErase::None, timeout };
         AdminNode::open(&node.controller()).unwrap().execute(&AdminCommand::format(request)).unwrap();
         drop(admin);
-        on_rings(Rings::WideAndPolled, async {
+        on_executor(async {
             let pool = pool();
-            let device = open(&path, PathPreference::Passthrough, Some(pool.clone()));
+            let device = open(&path, command_ways().pop().unwrap(), Some(pool.clone()));
             let bytes = filled(&pool, true, 2 << 20, u64::from(block_len_bytes));
             device.write(BlockIndex(3), vec![bytes.clone()]).await.unwrap();
             device.flush().await.unwrap();
