@@ -25,7 +25,7 @@ help:
 	@echo 'make check      the gate without real clients'
 	@echo 'make bench      kiseki-bench'
 	@echo 'make fuzz       fresh inputs for every parser, each for SECONDS=60 (docs/fuzzing.md)'
-	@echo 'make test-nvme  NVMe drives in an emulated machine: function, faults, power cuts'
+	@echo 'make test-nvme  NVMe drives in an emulated machine: function, faults, resets, power cuts (LONG=1: more kinds of machines)'
 	@echo 'make install    programs, completions, manual pages below PREFIX=$(PREFIX) (DESTDIR= for packages)'
 	@echo 'make man        manual pages into target/man'
 	@echo 'make bench-smoke  every verb of kiseki-bench for a second'
@@ -86,7 +86,7 @@ fuzz: deps
 	target/release/kiseki-fuzz $(TARGETS) --seconds $(SECONDS)
 
 test-nvme: build
-	@scripts/nvme-test.sh
+	@scripts/nvme-test.sh $(if $(LONG),--long)
 
 test: test-deps
 	@scripts/gate.sh

@@ -1,17 +1,23 @@
 #!/usr/bin/env bash
-# An emulated machine with NVMe drives: QEMU in software, a Debian kernel, a root in memory. It boots in seconds and is good
-# for function, faults and crashes, never for speed. Nothing is installed; everything lies below target/nvme-vm.
+# An emulated machine with NVMe drives: QEMU, a Debian kernel, a root in memory. It boots in seconds and is good for function,
+# faults and crashes, never for speed. Nothing is installed; everything lies below target/nvme-vm.
 #
-#   nvme-vm.sh setup                    fetches and unpacks QEMU, a kernel and busybox, once; exit code 75: it can't be had here
+#   nvme-vm.sh setup                    fetches and unpacks QEMU, a kernel and busybox, once, and finds out whether KVM runs them;
+#                                       exit code 75: it can't be had here
+#   nvme-vm.sh accel                    says what runs the machine: kvm, or tcg (software, several times slower)
 #   nvme-vm.sh exec 'commands' FILE...  boots, runs the commands as root with the FILEs (programs with their libraries) in
 #                                       /t, and exits with their exit code (125: the guest came to no end)
 #
 # Environment: DRIVES     "SIZE:BLOCK ..." for example "256M:512 256M:4096": /dev/drive0, /dev/drive1, ... (serial numbers kiseki0, ...);
 #                         SIZE may be nbd://HOST:PORT/ of a server that holds the drive, or faulty=SIZE for one that fails
-#                         reads of the first block of its fifth MiB and writes of the first block of its ninth
+#                         reads of the first block of its fifth MiB and writes of the first block of its ninth, or slow=SIZE for one
+#                         that does 1000 commands a second, so that a reset meets some. +SIZE:BLOCK adds a namespace (/dev/drive0n2). ;FIELD=VALUE,... is what the drive says of itself where QEMU would say
+#                         something else: see emulated_identify.py for the fields
 #              NVME       more properties of every drive, for example ",mdts=5"
 #              APPEND     more arguments of the kernel (nvme.poll_queues=1)
 #              MEM SMP LIMIT_S   MiB (768), processors (1), seconds until it is ended (300)
+#              ACCEL      kvm or tcg, whatever was found out
+#              QMP        where QEMU listens for its monitor's commands (a UNIX socket)
 #              FORWARD    "HOST_PORT:GUEST_PORT ..." of 127.0.0.1 to the guest's 10.0.2.15
 #              PIDFILE    where QEMU writes its process id, so that the plug can be pulled
 #              KEEP       a directory that keeps drive0.img, ... from one run to the next
@@ -19,6 +25,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 dir=$PWD/target/nvme-vm
 unavailable=75
+SLOW_IOPS=1000
 
 fail_setup() {
     echo "no emulated machine: $1" >&2
@@ -61,7 +68,18 @@ newest() {
 }
 
 setup() {
-    [ ! -e "$dir/ready" ] || return 0
+    [ -e "$dir/ready" ] || fetch
+    # Its parts are in this file.
+    local version
+    version=$(cksum <"$0")
+    if [ "$(cat "$dir/base.version" 2>/dev/null)" != "$version" ]; then
+        base_root
+        echo "$version" >"$dir/base.version"
+    fi
+    [ -e "$dir/accel" ] || find_accel
+}
+
+fetch() {
     local kernel package
     private_apt
     kernel=$({ apt-cache show "$(newest linux-image-cloud-amd64)" 2>/dev/null || true; } | sed -n 's/^Depends: \(linux-image-[^ ,]*\).*/\1/p' | head -n1)
@@ -79,8 +97,14 @@ setup() {
         esac
     done
     qemu --version >/dev/null 2>"$dir/qemu.log" || fail_setup "QEMU does not run ($(head -n1 "$dir/qemu.log"))"
-    base_root
     touch "$dir/ready"
+}
+
+# A machine may have /dev/kvm and yet not run an ordinary kernel by it (nested in another one, for example): it is tried.
+find_accel() {
+    echo tcg >"$dir/accel"
+    [ -w /dev/kvm ] || return 0
+    if ACCEL=kvm LIMIT_S=20 execute true >"$dir/kvm.log" 2>&1; then echo kvm >"$dir/accel"; fi
 }
 
 qemu() {
@@ -118,6 +142,7 @@ ulimit -l unlimited
 for controller in /sys/class/nvme/nvme*; do
     serial=$(echo $(cat $controller/serial))
     ln -s $(basename $controller)n1 /dev/drive${serial#kiseki}
+    [ ! -e /dev/$(basename $controller)n2 ] || ln -s $(basename $controller)n2 /dev/drive${serial#kiseki}n2
 done
 echo "guest $(uname -r) up after $(cut -d' ' -f1 /proc/uptime) s"
 sh /t/commands; echo "exit-status=$?"
@@ -138,10 +163,41 @@ add() {
     done
 }
 
+# namespace DRIVE NUMBER SIZE:BLOCK: QEMU's arguments for it, into `args`.
+namespace() {
+    local drive=$1 number=$2 size=${3%:*} block=${3##*:} name image node
+    name=d$drive
+    [ "$number" -eq 1 ] || name=d${drive}n$number
+    image=$images/drive${name#d}.img
+    node="{\"node-name\":\"$name\",\"discard\":\"unmap\",\"driver\":\"file\",\"filename\":\"$image\"}"
+    case $size in
+    nbd://*) node="{\"node-name\":\"$name\",\"driver\":\"nbd\",\"server\":{\"type\":\"inet\",$(
+        sed -E 's|nbd://([^:]*):([0-9]+)/|"host":"\1","port":"\2"|' <<<"$size")}}" ;;
+    faulty=*)
+        [ -e "$image" ] || truncate -s "${size#faulty=}" "$image"
+        node="{\"node-name\":\"$name\",\"driver\":\"blkdebug\",\"image\":{\"driver\":\"file\",\"filename\":\"$image\"},
+            \"inject-error\":[
+            {\"event\":\"none\",\"iotype\":\"read\",\"errno\":5,\"sector\":8192,\"once\":false},
+            {\"event\":\"none\",\"iotype\":\"write\",\"errno\":5,\"sector\":16384,\"once\":false}]}"
+        ;;
+    slow=*)
+        [ -e "$image" ] || truncate -s "${size#slow=}" "$image"
+        args+=(-object "throttle-group,id=slow-$name,x-iops-total=$SLOW_IOPS")
+        node="{\"node-name\":\"$name\",\"driver\":\"throttle\",\"throttle-group\":\"slow-$name\",\"file\":
+            {\"driver\":\"file\",\"filename\":\"$image\"}}"
+        ;;
+    *) [ -e "$image" ] || truncate -s "$size" "$image" ;;
+    esac
+    # The identifier is what emulated_identify.py knows the namespace by.
+    args+=(-blockdev "$node" -device "nvme-ns,drive=$name,bus=c$drive,nsid=$number,logical_block_size=$block,$(
+    )physical_block_size=$block,eui64=$((0x6b6973656b690000 + drive * 256 + number))")
+}
+
 execute() {
-    local commands=$1 work drives index=0 drive size block image node args=() file
+    local commands=$1 work images index=0 drive number part accel args=() fields=() launcher=() file
     shift
-    [ -e "$dir/ready" ] || { echo 'nvme-vm.sh setup comes first' >&2; exit 2; }
+    [ -e "$dir/base.cpio" ] || { echo 'nvme-vm.sh setup comes first' >&2; exit 2; }
+    accel=${ACCEL:-$(cat "$dir/accel")}
     work=$(mktemp -d "$dir/run.XXXXXX")
     # shellcheck disable=SC2064
     trap "rm -rf '$work'" EXIT
@@ -150,25 +206,16 @@ execute() {
     for file in "$@"; do add "$file" "$work/add"; done
     { cat "$dir/base.cpio"; pack "$work/add"; } >"$work/initrd"
     rm -rf "$work/add"
-    drives=${KEEP:-$work}
-    mkdir -p "$drives"
+    images=${KEEP:-$work}
+    mkdir -p "$images"
     for drive in ${DRIVES:-256M:512}; do
-        size=${drive%:*} block=${drive##*:} image=$drives/drive$index.img
-        node="{\"node-name\":\"d$index\",\"discard\":\"unmap\",\"driver\":\"file\",\"filename\":\"$image\"}"
-        case $size in
-        nbd://*) node="{\"node-name\":\"d$index\",\"driver\":\"nbd\",\"server\":{\"type\":\"inet\",$(
-            sed -E 's|nbd://([^:]*):([0-9]+)/|"host":"\1","port":"\2"|' <<<"$size")}}" ;;
-        faulty=*)
-            [ -e "$image" ] || truncate -s "${size#faulty=}" "$image"
-            node="{\"node-name\":\"d$index\",\"driver\":\"blkdebug\",\"image\":{\"driver\":\"file\",\"filename\":\"$image\"},
-                \"inject-error\":[
-                {\"event\":\"none\",\"iotype\":\"read\",\"errno\":5,\"sector\":8192,\"once\":false},
-                {\"event\":\"none\",\"iotype\":\"write\",\"errno\":5,\"sector\":16384,\"once\":false}]}"
-            ;;
-        *) [ -e "$image" ] || truncate -s "$size" "$image" ;;
-        esac
-        args+=(-blockdev "$node" -device "nvme,serial=kiseki$index,id=c$index${NVME:-}"
-            -device "nvme-ns,drive=d$index,bus=c$index,nsid=1,logical_block_size=$block,physical_block_size=$block")
+        [ "$drive" = "${drive%;*}" ] || fields+=("$index:${drive#*;}")
+        args+=(-device "nvme,serial=kiseki$index,id=c$index${NVME:-}")
+        number=0
+        for part in $(tr + ' ' <<<"${drive%;*}"); do
+            number=$((number + 1))
+            namespace $index $number "$part"
+        done
         index=$((index + 1))
     done
     if [ -n "${FORWARD:-}" ]; then
@@ -176,9 +223,17 @@ execute() {
             -device virtio-net-pci,netdev=net,romfile=)
     fi
     [ -z "${PIDFILE:-}" ] || args+=(-pidfile "$PIDFILE")
-    LD_LIBRARY_PATH="$dir/qemu/usr/lib/x86_64-linux-gnu" timeout -k 2 "${LIMIT_S:-300}" \
-        "$dir/qemu/usr/bin/qemu-system-x86_64" -L "$dir/qemu/usr/share/qemu" -L "$dir/qemu/usr/share/seabios" \
-        -accel tcg,thread=multi -M q35 -cpu max -smp "${SMP:-1}" -m "${MEM:-768}" -display none -no-reboot -nodefaults \
+    [ -z "${QMP:-}" ] || args+=(-qmp "unix:$QMP,server=on,wait=off")
+    if [ ${#fields[@]} -gt 0 ]; then
+        launcher=(python3 scripts/emulated_identify.py "$work/identify.qmp" "${fields[@]}" --)
+        args+=(-S -qmp "unix:$work/identify.qmp,server=on,wait=off")
+    fi
+    case $accel in
+    kvm) args+=(-accel kvm -cpu host) ;;
+    *) args+=(-accel "tcg,thread=multi" -cpu max) ;;
+    esac
+    LD_LIBRARY_PATH="$dir/qemu/usr/lib/x86_64-linux-gnu" timeout -k 2 "${LIMIT_S:-300}" "${launcher[@]}" \
+        "$dir/qemu/usr/bin/qemu-system-x86_64" -L "$dir/qemu/usr/share/qemu" -L "$dir/qemu/usr/share/seabios" -M q35 -smp "${SMP:-1}" -m "${MEM:-768}" -display none -no-reboot -nodefaults \
         -serial stdio -kernel "$(find "$dir/kernel" -name 'vmlinuz*' | head -n1)" -initrd "$work/initrd" \
         -append "console=ttyS0 quiet panic=-1 ${APPEND:-nvme.poll_queues=1}" "${args[@]}" </dev/null 2>&1 |
         sed -u 's/\x1b\[[0-9;?]*[A-Za-z]//g; s/\x1bc//g; s/\r//g' | tee "$work/console"
@@ -187,6 +242,7 @@ execute() {
 
 case ${1:-} in
 setup) setup ;;
+accel) cat "$dir/accel" 2>/dev/null || { echo 'nvme-vm.sh setup comes first' >&2; exit 2; } ;;
 exec) shift && execute "$@" ;;
-*) sed -n '2,19s/^# \{0,1\}//p' "$0" && exit 2 ;;
+*) sed -n '2,28s/^# \{0,1\}//p' "$0" && exit 2 ;;
 esac

@@ -1,6 +1,6 @@
 #!/bin/sh
 # What an operator types on bare drives, inside the emulated machine: /dev/drive0 has blocks of 512 bytes, /dev/drive1 of 4096.
-# The kernel numbers controllers in any order.
+# Drives 2 and 3 have two namespaces each; drive 2 formats both at once (FNA). The kernel numbers controllers in any order.
 node=$(basename "$(readlink /dev/drive0)")
 generic=$(echo "$node" | sed s/nvme/ng/)
 cluster=0123456789abcdef0123456789abcdef
@@ -48,6 +48,27 @@ says 'the character device is the same drive' 0 'formatted so already' \
     kiseki-devctl format /dev/$generic --cluster $cluster --lanes 2
 says 'a drive is found in its slot' 1 'serial kiseki0, PCI address 0000:' kiseki-devctl locate /dev/drive0
 says 'a drive is measured without a write' 0 'randread: bs=4.00KiB, iodepth=32' kiseki-devctl bench /dev/drive1 --runtime 500ms
+
+# Siblings.
+second=$(basename "$(readlink /dev/drive2n2)")
+to_4096="--cluster $cluster --lanes 2 --nvme-format"
+says 'swap space is made on a sibling' 0 '' mkswap /dev/drive2n2
+says 'and used' 0 '' swapon /dev/drive2n2
+says 'I-D7: a format that takes a sibling along is refused while that is in use' 1 \
+    "formats all of its namespaces at once, and $second is in use: .*swap" kiseki-devctl format /dev/drive2 $to_4096 --yes
+says 'I-D7: whatever is said' 1 "$second is in use: .*swap" \
+    kiseki-devctl format /dev/drive2 $to_4096 --yes --wipe "swap,$second:swap"
+swapoff /dev/drive2n2
+says 'I-D7: what the sibling carries has to be named' 1 "would overwrite swap space on $second.*$second:swap" \
+    kiseki-devctl format /dev/drive2 $to_4096 --yes
+says 'I-D7: nothing was touched' 0 "swap space" kiseki-devctl plan /dev/drive2n2 --cluster $cluster --lanes 2 --wipe swap
+says 'named, both are formatted' 0 'formatted as device' kiseki-devctl format /dev/drive2 $to_4096 --yes --wipe "$second:swap"
+says 'the sibling has the new blocks too' 0 '^4096$' blockdev --getss /dev/drive2n2
+says 'swap space on a sibling of a drive that formats one at a time' 0 '' mkswap /dev/drive3n2
+says 'is used' 0 '' swapon /dev/drive3n2
+says 'and is no reason' 0 'formatted as device' kiseki-devctl format /dev/drive3 $to_4096 --yes
+says 'it keeps its blocks' 0 '^512$' blockdev --getss /dev/drive3n2
+swapoff /dev/drive3n2
 
 echo "$passed passed, $failed failed"
 [ $failed -eq 0 ]

@@ -11,6 +11,7 @@ pub mod identify;
 pub mod node;
 mod page;
 pub mod path;
+mod queue_facts;
 pub mod smart;
 pub mod status;
 

@@ -2,7 +2,8 @@
 //!
 //! **They overwrite the drives.** `KISEKI_NVME_DRIVES` names the sound ones by their block devices, separated by spaces,
 //! `KISEKI_NVME_FAULTY` one that fails reads of its fifth MiB's first block and writes of its ninth MiB's first block,
-//! `KISEKI_NVME_CACHELESS` one without a volatile cache, and `KISEKI_NVME_BOUNDARY` one with an optimal I/O boundary.
+//! `KISEKI_NVME_CACHELESS` one without a volatile cache and `KISEKI_NVME_SLOW` one with such a cache, both so slow that commands are
+//! always under way, and `KISEKI_NVME_BOUNDARY` one with an optimal I/O boundary.
 
 mod conditions;
 mod reset;

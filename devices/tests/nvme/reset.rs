@@ -1,7 +1,7 @@
 //! A controller that is reset while commands are under way: what was answered is there, nothing else than what was written ever
 //! is, and the device goes on or says why it does not.
 
-use crate::support::{BLOCK, Way, command_ways, drives, fill, named, on_executor, open};
+use crate::support::{BLOCK, Way, command_ways, fill, named, on_executor, open};
 use kiseki_devices::nvme::node::NvmeNode;
 use kiseki_types::device::Device;
 use kiseki_types::{BlockIndex, IoBuf};
@@ -11,9 +11,9 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// Writers, each with blocks of its own.
-const WRITERS: u64 = 48;
-const BLOCKS_EACH: u64 = 16;
+/// Writers, each with blocks of its own: so many commands are under way at once.
+const WRITERS: u64 = 32;
+const BLOCKS_EACH: u64 = 8;
 const RESETS: u32 = 6;
 
 /// What a block may hold.
@@ -38,6 +38,7 @@ fn reset_several_times(path: &Path, done: &AtomicBool) {
     let name = NvmeNode::of(path).unwrap().controller();
     let file = Path::new("/sys/class/nvme").join(name.file_name().unwrap()).join("reset_controller");
     for _ in 0..RESETS {
+        // Load between two resets; nothing to wait for.
         std::thread::sleep(Duration::from_millis(150));
         std::fs::write(&file, "1").unwrap_or_else(|error| panic!("{}: {error}", file.display()));
     }
@@ -106,7 +107,7 @@ fn under_resets(path: &Path, way: Way) -> Option<String> {
             kiseki_executor::sleep(Duration::from_millis(5)).await;
         }
         resetting.join().unwrap();
-        assert!(load.writes.get() > WRITERS, "hardly anything was written: {}", load.writes.get());
+        assert!(load.writes.get() > 0, "nothing was written");
         if load.failure.borrow().is_none() {
             load.device.flush().await.unwrap();
         } else {
@@ -144,11 +145,10 @@ fn i_l5_a_drive_without_a_volatile_cache_goes_on_through_resets() {
 #[test]
 #[ignore = "needs NVMe drives: make test-nvme"]
 fn i_d6_a_drive_with_a_volatile_cache_is_fenced_by_a_reset_with_the_reason() {
-    let path = &drives()[0];
+    let path = named("KISEKI_NVME_SLOW", "a slow drive with a volatile cache");
     for way in command_ways() {
-        if let Some(failure) = under_resets(path, way) {
-            let is_told = failure.contains("resets the controller") && failure.contains("volatile cache");
-            assert!(is_told || failure.contains("not tried"), "I-D6: {way:?}: {failure}");
-        }
+        let failure = under_resets(&path, way).expect("I-D6: a reset takes writes back");
+        let is_told = failure.contains("resets the controller") && failure.contains("volatile cache");
+        assert!(is_told || failure.contains("not tried"), "I-D6: {way:?}: {failure}");
     }
 }
