@@ -189,7 +189,11 @@ impl CommandAnswer {
     /// From the result of a completion: 0, a status of the drive, or an error number below 0.
     pub fn of(result: i32) -> CommandAnswer {
         match u16::try_from(result) {
-            Ok(status) => NvmeStatus::new(status).map_or(CommandAnswer::Done, CommandAnswer::Refused),
+            Ok(status) => match NvmeStatus::new(status) {
+                None => CommandAnswer::Done,
+                Some(status) if status.is_broken_off() => CommandAnswer::TakenBack,
+                Some(status) => CommandAnswer::Refused(status),
+            },
             Err(_) => match -result {
                 libc::EAGAIN => CommandAnswer::Crowded,
                 libc::EINVAL => CommandAnswer::NoPath,
@@ -273,6 +277,8 @@ mod tests {
         assert_eq!(CommandAnswer::of(-libc::EAGAIN), CommandAnswer::Crowded);
         assert_eq!(CommandAnswer::of(-libc::EINVAL), CommandAnswer::NoPath);
         assert_eq!(CommandAnswer::of(-libc::EINTR), CommandAnswer::TakenBack);
+        assert_eq!(CommandAnswer::of(0x008), CommandAnswer::TakenBack);
+        assert!(matches!(CommandAnswer::of(0x4008), CommandAnswer::Refused(_)), "for good");
         assert_eq!(CommandAnswer::of(-libc::ENODEV), CommandAnswer::Failed(libc::ENODEV));
         assert_eq!(CommandAnswer::of(0x4281), CommandAnswer::Refused(NvmeStatus::new(0x4281).unwrap()));
     }

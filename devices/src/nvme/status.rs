@@ -89,6 +89,13 @@ impl NvmeStatus {
         !self.is_final() && matches!(self.code(), 0x021 | 0x022 | 0x082 | 0x303 | 0x370)
     }
 
+    /// Whether the command ended with the queue that it was in, as the kernel ends them before it resets a controller: whether
+    /// it was done is unknown.
+    #[must_use]
+    pub fn is_broken_off(self) -> bool {
+        !self.is_final() && self.code() == 0x008
+    }
+
     /// Which of the waits that the controller's identity lists is to pass first (CRD), 1 to 3; 0: none.
     #[must_use]
     pub fn retry_delay_number(self) -> u8 {
