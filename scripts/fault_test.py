@@ -713,6 +713,75 @@ def devices_join_a_running_node(directory):
         assert node.stop() == 0
 
 
+def former(node, path):
+    """What status says of a device that is configured no more."""
+    return next((found for found in status(node)["former_devices"] if found["path"] == str(path)), None)
+
+
+def a_device_is_replaced_while_the_node_is_stopped(directory):
+    """I-D2: the next start knows that the old one was replaced, by whom and why; it is failed until repair has looked at every
+    stripe, then removed. In its own slot, in another one, and with a crash before that is recorded."""
+    with Node(directory / "stopped") as node:
+        small_devices(node, 64)
+        image = [node.dir / f"devices/d{index}.img" for index in range(8)]
+        objects = Objects(node.start())
+        objects.put("before", 20, 700 * KIB)
+        assert node.stop() == 0
+
+        # In another slot.
+        image[1].unlink()
+        fresh = new_image(node.dir / "devices/d8.img", 64)
+        said = devctl(node, "replace", image[1], fresh, "--format")
+        assert "takes the place of" in said and "at the next start" in said and "rebuilt from the start on" in said, said
+        assert configured(node)[1] == "devices/d8.img"
+        # In the same slot; one that was used before is not taken for a new one.
+        image[2].unlink()
+        shutil.copyfile(image[3], image[2])
+        said = devctl(node, "replace", image[2], image[2], code=1)
+        assert "it is a copy of" in said or "used before" in said, said
+        new_image(node.dir / "junk", 64).replace(image[2])
+        devctl(node, "replace", image[2], image[2], "--format")
+        notes = json.loads((node.dir / "replaced.json").read_text())
+        assert [note["path"] for note in notes] == [str(image[1]), str(image[2])], notes
+        untouched = new_image(node.dir / "untouched", 64)
+        said = devctl(node, "replace", node.dir / "nowhere.img", untouched, "--format", code=1)
+        assert "is no device of this node" in said and untouched.stat().st_blocks == 0, said
+        node.start()
+        node.kill()
+        node.start()
+        await_that("the first is removed", lambda: (former(node, image[1]) or {}).get("state") == "removed")
+        await_that("the second is removed", lambda: (former(node, image[2]) or {}).get("state") == "removed")
+        for path in image[1:3]:
+            gone = former(node, path)
+            assert gone["actor"] == "operator" and "took its place" in gone["reason"], gone
+            states = [change["state"] for change in gone["history"]]
+            assert states[-2:] == ["failed", "removed"], ("I-D2", states)
+        assert state_of(node, image[2]) == "healthy", "the new one in the old slot is another device"
+        await_that("full width", lambda: at_full_width(node, 8))
+        await_that("the notes go", lambda: json.loads((node.dir / "replaced.json").read_text()) == [])
+        shown = subprocess.run([PROGRAMS / "kiseki", "--dir", node.dir, "status"], capture_output=True, text=True)
+        assert "former    removed" in shown.stdout and "took its place" in shown.stdout, shown.stdout
+        objects.all_there()
+        assert node.stop() == 0
+
+        # Three at once: what only they hold is not given up behind anybody's back.
+        kept = {}
+        for index in (3, 4, 5):
+            kept[index] = node.dir / f"kept{index}"
+            image[index].rename(kept[index])
+        for index in (3, 4, 5):
+            devctl(node, "replace", image[index], new_image(node.dir / f"devices/e{index}.img", 64), "--format", code=0)
+        node.start()
+        await_that("it says that stripes need them", lambda: "can't be read without" in (former(node, image[3]) or {}).get("warning", ""))
+        assert former(node, image[3])["state"] == "failed", former(node, image[3])
+        for index in (3, 4, 5):
+            kept[index].rename(image[index])
+            devctl(node, "enroll", image[index])
+        await_that("full width with eleven", lambda: at_full_width(node, 11))
+        objects.all_there()
+        assert node.stop() == 0
+
+
 def devices_that_can_not_join_are_refused(directory):
     """Each with its reason and what to do, and nothing has changed afterwards."""
     stranger, other = Node(directory / "stranger", devices=3), Node(directory / "other", devices=3)
@@ -968,6 +1037,7 @@ STEPS = [
     a_start_that_can_not_work,
     a_killed_node_starts_again_at_once,
     devices_join_a_running_node,
+    a_device_is_replaced_while_the_node_is_stopped,
     devices_that_can_not_join_are_refused,
     a_node_is_killed_while_a_device_joins,
 ]

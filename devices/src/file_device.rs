@@ -2,6 +2,7 @@
 
 #![allow(unsafe_code)]
 
+use crate::block_discard::BlockDiscard;
 use crate::error::DeviceError;
 use crate::nvme::node::NvmeNode;
 use crate::nvme::path::{PathChoice, PathInUse, PathPreference};
@@ -10,7 +11,7 @@ use crate::ring::backend::Backend;
 use crate::ring::{Ring, RingOptions};
 use kiseki_executor::core_ring;
 use kiseki_types::device::{Device, DeviceGeometry};
-use kiseki_types::limits::DEVICE_BLOCK_BYTES_MAX;
+use kiseki_types::limits::{DEVICE_BLOCK_BYTES_MAX, DEVICE_BLOCK_BYTES_MIN};
 use kiseki_types::meta::MetaFile;
 use kiseki_types::runtime::LocalBoxFuture;
 use kiseki_types::{BlockCount, BlockIndex, IoBuf, IoBytes};
@@ -43,6 +44,8 @@ pub fn block_node(path: &Path) -> PathBuf {
 struct DirectFile {
     file: File,
     geometry: DeviceGeometry,
+    /// All bytes, those behind the last whole block too.
+    len_bytes: u64,
 }
 
 /// What a file is opened for.
@@ -72,7 +75,8 @@ impl DirectFile {
             false => file.metadata().map_err(|source| DeviceError::io(&device, "measuring", source))?.len(),
         };
         let block_count = BlockCount(len_bytes / u64::from(BLOCK_LEN_BYTES));
-        let opened = DirectFile { file, geometry: DeviceGeometry { block_len_bytes: BLOCK_LEN_BYTES, block_count } };
+        let geometry = DeviceGeometry { block_len_bytes: BLOCK_LEN_BYTES, block_count };
+        let opened = DirectFile { file, geometry, len_bytes };
         opened.check_direct(&device)?;
         Ok(opened)
     }
@@ -152,6 +156,8 @@ pub struct FileDevice {
     name: String,
     geometry: DeviceGeometry,
     discard_unit: Option<BlockCount>,
+    /// How a block device discards that is not driven by commands.
+    block_discard: Option<BlockDiscard>,
     ring: Ring,
 }
 
@@ -198,10 +204,17 @@ pub fn open_device_by(
     let opened = DirectFile::open(path, Access::ReadWrite)?;
     let geometry = opened.geometry;
     let discard_unit = crate::discard_unit::of(&opened.file, geometry.block_len_bytes);
+    let is_block = opened.file.metadata().is_ok_and(|found| found.file_type().is_block_device());
     let (file, backend) = choice.open()?.unwrap_or((opened.file, Backend::File));
+    let block_discard = match &backend {
+        Backend::File if is_block && discard_unit.is_some() => {
+            Some(BlockDiscard::start(&file).map_err(|source| DeviceError::io(&name, "preparing discards", source))?)
+        }
+        Backend::File | Backend::Commands(_) => None,
+    };
     let ring = Ring::start(&name, file, backend, options, pool)
         .map_err(|source| DeviceError::io(&name, "setting up io_uring", source))?;
-    Ok(Rc::new(FileDevice { name, geometry, discard_unit, ring }))
+    Ok(Rc::new(FileDevice { name, geometry, discard_unit, block_discard, ring }))
 }
 
 impl FileDevice {
@@ -255,14 +268,15 @@ impl Device for FileDevice {
     fn discard(&self, start: BlockIndex, len: BlockCount) -> LocalBoxFuture<'static, io::Result<()>> {
         let len_bytes = len.0 * u64::from(self.geometry.block_len_bytes);
         let offset = self.offset(start, len_bytes);
-        match len_bytes {
-            0 => Box::pin(std::future::ready(Ok(()))),
-            _ => self.ring.discard(offset, len_bytes),
+        match (len_bytes, &self.block_discard) {
+            (0, _) => Box::pin(std::future::ready(Ok(()))),
+            (_, Some(block)) => block.discard(offset, len_bytes),
+            (_, None) => self.ring.discard(offset, len_bytes),
         }
     }
 
     fn discard_granularity(&self) -> Option<BlockCount> {
-        self.discard_unit
+        self.discard_unit.filter(|_| self.block_discard.as_ref().is_none_or(BlockDiscard::is_possible))
     }
 }
 
@@ -298,7 +312,7 @@ impl RawDevice {
 
 impl MetaFile for RawDevice {
     fn len(&self) -> io::Result<u64> {
-        Ok(self.direct.geometry.len_bytes())
+        Ok(self.direct.len_bytes)
     }
 
     fn set_len(&self, _len_bytes: u64) -> io::Result<()> {
@@ -309,9 +323,22 @@ impl MetaFile for RawDevice {
         let block = u64::from(BLOCK_LEN_BYTES);
         let start = offset - offset % block;
         let skip = usize::try_from(offset - start).map_err(io::Error::other)?;
-        let mut aligned = IoBuf::zeroed((skip + out.len()).next_multiple_of(BLOCK_LEN_BYTES as usize));
-        self.direct.file.read_exact_at(&mut aligned, start)?;
-        out.copy_from_slice(&aligned[skip..skip + out.len()]);
+        let wanted = skip + out.len();
+        let mut aligned = IoBuf::zeroed(wanted.next_multiple_of(BLOCK_LEN_BYTES as usize));
+        let mut done = 0;
+        // The last block may be no whole one.
+        while done < wanted {
+            match self.direct.file.read_at(&mut aligned[done..], start + done as u64) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(count) if done + count < wanted && count % DEVICE_BLOCK_BYTES_MIN != 0 => {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+                Ok(count) => done += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        out.copy_from_slice(&aligned[skip..wanted]);
         Ok(())
     }
 

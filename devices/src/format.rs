@@ -8,6 +8,7 @@ pub mod namespace;
 mod tests;
 mod writes;
 
+use crate::device_tail::DeviceTail;
 use crate::error::DeviceError;
 use crate::layout::DeviceLayout;
 use crate::probe::{FoundSignature, probe_device};
@@ -62,16 +63,19 @@ pub struct FormatProgress {
 /// formatted one: a marker takes the place of the old superblocks first, and the new ones come last, so that none ever
 /// stands over a journal that is not whole. The same format again starts over.
 ///
-/// Errors: `Signed` when a signature is not confirmed, before anything is written; `TooSmall`, `Lanes`, `Io`.
+/// - `tail`: what lies behind the device's last whole block, where there is such.
+/// - Errors: `Signed` when a signature is not confirmed, before anything is written; `TooSmall`, `Lanes`, `Io`.
 pub async fn format(
     ports: &Ports,
     device: &Rc<dyn Device>,
+    tail: Option<&DeviceTail>,
     request: &FormatRequest,
     mut progress: impl FnMut(FormatProgress),
 ) -> Result<Superblock, DeviceError> {
-    refuse_unconfirmed(device.name(), &probe_device(&**device).await?, request.cluster, &request.wipe_confirmed)?;
+    let found = probe_device(&**device, tail).await?;
+    refuse_unconfirmed(device.name(), &found, request.cluster, &request.wipe_confirmed)?;
     let layout = DeviceLayout::compute(device.geometry(), request.lanes)?;
-    let writes = planned_writes(&layout);
+    let writes = planned_writes(&layout, tail.map(DeviceTail::bytes));
     let total_bytes = writes.iter().map(PlannedWrite::len_bytes).sum();
     let mut superblock = Superblock {
         cluster: request.cluster,
@@ -90,7 +94,7 @@ pub async fn format(
         report(0);
         match step {
             FormatStep::Mark => mark(&**device, request, write).await?,
-            FormatStep::Unmark | FormatStep::ClearEnds => zero(&**device, write, &mut report).await?,
+            FormatStep::Unmark | FormatStep::ClearEnds => zero(&**device, tail, write, &mut report).await?,
             FormatStep::StartJournals => {
                 let mut written = 0;
                 for (lane, (_, len)) in (0..).map(LaneId).zip(&write.runs) {
@@ -124,7 +128,7 @@ async fn mark(device: &dyn Device, request: &FormatRequest, write: &PlannedWrite
 /// Marks a device whose format is about to begin with a command to its drive, which erases it in its own time.
 pub async fn mark_begun(device: &dyn Device, request: &FormatRequest) -> Result<(), DeviceError> {
     let layout = DeviceLayout::compute(device.geometry(), request.lanes)?;
-    match planned_writes(&layout).iter().find(|write| write.step == FormatStep::Mark) {
+    match planned_writes(&layout, None).iter().find(|write| write.step == FormatStep::Mark) {
         Some(write) => mark(device, request, write).await,
         None => unreachable!("every format begins with its mark"),
     }
@@ -154,10 +158,20 @@ pub fn refuse_unconfirmed(
 }
 
 /// Writes zeros over a planned write's runs, then flushes.
-async fn zero(device: &dyn Device, write: &PlannedWrite, report: &mut impl FnMut(u64)) -> Result<(), DeviceError> {
+async fn zero(
+    device: &dyn Device,
+    tail: Option<&DeviceTail>,
+    write: &PlannedWrite,
+    report: &mut impl FnMut(u64),
+) -> Result<(), DeviceError> {
     let block = u64::from(device.geometry().block_len_bytes);
     let zeros: IoBytes = IoBuf::zeroed(ZEROS_LEN_BYTES).freeze();
-    let pieces = write.runs.iter().flat_map(|(start, len)| {
+    let (blocks, behind): (Vec<_>, Vec<_>) =
+        write.runs.iter().partition(|(start, _)| *start < device.geometry().len_bytes());
+    if let (Some(tail), false) = (tail, behind.is_empty()) {
+        tail.zero()?;
+    }
+    let pieces = blocks.iter().flat_map(|(start, len)| {
         (0..len.div_ceil(ZEROS_LEN_BYTES as u64)).map(move |piece| {
             let at = piece * ZEROS_LEN_BYTES as u64;
             (BlockIndex((start + at) / block), (len - at).min(ZEROS_LEN_BYTES as u64) as usize)

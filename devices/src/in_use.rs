@@ -1,5 +1,5 @@
 //! Who uses a device: mounts, swap, devices made on it, loop devices, processes that hold it or write to it, its
-//! partitions included. What is in use is never formatted, whatever an operator confirms.
+//! partitions included; of a partition also who uses the device as a whole. What is in use is never formatted, whatever an operator confirms.
 //!
 //! Everything is looked up in the kernel's own lists; nothing is asked of the users. What only an exclusive open finds
 //! (ZFS, a mount in another namespace) is found by one, which is given back at once.
@@ -158,6 +158,10 @@ impl UsesOfMachine {
             Some(part) => {
                 below.push((part.name.clone(), part.number));
                 holders.extend(part.holders.iter().map(|holder| (part.name.clone(), holder.clone())));
+                // Who has the whole device has the partition; its other partitions are none of its business.
+                let whole = node.device;
+                below.push((whole.name.clone(), whole.number));
+                holders.extend(whole.holders.iter().map(|holder| (whole.name.clone(), holder.clone())));
             }
             None => add_device(node.device, &mut below, &mut holders),
         }
@@ -187,7 +191,10 @@ impl UsesOfMachine {
             }
         }
         if uses.is_empty() {
-            let held = below[..own].iter().find(|(name, _)| is_held(&self.roots.dev.join(name)));
+            // The kernel lets nobody hold a partition of what is held as a whole, so for a partition its own node tells; the
+            // whole device would be held as soon as any other partition is.
+            let asked = if node.partition.is_some() { &below[..1] } else { &below[..own] };
+            let held = asked.iter().find(|(name, _)| is_held(&self.roots.dev.join(name)));
             uses.extend(held.map(|(name, _)| Use::Exclusive { node: name.clone() }));
         }
         uses.into_iter().collect()

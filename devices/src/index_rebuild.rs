@@ -36,13 +36,17 @@ use crate::verify::Verdict;
 use kiseki_types::fragment::{FragmentKey, StoredFragment};
 use kiseki_types::journal::Sequence;
 use kiseki_types::table::{Direction, Row, Scan, TableError, TableId, TableStore, TableWrite};
-use kiseki_types::{ClusterId, DeviceId, LaneId};
+use kiseki_types::{BlockIndex, ClusterId, DeviceId, LaneId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::rc::Rc;
 
 /// Rows that one scan or write of a table takes.
 const BATCH_ROWS: usize = 4096;
+
+/// Rows that may be written and not durable yet, of all tables: a checkpoint costs a commit and a flush in every metadata
+/// directory, and some hundred bytes of memory a row are cheap.
+const OVERLAY_ROWS_MAX: usize = 512 * 1024;
 
 /// A lane's table file.
 pub type LaneTable = (LaneId, Rc<dyn TableStore>);
@@ -91,6 +95,11 @@ impl NodeRows {
     /// Extents that the tables give to a device, in order of place, with the lane whose table says so.
     pub fn extents_of(&self, device: DeviceId) -> impl Iterator<Item = (LaneId, &StoredFragment)> {
         self.extents.get(&device).into_iter().flat_map(BTreeMap::values).map(|(lane, row)| (*lane, row))
+    }
+
+    /// The fragment that the tables have at this place, of the lane that allocated it.
+    pub(crate) fn extent_at(&self, device: DeviceId, start: BlockIndex) -> Option<FragmentKey> {
+        self.extents.get(&device)?.get(&start.0).map(|(_, row)| row.meta.key)
     }
 
     /// Whether a start would take the device: no journal was trimmed beyond what the tables hold.
@@ -305,22 +314,29 @@ impl Comparison {
 /// Puts the rows of these devices in the place of whatever the tables say about them; rows of other devices stay. The
 /// tables are those of all lanes of the node, in order. Durable on return; when cut off, a node refuses the devices until
 /// it is done again. Returns the rows written.
-pub async fn replace_rows(tables: &[LaneTable], rebuilt: &[RebuiltDevice]) -> Result<u64, TableError> {
+pub async fn replace_rows(
+    tables: &[LaneTable],
+    rebuilt: &[RebuiltDevice],
+    on_progress: &dyn Fn(ReplaceProgress),
+) -> Result<u64, TableError> {
     let devices: BTreeSet<DeviceId> = rebuilt.iter().map(|device| device.device).collect();
     for (_, table) in tables {
         let forget = devices.iter().map(|device| write(TABLE_META, folded_key(*device), None));
         table.write(forget.collect());
         table.checkpoint().await?;
     }
+    let rows: u64 = rebuilt.iter().map(|device| device.rows().count() as u64).sum();
+    let progress = ReplaceProgress { done_rows: 0, total_rows: 2 * rows };
+    let mut writes = BoundedWrites { tables, progress, on_progress };
     for (_, table) in tables {
-        remove_rows(table, TABLE_EXTENTS, 0, &devices).await?;
-        remove_rows(table, TABLE_FRAGMENTS, 41, &devices).await?;
+        writes.remove(table, TABLE_EXTENTS, 0, &devices).await?;
+        writes.remove(table, TABLE_FRAGMENTS, 41, &devices).await?;
     }
     let mut written = 0;
     for device in rebuilt {
         for (lane, rows) in &device.lanes {
             for batch in rows.rows.chunks(BATCH_ROWS) {
-                written += put_rows(tables, *lane, batch).await?;
+                written += writes.put(*lane, batch).await?;
             }
         }
     }
@@ -338,45 +354,76 @@ pub async fn replace_rows(tables: &[LaneTable], rebuilt: &[RebuiltDevice]) -> Re
     Ok(written)
 }
 
-async fn remove_rows(
-    table: &Rc<dyn TableStore>,
-    id: TableId,
-    device_at: usize,
-    devices: &BTreeSet<DeviceId>,
-) -> Result<(), TableError> {
-    let mut gone: Vec<TableWrite> = Vec::new();
-    for_each_row(table, id, |(key, _)| {
-        if devices.contains(&device_in(key.get(device_at..device_at + 16))?) {
-            gone.push(write(id, key, None));
-        }
-        Ok(())
-    })
-    .await?;
-    for batch in gone.chunks(BATCH_ROWS) {
-        table.write(batch.to_vec());
-        table.checkpoint().await?;
-    }
-    Ok(())
+/// How far a replacement is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReplaceProgress {
+    /// Rows taken out or put in.
+    pub done_rows: u64,
+    /// Rows of which that is known.
+    pub total_rows: u64,
 }
 
-/// Extents go to the lane that allocated them, the answers to where a fragment lies to the lane of its locator.
-async fn put_rows(tables: &[LaneTable], lane: LaneId, rows: &[StoredFragment]) -> Result<u64, TableError> {
-    let lane_count = u16::try_from(tables.len()).expect("at most LANES_MAX lanes");
-    let mut writes: BTreeMap<LaneId, Vec<TableWrite>> = BTreeMap::new();
-    for row in rows {
-        let (device, key) = (row.extent.device, &row.meta.key);
-        let value = encode_row(row);
-        let extent = write(TABLE_EXTENTS, extent_row_key(device, row.extent.start), Some(value.clone()));
-        writes.entry(lane).or_default().push(extent);
-        let fragment = write(TABLE_FRAGMENTS, fragment_row_key(key, device), Some(value));
-        writes.entry(key.locator.index_lane(lane_count)).or_default().push(fragment);
+/// Writes to the tables of all lanes, with a bound on what is not durable.
+struct BoundedWrites<'a> {
+    tables: &'a [LaneTable],
+    progress: ReplaceProgress,
+    on_progress: &'a dyn Fn(ReplaceProgress),
+}
+
+impl BoundedWrites<'_> {
+    async fn write(&mut self, table: &Rc<dyn TableStore>, rows: Vec<TableWrite>) -> Result<(), TableError> {
+        self.progress.done_rows += rows.len() as u64;
+        table.write(rows);
+        (self.on_progress)(self.progress);
+        if self.tables.iter().map(|(_, table)| table.overlay_rows()).sum::<usize>() >= OVERLAY_ROWS_MAX {
+            for (_, table) in self.tables.iter().filter(|(_, table)| table.overlay_rows() > 0) {
+                table.checkpoint().await?;
+            }
+        }
+        Ok(())
     }
-    let mut written = 0;
-    for (lane, writes) in writes {
-        let (_, table) = tables.iter().find(|(other, _)| *other == lane).expect("the tables of all lanes are given");
-        written += writes.len() as u64;
-        table.write(writes);
-        table.checkpoint().await?;
+
+    async fn remove(
+        &mut self,
+        table: &Rc<dyn TableStore>,
+        id: TableId,
+        device_at: usize,
+        devices: &BTreeSet<DeviceId>,
+    ) -> Result<(), TableError> {
+        let mut gone: Vec<TableWrite> = Vec::new();
+        for_each_row(table, id, |(key, _)| {
+            if devices.contains(&device_in(key.get(device_at..device_at + 16))?) {
+                gone.push(write(id, key, None));
+            }
+            Ok(())
+        })
+        .await?;
+        self.progress.total_rows += gone.len() as u64;
+        for batch in gone.chunks(BATCH_ROWS) {
+            self.write(table, batch.to_vec()).await?;
+        }
+        Ok(())
     }
-    Ok(written)
+
+    /// Extents go to the lane that allocated them, the answers to where a fragment lies to the lane of its locator.
+    async fn put(&mut self, lane: LaneId, rows: &[StoredFragment]) -> Result<u64, TableError> {
+        let lane_count = u16::try_from(self.tables.len()).expect("at most LANES_MAX lanes");
+        let mut writes: BTreeMap<LaneId, Vec<TableWrite>> = BTreeMap::new();
+        for row in rows {
+            let (device, key) = (row.extent.device, &row.meta.key);
+            let value = encode_row(row);
+            let extent = write(TABLE_EXTENTS, extent_row_key(device, row.extent.start), Some(value.clone()));
+            writes.entry(lane).or_default().push(extent);
+            let fragment = write(TABLE_FRAGMENTS, fragment_row_key(key, device), Some(value));
+            writes.entry(key.locator.index_lane(lane_count)).or_default().push(fragment);
+        }
+        let mut written = 0;
+        for (lane, writes) in writes {
+            let table = self.tables.iter().find(|(other, _)| *other == lane);
+            let (_, table) = table.expect("the tables of all lanes are given");
+            written += writes.len() as u64;
+            self.write(table, writes).await?;
+        }
+        Ok(written)
+    }
 }

@@ -27,7 +27,7 @@ mod writer;
 pub use fuzz::fuzz_region;
 pub(crate) use fuzz::fuzz_scan;
 
-pub(crate) use examine::{ChainEnd, Examined, ReadJournal, examine};
+pub(crate) use examine::{ChainEnd, Examined, ReadJournal, TornFrame, examine};
 pub use frame::{JournalId, PAGE_LEN_BYTES, REGION_LEN_BYTES_MAX};
 pub use open::{JournalReport, format, open};
 pub use region::{MirrorContent, MirrorRegion, RING_PAGES_MIN};

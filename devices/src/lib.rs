@@ -10,7 +10,9 @@
 //! [`fragment_header`], [`lane`], [`space`], [`index`], [`recovery`], [`fragment_store`]. What a stopped node's devices
 //! say: [`image`], [`verify`], [`index_rebuild`].
 
+mod block_discard;
 mod checksum;
+pub mod device_tail;
 mod discard_unit;
 pub mod error;
 pub mod file_device;

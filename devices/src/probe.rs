@@ -9,6 +9,7 @@
 mod known;
 mod source;
 
+use crate::device_tail::DeviceTail;
 use crate::error::DeviceError;
 use crate::layout::{DeviceLayout, SUPERBLOCK_LEN_BYTES};
 use crate::partition_table::read_partitions;
@@ -198,8 +199,10 @@ fn kiseki_copies(front: &[u8], far: &[u8], geometry: DeviceGeometry) -> Vec<Foun
 }
 
 /// Names what a device carries, in its partitions too. Errors: `Io`; what can't be read can't be cleared.
-pub async fn probe_device(device: &dyn Device) -> Result<Vec<FoundSignature>, DeviceError> {
-    let found = probe_source(&DeviceBytes(device)).await;
+///
+/// - `tail`: what lies behind its last whole block, where there is such.
+pub async fn probe_device(device: &dyn Device, tail: Option<&DeviceTail>) -> Result<Vec<FoundSignature>, DeviceError> {
+    let found = probe_source(&DeviceBytes { device, tail }).await;
     found.map_err(|source| DeviceError::io(device.name(), "reading signatures", source))
 }
 
@@ -229,6 +232,8 @@ async fn probe_source(source: &impl ByteSource) -> io::Result<Vec<FoundSignature
 
 /// What a run of bytes carries, taken as a device of its own.
 async fn probe_window(source: &impl ByteSource, start: u64, len: u64) -> io::Result<Vec<FoundSignature>> {
+    // An image may end inside a sector; whoever made it a device counted whole ones.
+    let len = len - len % DEVICE_BLOCK_BYTES_MIN as u64;
     let each = len.min(PROBE_LEN_BYTES);
     let front = source.read(start, each as usize).await?;
     let far = source.read(start + (len - each), each as usize).await?;
@@ -318,6 +323,18 @@ mod tests {
         image[1 << 20..(1 << 20) + 4].copy_from_slice(b"XFSB");
         image[16 << 20..(16 << 20) + 6].copy_from_slice(b"LUKS\xba\xbe");
         assert_eq!(names(&image), ["mbr", "p1:xfs", "p6:luks"]);
+    }
+
+    #[test]
+    fn i_d7_the_last_sectors_of_a_device_of_any_length_are_looked_at() {
+        for extra in [0, 512, 1536, 3584, 700] {
+            let mut image = vec![0; LEN + extra];
+            let last = image.len() / 512 * 512 - 512;
+            image[last..last + 8].copy_from_slice(b"EFI PART");
+            assert_eq!(names(&image), ["gpt"], "I-D7: {extra} bytes behind the last block");
+            image[last..].fill(0);
+            assert!(names(&image).is_empty());
+        }
     }
 
     #[test]

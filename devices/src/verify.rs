@@ -25,7 +25,7 @@ use crate::superblock::{Superblock, SuperblockState};
 use kiseki_types::BlockCount;
 use kiseki_types::device::DeviceGeometry;
 use kiseki_types::fragment::StoredFragment;
-use kiseki_types::limits::DEVICE_BLOCK_BYTES_MAX;
+use kiseki_types::limits::DEVICE_BLOCK_BYTES_MIN;
 use scan::Found;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -168,7 +168,7 @@ pub fn verify(image: &Image, options: &VerifyOptions<'_>) -> Verdict {
             verdict.problem(Problem::unreadable(&layout, range));
         }
     }
-    lanes::check(&superblock, &mut lanes, &found, &mut verdict);
+    lanes::check(&superblock, &mut lanes, &found, options.known, &mut verdict);
     judge::judge(image, &superblock, &lanes, found, options.known, &mut verdict);
     verdict.lanes = lanes;
     verdict.superblock = Some(*superblock);
@@ -187,7 +187,8 @@ pub fn superblock(image: &Image) -> Option<Superblock> {
 
 /// Says what lies on a device without a superblock to go by.
 fn explain_stranger(image: &Image, state: &SuperblockState, verdict: &mut Verdict) {
-    let block_len_bytes = DEVICE_BLOCK_BYTES_MAX as u32;
+    // Sectors: others count in them, and a device may end with less than a block.
+    let block_len_bytes = DEVICE_BLOCK_BYTES_MIN as u32;
     let block_count = BlockCount(image.len_bytes() / u64::from(block_len_bytes));
     let geometry = DeviceGeometry { block_len_bytes, block_count };
     let ((front, front_len), (far, far_len)) = probe::ends(geometry);

@@ -44,7 +44,7 @@ fn a_blank_image_is_formatted_and_read_back_both_ways() {
     on_executor(async move {
         let device = open(&path);
         assert_eq!(read_superblock(&*device).await, SuperblockState::NeverWritten);
-        let written = format(&test_ports(), &device, &request(1, &[]), |_| ()).await.unwrap();
+        let written = format(&test_ports(), &device, None, &request(1, &[]), |_| ()).await.unwrap();
         let expected = SuperblockState::Present { superblock: Box::new(written.clone()), damaged_copies: 0 };
         assert_eq!(read_superblock(&*device).await, expected);
         let raw = Arc::new(RawDevice::open(&path).unwrap());
@@ -67,20 +67,20 @@ fn i_d7_a_signed_device_is_left_alone_until_each_signature_is_named() {
         table[4096 - 10..4096].copy_from_slice(b"SWAPSPACE2");
         raw.write_at(0, &table).unwrap();
         for confirmed in [&[][..], &["gpt"], &["swap"], &["all"]] {
-            let error = format(&test_ports(), &device, &request(1, confirmed), |_| ()).await.unwrap_err();
+            let error = format(&test_ports(), &device, None, &request(1, confirmed), |_| ()).await.unwrap_err();
             assert!(matches!(error, DeviceError::Signed { .. }), "I-D7: {confirmed:?} {error}");
             let mut found = vec![0; 8192];
             raw.read_at(0, &mut found).unwrap();
             assert!(found == table, "I-D7: {confirmed:?} wrote to a refused device");
         }
-        format(&test_ports(), &device, &request(1, &["gpt", "swap"]), |_| ()).await.unwrap();
+        format(&test_ports(), &device, None, &request(1, &["gpt", "swap"]), |_| ()).await.unwrap();
         // And what we wrote ourselves protects it from the next one, another cluster's the same.
-        let error = format(&test_ports(), &device, &request(3, &["gpt"]), |_| ()).await.unwrap_err();
+        let error = format(&test_ports(), &device, None, &request(3, &["gpt"]), |_| ()).await.unwrap_err();
         let name = format!("kiseki:{}", ClusterId([1; 16]));
         assert!(error.to_string().contains(&name), "I-D7: {error}");
-        let again = format(&test_ports(), &device, &request(3, &[&name]), |_| ()).await.unwrap();
+        let again = format(&test_ports(), &device, None, &request(3, &[&name]), |_| ()).await.unwrap();
         assert_eq!(read_superblock(&*device).await.present("d").unwrap(), again);
-        assert_eq!(probe_device(&*device).await.unwrap().len(), 1);
+        assert_eq!(probe_device(&*device, None).await.unwrap().len(), 1);
     });
 }
 
@@ -94,7 +94,7 @@ fn journals_are_cleared() {
         let mut noise = IoBuf::zeroed(len.0 as usize * 4096);
         noise.fill(0xa5);
         device.write(start, vec![noise.freeze()]).await.unwrap();
-        format(&test_ports(), &device, &request(1, &[]), |_| ()).await.unwrap();
+        format(&test_ports(), &device, None, &request(1, &[]), |_| ()).await.unwrap();
         let found = device.read(start, IoBuf::zeroed(len.0 as usize * 4096)).await.unwrap();
         assert!(found.iter().all(|byte| *byte != 0xa5), "nothing of an earlier format is left for a scan to meet");
     });
@@ -109,7 +109,7 @@ fn i_c7_a_device_that_is_too_small_is_refused_untouched() {
     on_executor(async move {
         let device = open(&path);
         assert!(matches!(
-            format(&test_ports(), &device, &request(1, &[]), |_| ()).await,
+            format(&test_ports(), &device, None, &request(1, &[]), |_| ()).await,
             Err(DeviceError::TooSmall { .. })
         ));
         assert_eq!(read_superblock(&*device).await, SuperblockState::NeverWritten);
@@ -180,12 +180,12 @@ fn what_is_planned_is_what_is_written() {
             let last = Cell::new((0, 1));
             let request = FormatRequest { lanes: 1, ..request(1, &[]) };
             let ports = test_ports();
-            let done = format(&ports, &device, &request, |at| {
+            let done = format(&ports, &device, None, &request, |at| {
                 assert!(at.done_bytes >= last.get().0 && at.done_bytes <= at.total_bytes, "{at:?}");
                 last.set((at.done_bytes, at.total_bytes));
             });
             let layout = done.await.unwrap().layout;
-            let planned = planned_writes(&layout);
+            let planned = planned_writes(&layout, None);
             let written = blocks(recorded.writes.borrow().iter().copied());
             assert_eq!(written, blocks(planned.iter().flat_map(|write| write.runs.clone())), "device of {len}");
         });
@@ -202,10 +202,10 @@ fn i_d7_a_format_cut_at_any_write_says_so_and_the_same_command_goes_on() {
         loop {
             // Another cluster's device, whole.
             raw.write_at(0, &vec![0; 16 << 20]).unwrap();
-            format(&test_ports(), &open(&path), &request(9, &[]), |_| ()).await.unwrap();
+            format(&test_ports(), &open(&path), None, &request(9, &[]), |_| ()).await.unwrap();
             let old = format!("kiseki:{}", ClusterId([9; 16]));
             let device: Rc<dyn Device> = CutDevice::new(open(&path), cuts);
-            let result = format(&test_ports(), &device, &request(1, &[&old]), |_| ()).await;
+            let result = format(&test_ports(), &device, None, &request(1, &[&old]), |_| ()).await;
             let state = read_superblock(&*open(&path)).await;
             match (&state, result.is_ok()) {
                 (SuperblockState::Present { superblock, damaged_copies: 0 }, true) => {
@@ -227,12 +227,40 @@ fn i_d7_a_format_cut_at_any_write_says_so_and_the_same_command_goes_on() {
                 }
                 (state, done) => panic!("cut {cuts}, done {done}: {state:?}"),
             }
-            format(&test_ports(), &open(&path), &request(1, &[&old]), |_| ()).await.unwrap();
+            format(&test_ports(), &open(&path), None, &request(1, &[&old]), |_| ()).await.unwrap();
             // Finished and never used: formatting it again for the same cluster loses nothing, for another one it might.
-            format(&test_ports(), &open(&path), &request(1, &[]), |_| ()).await.unwrap();
-            format(&test_ports(), &open(&path), &request(2, &[]), |_| ()).await.unwrap_err();
+            format(&test_ports(), &open(&path), None, &request(1, &[]), |_| ()).await.unwrap();
+            format(&test_ports(), &open(&path), None, &request(2, &[]), |_| ()).await.unwrap_err();
             cuts += 1;
         }
         assert!(cuts > 8 && interrupted > 5, "{cuts} cuts, {interrupted} interrupted");
     });
+}
+
+#[test]
+fn i_d7_what_lies_behind_the_last_whole_block_is_protected_and_then_cleared() {
+    let dir = tempfile::tempdir_in(Path::new(env!("CARGO_MANIFEST_DIR"))).unwrap();
+    for extra in [512, 1536, 3584, 700] {
+        let path = dir.path().join(format!("d{extra}.img"));
+        create_image(&path, (16 << 20) + extra).unwrap();
+        let file = std::fs::File::options().read(true).write(true).open(&path).unwrap();
+        let last = ((16 << 20) + extra) / 512 * 512 - 512;
+        std::os::unix::fs::FileExt::write_all_at(&file, b"EFI PART", last).unwrap();
+        let found = path.clone();
+        on_executor(async move {
+            let (device, tail) = (open(&path), DeviceTail::open(&path).unwrap());
+            let tail = tail.as_ref();
+            assert_eq!(tail.unwrap().bytes(), 16 << 20..(16 << 20) + extra);
+            let error = format(&test_ports(), &device, tail, &request(1, &[]), |_| ()).await.unwrap_err();
+            assert!(error.to_string().contains("confirm each by name: gpt"), "I-D7: {extra}: {error}");
+            let written = format(&test_ports(), &device, tail, &request(1, &["gpt"]), |_| ()).await.unwrap();
+            assert_eq!(read_superblock(&*device).await.present("d").unwrap(), written);
+            let names: Vec<String> =
+                probe_device(&*device, tail).await.unwrap().into_iter().map(|it| it.name).collect();
+            assert_eq!(names, [format!("kiseki:{}", ClusterId([1; 16]))], "{extra}: nothing of the old table");
+        });
+        assert!(std::fs::read(&found).unwrap()[16 << 20..].iter().all(|byte| *byte == 0), "I-D7: {extra}");
+    }
+    let (_dir, whole) = image();
+    assert!(DeviceTail::open(&whole).unwrap().is_none(), "a device of whole blocks has none");
 }

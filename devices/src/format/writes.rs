@@ -4,6 +4,7 @@ use crate::layout::{DeviceLayout, SUPERBLOCK_LEN_BYTES};
 use crate::probe::ends;
 use kiseki_types::LaneId;
 use std::fmt;
+use std::ops::Range;
 
 /// One kind of write of a format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,9 +54,10 @@ impl PlannedWrite {
     }
 }
 
-/// The writes of a format of a device that gets `layout`, in their order.
+/// The writes of a format of a device that gets `layout`, in their order; `tail` are the bytes behind its last whole
+/// block, if there are any.
 #[must_use]
-pub fn planned_writes(layout: &DeviceLayout) -> Vec<PlannedWrite> {
+pub fn planned_writes(layout: &DeviceLayout, tail: Option<Range<u64>>) -> Vec<PlannedWrite> {
     let copy = SUPERBLOCK_LEN_BYTES as u64;
     let block = u64::from(layout.block_len_bytes());
     let copies = DeviceLayout::superblock_offsets(layout.geometry());
@@ -68,7 +70,8 @@ pub fn planned_writes(layout: &DeviceLayout) -> Vec<PlannedWrite> {
         ((far_start.0 * block).max(front_end), copies[3]),
         (copies[3] + copy, layout.geometry().len_bytes()),
     ];
-    let ends = ends.into_iter().filter(|(start, end)| start < end).map(|(start, end)| (start, end - start));
+    let ends = ends.into_iter().chain(tail.map(|tail| (tail.start, tail.end)));
+    let ends = ends.filter(|(start, end)| start < end).map(|(start, end)| (start, end - start));
     let journals = (0..layout.lanes()).map(|lane| layout.journal_extent(LaneId(lane)));
     let journals = journals.map(|(start, len)| (start.0 * block, len.0 * block)).collect();
     vec![

@@ -70,6 +70,24 @@ fn i_d7_swap_raid_and_stacks_of_devices_are_found() {
 }
 
 #[test]
+fn i_d7_who_has_the_whole_device_has_its_partitions_and_not_the_other_way_round() {
+    let machine = FakeMachine::new();
+    machine.disk("sda", "8:0", 2048);
+    machine.partition("sda", "sda1", 1, "8:1");
+    machine.partition("sda", "sda2", 2, "8:2");
+    machine.write("proc/swaps", "Filename\tType\tSize\tUsed\tPriority\n/dev/sda2 partition 100 0 -2\n");
+    assert!(uses(&machine, "sda1").is_empty(), "a neighbor is no use");
+    assert_eq!(uses(&machine, "sda2"), ["sda2 is swap space"]);
+    machine.disk("md0", "9:0", 2048);
+    machine.holder("sda", "md0");
+    machine.write("proc/self/mountinfo", "22 1 9:0 / /raid rw - xfs /dev/md0 rw\n");
+    let whole = ["md0 is mounted at /raid", "sda is part of md0"];
+    assert_eq!(uses(&machine, "sda1"), whole, "I-D7: RAID on the whole disk");
+    machine.write("proc/self/mountinfo", "30 1 8:0 / /data rw - ext4 /dev/sda rw\n");
+    assert_eq!(uses(&machine, "sda1"), ["sda is mounted at /data", "sda is part of md0"], "I-D7");
+}
+
+#[test]
 fn a_circle_of_holders_ends() {
     let machine = FakeMachine::new();
     machine.disk("dm-0", "252:0", 2048);

@@ -4,8 +4,9 @@ use super::scan::{Found, FoundState};
 use super::{Problem, ProblemKind, Verdict};
 use crate::history::{History, decode_records};
 use crate::image::Image;
-use crate::journal::{ChainEnd, Examined, PAGE_LEN_BYTES, REGION_LEN_BYTES_MAX, ReadJournal, examine};
-use crate::lane::lane_journal_id;
+use crate::index_rebuild::NodeRows;
+use crate::journal::{ChainEnd, Examined, PAGE_LEN_BYTES, REGION_LEN_BYTES_MAX, ReadJournal, TornFrame, examine};
+use crate::lane::{LaneRecord, lane_journal_id};
 use crate::superblock::Superblock;
 use kiseki_types::fragment::StoredFragment;
 use kiseki_types::{BlockIndex, LaneId};
@@ -26,6 +27,9 @@ pub struct LaneVerdict {
     pub disbelieved: u64,
     /// Where a crash cut off what nobody was told is safe, if it did.
     pub torn_tail: Option<BlockIndex>,
+    /// Writes that the cut off frame names, as far as it can be read, and how many of their fragments are whole. Where all
+    /// are, it may also be a frame that was flushed and rotted.
+    pub torn_writes: (u64, u64),
     /// Whether a node would take the device with this journal.
     pub is_sound: bool,
     /// Everything up to here was given back by the journal, so it has to be in the node's tables.
@@ -51,6 +55,7 @@ pub(super) fn read(image: &Image, superblock: &Superblock, lane: u16) -> LaneVer
         records: 0,
         disbelieved: 0,
         torn_tail: None,
+        torn_writes: (0, 0),
         is_sound: false,
         trimmed_through: 0,
         history: History::default(),
@@ -59,8 +64,14 @@ pub(super) fn read(image: &Image, superblock: &Superblock, lane: u16) -> LaneVer
     }
 }
 
-/// Judges the journals; `found` says which of their unflushed allocations are there.
-pub(super) fn check(superblock: &Superblock, lanes: &mut [LaneVerdict], found: &[Found], verdict: &mut Verdict) {
+/// Judges the journals; `found` says which of their unflushed allocations are there, `known` what the node's tables say.
+pub(super) fn check(
+    superblock: &Superblock,
+    lanes: &mut [LaneVerdict],
+    found: &[Found],
+    known: Option<&NodeRows>,
+    verdict: &mut Verdict,
+) {
     for lane in lanes {
         let is_readable = lane.unreadable.is_empty();
         for range in std::mem::take(&mut lane.unreadable) {
@@ -77,7 +88,7 @@ pub(super) fn check(superblock: &Superblock, lanes: &mut [LaneVerdict], found: &
             Examined::Unreadable(reason) => {
                 problem(ProblemKind::JournalDamaged, format!("its journal can't be followed: {reason}"));
             }
-            Examined::Read(journal) => check_read(superblock, lane, &journal, found, verdict),
+            Examined::Read(journal) => check_read(superblock, lane, &journal, found, known, verdict),
         }
         // A node gives up on a journal that it can't read as a whole; here zeros stood for what may lie there.
         lane.is_sound &= is_readable;
@@ -89,6 +100,7 @@ fn check_read(
     lane: &mut LaneVerdict,
     journal: &ReadJournal,
     found: &[Found],
+    known: Option<&NodeRows>,
     verdict: &mut Verdict,
 ) {
     let layout = &superblock.layout;
@@ -96,16 +108,25 @@ fn check_read(
         BlockIndex(lane.journal_block.0 + page * PAGE_LEN_BYTES as u64 / u64::from(layout.block_len_bytes()))
     };
     lane.is_sound = true;
-    match journal.end {
+    match &journal.end {
         ChainEnd::Whole => {}
-        ChainEnd::Torn { page } => lane.torn_tail = Some(block_of(page)),
+        ChainEnd::Torn { page, rest } => {
+            let block = block_of(*page);
+            match judge_tail(superblock, lane, rest, found, known) {
+                None => lane.torn_tail = Some(block),
+                Some(why) => {
+                    let text = format!("the last frame of its journal is rotten, not cut off by a crash: {why}");
+                    verdict.problem(Problem::at(ProblemKind::JournalTail, Some(lane.lane), block, text));
+                }
+            }
+        }
         ChainEnd::Broken { page, last, stated } => {
             lane.is_sound = false;
             let text = format!(
                 "its journal breaks behind record {last}, and everything through {stated} was flushed: a frame there is \
                  torn or rotten in the middle"
             );
-            verdict.problem(Problem::at(ProblemKind::JournalDamaged, Some(lane.lane), block_of(page), text));
+            verdict.problem(Problem::at(ProblemKind::JournalDamaged, Some(lane.lane), block_of(*page), text));
         }
     }
     (lane.incarnation, lane.records) = (journal.incarnation, journal.records.len() as u64);
@@ -121,6 +142,37 @@ fn check_read(
     let gone: Vec<u64> = lane.history.unproven().iter().filter(|new| !is_there(new, found)).map(start_of).collect();
     lane.disbelieved = gone.len() as u64;
     lane.history.disbelieve(&gone);
+}
+
+/// Why the frame behind a chain's end was written and has rotted since; `None`: a crash may have left it. Counts what it
+/// names.
+fn judge_tail(
+    superblock: &Superblock,
+    lane: &mut LaneVerdict,
+    rest: &TornFrame,
+    found: &[Found],
+    known: Option<&NodeRows>,
+) -> Option<String> {
+    let records = match rest {
+        TornFrame::Gone => return None,
+        TornFrame::Rotten(why) => return Some((*why).to_owned()),
+        TornFrame::Cut(records) => records,
+    };
+    let decoded = records.iter().filter_map(|bytes| LaneRecord::decode(superblock.device, bytes).ok());
+    let writes: Vec<StoredFragment> = decoded
+        .filter_map(|record| match record {
+            LaneRecord::Allocate(fragment) => Some(fragment),
+            LaneRecord::Release { .. } => None,
+        })
+        .collect();
+    let whole = writes.iter().filter(|write| is_there(write, found)).count();
+    lane.torn_writes = (writes.len() as u64, whole as u64);
+    // A table hears of a write when it is flushed.
+    let is_known = |write: &&StoredFragment| {
+        known.is_some_and(|rows| rows.extent_at(superblock.device, write.extent.start) == Some(write.meta.key))
+    };
+    let indexed = writes.iter().filter(is_known).count();
+    (indexed > 0).then(|| format!("the node's index has {indexed} of the writes in it, so they were flushed"))
 }
 
 fn start_of(fragment: &StoredFragment) -> u64 {

@@ -31,6 +31,8 @@ pub enum ProblemKind {
     JournalForeign,
     /// A lane's journal breaks below what was flushed, or can't be followed at all.
     JournalDamaged,
+    /// The last frame of a lane's journal rotted: it looks as if a crash had cut it off, and no crash did.
+    JournalTail,
     /// A record in a journal makes no sense.
     JournalRecord,
     /// Two used extents overlap.
@@ -51,7 +53,7 @@ pub enum ProblemKind {
 
 impl ProblemKind {
     /// All of them, for documentation and tests.
-    pub const ALL: [ProblemKind; 19] = [
+    pub const ALL: [ProblemKind; 20] = [
         ProblemKind::NotFormatted,
         ProblemKind::FormatTooNew,
         ProblemKind::SuperblockLost,
@@ -63,6 +65,7 @@ impl ProblemKind {
         ProblemKind::JournalMissing,
         ProblemKind::JournalForeign,
         ProblemKind::JournalDamaged,
+        ProblemKind::JournalTail,
         ProblemKind::JournalRecord,
         ProblemKind::ExtentsOverlap,
         ProblemKind::FragmentMissing,
@@ -88,6 +91,7 @@ impl ProblemKind {
             ProblemKind::JournalMissing => "journal-missing",
             ProblemKind::JournalForeign => "journal-foreign",
             ProblemKind::JournalDamaged => "journal-damaged",
+            ProblemKind::JournalTail => "journal-tail",
             ProblemKind::JournalRecord => "journal-record",
             ProblemKind::ExtentsOverlap => "extents-overlap",
             ProblemKind::FragmentMissing => "fragment-missing",
@@ -126,6 +130,10 @@ impl ProblemKind {
             ProblemKind::JournalMissing | ProblemKind::JournalForeign | ProblemKind::JournalDamaged => {
                 "the node does not trust the device any more and rebuilds its fragments on others; format it anew, or \
                  replace it"
+            }
+            ProblemKind::JournalTail => {
+                "the node starts as after a crash, without what this frame says: what it wrote is rebuilt from the other devices \
+                 when scrub comes by, what it released is released again. If it comes back, replace the device"
             }
             ProblemKind::JournalRecord | ProblemKind::ExtentsOverlap => {
                 "no crash leaves this: keep an image of the device and report it. The node does not use the device and \

@@ -27,6 +27,7 @@ mod verify;
 
 use anyhow::Result;
 use clap::{CommandFactory, Parser, Subcommand};
+use kiseki_server::outcome;
 use std::process::ExitCode;
 
 /// Formats and examines the devices of Kiseki nodes.
@@ -39,7 +40,9 @@ use std::process::ExitCode;
     name = "kiseki-devctl",
     version,
     about,
-    after_help = "Exit codes: 0 done and nothing wrong, 1 refused, failed or a problem found, 2 wrong usage.
+    after_help = "Exit codes: 0 done and nothing wrong, 1 refused (nothing was changed) or a problem found, 2 wrong usage,
+3 failed on the way, 4 partly done.
+With --json an error is one object on standard error: {\"error\":{outcome, exit_code, message, causes}}.
 Docs: docs/devctl.md has a drive's life from end to end."
 )]
 struct Cli {
@@ -97,12 +100,9 @@ pub fn command() -> clap::Command {
 /// Parses the command line, runs the verb, and says what its exit code is.
 #[must_use]
 pub fn main() -> ExitCode {
-    match Cli::parse().command.run() {
+    match outcome::parse::<Cli>().command.run() {
         Ok(code) => code,
-        Err(error) => {
-            eprintln!("kiseki-devctl: {error:#}");
-            ExitCode::FAILURE
-        }
+        Err(error) => outcome::fail("kiseki-devctl", &error),
     }
 }
 

@@ -294,3 +294,129 @@ fn i_d7_a_partition_in_use_keeps_the_whole_device() {
     assert!(Command::new("swapoff").arg(&part).status().unwrap().success());
     assert!(run.code == 1 && run.error.contains("is swap space (swapoff"), "I-D7: {}", run.error);
 }
+
+/// The object that an error is with `--json`.
+fn error_object(run: &Run) -> Value {
+    assert_eq!(run.error.lines().count(), 1, "one line: {}", run.error);
+    let value: Value = serde_json::from_str(&run.error).unwrap();
+    assert_eq!(value["error"]["exit_code"].as_i64(), Some(i64::from(run.code)), "{}", run.error);
+    value["error"].clone()
+}
+
+#[test]
+fn with_json_an_error_is_one_object_and_the_exit_code_says_how_it_ended() {
+    let dir = dir();
+    let path = image(&dir, "d.img");
+    with_partition(&path);
+    let refused = format(&path, &["--json"]);
+    let error = error_object(&refused);
+    assert_eq!((refused.code, error["outcome"].as_str()), (1, Some("refused")));
+    assert!(error["message"].as_str().unwrap().contains("confirm each by name: gpt, p1:ext") && refused.out.is_empty());
+    for args in [&["format", "--json"][..], &["retire", "--json"], &["nonsense", "--json"]] {
+        let run = devctl(args);
+        assert_eq!((run.code, error_object(&run)["outcome"].as_str()), (2, Some("usage")), "{args:?}");
+    }
+    let node = dir.path().join("node");
+    std::fs::create_dir(&node).unwrap();
+    let drain = ["drain", "abcd", "--json", "--dir", node.to_str().unwrap()];
+    let stopped = devctl(&drain);
+    assert_eq!((stopped.code, error_object(&stopped)["outcome"].as_str()), (1, Some("refused")));
+    assert!(error_object(&stopped)["causes"][0].as_str().unwrap().contains("start it with `kiseki-server run`"));
+    // A node that goes away in the middle of its answer.
+    let listener = std::os::unix::net::UnixListener::bind(node.join("admin.sock")).unwrap();
+    let gone = std::thread::spawn(move || drop(listener.accept()));
+    let failed = devctl(&drain);
+    gone.join().unwrap();
+    assert_eq!((failed.code, error_object(&failed)["outcome"].as_str()), (3, Some("failed")), "{}", failed.error);
+    let good = image(&dir, "good.img");
+    assert_eq!(format(&good, &[]).code, 0);
+    let partly = devctl(&["verify", "--json", good.to_str().unwrap(), "/nowhere/d.img"]);
+    let answer: Value = serde_json::from_str(&partly.out).unwrap();
+    assert_eq!((partly.code, answer["refused"].as_array().unwrap().len()), (4, 1), "one of two was looked at");
+    assert_eq!(devctl(&["verify", "/nowhere/d.img"]).code, 1);
+}
+
+#[test]
+fn administration_speaks_of_errors_in_the_same_way() {
+    let dir = dir();
+    let kiseki = |args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_kiseki"));
+        let output = command.args(args).arg("--dir").arg(dir.path()).stdin(Stdio::null()).output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        Run { code: output.status.code().unwrap(), out: text(output.stdout), error: text(output.stderr) }
+    };
+    let stopped = kiseki(&["tenant", "list", "--json"]);
+    assert_eq!((stopped.code, error_object(&stopped)["outcome"].as_str()), (1, Some("refused")));
+    let usage = kiseki(&["tenant", "--json", "create"]);
+    assert_eq!((usage.code, error_object(&usage)["outcome"].as_str()), (2, Some("usage")));
+    let people = kiseki(&["tenant", "list"]);
+    assert!(people.error.starts_with("kiseki: no node answers at"), "{}", people.error);
+}
+
+#[test]
+fn i_d7_the_far_table_of_a_disk_of_any_number_of_sectors_is_found_and_wiped() {
+    let dir = dir();
+    for (name, len) in [("odd.img", IMAGE_LEN_BYTES + 3 * 512), ("cut.img", IMAGE_LEN_BYTES + 700)] {
+        let path = dir.path().join(name);
+        File::create(&path).unwrap().set_len(len).unwrap();
+        put(&path, (len / 512 - 1) * 512, b"EFI PART");
+        // On the loop device where there is one, else on the image.
+        let device = Loop::new(&path, 512);
+        let named = device.as_ref().map_or(&path, |device| &device.0);
+        let inspected = devctl(&["inspect", named.to_str().unwrap()]);
+        assert!(inspected.out.contains("--wipe gpt"), "I-D7: {name}: {}", inspected.out);
+        let run = format(named, &[]);
+        assert!(run.code == 1 && run.error.contains("confirm each by name: gpt\n"), "I-D7: {name}: {}", run.error);
+        let run = format(named, &["--wipe", "gpt"]);
+        assert_eq!(run.code, 0, "{name}: {}", run.error);
+        let again = format(named, &["--json"]);
+        assert!(again.out.contains("\"done_already\":true"), "{name}: {} {}", again.out, again.error);
+        drop(device);
+        let end = &std::fs::read(&path).unwrap()[IMAGE_LEN_BYTES as usize..];
+        assert!(end.iter().all(|byte| *byte == 0), "I-D7: {name}: the table is still there");
+    }
+}
+
+/// An MBR with two partitions, which every kernel shows.
+fn with_two_partitions(path: &Path) {
+    let mut table = vec![0; 512];
+    for (slot, start) in [(0, 2048u32), (1, 65536)] {
+        let entry = &mut table[446 + 16 * slot..][..16];
+        entry[4] = 0x83;
+        entry[8..12].copy_from_slice(&start.to_le_bytes());
+        entry[12..].copy_from_slice(&49152u32.to_le_bytes());
+    }
+    table[510..].copy_from_slice(&[0x55, 0xaa]);
+    put(path, 0, &table);
+}
+
+#[test]
+fn i_d7_who_uses_the_whole_device_keeps_its_partitions_and_a_neighbor_does_not() {
+    let dir = dir();
+    let path = image(&dir, "d.img");
+    with_two_partitions(&path);
+    let Some(device) = Loop::new(&path, 512) else { return };
+    let part = |number: u32| PathBuf::from(format!("{}p{number}", device.0.display()));
+    if !part(2).exists() {
+        println!("SKIPPED: the kernel shows no partitions of {}", device.0.display());
+        return;
+    }
+    let name = device.0.file_name().unwrap().to_str().unwrap().to_owned();
+    let writer = OpenOptions::new().write(true).open(&device.0).unwrap();
+    let run = format(&part(1), &[]);
+    assert_eq!(run.code, 1, "I-D7: a partition of a device that somebody writes to was formatted");
+    assert!(run.error.contains(&format!("has {name} open for writing")), "I-D7: {}", run.error);
+    drop(writer);
+    // Held exclusively as a whole, by nobody whom the kernel names.
+    let holder = std::os::unix::fs::OpenOptionsExt::custom_flags(OpenOptions::new().read(true), 0o200).open(&device.0);
+    let run = format(&part(1), &[]);
+    assert!(run.code == 1 && run.error.contains("held exclusively"), "I-D7: {}", run.error);
+    drop(holder);
+    // The neighbor's use is its own.
+    let holder = std::os::unix::fs::OpenOptionsExt::custom_flags(OpenOptions::new().read(true), 0o200).open(part(2));
+    let run = format(&part(1), &["--lanes", "2"]);
+    assert_eq!(run.code, 0, "{}", run.error);
+    let whole = format(&device.0, &["--wipe", &format!("mbr,p1:kiseki:{CLUSTER}")]);
+    drop(holder);
+    assert!(whole.code == 1 && whole.error.contains("in use"), "I-D7: a partition is held: {}", whole.error);
+}

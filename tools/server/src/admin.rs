@@ -5,6 +5,7 @@ pub mod server;
 
 use crate::device_admin::DeviceAnswer;
 use crate::enroll::{ChangeMode, JoinedDevice};
+use crate::outcome::{NodeError, Outcome};
 use crate::status::NodeReport;
 use kiseki_types::runtime::LocalBoxFuture;
 use serde::{Deserialize, Serialize};
@@ -178,13 +179,36 @@ pub enum AdminResponse {
     Error {
         /// Why, and what to do.
         message: String,
+        /// Whether it was refused, or failed.
+        #[serde(default)]
+        outcome: Outcome,
     },
 }
 
-/// Short form.
-pub type AdminFuture<T> = LocalBoxFuture<'static, Result<T, String>>;
+impl AdminResponse {
+    /// It is refused; nothing has changed.
+    #[must_use]
+    pub fn refused(message: String) -> AdminResponse {
+        AdminResponse::Error { message, outcome: Outcome::Refused }
+    }
 
-/// What administration needs from a core. Errors are messages for the operator.
+    /// Something failed on the way.
+    #[must_use]
+    pub fn failed(message: String) -> AdminResponse {
+        AdminResponse::Error { message, outcome: Outcome::Failed }
+    }
+
+    /// Not done, and how that ended.
+    #[must_use]
+    pub fn not_done(error: NodeError) -> AdminResponse {
+        AdminResponse::Error { message: error.message, outcome: error.outcome }
+    }
+}
+
+/// Short form.
+pub type AdminFuture<T> = LocalBoxFuture<'static, Result<T, NodeError>>;
+
+/// What administration needs from a core.
 pub trait AdminStore {
     /// Makes a tenant.
     fn create_tenant(&self, name: String, dedup: Dedup) -> AdminFuture<TenantRow>;
@@ -203,7 +227,7 @@ pub async fn answer(store: &dyn AdminStore, request: AdminRequest) -> AdminRespo
     let answer = match request {
         AdminRequest::TenantCreate { name, dedup } => match check_name(&name) {
             Ok(()) => store.create_tenant(name, dedup).await.map(AdminResponse::Tenant),
-            Err(message) => Err(message),
+            Err(message) => Err(NodeError { message, outcome: Outcome::Refused }),
         },
         AdminRequest::TenantList => store.tenants().await.map(|tenants| AdminResponse::Tenants { tenants }),
         AdminRequest::KeyCreate { tenant } => store.create_key(tenant).await.map(AdminResponse::Key),
@@ -214,13 +238,15 @@ pub async fn answer(store: &dyn AdminStore, request: AdminRequest) -> AdminRespo
             store.set_bucket_etag(tenant, bucket, etag).await.map(|()| AdminResponse::Done)
         }
         AdminRequest::Status | AdminRequest::DeviceEnroll { .. } | AdminRequest::DeviceReplace { .. } => {
-            Err("this is answered beside the cores".to_owned())
+            return AdminResponse::refused("this is answered beside the cores".to_owned());
         }
         AdminRequest::DeviceDrain { .. }
         | AdminRequest::DeviceDrainCancel { .. }
-        | AdminRequest::DeviceRetire { .. } => Err("this needs the node, not only its store".to_owned()),
+        | AdminRequest::DeviceRetire { .. } => {
+            return AdminResponse::refused("this needs the node, not only its store".to_owned());
+        }
     };
-    answer.unwrap_or_else(|message| AdminResponse::Error { message })
+    answer.unwrap_or_else(AdminResponse::not_done)
 }
 
 /// Names of tenants are for operators' shells: short and plain.

@@ -1,6 +1,7 @@
 //! Administration over the engine: tenants, keys and buckets live in the control shard, which any core can call.
 
 use crate::admin::{AdminFuture, AdminStore, Dedup, Etag, NewKey, TenantRow};
+use crate::outcome::{NodeError, Outcome};
 use kiseki_engine::api::{EtagMode, StoreError};
 use kiseki_engine::calls::Calls;
 use kiseki_engine::message::{self, ControlRequest, ControlResponse, TenantInfo};
@@ -24,10 +25,20 @@ impl EngineAdmin {
     ) -> AdminFuture<T> {
         let calls = self.calls.clone();
         Box::pin(async move {
-            let response = calls.control(request).await.map_err(|error: StoreError| error.to_string())?;
+            let response = calls.control(request).await.map_err(|error: StoreError| not_done(&error))?;
             Ok(pick(response).expect("the control shard answers each request in kind"))
         })
     }
+}
+
+/// A refusal of the store, or a failure of it, for the operator.
+#[must_use]
+pub fn not_done(error: &StoreError) -> NodeError {
+    let outcome = match error {
+        StoreError::Unavailable { .. } | StoreError::Damaged { .. } => Outcome::Failed,
+        _ => Outcome::Refused,
+    };
+    NodeError { message: error.to_string(), outcome }
 }
 
 fn row(tenant: TenantInfo) -> TenantRow {

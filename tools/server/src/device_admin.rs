@@ -1,10 +1,13 @@
 //! What an operator asks of devices that are in use: empty one, keep it after all, let it go. Answered on core 0.
 
 use crate::admin::{AdminRequest, AdminResponse};
+use crate::admin_store::not_done;
 use crate::core_node::CoreNode;
+use crate::device_name::{self, Candidate, Standing};
 use crate::device_records::parse_id;
-use crate::enroll::ChangeMode;
+use crate::enroll::{ChangeMode, candidates};
 use crate::executor::CoreShared;
+use crate::outcome::{NodeError, Outcome};
 use crate::status::DeviceReport;
 use kiseki_engine::device_record::{DeviceActor, DeviceRecord, DeviceUpdate};
 use kiseki_engine::retirement::{GiveUp, retire, would_retire};
@@ -15,9 +18,6 @@ use serde::{Deserialize, Serialize};
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
-
-/// Fewest digits of an id that name a device.
-const PREFIX_LEN_MIN: usize = 4;
 
 /// A device after a request, or as it would be.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,34 +43,21 @@ pub struct DeviceAdmin {
     ports: Ports,
 }
 
-/// The device that an operator means: by its path, its id, or the first digits of its id.
+/// The device that is meant: one of those in use, or one that is recorded.
 fn resolve(name: &str, path: &Path, reports: &[DeviceReport], records: &[DeviceRecord]) -> Result<DeviceId, String> {
-    if let Some(found) = reports.iter().find(|report| Path::new(&report.path) == path)
-        && let Some(id) = parse_id(&found.id)
-    {
-        return Ok(id);
-    }
-    let in_use = |record: &&DeviceRecord| record.state() != DeviceState::Removed;
-    let mut at_path: Vec<&DeviceRecord> =
-        records.iter().filter(|record| Path::new(&record.place.path) == path).collect();
-    if at_path.iter().any(in_use) {
-        at_path.retain(in_use);
-    }
-    if let [one] = at_path.as_slice() {
-        return Ok(one.device);
-    }
-    let is_prefix = name.len() >= PREFIX_LEN_MIN && name.bytes().all(|byte| byte.is_ascii_hexdigit());
-    let prefix = name.to_ascii_lowercase();
-    let mut ids: Vec<DeviceId> = records.iter().map(|record| record.device).collect();
-    ids.retain(|id| is_prefix && id.to_string().starts_with(&prefix));
-    match ids.as_slice() {
-        [one] => Ok(*one),
-        [] => Err(format!(
-            "{name} is no device of this node; name one by its path or by the first digits of its id ({PREFIX_LEN_MIN} at \
-             least), as `kiseki status` shows them"
-        )),
-        many => Err(format!("{} devices have an id that starts with {name}; name more of it", many.len())),
-    }
+    let ids: Vec<String> = records.iter().map(|record| record.device.to_string()).collect();
+    let mut known = candidates(reports);
+    // What could not be opened is known by its record, if at all.
+    known.retain(|candidate| parse_id(candidate.id).is_some());
+    known.extend(records.iter().zip(&ids).map(|(record, id)| {
+        let standing = if record.state() == DeviceState::Removed { Standing::Left } else { Standing::Recorded };
+        Candidate { id, path: Path::new(&record.place.path), standing }
+    }));
+    device_name::find(name, path, &known).map(|at| parse_id(known[at].id).expect("only such ids are candidates"))
+}
+
+fn refused(message: String) -> NodeError {
+    NodeError { message, outcome: Outcome::Refused }
 }
 
 impl DeviceAdmin {
@@ -100,21 +87,21 @@ impl DeviceAdmin {
                 let give_up = if lost { GiveUp::WhatIsLost } else { GiveUp::Nothing };
                 self.retire(&device, &reason, give_up, mode).await
             }
-            other => Err(format!("{other:?} is answered elsewhere")),
+            other => Err(refused(format!("{other:?} is answered elsewhere"))),
         };
         match answer {
             Ok(answer) => AdminResponse::Device(Box::new(answer)),
-            Err(message) => AdminResponse::Error { message },
+            Err(error) => AdminResponse::not_done(error),
         }
     }
 
-    fn find(&self, name: &str) -> Result<DeviceRecord, String> {
+    fn find(&self, name: &str) -> Result<DeviceRecord, NodeError> {
         let records = self.node.engine().core().devices.records();
         let reports = self.shared.board.lock().devices.clone();
         let path = self.shared.config.dir.resolve(Path::new(name));
-        let id = resolve(name, &path, &reports, &records)?;
+        let id = resolve(name, &path, &reports, &records).map_err(refused)?;
         let record = records.into_iter().find(|record| record.device == id);
-        record.ok_or_else(|| format!("{name} has not been recorded yet; try again in a moment"))
+        record.ok_or_else(|| refused(format!("{name} has not been recorded yet; try again in a moment")))
     }
 
     fn describe(&self, record: &DeviceRecord, mode: ChangeMode) -> DeviceAnswer {
@@ -131,27 +118,27 @@ impl DeviceAdmin {
         }
     }
 
-    async fn update(&self, name: &str, update: DeviceUpdate, mode: ChangeMode) -> Result<DeviceAnswer, String> {
+    async fn update(&self, name: &str, update: DeviceUpdate, mode: ChangeMode) -> Result<DeviceAnswer, NodeError> {
         let record = self.find(name)?;
         let now = self.ports.unix_time_ms();
         let record = match mode {
             ChangeMode::DryRun => DeviceRecord::after(Some(&record), record.device, update, now)
                 .map(|after| after.unwrap_or(record))
-                .map_err(|error| error.to_string())?,
+                .map_err(|error| not_done(&error))?,
             ChangeMode::Make => {
                 let recorded = self.node.engine().record_device(record.device, update).await;
-                recorded.map_err(|error| error.to_string())?
+                recorded.map_err(|error| not_done(&error))?
             }
         };
         Ok(self.describe(&record, mode))
     }
 
-    async fn drain(&self, name: &str, reason: String, mode: ChangeMode) -> Result<DeviceAnswer, String> {
+    async fn drain(&self, name: &str, reason: String, mode: ChangeMode) -> Result<DeviceAnswer, NodeError> {
         let update = DeviceUpdate::Evacuate { actor: DeviceActor::Operator, reason, cause: None };
         self.update(name, update, mode).await
     }
 
-    async fn cancel(&self, name: &str, reason: String, mode: ChangeMode) -> Result<DeviceAnswer, String> {
+    async fn cancel(&self, name: &str, reason: String, mode: ChangeMode) -> Result<DeviceAnswer, NodeError> {
         self.update(name, DeviceUpdate::CancelEvacuation { reason }, mode).await
     }
 
@@ -161,14 +148,14 @@ impl DeviceAdmin {
         reason: &str,
         give_up: GiveUp,
         mode: ChangeMode,
-    ) -> Result<DeviceAnswer, String> {
+    ) -> Result<DeviceAnswer, NodeError> {
         let record = self.find(name)?;
         let calls = self.node.engine().calls();
         let retired = match mode {
             ChangeMode::DryRun => would_retire(calls, record.device, give_up).await,
             ChangeMode::Make => retire(calls, &self.ports, record.device, reason, give_up).await,
         };
-        Ok(self.describe(&retired.map_err(|error| error.to_string())?, mode))
+        Ok(self.describe(&retired.map_err(|error| not_done(&error))?, mode))
     }
 }
 
@@ -185,24 +172,14 @@ mod tests {
     }
 
     #[test]
-    fn a_device_is_named_by_path_id_or_a_prefix_that_fits_one() {
-        let mut other = record(0x11, "/dev/b");
-        other.device.0[15] = 0x22;
-        let records = [record(0x11, "/dev/a"), other, record(0x33, "/dev/c")];
-        let reports = [DeviceReport {
-            path: "/dev/a".to_owned(),
-            id: DeviceId([0x11; 16]).to_string(),
-            ..DeviceReport::default()
-        }];
+    fn a_device_in_use_comes_before_what_is_recorded_at_its_path() {
+        let records = [record(0x11, "/dev/a"), record(0x22, "/dev/a"), record(0x33, "/dev/c")];
+        let id = DeviceId([0x22; 16]).to_string();
+        let reports = [DeviceReport { path: "/dev/a".to_owned(), id, ..DeviceReport::default() }];
         let resolved = |name: &str| resolve(name, Path::new(name), &reports, &records);
-        assert_eq!(resolved("/dev/a"), Ok(DeviceId([0x11; 16])));
-        assert_eq!(resolved("/dev/b"), Ok(records[1].device), "not configured any more, still recorded");
-        assert_eq!(resolved("3333"), Ok(DeviceId([0x33; 16])));
-        assert_eq!(resolved(&records[1].device.to_string().to_uppercase()), Ok(records[1].device));
-        for (name, words) in
-            [("1111", "name more of it"), ("333", "no device"), ("/dev/x", "no device"), ("", "no device")]
-        {
-            assert!(resolved(name).unwrap_err().contains(words), "{name}");
-        }
+        assert_eq!(resolved("/dev/a"), Ok(DeviceId([0x22; 16])), "the one that is there now");
+        assert_eq!(resolved("/dev/c"), Ok(DeviceId([0x33; 16])), "not configured any more, still recorded");
+        assert_eq!(resolved("1111"), Ok(DeviceId([0x11; 16])));
+        assert!(resolved("/dev/x").is_err());
     }
 }

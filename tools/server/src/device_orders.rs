@@ -53,6 +53,8 @@ pub enum DeviceOrder {
         device: Option<DeviceId>,
         /// Where it was.
         path: String,
+        /// The one that took its place, perhaps at the same path.
+        by: DeviceId,
         /// Why.
         reason: String,
     },
@@ -160,11 +162,19 @@ async fn carry_out(
             let request = ControlRequest::UpdateDevice { device, update: *update };
             node.engine().calls().control(request).await.map(drop).map_err(|error| error.to_string())
         }
-        DeviceOrder::RecordRemoved { device, path, reason } => record_removed(node, device, &path, reason).await,
+        DeviceOrder::RecordRemoved { device, path, by, reason } => {
+            record_removed(node, device, &path, by, reason).await
+        }
     }
 }
 
-async fn record_removed(node: &CoreNode, device: Option<DeviceId>, path: &str, reason: String) -> Result<(), String> {
+async fn record_removed(
+    node: &CoreNode,
+    device: Option<DeviceId>,
+    path: &str,
+    by: DeviceId,
+    reason: String,
+) -> Result<(), String> {
     let calls = node.engine().calls();
     let records = match calls.control(ControlRequest::Devices).await.map_err(|error| error.to_string())? {
         ControlResponse::Devices(_, records) => records,
@@ -172,7 +182,7 @@ async fn record_removed(node: &CoreNode, device: Option<DeviceId>, path: &str, r
     };
     let is_it = |record: &&DeviceRecord| match device {
         Some(device) => record.device == device,
-        None => record.place.path == path,
+        None => record.place.path == path && record.device != by,
     };
     let there = records.iter().filter(|record| record.state() != DeviceState::Removed);
     let Some(record) = there.filter(is_it).max_by_key(|record| record.last().at_unix_ms) else { return Ok(()) };

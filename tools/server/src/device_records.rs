@@ -7,6 +7,7 @@
 use crate::core_node::CoreNode;
 use crate::device_orders::DeviceOrder;
 use crate::executor::CoreShared;
+use crate::replaced::{Replacement, ReplacementStep, Replacements, next_step};
 use crate::status::{DeviceChangeReport, DeviceReport, EvacuationReport, NodeReport};
 use crate::wear::{WearVerdict, verdict};
 use kiseki_devices::superblock::Enrolled;
@@ -16,7 +17,7 @@ use kiseki_types::fragment::DeviceState;
 use kiseki_types::ids::DeviceId;
 use kiseki_types::runtime::{Instant, Ports, RuntimeExt};
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,6 +32,12 @@ const RATE_LOOKS: usize = 30;
 /// failing drive must not fill the log of the control shard.
 const READ_ERRORS_STEP: u64 = 8;
 
+/// Former devices that status shows (I-O5).
+const FORMER_DEVICES_MAX: usize = 32;
+
+/// Side thread queue of the notes of replacements; lanes' and shards' tables use small numbers.
+const NOTES_QUEUE: u64 = u64::MAX - 1;
+
 /// The task.
 pub struct DeviceRecorder {
     shared: Arc<CoreShared>,
@@ -40,6 +47,8 @@ pub struct DeviceRecorder {
     read_errors: RefCell<BTreeMap<DeviceId, u64>>,
     progress: RefCell<BTreeMap<DeviceId, Progress>>,
     has_looked: Cell<bool>,
+    /// What replaced devices wait for until they count as removed.
+    replaced: RefCell<BTreeMap<DeviceId, String>>,
 }
 
 /// How an evacuation went lately: when, and bytes left.
@@ -97,6 +106,7 @@ impl DeviceRecorder {
             read_errors: RefCell::default(),
             progress: RefCell::default(),
             has_looked: Cell::new(false),
+            replaced: RefCell::default(),
         };
         let task = async move {
             while !recorder.shared.stop.is_stopped() {
@@ -119,13 +129,13 @@ impl DeviceRecorder {
 
     async fn look(&self) -> Result<(), StoreError> {
         let board = self.shared.board.snapshot();
+        // What one device meets keeps no other from being looked at.
+        let mut result = self.settle_replacements(&board).await;
         if !self.has_looked.replace(true) {
             self.miss_unconfigured(&board).await?;
         }
         self.recognize(&board);
         let board = self.shared.board.snapshot();
-        // What one device meets keeps no other from being looked at.
-        let mut result = Ok(());
         for report in &board.devices {
             let Some(id) = parse_id(&report.id) else { continue };
             result = result.and(self.look_at(&board, report, id).await);
@@ -149,6 +159,43 @@ impl DeviceRecorder {
         }
         self.count_read_errors(board, id).await?;
         self.watch_wear(report, id).await
+    }
+
+    /// Records what became of devices that were replaced while the node did not run.
+    async fn settle_replacements(&self, board: &NodeReport) -> Result<(), StoreError> {
+        self.replaced.borrow_mut().clear();
+        for note in self.shared.replacements.all() {
+            match next_step(&note, board, self.records().values()) {
+                ReplacementStep::Name(id) => {
+                    let named = Replacement { device: Some(id.to_string()), ..note };
+                    self.change_notes(move |notes| notes.note(named)).await?;
+                }
+                ReplacementStep::Record(id, update) => {
+                    self.node.engine().record_device(id, update).await?;
+                }
+                ReplacementStep::Wait(why) => {
+                    let id = note.device.as_deref().and_then(parse_id);
+                    self.replaced.borrow_mut().extend(id.map(|id| (id, why)));
+                }
+                ReplacementStep::Forget(why) => {
+                    tracing::info!(device = %note.path, by = %note.by_path, %why, "a replacement is settled");
+                    self.change_notes(move |notes| notes.forget(&note)).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Changes the notes of replacements, beside the executor.
+    async fn change_notes(
+        &self,
+        change: impl FnOnce(&Replacements) -> std::io::Result<()> + Send + 'static,
+    ) -> Result<(), StoreError> {
+        let shared = self.shared.clone();
+        let changed = self.ports.offload(NOTES_QUEUE, move || change(&shared.replacements)).await;
+        let unavailable = |reason: String| StoreError::Unavailable { reason };
+        let changed = changed.map_err(|error| unavailable(error.to_string()))?;
+        changed.map_err(|error| unavailable(format!("{}: {error}", self.shared.config.dir.replaced_file().display())))
     }
 
     /// Says which device it is that could not be opened: the one that was last seen at that path and is nowhere else.
@@ -235,8 +282,8 @@ impl DeviceRecorder {
         Ok(())
     }
 
-    /// A device that was removed is at its path again, and this start opened it before it could know: nothing uses it any
-    /// more, and it can be pulled.
+    /// A device that is recorded as removed is still open: it is at its path again and this start opened it before it could
+    /// know, or `retire` is about to close it and this comes first. Nothing uses it any more, and it can be pulled.
     fn let_go(&self, id: DeviceId) {
         if self.shared.devices.by_id(id).is_none() {
             return;
@@ -249,7 +296,7 @@ impl DeviceRecorder {
             }
             let known = shared.meta.dir.epoch();
             let closed = shared.orders.give(&DeviceOrder::Remove(id));
-            let left = shared.devices.leave(id, &known, Enrolled::Stays).map_err(|error| error.to_string());
+            let left = shared.devices.leave_for_good(id, &known, Enrolled::Stays).map_err(|error| error.to_string());
             if let Err(reason) = closed.and(left) {
                 tracing::warn!(device = %id, %reason, "a removed device could not be closed; tried again");
             }
@@ -299,8 +346,34 @@ impl DeviceRecorder {
                 self.progress.borrow_mut().remove(&id);
             }
         }
+        board.former_devices = former(&records, &board.devices, &self.replaced.borrow());
         board.settle_upkeep();
     }
+}
+
+/// Devices that are recorded and not configured any more, the latest first.
+fn former(
+    records: &BTreeMap<DeviceId, DeviceRecord>,
+    devices: &[DeviceReport],
+    replaced: &BTreeMap<DeviceId, String>,
+) -> Vec<DeviceReport> {
+    let shown: BTreeSet<&str> = devices.iter().map(|report| report.id.as_str()).collect();
+    let mut former: Vec<DeviceReport> = Vec::new();
+    for (id, record) in records {
+        let name = id.to_string();
+        if shown.contains(name.as_str()) {
+            continue;
+        }
+        let mut report = DeviceReport { id: name, path: record.place.path.clone(), ..DeviceReport::default() };
+        show_record(&mut report, record);
+        record.state().name().clone_into(&mut report.state);
+        report.reason.clone_from(&record.last().reason);
+        report.warning = replaced.get(id).cloned().unwrap_or_default();
+        former.push(report);
+    }
+    former.sort_by_key(|report| std::cmp::Reverse(report.since_unix_ms));
+    former.truncate(FORMER_DEVICES_MAX);
+    former
 }
 
 fn show_record(report: &mut DeviceReport, record: &DeviceRecord) {
@@ -382,6 +455,20 @@ mod tests {
         let mut failed = report("failed");
         show_record(&mut failed, &record);
         assert_eq!(failed.state, "failed", "what is seen counts more than what is recorded");
+    }
+
+    #[test]
+    fn i_d2_a_device_that_left_is_shown_with_who_and_why() {
+        let removed = DeviceUpdate::Remove { reason: "device 02 took its place".to_owned(), seen: None };
+        let record = seen(&["healthy", "failed"]);
+        let record = DeviceRecord::after(Some(&record), record.device, removed, 9).unwrap().unwrap();
+        let records = BTreeMap::from([(record.device, record.clone())]);
+        let waits = BTreeMap::from([(record.device, "repair looks".to_owned())]);
+        let shown = former(&records, &[], &waits);
+        assert_eq!(shown.len(), 1, "I-D2");
+        assert_eq!((shown[0].state.as_str(), shown[0].actor.as_str()), ("removed", "operator"), "I-D2");
+        assert_eq!((shown[0].reason.as_str(), shown[0].warning.as_str()), ("device 02 took its place", "repair looks"));
+        assert!(former(&records, &[report("healthy")], &waits).is_empty(), "one that is configured is no former one");
     }
 
     #[test]

@@ -1,6 +1,9 @@
 //! Looks at a machine and a node's directory and tells what would hinder it, each finding with what mends it.
 
-use crate::config::{Config, ConfigError, Overrides};
+use crate::config::{Config, ConfigError, HealthSection, Overrides};
+use crate::smart::{self, SmartAnswer};
+use crate::wear::{WearReading, findings};
+use kiseki_devices::topology::{KernelRoots, Topology};
 use serde::Serialize;
 use std::fs::OpenOptions;
 use std::io;
@@ -99,6 +102,11 @@ fn examine_node(config: &Config, findings: &mut Vec<Finding>) {
         config.devices.iter().filter(|path| !path.starts_with("/dev")).filter_map(|path| path.parent()).collect();
     findings.extend(parents.into_iter().map(|dir| direct_io("O_DIRECT below the device images", dir)));
     findings.extend(config.devices.iter().map(|path| device(path, config)));
+    findings.push(wear_watch(&config.health));
+    let roots = KernelRoots::default();
+    let topology = Topology::read(&roots).unwrap_or_default();
+    let there = config.devices.iter().filter(|path| path.exists());
+    findings.extend(there.map(|path| drive_health(path, &smart::ask(path, &topology, &roots), &config.health)));
     findings.push(key_store(config));
     for (what, address) in [("S3", config.s3.listen), ("health and metrics", config.admin.listen)] {
         findings.push(match std::net::TcpListener::bind(address) {
@@ -196,6 +204,44 @@ fn device(path: &Path, config: &Config) -> Finding {
     }
 }
 
+/// What has a device emptied before it fails (I-D3).
+fn wear_watch(health: &HealthSection) -> Finding {
+    let HealthSection { smart_interval_s, used_percent_max, media_errors_max, read_errors_max } = health;
+    ok(
+        "wear watch",
+        format!(
+            "looks every {smart_interval_s} s; a device is emptied with over {used_percent_max} % of its life used, over \
+             {media_errors_max} media errors, over {read_errors_max} read errors of ours, or a critical warning"
+        ),
+    )
+}
+
+/// What wear watch would do about a drive now.
+fn drive_health(path: &Path, answer: &SmartAnswer, health: &HealthSection) -> Finding {
+    let (check, name) = ("drive health", path.display());
+    let blind = "wear watch goes by read errors alone";
+    match answer {
+        SmartAnswer::None => ok(check, format!("{name}: no SMART log, it is no NVMe drive: {blind}")),
+        SmartAnswer::Failed(reason) => warning(
+            check,
+            format!("{name}: its SMART log can't be read ({reason}): {blind} until it can"),
+            format!("run this as root; if it says so then too: kiseki-devctl smart {name}"),
+        ),
+        SmartAnswer::Log(log) => {
+            let reading = WearReading::of(log);
+            let against = findings(0, Some(&reading), health.limits());
+            match against.first() {
+                None => ok(check, format!("{name}: {}", reading.summary())),
+                Some((_, reason)) => warning(
+                    check,
+                    format!("{name}: {}; a running node empties it: {reason}", reading.summary()),
+                    format!("kiseki-devctl replace {name} NEW --wait"),
+                ),
+            }
+        }
+    }
+}
+
 fn key_store(config: &Config) -> Finding {
     let opened = crate::key_store::read_passphrase(&config.keys.passphrase_file)
         .and_then(|passphrase| crate::key_store::KeyStore::open(&config.keys.key_store_file, &passphrase));
@@ -245,5 +291,29 @@ mod tests {
         assert!(findings.iter().all(|finding| (finding.severity == Severity::Ok) == finding.remedy.is_empty()));
         let keys = findings.iter().find(|finding| finding.check == "key store").unwrap();
         assert_eq!(keys.severity, Severity::Error, "I-K18: no keys, no start");
+    }
+
+    #[test]
+    fn i_d3_what_wear_watch_goes_by_and_would_do_is_told_of_each_drive() {
+        let health = HealthSection { used_percent_max: 80, ..HealthSection::default() };
+        let told = wear_watch(&health);
+        assert!(told.message.contains("over 80 % of its life") && told.message.contains("300 s"), "{}", told.message);
+        let log = |used: u8, critical: u8| {
+            let mut page = vec![0; kiseki_devices::nvme::smart::SMART_LEN_BYTES];
+            (page[0], page[3], page[5]) = (critical, 100, used);
+            SmartAnswer::Log(Box::new(kiseki_devices::nvme::smart::SmartLog::parse(&page).unwrap()))
+        };
+        let failed = || SmartAnswer::Failed("Permission denied".to_owned());
+        for (answer, severity, words) in [
+            (log(80, 0), Severity::Ok, "80 % of its life used, 100 % spare"),
+            (log(81, 0), Severity::Warning, "a running node empties it: 81 % of its life are used, 80 are allowed"),
+            (log(5, 4), Severity::Warning, "it warns: reliability is degraded"),
+            (failed(), Severity::Warning, "can't be read (Permission denied)"),
+            (SmartAnswer::None, Severity::Ok, "wear watch goes by read errors alone"),
+        ] {
+            let found = drive_health(Path::new("/dev/nvme0n1"), &answer, &health);
+            assert_eq!(found.severity, severity, "I-D3: {}", found.message);
+            assert!(found.message.contains(words), "I-D3: {}", found.message);
+        }
     }
 }

@@ -13,11 +13,13 @@
 //! device that the next start opens like any other. Repair starts by itself: the usable devices have changed (I-D1).
 
 use crate::config_edit::{ConfigFile, DevicesChange};
+use crate::device_name::{self, Candidate, Standing};
 use crate::device_orders::DeviceOrder;
 use crate::device_records::parse_id;
 use crate::device_table::OpenDevice;
 use crate::devices::{ClaimedDevice, Identity, describe, with_causes};
 use crate::executor::CoreShared;
+use crate::outcome::{NodeError, Outcome};
 use crate::status::{DeviceReport, Phase};
 use kiseki_devices::nvme::path::PathChoice;
 use kiseki_devices::superblock::{Enrolled, Superblock};
@@ -93,36 +95,40 @@ struct Change<'a> {
     done: Vec<Done>,
 }
 
-/// Takes a device into the node, or back into it. `actor` says who wanted it. Errors are messages for an operator;
-/// nothing has changed then.
-pub fn enroll(shared: &CoreShared, path: &Path, actor: &str, mode: ChangeMode) -> Result<JoinedDevice, String> {
+/// Takes a device into the node, or back into it. `actor` says who wanted it. Errors are for an operator; nothing has
+/// changed then.
+pub fn enroll(shared: &CoreShared, path: &Path, actor: &str, mode: ChangeMode) -> Result<JoinedDevice, NodeError> {
     let _one_at_a_time = shared.devices.change();
-    Change::begin(shared, mode)?.enroll(path, None, actor)
+    Change::begin(shared, mode).map_err(refused)?.enroll(path, None, actor)
+}
+
+fn refused(message: String) -> NodeError {
+    NodeError { message, outcome: Outcome::Refused }
 }
 
 /// Puts the device at `path` into the place of one that can't be used any more, named by its path or by the first digits
-/// of its id. Errors are messages for an operator; nothing has changed then.
+/// of its id. Errors are for an operator; nothing has changed then.
 pub fn replace(
     shared: &CoreShared,
     device: &str,
     path: &Path,
     actor: &str,
     mode: ChangeMode,
-) -> Result<JoinedDevice, String> {
+) -> Result<JoinedDevice, NodeError> {
     let _one_at_a_time = shared.devices.change();
-    let change = Change::begin(shared, mode)?;
-    let old = find(shared, device)?;
+    let change = Change::begin(shared, mode).map_err(refused)?;
+    let old = find(shared, device).map_err(refused)?;
     if old.is_usable() {
-        return Err(format!(
+        return Err(refused(format!(
             "{} works, so nothing has to be rebuilt from the others: `kiseki-devctl enroll {}` first, then \
              `kiseki-devctl drain {}`, and `kiseki-devctl retire {}` when it is empty",
             old.path,
             path.display(),
             old.path,
             old.path
-        ));
+        )));
     }
-    check_dispensable(shared, &old)?;
+    check_dispensable(shared, &old).map_err(refused)?;
     change.enroll(path, Some(old), actor)
 }
 
@@ -152,11 +158,7 @@ pub fn release(shared: &CoreShared, device: DeviceId, actor: &str) -> Result<(),
     }
     let known = shared.meta.dir.epoch();
     shared.orders.give(&DeviceOrder::Remove(device))?;
-    if let Err(error) = shared.devices.mark_retired(device) {
-        // It is recorded all the same; only the device itself does not tell.
-        tracing::warn!(%device, reason = %with_causes(&error), "the superblock of a retired device could not be marked");
-    }
-    shared.devices.leave(device, &known, Enrolled::Changes).map_err(|error| error.to_string())?;
+    shared.devices.leave_for_good(device, &known, Enrolled::Changes).map_err(|error| error.to_string())?;
     if change.config.names(&path) {
         change.config.change(&DevicesChange::Remove(path)).map_err(|error| with_causes(&error))?;
     }
@@ -179,11 +181,11 @@ impl<'a> Change<'a> {
         Ok(Change { shared, config, mode, done: Vec::new() })
     }
 
-    fn enroll(mut self, path: &Path, old: Option<DeviceReport>, actor: &str) -> Result<JoinedDevice, String> {
+    fn enroll(mut self, path: &Path, old: Option<DeviceReport>, actor: &str) -> Result<JoinedDevice, NodeError> {
         let path = self.shared.config.dir.resolve(path);
         let shown = path.display().to_string();
         let named = |message: String| if message.contains(&shown) { message } else { format!("{shown}: {message}") };
-        let plan = self.plan(&path, old).map_err(named)?;
+        let plan = self.plan(&path, old).map_err(named).map_err(refused)?;
         if self.mode == ChangeMode::DryRun {
             return Ok(plan.joined);
         }
@@ -194,7 +196,7 @@ impl<'a> Change<'a> {
             }
             Err(message) => {
                 self.undo();
-                Err(format!("{}; nothing was changed", named(message)))
+                Err(NodeError { message: format!("{}; nothing was changed", named(message)), outcome: Outcome::Failed })
             }
         }
     }
@@ -271,8 +273,9 @@ impl<'a> Change<'a> {
             let id = open.superblock.device.to_string();
             let is_used = reports.iter().any(|report| report.id == id && report.is_usable());
             if is_used && open.identity.is_some_and(|other| other.is_same_device(identity)) {
-                let name = if open.path == path { "this node".to_owned() } else { open.path.display().to_string() };
-                return Err(format!("it is in use already, as {name}"));
+                let name =
+                    if open.path == path { "by this node".to_owned() } else { format!("as {}", open.path.display()) };
+                return Err(format!("it is in use already, {name}"));
             }
         }
         Ok(())
@@ -318,7 +321,7 @@ impl<'a> Change<'a> {
         if let Some(old) = &plan.replaced {
             let device = parse_id(&old.id);
             let reason = format!("device {} took its place", plan.joined.device);
-            let record = DeviceOrder::RecordRemoved { device, path: old.path.clone(), reason };
+            let record = DeviceOrder::RecordRemoved { device, path: old.path.clone(), by: id, reason };
             if let Err(message) = shared.orders.give_first(record) {
                 let warning = format!("{} is replaced, but that could not be recorded: {message}", old.path);
                 plan.joined.warnings.push(warning);
@@ -476,23 +479,21 @@ pub fn size_warning(capacity_bytes: u64, mut others: Vec<u64>) -> Option<String>
     })
 }
 
-/// The device that an operator means, by its path or by the first digits of its id.
+/// The device that an operator means.
 fn find(shared: &CoreShared, device: &str) -> Result<DeviceReport, String> {
     let path = shared.config.dir.resolve(Path::new(device));
     let reports = shared.board.lock().devices.clone();
-    if let Some(found) = reports.iter().find(|report| Path::new(&report.path) == path) {
-        return Ok(found.clone());
-    }
-    let is_id = device.len() >= 4 && device.bytes().all(|byte| byte.is_ascii_hexdigit());
-    let fits = |report: &&DeviceReport| is_id && report.id.starts_with(&device.to_ascii_lowercase());
-    match reports.iter().filter(fits).collect::<Vec<_>>().as_slice() {
-        [one] => Ok((*one).clone()),
-        [] => Err(format!(
-            "{device} is no device of this node; name one by its path or by the first digits of its id, as `kiseki-devctl \
-             list` shows them"
-        )),
-        many => Err(format!("{} devices have an id that starts with {device}; name more of it", many.len())),
-    }
+    let at = device_name::find(device, &path, &candidates(&reports))?;
+    Ok(reports[at].clone())
+}
+
+/// The devices of status, to be named.
+#[must_use]
+pub fn candidates(reports: &[DeviceReport]) -> Vec<Candidate<'_>> {
+    reports
+        .iter()
+        .map(|report| Candidate { id: &report.id, path: Path::new(&report.path), standing: Standing::Configured })
+        .collect()
 }
 
 #[cfg(test)]

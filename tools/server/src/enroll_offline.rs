@@ -3,10 +3,12 @@
 
 use crate::config::Config;
 use crate::config_edit::{ConfigFile, DevicesChange};
+use crate::device_name::{self, Candidate, Standing};
 use crate::devices::{ClaimedDevice, describe, with_causes};
 use crate::enroll::{ChangeMode, JoinKind, JoinedDevice, check, size_warning};
 use crate::key_store::{KeyStore, read_passphrase};
 use crate::node::lock_dir;
+use crate::replaced::{Replacement, Replacements};
 use anyhow::{Context, Result, anyhow, bail};
 use kiseki_devices::superblock::Superblock;
 use kiseki_types::ids::ClusterId;
@@ -30,24 +32,12 @@ impl Offline {
     }
 
     /// Takes the device at `path` into the configuration, in the place of `old` (a path, or the first digits of an id)
-    /// if one is named.
-    pub fn enroll(&mut self, path: &Path, old: Option<&str>, mode: ChangeMode) -> Result<JoinedDevice> {
+    /// if one is named; what becomes of that one the next start records.
+    pub fn enroll(&mut self, path: &Path, old: Option<&str>, actor: &str, mode: ChangeMode) -> Result<JoinedDevice> {
         let mut file = ConfigFile::open(&self.config.dir)?;
         let named = file.devices();
-        let others: Vec<(PathBuf, Superblock)> = named
-            .iter()
-            .filter(|other| *other != path)
-            .filter_map(|other| Some((other.clone(), describe(other).ok()?.superblock)))
-            .filter(|(_, superblock)| superblock.cluster == self.cluster)
-            .collect();
-        let old = old.map(|old| self.find(old, &named, &others)).transpose()?;
-        if let Some(works) = old.as_ref().filter(|old| others.iter().any(|(path, _)| path == *old)) {
-            bail!(
-                "{} works, so nothing has to be rebuilt from the others: start the node, enroll {}, and drain and retire {0}",
-                works.display(),
-                path.display()
-            );
-        }
+        let others = self.others(&named, path);
+        let old = old.map(|old| self.leaving(old, path, &named, &others)).transpose()?;
         self.check_majority(&named, &others, path)?;
         let claimed = ClaimedDevice::open(path, self.cluster).map_err(|why| anyhow!("{}: {why}", path.display()))?;
         let superblock = claimed.superblock.clone();
@@ -60,6 +50,13 @@ impl Offline {
             bail!("{}: it is a copy of {}; format it anew to use it", path.display(), twin.display());
         }
         let change = match (&old, named.iter().any(|other| other == path)) {
+            // A new drive in the slot of the old one.
+            (Some(old), true) if old == path && superblock.is_unused() => None,
+            (Some(old), true) if old == path => bail!(
+                "{0}: it has been used before, so it is the device that is to leave; put the new one there, or take this one \
+                 back: `kiseki-devctl enroll {0}`",
+                path.display()
+            ),
             (Some(_), true) => bail!("{} is in `devices` already", path.display()),
             (Some(old), false) => Some(DevicesChange::Replace { old: old.clone(), new: path.to_owned() }),
             (None, false) => Some(DevicesChange::Add(path.to_owned())),
@@ -79,20 +76,61 @@ impl Offline {
                 (None, Some(_)) => JoinKind::New,
                 (None, None) => JoinKind::Returned,
             },
-            replaced: old.map(|old| old.display().to_string()),
+            replaced: old.as_ref().map(|old| old.display().to_string()),
             warnings: size_warning(capacity_bytes, sizes).into_iter().collect(),
         };
         if mode == ChangeMode::DryRun {
             return Ok(joined);
         }
-        let device = claimed.take_up().map_err(refused)?;
-        // I-L10: a majority of the devices has to know the newest epoch, and this one counts from now on.
-        let told = device.keeper.update(|next| next.metadata = newest);
-        told.map_err(|error| refused(with_causes(&error)))?;
-        if let Some(change) = &change {
-            file.change(change)?;
+        let notes = Replacements::open(&self.config.dir).with_context(|| {
+            format!("{} can't be read; correct it first", self.config.dir.replaced_file().display())
+        })?;
+        let note = old.map(|old| replacement(&old, &joined, actor));
+        if let Some(note) = &note {
+            notes.note(note.clone()).context("what becomes of the old device can't be noted for the next start")?;
         }
+        let finish = || -> Result<()> {
+            let device = claimed.take_up().map_err(refused)?;
+            // I-L10: a majority of the devices has to know the newest epoch, and this one counts from now on.
+            let told = device.keeper.update(|next| next.metadata = newest);
+            told.map_err(|error| refused(with_causes(&error)))?;
+            change.map_or(Ok(()), |change| Ok(file.change(&change)?))
+        };
+        let done = finish();
+        if let (Err(_), Some(note)) = (&done, &note) {
+            // Should that fail too: a note about a device that is not configured is void.
+            let _void = notes.forget(note);
+        }
+        done?;
         Ok(joined)
+    }
+
+    /// Sees whether a device can be replaced by the one at `path`, before that one is formatted.
+    pub fn check_leaving(&self, old: &str, path: &Path) -> Result<()> {
+        let named = ConfigFile::open(&self.config.dir)?.devices();
+        self.leaving(old, path, &named, &self.others(&named, path)).map(drop)
+    }
+
+    /// The node's devices that can be read, but for the one at `path`.
+    fn others(&self, named: &[PathBuf], path: &Path) -> Vec<(PathBuf, Superblock)> {
+        let described = named
+            .iter()
+            .filter(|other| *other != path)
+            .filter_map(|other| Some((other.clone(), describe(other).ok()?.superblock)));
+        described.filter(|(_, superblock)| superblock.cluster == self.cluster).collect()
+    }
+
+    /// The path of a device that is to be replaced. Errors: there is none, or it works.
+    fn leaving(&self, old: &str, path: &Path, named: &[PathBuf], others: &[(PathBuf, Superblock)]) -> Result<PathBuf> {
+        let old = self.find(old, named, others)?;
+        if others.iter().any(|(works, _)| *works == old) {
+            bail!(
+                "{} works, so nothing has to be rebuilt from the others: start the node, enroll {}, and drain and retire {0}",
+                old.display(),
+                path.display()
+            );
+        }
+        Ok(old)
     }
 
     /// Which metadata directories are current is known to a majority of the devices only; a new device is told.
@@ -110,15 +148,29 @@ impl Offline {
     }
 
     fn find(&self, old: &str, named: &[PathBuf], others: &[(PathBuf, Superblock)]) -> Result<PathBuf> {
+        let ids: Vec<String> = named
+            .iter()
+            .map(|path| others.iter().find(|(other, _)| other == path))
+            .map(|found| found.map_or_else(String::new, |(_, superblock)| superblock.device.to_string()))
+            .collect();
+        let known = named.iter().zip(&ids).map(|(path, id)| Candidate { id, path, standing: Standing::Configured });
         let path = self.config.dir.resolve(Path::new(old));
-        if named.contains(&path) {
-            return Ok(path);
-        }
-        let by_id = others.iter().find(|(_, other)| old.len() >= 4 && other.device.to_string().starts_with(old));
-        by_id.map(|(path, _)| path.clone()).with_context(|| {
-            format!(
-                "{old} is not in `devices`; while the node does not run, a device that is gone is named by its path"
-            )
-        })
+        let found = device_name::find(old, &path, &known.collect::<Vec<_>>());
+        let at = found
+            .map_err(|why| anyhow!("{why}; while the node does not run, a device that is gone is named by its path"))?;
+        Ok(named[at].clone())
+    }
+}
+
+/// The note of what is done here, for the next start.
+fn replacement(old: &Path, joined: &JoinedDevice, actor: &str) -> Replacement {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    Replacement {
+        path: old.display().to_string(),
+        device: None,
+        by_device: joined.device.clone(),
+        by_path: joined.path.clone(),
+        actor: actor.to_owned(),
+        at_unix_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
     }
 }

@@ -11,6 +11,7 @@ use crate::device_records::DeviceRecorder;
 use crate::device_table::{DeviceTable, OpenDevice};
 use crate::key_store::KeyStore;
 use crate::metadata::{NodeMetadata, mark_formed, raft_journal_path};
+use crate::replaced::Replacements;
 use crate::report;
 use crate::status::{Phase, StatusBoard};
 use crate::steps::Steps;
@@ -78,6 +79,8 @@ pub struct CoreShared {
     pub tls: Option<TlsAcceptor>,
     /// What the node says about itself.
     pub board: Arc<StatusBoard>,
+    /// Devices that were replaced while the node did not run.
+    pub replacements: Replacements,
     /// Thrown by a signal.
     pub stop: StopSignal,
 }

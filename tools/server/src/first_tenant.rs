@@ -3,7 +3,7 @@
 use crate::admin::{AdminStore, Dedup};
 use crate::config::Config;
 use crate::credentials::{Credentials, read_env, write_client_files};
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use kiseki_engine::api::Store;
 use zeroize::Zeroizing;
 
@@ -13,10 +13,9 @@ pub const FIRST_TENANT: &str = "default";
 /// Makes the first tenant when there is none at all, and an access key for it when `env` holds none that works; writes
 /// the clients' files anew, since ports and TLS may have changed.
 pub async fn ensure(config: &Config, store: &Store, admin: &dyn AdminStore) -> Result<()> {
-    let wrong = |message: String| anyhow!("{message}");
-    let tenants = admin.tenants().await.map_err(wrong)?;
+    let tenants = admin.tenants().await?;
     if tenants.is_empty() {
-        admin.create_tenant(FIRST_TENANT.to_owned(), Dedup::Shared).await.map_err(wrong)?;
+        admin.create_tenant(FIRST_TENANT.to_owned(), Dedup::Shared).await?;
     } else if !tenants.iter().any(|tenant| tenant.name == FIRST_TENANT) {
         return Ok(()); // the operator has removed it, or never had it
     }
@@ -24,7 +23,7 @@ pub async fn ensure(config: &Config, store: &Store, admin: &dyn AdminStore) -> R
     let credentials = match known {
         Some(known) if is_valid(store, &known).await? => known,
         _ => {
-            let key = admin.create_key(FIRST_TENANT.to_owned()).await.map_err(wrong)?;
+            let key = admin.create_key(FIRST_TENANT.to_owned()).await?;
             Credentials { access_key_id: key.access_key_id, secret_access_key: Zeroizing::new(key.secret_access_key) }
         }
     };

@@ -2,6 +2,7 @@
 
 use crate::format_plan::{DevicePlan, DriveFormat, plan_device};
 use kiseki_devices::DeviceError;
+use kiseki_devices::device_tail::DeviceTail;
 use kiseki_devices::file_device::{DeviceLock, open_device};
 use kiseki_devices::format::namespace::{NamespaceChoice, NamespaceRefusal};
 use kiseki_devices::format::{FormatProgress, FormatRequest, format, mark_begun};
@@ -172,7 +173,8 @@ async fn format_one(
             .await?;
     }
     let device = open_device(&plan.path, RingOptions::default(), None)?;
-    let superblock = format(ports, &device, &request, |at| progress(FormatEvent::Writing(at))).await?;
+    let tail = DeviceTail::open(&plan.path)?;
+    let superblock = format(ports, &device, tail.as_ref(), &request, |at| progress(FormatEvent::Writing(at))).await?;
     // A table that is gone leaves nodes of its partitions behind otherwise.
     lock.reread_partitions();
     progress(FormatEvent::Done(&superblock));

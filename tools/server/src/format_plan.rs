@@ -18,6 +18,7 @@ use kiseki_devices::probe::{FoundSignature, probe_file};
 use kiseki_devices::superblock::{DeviceClass, Superblock, SuperblockState, read_superblock_blocking};
 use kiseki_devices::topology::KernelRoots;
 use kiseki_types::ids::ClusterId;
+use kiseki_types::meta::MetaFile;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
@@ -104,7 +105,11 @@ pub fn plan_device(path: &Path, options: &FormatOptions, machine: &UsesOfMachine
         _ => raw.geometry(),
     };
     let layout = DeviceLayout::compute(geometry, options.lanes)?;
-    let done = finished(&raw, options, class, layout).filter(|_| planned.is_none() && refusal.is_none());
+    // What others left behind our superblocks is to go, so then something is left to do.
+    let is_all_ours = signatures.iter().all(|found| found.unused_of == Some(options.cluster));
+    let done = finished(&raw, options, class, layout).filter(|_| planned.is_none() && refusal.is_none() && is_all_ours);
+    let len_bytes = raw.len().map_err(|source| DeviceError::io(&name, "measuring", source))?;
+    let tail = Some(raw.geometry().len_bytes()..len_bytes).filter(|tail| planned.is_none() && !tail.is_empty());
     Ok(DevicePlan {
         path: path.to_owned(),
         class,
@@ -114,7 +119,7 @@ pub fn plan_device(path: &Path, options: &FormatOptions, machine: &UsesOfMachine
         recommended: drive.as_ref().filter(|_| !is_asked).and_then(Drive::recommended),
         drive: drive.zip(planned).map(|(drive, format)| drive.into_format(format)),
         layout,
-        writes: planned_writes(&layout),
+        writes: planned_writes(&layout, tail),
         refusal,
         cluster: options.cluster,
         confirmed: options.wipe.clone(),

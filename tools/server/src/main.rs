@@ -6,7 +6,7 @@ use kiseki_server::config::{Config, DEFAULT_LANES, Overrides};
 use kiseki_server::doctor::{self, Severity};
 use kiseki_server::init::{self, DEFAULT_DEVICE_COUNT, DEFAULT_DEVICE_LEN_BYTES, InitOptions};
 use kiseki_server::paths::{DEFAULT_DIR, KisekiDir};
-use kiseki_server::{logging, node};
+use kiseki_server::{logging, node, outcome};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -16,7 +16,8 @@ use std::process::ExitCode;
     name = "kiseki-server",
     version,
     about,
-    after_help = "First steps:\n  kiseki-server init\n  kiseki-server run\n  . .kiseki/env"
+    after_help = "First steps:\n  kiseki-server init\n  kiseki-server run\n  . .kiseki/env\n\n\
+                  Exit codes: 0 done and nothing wrong, 1 refused or a problem found, 2 wrong usage, 3 failed, 4 partly done."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -74,10 +75,13 @@ struct InitArgs {
     /// A further host name or address for the server certificate; may be given several times.
     #[arg(long = "name")]
     names: Vec<String>,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
 }
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().command {
+    let result = match outcome::parse::<Cli>().command {
         Command::Run(overrides) => run(&overrides),
         Command::Init(arguments) => make(arguments),
         Command::Doctor { overrides, json } => return examine(&overrides, json),
@@ -89,23 +93,8 @@ fn main() -> ExitCode {
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("kiseki-server: {}", in_one_message(&error));
-            ExitCode::FAILURE
-        }
+        Err(error) => outcome::fail("kiseki-server", &error),
     }
-}
-
-/// An error and its causes, without those that the text before them has said already.
-fn in_one_message(error: &anyhow::Error) -> String {
-    let mut text = error.to_string();
-    for cause in error.chain().skip(1).map(ToString::to_string) {
-        if !text.contains(&cause) {
-            text.push_str(": ");
-            text.push_str(&cause);
-        }
-    }
-    text
 }
 
 fn run(overrides: &Overrides) -> anyhow::Result<()> {
@@ -125,7 +114,10 @@ fn make(arguments: InitArgs) -> anyhow::Result<()> {
         lanes: arguments.lanes,
         names: arguments.names,
     })?;
-    made.iter().for_each(|thing| println!("made {thing}"));
+    match arguments.json {
+        true => println!("{:#}", serde_json::json!({ "made": made })),
+        false => made.iter().for_each(|thing| println!("made {thing}")),
+    }
     Ok(())
 }
 

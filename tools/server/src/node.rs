@@ -11,6 +11,7 @@ use crate::files::read_bounded;
 use crate::key_store::{KeyStore, read_passphrase};
 use crate::machine;
 use crate::metadata::{self, NodeMetadata};
+use crate::replaced::Replacements;
 use crate::status::{Phase, StatusBoard};
 use crate::steps::Steps;
 use anyhow::{Context, Result, anyhow, bail};
@@ -97,6 +98,7 @@ fn open(
     let witness = metadata::witness(&found.usable, config.devices.len());
     let meta = metadata::open(keys.cluster, &config.metadata_dirs, witness.clone())?;
     let shape = stripe_shape(&config, meta.is_new)?;
+    let replacements = replacements(&config, &board);
     describe(&config, &board, &found.reports, &meta, found.lanes);
     let mesh_shape = MeshShape { core_count: config.cores, lane_count: found.lanes };
     let side = SidePool::start(usize::from(config.side_threads)).context("can't start side threads")?;
@@ -115,8 +117,23 @@ fn open(
         keys,
         tls,
         board,
+        replacements,
         stop,
         config,
+    })
+}
+
+/// Devices that were replaced while the node did not run. A damaged list keeps no node from starting (I-O3).
+fn replacements(config: &Config, board: &StatusBoard) -> Replacements {
+    Replacements::open(&config.dir).unwrap_or_else(|error| {
+        let file = config.dir.replaced_file();
+        let warning = format!(
+            "{} can't be read ({error}), so what became of replaced devices is not recorded; correct it, or remove it, and restart",
+            file.display()
+        );
+        tracing::warn!("{warning}");
+        board.lock().warnings.push(warning);
+        Replacements::none(&config.dir)
     })
 }
 

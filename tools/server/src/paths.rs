@@ -33,6 +33,12 @@ impl KisekiDir {
         self.0.join("kiseki.toml")
     }
 
+    /// Devices that were replaced while the node did not run; see [`replaced`](crate::replaced).
+    #[must_use]
+    pub fn replaced_file(&self) -> PathBuf {
+        self.0.join("replaced.json")
+    }
+
     /// The admin socket.
     #[must_use]
     pub fn admin_socket(&self) -> PathBuf {

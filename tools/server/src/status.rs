@@ -56,6 +56,9 @@ pub struct DeviceReport {
     /// What the drive says of its health.
     #[serde(default)]
     pub wear: Option<WearReading>,
+    /// Why its drive can't be asked for that; empty when it can, or when there is no such drive.
+    #[serde(default)]
+    pub wear_problem: String,
     /// What speaks against it though it is used.
     #[serde(default)]
     pub warning: String,
@@ -205,6 +208,9 @@ pub struct NodeReport {
     pub paths_in_use: BTreeMap<String, String>,
     /// Devices, in the order of the configuration.
     pub devices: Vec<DeviceReport>,
+    /// Devices that are recorded and not configured any more, the latest first.
+    #[serde(default)]
+    pub former_devices: Vec<DeviceReport>,
     /// How full the pools are.
     #[serde(default)]
     pub pools: Vec<PoolReport>,

@@ -9,7 +9,7 @@ use crate::metadata;
 use crate::node::lock_dir;
 use crate::scratch_dir::ScratchDir;
 use anyhow::{Context, Result, anyhow, bail};
-use kiseki_devices::index_rebuild::{LaneTable, NodeRows, RebuiltDevice, replace_rows};
+use kiseki_devices::index_rebuild::{LaneTable, NodeRows, RebuiltDevice, ReplaceProgress, replace_rows};
 use kiseki_devices::metadata_set::recorded_epoch;
 use kiseki_devices::nvme::path::PathPreference;
 use kiseki_devices::superblock::Superblock;
@@ -126,7 +126,12 @@ impl StoppedNode {
     ///
     /// - `unsound`: devices for which no rows could be made; the node refuses them anyway.
     /// - Errors: a device that the node would use is not among them, so that its data would seem to be lost.
-    pub fn replace_index(&self, rebuilt: &[RebuiltDevice], unsound: &[DeviceId]) -> Result<u64> {
+    pub fn replace_index(
+        &self,
+        rebuilt: &[RebuiltDevice],
+        unsound: &[DeviceId],
+        on_progress: &dyn Fn(ReplaceProgress),
+    ) -> Result<u64> {
         let cluster = self.cluster_of(rebuilt)?;
         let found = devices::open_all(&self.config.devices, cluster, PathPreference::IoUring);
         let given: BTreeSet<DeviceId> =
@@ -155,7 +160,7 @@ impl StoppedNode {
                 tables.push((lane, Rc::new(file.clone())));
                 files.push(file);
             }
-            let written = replace_rows(&tables, rebuilt).await;
+            let written = replace_rows(&tables, rebuilt, on_progress).await;
             let mut closed = Ok(());
             for file in files {
                 closed = closed.and(file.close().await);

@@ -9,6 +9,7 @@ use crate::device_table::OpenDevice;
 use crate::devices::{Identity, describe, with_causes};
 use crate::enroll::{self, ChangeMode};
 use crate::executor::CoreShared;
+use crate::outcome::NodeError;
 use crate::status::{DeviceReport, Phase, StatusBoard};
 use kiseki_devices::metadata_set::MirroredDir;
 use kiseki_types::ids::DeviceId;
@@ -182,7 +183,7 @@ impl Returns {
 fn take_back(shared: &CoreShared, path: &Path) {
     match enroll::enroll(shared, path, enroll::NODE_ACTOR, ChangeMode::Make) {
         Ok(_) => {}
-        Err(message) => {
+        Err(NodeError { message, .. }) => {
             tracing::warn!(device = %path.display(), reason = %message, "a device is back and could not be taken up");
             let reason =
                 format!("it is back, and could not be taken up: {message}; kiseki-devctl enroll {}", path.display());

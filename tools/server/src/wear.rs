@@ -6,14 +6,13 @@
 //! not begun again for the same cause, and the device counts as degraded.
 
 use crate::executor::CoreShared;
-use kiseki_devices::DeviceError;
-use kiseki_devices::nvme::admin::{AdminCommand, AdminNode};
-use kiseki_devices::nvme::node::NvmeNode;
+use crate::smart::{self, SmartAnswer};
 use kiseki_devices::nvme::smart::SmartLog;
+use kiseki_devices::topology::{KernelRoots, Topology};
 use kiseki_engine::device_record::{DeviceActor, DeviceRecord, DeviceUpdate, WearCause};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -54,7 +53,9 @@ pub struct WearReading {
 }
 
 impl WearReading {
-    fn of(log: &SmartLog) -> WearReading {
+    /// From a drive's log.
+    #[must_use]
+    pub fn of(log: &SmartLog) -> WearReading {
         WearReading {
             used_percent: log.used_percent,
             spare_percent: log.spare_percent,
@@ -63,6 +64,22 @@ impl WearReading {
             warnings: log.critical.texts().into_iter().map(str::to_owned).collect(),
             is_critical: log.critical.unreliable || log.critical.read_only,
         }
+    }
+
+    /// All of it in one line, for people.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        let WearReading { used_percent, spare_percent, media_errors, .. } = self;
+        let mut line =
+            format!("{used_percent} % of its life used, {spare_percent} % spare, {media_errors} media errors");
+        if let Some(celsius) = self.temperature_celsius {
+            line.push_str(&format!(", {celsius} °C"));
+        }
+        if !self.warnings.is_empty() {
+            let word = if self.is_critical { "CRITICAL" } else { "warns" };
+            line.push_str(&format!("; {word}: {}", self.warnings.join(", ")));
+        }
+        line
     }
 }
 
@@ -145,34 +162,32 @@ pub fn start(shared: Arc<CoreShared>) -> std::io::Result<()> {
 
 /// `failed` are the drives that could not be read at the last turn, and why: told once.
 fn read_all(shared: &CoreShared, failed: &mut BTreeMap<PathBuf, String>) {
+    let roots = KernelRoots::default();
+    // Where the kernel lists no devices there are no drives.
+    let topology = Topology::read(&roots).unwrap_or_default();
     for device in shared.devices.all() {
-        let Some(node) = NvmeNode::of(&device.path) else { continue };
-        match read(&node.controller()) {
-            Ok(reading) => {
-                failed.remove(&device.path);
-                let id = device.superblock.device.to_string();
-                let mut board = shared.board.lock();
-                for report in board.devices.iter_mut().filter(|report| report.id == id) {
-                    report.wear = Some(reading.clone());
-                }
-            }
-            Err(error) => {
-                let reason = crate::devices::with_causes(&error);
-                if failed.get(&device.path) != Some(&reason) {
+        let (reading, problem) = match smart::ask(&device.path, &topology, &roots) {
+            SmartAnswer::Log(log) => (Some(WearReading::of(&log)), None),
+            SmartAnswer::None => (None, None),
+            SmartAnswer::Failed(reason) => (None, Some(reason)),
+        };
+        match &problem {
+            None => drop(failed.remove(&device.path)),
+            Some(reason) => {
+                if failed.get(&device.path) != Some(reason) {
                     tracing::warn!(device = %device.path.display(), %reason, "the drive's health can't be read");
                 }
-                failed.insert(device.path, reason);
+                failed.insert(device.path.clone(), reason.clone());
             }
         }
+        let id = device.superblock.device.to_string();
+        let mut board = shared.board.lock();
+        for report in board.devices.iter_mut().filter(|report| report.id == id) {
+            // What was read last counts until it is read again.
+            report.wear = reading.clone().or(report.wear.take());
+            report.wear_problem = problem.clone().unwrap_or_default();
+        }
     }
-}
-
-fn read(controller: &Path) -> Result<WearReading, DeviceError> {
-    let page = AdminNode::open(controller)?.execute(&AdminCommand::smart_log())?;
-    let name = controller.display().to_string();
-    let log = SmartLog::parse(&page)
-        .map_err(|error| DeviceError::io(&name, "reading its SMART log", std::io::Error::other(error)))?;
-    Ok(WearReading::of(&log))
 }
 
 #[cfg(test)]
@@ -237,6 +252,18 @@ mod tests {
         let worse = WearReading { media_errors: 500, ..worn.clone() };
         assert_eq!(cause(&verdict(&kept, Some(&worse), LIMITS, 0)), Some(WearCause::MediaErrors), "I-D3");
         assert_eq!(verdict(&record(vec![begin]), Some(&worn), LIMITS, 0), WearVerdict::Leave, "it is on its way");
+    }
+
+    #[test]
+    fn a_reading_says_all_that_counts_in_one_line() {
+        let mut reading =
+            WearReading { used_percent: 12, spare_percent: 100, media_errors: 3, ..WearReading::default() };
+        assert_eq!(reading.summary(), "12 % of its life used, 100 % spare, 3 media errors");
+        reading.temperature_celsius = Some(41);
+        reading.warnings = vec!["spare capacity is below its threshold".to_owned()];
+        assert!(reading.summary().ends_with("3 media errors, 41 °C; warns: spare capacity is below its threshold"));
+        reading.is_critical = true;
+        assert!(reading.summary().contains("; CRITICAL: spare"));
     }
 
     #[test]

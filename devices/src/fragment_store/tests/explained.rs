@@ -5,7 +5,9 @@ use super::*;
 use crate::fragment_header::FragmentHeader;
 use crate::image::Image;
 use crate::index::{TABLE_EXTENTS, encode_row, extent_row_key, write};
-use crate::index_rebuild::{LaneTable, NodeRows, RebuiltDevice, RowTable, compare, rebuild, replace_rows};
+use crate::index_rebuild::{
+    LaneTable, NodeRows, RebuiltDevice, ReplaceProgress, RowTable, compare, rebuild, replace_rows,
+};
 use crate::layout::SUPERBLOCK_COPIES;
 use crate::superblock::{DeviceClass, MetadataEpoch, Superblock, write_superblock};
 use crate::verify::{FragmentState, ProblemKind, Verdict, VerifyOptions, verify};
@@ -212,7 +214,11 @@ fn cases() -> Vec<(&'static str, Damage, Vec<ProblemKind>)> {
             Box::new(|sample, bytes| flip(sample.frames[1] + 100)(bytes)),
             vec![P::JournalDamaged],
         ),
-        ("the last frame is torn", Box::new(|sample, bytes| flip(sample.frames.last().unwrap() + 100)(bytes)), vec![]),
+        (
+            "the last frame of a journal rots",
+            Box::new(|sample, bytes| flip(sample.frames.last().unwrap() + 100)(bytes)),
+            vec![P::JournalTail],
+        ),
         (
             "the header of a fragment rots",
             Box::new(|sample, bytes| flip(sample.at(2) + 30)(bytes)),
@@ -272,11 +278,12 @@ fn a_torn_tail_is_told_from_a_break_by_its_block() {
     assert_eq!(whole.lanes[0].torn_tail, None);
     assert_eq!(whole.count(FragmentState::Used), 8, "the journals speak of all");
     let last = *sample.frames.last().unwrap();
-    let mut torn = sample.bytes.clone();
-    flip(last + 100)(&mut torn);
-    let torn = verified(torn, None);
-    assert_eq!(torn.lanes[0].torn_tail, Some(block(last)));
-    assert_eq!(torn.count(FragmentState::Unspoken), 1, "its fragment is there, and nothing says so");
+    let mut rotten = sample.bytes.clone();
+    flip(last + 100)(&mut rotten);
+    let rotten = verified(rotten, None);
+    assert_eq!((rotten.lanes[0].torn_tail, rotten.problems[0].block), (None, Some(block(last))));
+    assert!(rotten.lanes[0].is_sound, "a node takes it, as after a crash");
+    assert_eq!(rotten.count(FragmentState::Unspoken), 1, "its fragment is there, and nothing says so");
     let mut broken = sample.bytes.clone();
     flip(sample.frames[1] + 100)(&mut broken);
     let broken = verified(broken, None);
@@ -421,7 +428,7 @@ fn i_c8_an_index_made_from_the_bytes_is_the_nodes_and_serves_everything() {
             // The tables are lost; what the bytes say takes their place.
             rig.tables.iter().for_each(|table| *table.borrow_mut() = TableMedium::default());
             let tables = rig.lane_tables();
-            rig.run(async { replace_rows(&tables, &rebuilt).await.unwrap() });
+            rig.run(async { replace_rows(&tables, &rebuilt, &|_| ()).await.unwrap() });
             let node = rig.node_rows();
             assert!(rebuilt.iter().all(|device| node.holds_all_of(device)), "seed {seed}");
             for device in &rebuilt {
@@ -492,7 +499,7 @@ fn i_l10_rows_that_were_half_replaced_are_not_used() {
             .iter()
             .map(|(lane, table)| -> LaneTable { (*lane, Rc::new(CutOff { table: table.clone(), left: left.clone() })) })
             .collect();
-        rig.run(async { replace_rows(&limited, &rebuilt).await.unwrap() });
+        rig.run(async { replace_rows(&limited, &rebuilt, &|_| ()).await.unwrap() });
         let node = rig.node_rows();
         if !rebuilt.iter().all(|device| node.holds_all_of(device)) {
             refused += 1;
@@ -502,6 +509,106 @@ fn i_l10_rows_that_were_half_replaced_are_not_used() {
         assert_eq!((comparison.missing, comparison.surplus), (vec![], vec![]), "I-L10: {keep} writes and it is used");
     }
     assert!(refused > 2, "{refused}");
+}
+
+/// A table that counts its checkpoints.
+struct Counted {
+    table: Rc<dyn TableStore>,
+    checkpoints: Cell<u32>,
+}
+
+impl TableReader for Counted {
+    fn get(&self, file: u8, id: u8, key: &[u8]) -> LocalBoxFuture<'static, Result<Option<Vec<u8>>, TableError>> {
+        self.table.get(file, id, key)
+    }
+
+    fn scan(&self, scan: Scan) -> LocalBoxFuture<'static, Result<Vec<Row>, TableError>> {
+        self.table.scan(scan)
+    }
+}
+
+impl TableStore for Counted {
+    fn write(&self, writes: Vec<TableWrite>) {
+        self.table.write(writes);
+    }
+
+    fn checkpoint(&self) -> LocalBoxFuture<'static, Result<(), TableError>> {
+        self.checkpoints.set(self.checkpoints.get() + 1);
+        self.table.checkpoint()
+    }
+
+    fn overlay_rows(&self) -> usize {
+        self.table.overlay_rows()
+    }
+}
+
+#[test]
+fn rows_are_replaced_with_three_checkpoints_a_table_and_every_row_is_told() {
+    let rig = Rig::new(13, 2, 1);
+    rig.write_superblocks();
+    rig.run(async {
+        let (stores, _) = rig.start().await;
+        for chunk in 0..16 {
+            put(&stores[0], rig.disks[chunk as usize % 2].0, chunk, &payload(chunk, 1)).await.unwrap();
+        }
+        stores[0].fold().await.unwrap();
+    });
+    rig.power_cut(&SeededRng::new(1));
+    let (rebuilt, tables) = (rig.rebuilt(), rig.lane_tables());
+    let counted: Vec<Rc<Counted>> =
+        tables.into_iter().map(|(_, table)| Rc::new(Counted { table, checkpoints: Cell::new(0) })).collect();
+    let tables: Vec<LaneTable> =
+        counted.iter().enumerate().map(|(lane, table)| -> LaneTable { (LaneId(lane as u16), table.clone()) }).collect();
+    let last = Cell::new(ReplaceProgress { done_rows: 0, total_rows: 1 });
+    let written = rig.run(async { replace_rows(&tables, &rebuilt, &|at| last.set(at)).await.unwrap() });
+    assert_eq!(written, 32, "an extent and a fragment of each");
+    assert_eq!(last.get(), ReplaceProgress { done_rows: 64, total_rows: 64 }, "as many were there before");
+    let checkpoints: Vec<u32> = counted.iter().map(|table| table.checkpoints.get()).collect();
+    assert_eq!(checkpoints, [3, 3], "forget, rows, folded: a checkpoint a batch made large devices slow");
+}
+
+#[test]
+fn a_frame_that_a_crash_tore_says_how_many_of_its_writes_are_whole_and_the_index_whether_they_were_flushed() {
+    let rig = Rig::new(14, 1, 1);
+    rig.write_superblocks();
+    rig.run(async {
+        let (stores, _) = rig.start().await;
+        let bytes: Vec<_> = (0..24).map(|chunk| payload(chunk, 1)).collect();
+        let puts = (0..24).map(|chunk| put(&stores[0], rig.disks[0].0, chunk, &bytes[chunk as usize]));
+        join_all(puts).await;
+    });
+    let (bytes, layout) = (rig.bytes(0), rig.disks[0].2);
+    let frame = |lane: u16| {
+        let (start, len) = layout.journal_extent(LaneId(lane));
+        let block = layout.block_len_bytes() as usize;
+        let mut pages = (0..len.0 as usize * block / PAGE).map(|page| start.0 as usize * block + page * PAGE);
+        pages.rfind(|at| bytes[*at..].starts_with(FRAME)).expect("a frame")
+    };
+    let payload_len = |at: usize| u32::from_le_bytes(bytes[at + 56..at + 60].try_into().unwrap());
+    let (lane, last) =
+        (0..LANES).map(|lane| (lane, frame(lane))).find(|(_, at)| payload_len(*at) > 1000).expect("a long one");
+    let mut torn = bytes.clone();
+    torn[last + 512..last + 1024].fill(0);
+    let verdict = verified(torn.clone(), None);
+    let found = &verdict.lanes[usize::from(lane)];
+    assert!(verdict.is_clean() && found.torn_tail.is_some(), "{:?}", verdict.problems);
+    let (named, whole) = found.torn_writes;
+    assert!(named >= 1 && whole >= 1, "{named} named, {whole} whole");
+    // The fragments were never written, as a crash before both leaves it.
+    let mut empty = torn.clone();
+    let zone = layout.zone(0).0.0 as usize * layout.block_len_bytes() as usize;
+    empty[zone..DISK_BYTES as usize - 2 * PAGE].fill(0);
+    let nothing = verified(empty, None);
+    assert_eq!(nothing.lanes[usize::from(lane)].torn_writes, (named, 0));
+    // A row of one of them was made when it was flushed.
+    for fragment in &verified(bytes, None).fragments {
+        let row = &fragment.fragment;
+        let put = write(TABLE_EXTENTS, extent_row_key(rig.disks[0].0, row.extent.start), Some(encode_row(row)));
+        apply(&mut rig.tables[0].borrow_mut().durable, &[put]);
+    }
+    let known = verified(torn, Some(&rig.node_rows()));
+    assert!(kinds(&known).contains(&ProblemKind::JournalTail), "{:?}", known.problems);
+    assert_eq!(known.lanes[usize::from(lane)].torn_tail, None);
 }
 
 /// A table that takes so many more writes, of all its siblings together, and forgets the rest.

@@ -1,10 +1,11 @@
 //! `kiseki`: administration of a running node through its admin socket.
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use kiseki_server::admin::{AdminRequest, AdminResponse, Dedup, Etag};
 use kiseki_server::admin_client::AdminClient;
+use kiseki_server::outcome::{self, NodeError};
 use kiseki_server::paths::{DEFAULT_DIR, KisekiDir};
 use kiseki_server::space::{PoolReport, SpaceReport};
 use kiseki_server::status::{DeviceReport, EvacuationReport, NodeReport};
@@ -12,9 +13,21 @@ use serde::Serialize;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+/// How long `status` shows a device that was removed: one day. `--json` has it for longer.
+const FORMER_NEWS_MS: u64 = 86_400_000;
+
 /// Tenants, access keys, buckets and the state of a running Kiseki node.
 #[derive(Parser)]
-#[command(version, about, after_help = "Example:\n  kiseki tenant create team-1\n  kiseki key create team-1 --json")]
+#[command(
+    version,
+    about,
+    after_help = "Example:
+  kiseki tenant create team-1
+  kiseki key create team-1 --json
+
+Exit codes: 0 done, 1 refused, 2 wrong usage, 3 failed. With --json an error is one object on standard error:
+{\"error\":{outcome, exit_code, message, causes}}."
+)]
 struct Cli {
     /// Directory of the node.
     #[arg(long, env = "KISEKI_DIR", default_value = DEFAULT_DIR, global = true)]
@@ -126,12 +139,9 @@ enum EtagArg {
 }
 
 fn main() -> ExitCode {
-    match run(Cli::parse()) {
+    match run(outcome::parse()) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("kiseki: {error:#}");
-            ExitCode::FAILURE
-        }
+        Err(error) => outcome::fail("kiseki", &error),
     }
 }
 
@@ -167,7 +177,7 @@ fn run(cli: Cli) -> Result<()> {
 
 fn print(response: AdminResponse, json: bool) -> Result<()> {
     match response {
-        AdminResponse::Error { message } => bail!("{message}"),
+        AdminResponse::Error { message, outcome } => Err(NodeError { message, outcome }.into()),
         AdminResponse::Tenant(tenant) if json => print_json(&tenant),
         AdminResponse::Tenant(tenant) => {
             println!("tenant {} made; give it an access key: kiseki key create {0}", tenant.name);
@@ -243,8 +253,18 @@ fn print_status(report: &NodeReport) {
         if let Some(evacuation) = &device.evacuation {
             println!("    drain   {}", evacuation_line(evacuation));
         }
+        if let Some(health) = health_line(device) {
+            println!("    smart   {health}");
+        }
         if !device.warning.is_empty() {
             println!("    wear    {}", device.warning);
+        }
+    }
+    for device in report.former_devices.iter().filter(|device| is_news(device)) {
+        let id = device.id.get(..8).unwrap_or(&device.id);
+        println!("  former    {:<11} {} (device {id}) {}{}", device.state, device.path, device.reason, since(device));
+        if !device.warning.is_empty() {
+            println!("    repair  {}", device.warning);
         }
     }
     for pool in &report.pools {
@@ -261,6 +281,21 @@ fn print_status(report: &NodeReport) {
     for warning in &report.warnings {
         println!("  warning   {warning}");
     }
+}
+
+/// What the drive says of its health, or why it can't be asked.
+fn health_line(device: &DeviceReport) -> Option<String> {
+    let reading = device.wear.as_ref().map(|wear| wear.summary());
+    match (reading, device.wear_problem.as_str()) {
+        (reading, "") => reading,
+        (None, problem) => Some(format!("can't be read: {problem}")),
+        (Some(reading), problem) => Some(format!("{reading} (as read before; now it can't be: {problem})")),
+    }
+}
+
+/// A device that is removed is news for a day; any other that is not configured may want something.
+fn is_news(device: &DeviceReport) -> bool {
+    device.state != "removed" || now_ms().saturating_sub(device.since_unix_ms) < FORMER_NEWS_MS
 }
 
 /// Since when a device that is not healthy is so, and by whom.
@@ -371,6 +406,7 @@ fn phase(report: &NodeReport) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kiseki_server::wear::WearReading;
 
     #[test]
     fn status_says_what_repair_waits_for() {
@@ -421,5 +457,26 @@ mod tests {
         Cli::command().debug_assert();
         Cli::try_parse_from(["kiseki", "bucket", "set", "photos", "--etag", "opaque"]).unwrap();
         assert!(Cli::try_parse_from(["kiseki", "bucket", "set", "photos"]).is_err(), "nothing to set");
+    }
+
+    #[test]
+    fn i_d3_status_shows_what_a_drive_says_of_its_health() {
+        let mut device = DeviceReport::default();
+        assert_eq!(health_line(&device), None, "an image has none");
+        device.wear_problem = "Permission denied".to_owned();
+        assert_eq!(health_line(&device).unwrap(), "can't be read: Permission denied");
+        let wear =
+            WearReading { used_percent: 7, media_errors: 2, temperature_celsius: Some(41), ..Default::default() };
+        device.wear = Some(wear);
+        device.wear_problem.clear();
+        assert_eq!(health_line(&device).unwrap(), "7 % of its life used, 0 % spare, 2 media errors, 41 °C", "I-D3");
+    }
+
+    #[test]
+    fn a_device_that_left_is_shown_for_a_day_and_one_that_wants_something_for_longer() {
+        let at =
+            |state: &str, since_unix_ms| DeviceReport { state: state.to_owned(), since_unix_ms, ..Default::default() };
+        assert!(is_news(&at("removed", now_ms())) && is_news(&at("failed", 1)) && is_news(&at("unreachable", 1)));
+        assert!(!is_news(&at("removed", now_ms() - FORMER_NEWS_MS - 1)));
     }
 }

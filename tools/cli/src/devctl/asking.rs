@@ -6,6 +6,7 @@ use kiseki_server::admin::{AdminRequest, AdminResponse};
 use kiseki_server::admin_client::AdminClient;
 use kiseki_server::device_admin::DeviceAnswer;
 use kiseki_server::enroll::ChangeMode;
+use kiseki_server::outcome::NodeError;
 use kiseki_server::paths::KisekiDir;
 use kiseki_server::status::DeviceReport;
 
@@ -34,7 +35,7 @@ pub fn ask(node: &NodeArgs, request: &AdminRequest) -> Result<(AdminClient, Devi
         AdminClient::connect(&socket).context("a device is drained and retired by the node that uses it")?;
     match client.call(request)? {
         AdminResponse::Device(answer) => Ok((client, *answer)),
-        AdminResponse::Error { message } => bail!("{message}"),
+        AdminResponse::Error { message, outcome } => Err(NodeError { message, outcome }.into()),
         _ => bail!("the node answers in another kind; use the kiseki-devctl of the same release"),
     }
 }
@@ -43,7 +44,7 @@ pub fn ask(node: &NodeArgs, request: &AdminRequest) -> Result<(AdminClient, Devi
 pub fn report_of(client: &mut AdminClient, device: &str) -> Result<Option<DeviceReport>> {
     match client.call(&AdminRequest::Status)? {
         AdminResponse::Status(report) => Ok(report.devices.into_iter().find(|found| found.id == device)),
-        AdminResponse::Error { message } => bail!("{message}"),
+        AdminResponse::Error { message, outcome } => Err(NodeError { message, outcome }.into()),
         _ => bail!("the node answers in another kind; use the kiseki-devctl of the same release"),
     }
 }

@@ -4,6 +4,7 @@ mod load;
 
 use anyhow::{Context, Result, bail};
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+use kiseki_devices::device_tail::DeviceTail;
 use kiseki_devices::file_device::{DeviceLock, open_device};
 use kiseki_devices::in_use::refuse_in_use;
 use kiseki_devices::probe::{FoundSignature, PROBE_LEN_BYTES, probe_device};
@@ -69,7 +70,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
             bail!("{shown} has {}; figures need {} at least", HumanBytes(len_bytes), HumanBytes(LEN_BYTES_MIN));
         }
         if args.write {
-            clear(&device, &args.wipe).await?;
+            clear(&device, DeviceTail::open(path)?.as_ref(), &args.wipe).await?;
         }
         let mut measured = Vec::new();
         for step in steps {
@@ -95,8 +96,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
 
 /// I-D7: what carries a signature is overwritten only when each is named. Then its ends go first, so that nothing takes
 /// what the writes leave for what was there.
-async fn clear(device: &Rc<dyn Device>, wipe: &[String]) -> Result<()> {
-    let found = probe_device(&**device).await?;
+async fn clear(device: &Rc<dyn Device>, tail: Option<&DeviceTail>, wipe: &[String]) -> Result<()> {
+    let found = probe_device(&**device, tail).await?;
     let unnamed: Vec<&FoundSignature> = found.iter().filter(|signature| !wipe.contains(&signature.name)).collect();
     if !unnamed.is_empty() {
         let carried: Vec<String> = unnamed.iter().map(ToString::to_string).collect();
@@ -114,6 +115,7 @@ async fn clear(device: &Rc<dyn Device>, wipe: &[String]) -> Result<()> {
         let zeros = IoBuf::zeroed(PROBE_LEN_BYTES as usize).freeze();
         device.write(BlockIndex(offset / block), vec![zeros]).await.context("clearing the ends failed")?;
     }
+    tail.map_or(Ok(()), DeviceTail::zero)?;
     device.flush().await.context("clearing the ends failed")
 }
 

@@ -31,7 +31,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         return Ok(code);
     }
     for device in &devices {
-        joiner.enroll(device)?;
+        joiner.enroll(device).map_err(|error| joiner.partly(error))?;
     }
     joiner.finish()
 }

@@ -7,6 +7,7 @@ use anyhow::{Result, anyhow, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use kiseki_server::format::{FormatEvent, FormatOptions, format_all, plan_all};
 use kiseki_server::format_plan::DevicePlan;
+use kiseki_server::outcome::Partly;
 use std::io::{BufRead, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -15,8 +16,7 @@ use std::process::ExitCode;
 ///
 /// Refuses what is in use, whatever is said, and what carries signatures until each is named with --wipe. On a terminal it
 /// shows the plan and asks for the name of each device; --yes leaves that away. Elsewhere it does not ask, but a format by
-/// the drive itself needs --yes. Interrupted, it is finished by the same command. Exit code: 0 formatted, 1 refused or
-/// failed.
+/// the drive itself needs --yes. Interrupted, it is finished by the same command.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   kiseki-devctl format /dev/nvme0n1 --dry-run                   what would be done
@@ -126,7 +126,7 @@ pub fn format_devices(devices: &[PathBuf], options: &FormatOptions, json: bool) 
     }
     result.map_err(|error| match done.len() {
         0 => anyhow!(error),
-        count => anyhow!(error).context(format!("the first {count} devices are formatted, the others are not")),
+        count => anyhow!(error).context(Partly(format!("the first {count} devices are formatted, the others are not"))),
     })
 }
 

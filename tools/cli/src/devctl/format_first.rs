@@ -34,6 +34,7 @@ impl FormatFirst {
         joiner.check_before_format(devices)?;
         let options = format_options(dir, None, None, None, self.wipe)?;
         format_devices(devices, &options, joiner.is_json())?;
+        joiner.note_formatted();
         Ok(None)
     }
 }

@@ -4,14 +4,16 @@
 use super::asking::{Asking, print_answer};
 use super::drain::await_empty;
 use super::node::load;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use kiseki_server::admin::{AdminRequest, AdminResponse};
 use kiseki_server::admin_client::{AdminClient, AdminClientError};
 use kiseki_server::config::Config;
 use kiseki_server::device_admin::DeviceAnswer;
-use kiseki_server::enroll::{ChangeMode, JoinKind, JoinedDevice};
+use kiseki_server::device_name;
+use kiseki_server::enroll::{ChangeMode, JoinKind, JoinedDevice, candidates};
 use kiseki_server::enroll_offline::Offline;
+use kiseki_server::outcome::{NodeError, Partly};
 use kiseki_server::status::{DeviceReport, NodeReport};
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -20,9 +22,6 @@ use std::time::{Duration, Instant};
 
 /// Longer than every core may take for it.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(900);
-
-/// Fewest digits of an id that name a device.
-const ID_DIGITS_MIN: usize = 4;
 
 /// Between two looks at the repair of a node.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
@@ -49,6 +48,8 @@ pub struct Joiner {
     options: JoinOptions,
     way: Way,
     joined: Vec<JoinedDevice>,
+    /// Whether what joins was formatted by this command.
+    has_formatted: bool,
 }
 
 enum Way {
@@ -66,10 +67,15 @@ impl Joiner {
                 client.be_patient(ANSWER_PATIENCE)?;
                 Way::Running(client)
             }
+            Err(AdminClientError::NotRunning { .. }) if options.wait => {
+                bail!(
+                    "--wait needs a node that runs; start it first, or leave --wait away and look at `kiseki status` then"
+                )
+            }
             Err(AdminClientError::NotRunning { .. }) => Way::Stopped(Box::new(Offline::begin(config)?)),
             Err(error) => return Err(error.into()),
         };
-        Ok(Joiner { options, way, joined: Vec::new() })
+        Ok(Joiner { options, way, joined: Vec::new(), has_formatted: false })
     }
 
     pub fn is_dry_run(&self) -> bool {
@@ -96,43 +102,61 @@ impl Joiner {
         Ok(())
     }
 
+    /// The devices that join are formatted now.
+    pub fn note_formatted(&mut self) {
+        self.has_formatted = true;
+    }
+
+    /// An error of one device, with what was done before it.
+    pub fn partly(&self, error: anyhow::Error) -> anyhow::Error {
+        match (self.options.dry_run, self.joined.len(), self.has_formatted) {
+            (false, 0, true) => error.context(Partly("formatted, but not taken into use".to_owned())),
+            (true, ..) | (_, 0, false) => error,
+            (false, count, _) => {
+                error.context(Partly(format!("the first {count} devices take part, the others do not")))
+            }
+        }
+    }
+
     pub fn enroll(&mut self, device: &Path) -> Result<()> {
         let (path, mode, actor) = (std::path::absolute(device)?, self.mode(), actor());
         let joined = match &mut self.way {
             Way::Running(client) => ask(client, &AdminRequest::DeviceEnroll { path, actor, mode })?,
-            Way::Stopped(offline) => offline.enroll(&path, None, mode)?,
+            Way::Stopped(offline) => offline.enroll(&path, None, &actor, mode)?,
         };
         self.note(joined)
     }
 
     pub fn replace(&mut self, old: &str, new: &Path) -> Result<()> {
         let (path, mode, actor) = (std::path::absolute(new)?, self.mode(), actor());
-        // A path is relative to where it is typed, an id is none.
-        let typed = Path::new(old);
-        let device = match typed.exists() || old.contains('/') {
-            true => std::path::absolute(typed)?.display().to_string(),
-            false => old.to_owned(),
-        };
+        let device = as_named(old)?;
         if let Some(works) = self.find_working(&device)? {
             return self.replace_working(&works, path);
         }
         let joined = match &mut self.way {
             Way::Running(client) => ask(client, &AdminRequest::DeviceReplace { device, path, actor, mode })?,
-            Way::Stopped(offline) => offline.enroll(&path, Some(&device), mode)?,
+            Way::Stopped(offline) => offline.enroll(&path, Some(&device), &actor, mode)?,
         };
         self.note(joined)
+    }
+
+    /// Refuses to replace what is no device of the node, before anything is formatted.
+    pub fn check_leaving(&mut self, old: &str, new: &Path) -> Result<()> {
+        let (device, new) = (as_named(old)?, std::path::absolute(new)?);
+        if let Way::Stopped(offline) = &self.way {
+            return offline.check_leaving(&device, &new);
+        }
+        let Some(report) = self.report()? else { return Ok(()) };
+        let found = device_name::find(&device, Path::new(&device), &candidates(&report.devices));
+        found.map(drop).map_err(|why| anyhow!(why))
     }
 
     /// The device of that path or id on a node that runs, when it works.
     fn find_working(&mut self, device: &str) -> Result<Option<DeviceReport>> {
         let Some(report) = self.report()? else { return Ok(None) };
-        let is_it = |known: &DeviceReport| {
-            known.path == device
-                || (device.len() >= ID_DIGITS_MIN && known.id.starts_with(&device.to_ascii_lowercase()))
-        };
-        let mut found = report.devices.into_iter().filter(|known| is_it(known) && known.is_usable());
-        // Several: the node says so when it is asked.
-        Ok(found.next().filter(|_| found.next().is_none()))
+        // None, or several: the node says so when it is asked.
+        let found = device_name::find(device, Path::new(device), &candidates(&report.devices)).ok();
+        Ok(found.map(|at| report.devices[at].clone()).filter(DeviceReport::is_usable))
     }
 
     /// One that works is emptied, not given up: the new one joins, what the old one holds moves, then it is let go.
@@ -144,15 +168,17 @@ impl Joiner {
         self.note(joined)?;
         let Way::Running(client) = &mut self.way else { bail!("the node does not run") };
         let drain = AdminRequest::DeviceDrain { device: device.clone(), reason: reason.clone(), mode };
-        let answer = ask_about(client, &drain)?;
+        let joined = || Partly(format!("the new device takes part, and {} is not let go", old.path));
+        let answer = ask_about(client, &drain).with_context(joined)?;
         if !self.options.wait {
             let would = if asking.dry_run { "would be emptied" } else { "is being emptied" };
             let next =
                 format!("{0} {would}; then `kiseki-devctl drain {0} --wait` and `kiseki-devctl retire {0}`", old.path);
             return print_answer(&answer, &next, &asking);
         }
-        await_empty(client, &answer, &asking)?;
-        let retired = ask_about(client, &AdminRequest::DeviceRetire { device, reason, lost: false, mode })?;
+        await_empty(client, &answer, &asking).with_context(joined)?;
+        let retire = AdminRequest::DeviceRetire { device, reason, lost: false, mode };
+        let retired = ask_about(client, &retire).with_context(joined)?;
         let done = format!("{} is empty and not part of the node any more; it can be pulled", old.path);
         print_answer(&retired, &done, &asking)
     }
@@ -165,7 +191,14 @@ impl Joiner {
         if self.options.json {
             println!("{}", serde_json::to_string(&joined)?);
         } else {
-            println!("{}", line(&joined, self.options.dry_run, matches!(self.way, Way::Stopped(_))));
+            let is_stopped = matches!(self.way, Way::Stopped(_));
+            println!("{}", line(&joined, self.options.dry_run, is_stopped));
+            if joined.kind == JoinKind::Replaced && is_stopped && !self.options.dry_run {
+                println!(
+                    "  what {} held is rebuilt from the start on, then it counts as removed: `kiseki status`",
+                    old(&joined)
+                );
+            }
             joined.warnings.iter().for_each(|warning| println!("  warning: {warning}"));
         }
         self.joined.push(joined);
@@ -184,9 +217,6 @@ impl Joiner {
     pub fn finish(mut self) -> Result<ExitCode> {
         if !self.options.wait {
             return Ok(ExitCode::SUCCESS);
-        }
-        if matches!(self.way, Way::Stopped(_)) {
-            bail!("--wait needs a node that runs; start it, and look at `kiseki status`");
         }
         let bar = if self.options.json { ProgressBar::hidden() } else { ProgressBar::new(0) };
         bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} stripes {msg}")?);
@@ -219,7 +249,8 @@ impl Joiner {
             if !all_there || stuck_since.is_some_and(|since| since.elapsed() > WAITING_PATIENCE) {
                 bar.finish_and_clear();
                 let what = if all_there { repair.waits_for.as_str() } else { "the device, which is used no more" };
-                bail!("{} stripes are not at full width; they wait for {what}", repair.waiting_stripes);
+                let error = anyhow!("{} stripes are not at full width; they wait for {what}", repair.waiting_stripes);
+                return Err(error.context(Partly("done, but repair did not end".to_owned())));
             }
             std::thread::sleep(LOOK_INTERVAL);
         }
@@ -237,10 +268,19 @@ impl Joiner {
     }
 }
 
+/// A path is relative to where it is typed, an id is none.
+fn as_named(old: &str) -> Result<String> {
+    let typed = Path::new(old);
+    Ok(match typed.exists() || old.contains('/') {
+        true => std::path::absolute(typed)?.display().to_string(),
+        false => old.to_owned(),
+    })
+}
+
 fn ask_about(client: &mut AdminClient, request: &AdminRequest) -> Result<DeviceAnswer> {
     match client.call(request)? {
         AdminResponse::Device(answer) => Ok(*answer),
-        AdminResponse::Error { message } => bail!("{message}"),
+        AdminResponse::Error { message, outcome } => Err(NodeError { message, outcome }.into()),
         _ => bail!("the node answers in another kind"),
     }
 }
@@ -248,7 +288,7 @@ fn ask_about(client: &mut AdminClient, request: &AdminRequest) -> Result<DeviceA
 fn ask(client: &mut AdminClient, request: &AdminRequest) -> Result<JoinedDevice> {
     match client.call(request)? {
         AdminResponse::Joined(joined) => Ok(*joined),
-        AdminResponse::Error { message } => bail!("{message}"),
+        AdminResponse::Error { message, outcome } => Err(NodeError { message, outcome }.into()),
         _ => bail!("the node answers in another kind"),
     }
 }

@@ -11,6 +11,7 @@ use kiseki_devices::probe::{FoundSignature, probe_file};
 use kiseki_devices::superblock::{Superblock, SuperblockCopy, SuperblockState, read_copies_blocking};
 use kiseki_devices::topology::{BlockDevice, KernelRoots};
 use kiseki_server::devices::with_causes;
+use kiseki_types::meta::MetaFile;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
@@ -61,7 +62,7 @@ impl Content {
             Ok(found)
         });
         let signatures = probe_file(&raw).map_err(failed)?;
-        Ok(Content { len_bytes: geometry.len_bytes(), copies, superblock, signatures })
+        Ok(Content { len_bytes: raw.len().map_err(failed)?, copies, superblock, signatures })
     }
 
     /// Whether there is or was a superblock of ours, so that its copies are worth showing.

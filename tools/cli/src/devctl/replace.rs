@@ -29,10 +29,11 @@ pub struct Args {
 pub fn run(args: Args) -> Result<ExitCode> {
     let Args { old, new, node, first, join } = args;
     let mut joiner = Joiner::new(node.dir.clone(), join)?;
+    joiner.check_leaving(&old, &new)?;
     let devices = [new.clone()];
     if let Some(code) = first.run(&devices, &node.dir, &mut joiner)? {
         return Ok(code);
     }
-    joiner.replace(&old, &new)?;
+    joiner.replace(&old, &new).map_err(|error| joiner.partly(error))?;
     joiner.finish()
 }

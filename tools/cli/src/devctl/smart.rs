@@ -2,11 +2,10 @@
 
 use super::node::{NodeArgs, load};
 use anyhow::{Context, Result};
-use kiseki_devices::nvme::admin::{AdminCommand, AdminNode};
 use kiseki_devices::nvme::smart::{CriticalWarnings, SmartLog};
 use kiseki_devices::topology::{KernelRoots, Topology};
 use kiseki_server::config::HealthSection;
-use kiseki_server::devices::with_causes;
+use kiseki_server::smart::{SmartAnswer, ask};
 use serde_json::{Value, json};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -67,14 +66,6 @@ impl Verdict {
     }
 }
 
-/// What asking a drive gave.
-enum Answer {
-    Log(Box<SmartLog>),
-    /// It is no NVMe drive.
-    None,
-    Failed(String),
-}
-
 pub fn run(args: Args) -> Result<ExitCode> {
     let roots = KernelRoots::default();
     let topology = Topology::read(&roots).context("can't list the devices of this machine")?;
@@ -85,7 +76,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         true => args.devices,
         false => load(args.node.dir).context("name a device, or the directory of a node with --dir")?.devices,
     };
-    let answers: Vec<(PathBuf, Answer)> =
+    let answers: Vec<(PathBuf, SmartAnswer)> =
         devices.into_iter().map(|path| (path.clone(), ask(&path, &topology, &roots))).collect();
     match args.json {
         true => {
@@ -93,36 +84,20 @@ pub fn run(args: Args) -> Result<ExitCode> {
         }
         false => answers.iter().for_each(|(path, answer)| print!("{}", text(path, answer, &limits))),
     }
-    let is_good = |answer: &Answer| match answer {
-        Answer::Log(log) => Verdict::of(log, &limits).0 == Verdict::Good,
-        Answer::None => !is_named,
-        Answer::Failed(_) => false,
+    let is_good = |answer: &SmartAnswer| match answer {
+        SmartAnswer::Log(log) => Verdict::of(log, &limits).0 == Verdict::Good,
+        SmartAnswer::None => !is_named,
+        SmartAnswer::Failed(_) => false,
     };
     Ok(if answers.iter().all(|(_, answer)| is_good(answer)) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn ask(path: &Path, topology: &Topology, roots: &KernelRoots) -> Answer {
-    let is_controller = topology.controllers.iter().any(|controller| path == roots.dev.join(&controller.name));
-    let node = match topology.find_path(path).and_then(|node| Some((node, node.device.nvme.as_ref()?))) {
-        Some((node, nvme)) => roots.dev.join(nvme.generic.as_ref().unwrap_or(&node.device.name)),
-        None if is_controller => path.to_owned(),
-        None if path.exists() => return Answer::None,
-        None => return Answer::Failed("it is not there".to_owned()),
-    };
-    let page = AdminNode::open(&node).and_then(|node| node.execute(&AdminCommand::smart_log()));
-    match page.map(|page| SmartLog::parse(&page)) {
-        Ok(Ok(log)) => Answer::Log(Box::new(log)),
-        Ok(Err(error)) => Answer::Failed(error.to_string()),
-        Err(error) => Answer::Failed(with_causes(&error)),
-    }
-}
-
-fn text(path: &Path, answer: &Answer, limits: &HealthSection) -> String {
+fn text(path: &Path, answer: &SmartAnswer, limits: &HealthSection) -> String {
     let path = path.display();
     match answer {
-        Answer::None => format!("{path}: no SMART log: it is no NVMe drive (smartctl asks SATA and SAS disks)\n"),
-        Answer::Failed(reason) => format!("{path}: can't be asked: {reason}\n"),
-        Answer::Log(log) => log_text(&path.to_string(), log, limits),
+        SmartAnswer::None => format!("{path}: no SMART log: it is no NVMe drive (smartctl asks SATA and SAS disks)\n"),
+        SmartAnswer::Failed(reason) => format!("{path}: can't be asked: {reason}\n"),
+        SmartAnswer::Log(log) => log_text(&path.to_string(), log, limits),
     }
 }
 
@@ -171,12 +146,12 @@ fn warning_bits(critical: &CriticalWarnings) -> u8 {
     (0..).zip(bits).map(|(bit, is_set)| u8::from(is_set) << bit).sum()
 }
 
-fn json(path: &Path, answer: &Answer, limits: &HealthSection) -> Value {
+fn json(path: &Path, answer: &SmartAnswer, limits: &HealthSection) -> Value {
     let path = path.display().to_string();
     match answer {
-        Answer::None => json!({ "path": path, "smart": null, "reason": "it is no NVMe drive" }),
-        Answer::Failed(reason) => json!({ "path": path, "smart": null, "error": reason }),
-        Answer::Log(log) => {
+        SmartAnswer::None => json!({ "path": path, "smart": null, "reason": "it is no NVMe drive" }),
+        SmartAnswer::Failed(reason) => json!({ "path": path, "smart": null, "error": reason }),
+        SmartAnswer::Log(log) => {
             let (verdict, reasons) = Verdict::of(log, limits);
             json!({
                 "path": path,
@@ -244,14 +219,15 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("critical_warning          : 0x5\n") && text.contains("media_errors              : 7\n"));
-        let value = json(Path::new("/dev/nvme0n1"), &Answer::Log(Box::new(log(0, 3, 0))), &HealthSection::default());
+        let value =
+            json(Path::new("/dev/nvme0n1"), &SmartAnswer::Log(Box::new(log(0, 3, 0))), &HealthSection::default());
         assert_eq!((value["verdict"].as_str(), value["smart"]["percent_used"].as_u64()), (Some("good"), Some(3)));
     }
 
     #[test]
     fn what_has_no_log_says_so() {
         assert!(
-            text(Path::new("/dev/sda"), &Answer::None, &HealthSection::default())
+            text(Path::new("/dev/sda"), &SmartAnswer::None, &HealthSection::default())
                 .contains("no SMART log: it is no NVMe drive")
         );
     }

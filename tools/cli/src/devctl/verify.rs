@@ -14,6 +14,7 @@ use kiseki_devices::index_rebuild::NodeRows;
 use kiseki_devices::superblock::Superblock;
 use kiseki_devices::verify::{Progress, Verdict, VerifyOptions, superblock, verify};
 use kiseki_server::devices::with_causes;
+use kiseki_server::outcome::Outcome;
 use kiseki_server::stopped_node::StoppedNode;
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -22,14 +23,11 @@ use std::process::ExitCode;
 /// Most devices that are read at once; further ones wait.
 const DEVICES_AT_ONCE: usize = 16;
 
-/// Exit code when devices could not be looked at, as for a wrong command line.
-const NOT_LOOKED_AT: u8 = 2;
-
 /// Reads whole devices that no node uses, and checks everything on them. Nothing is written.
 ///
 /// Superblock copies, geometry, journals, and every piece of every fragment. Works on block devices, image files and
-/// copies of them, read-only ones too. Exit code: 0 when all is well, 1 when something is wrong, 2 when a device could not
-/// be looked at.
+/// copies of them, read-only ones too. Exit code: 0 when all is well, 1 when something is wrong or none could be looked at,
+/// 4 when some could not.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   kiseki-devctl verify /dev/nvme1n1 /dev/nvme2n1
@@ -79,6 +77,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     // A rebuild goes by the bytes alone, or it would prove nothing. Tables of which some are lost tell nothing either.
     let known = tables.as_ref().filter(|tables| tables.lost.is_empty() && !args.rebuild_index);
     let verdicts = verify_all(&images, known.map(|tables| &tables.rows), &args);
+    let is_any_looked_at = !images.is_empty();
     drop(images); // a rebuild opens the devices as the node does
     let mut output =
         json!({ "devices": verdicts.iter().map(|it| as_json::device(it, args.fragments)).collect::<Vec<_>>() });
@@ -110,7 +109,13 @@ pub fn run(args: Args) -> Result<ExitCode> {
             if !refused.is_empty() {
                 bail!("no index is written while devices can't be looked at: {}", refused.join("; "));
             }
-            let written = node.replace_index(&rebuilt.devices, &rebuilt.unsound)?;
+            let bar = if args.json { ProgressBar::hidden() } else { ProgressBar::new(0) };
+            bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} index rows, {eta} left")?);
+            let written = node.replace_index(&rebuilt.devices, &rebuilt.unsound, &|at| {
+                bar.set_length(at.total_rows);
+                bar.set_position(at.done_rows);
+            })?;
+            bar.finish_and_clear();
             output["rebuild"]["rows_written"] = json!(written);
             if !args.json {
                 say(&format!("{written} rows written; the node can start"));
@@ -124,7 +129,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
         false => refused.iter().for_each(|reason| eprintln!("kiseki-devctl: {reason}")),
     }
     Ok(match (refused.is_empty(), is_clean) {
-        (false, _) => ExitCode::from(NOT_LOOKED_AT),
+        (false, _) if is_any_looked_at => Outcome::Partly.exit_code(),
+        (false, _) => Outcome::Refused.exit_code(),
         (true, false) => ExitCode::FAILURE,
         (true, true) => ExitCode::SUCCESS,
     })

@@ -6,6 +6,7 @@ use crate::device_admin::DeviceAnswer;
 use crate::device_records::parse_id;
 use crate::enroll;
 use crate::executor::CoreShared;
+use crate::outcome::Outcome;
 use crate::status::StatusBoard;
 use futures::channel::mpsc;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -54,11 +55,11 @@ impl Beside for CoreShared {
             AdminRequest::DeviceReplace { device, path, actor, mode } => {
                 enroll::replace(self, &device, &path, &actor, mode)
             }
-            other => Err(format!("{other:?} is for core 0")),
+            other => return AdminResponse::refused(format!("{other:?} is for core 0")),
         };
         match joined {
             Ok(joined) => AdminResponse::Joined(Box::new(joined)),
-            Err(message) => AdminResponse::Error { message },
+            Err(error) => AdminResponse::not_done(error),
         }
     }
 
@@ -136,7 +137,7 @@ fn converse(stream: UnixStream, mut sender: mpsc::Sender<AdminCall>, beside: &dy
             Ok(request @ AdminRequest::DeviceRetire { .. }) => retire(&mut sender, beside, request),
             Ok(request) => ask_core(&mut sender, request),
             // serde names the field and the position, never a value that could be a secret.
-            Err(error) => AdminResponse::Error { message: format!("not a request that this server knows: {error}") },
+            Err(error) => AdminResponse::refused(format!("not a request that this server knows: {error}")),
         };
         let mut text = serde_json::to_vec(&response).map_err(io::Error::other)?;
         text.push(b'\n');
@@ -155,6 +156,7 @@ fn retire(sender: &mut mpsc::Sender<AdminCall>, beside: &dyn Beside, request: Ad
                      node before it is pulled",
                     retired.path
                 ),
+                outcome: Outcome::Partly,
             },
         },
         other => other,
@@ -163,8 +165,7 @@ fn retire(sender: &mut mpsc::Sender<AdminCall>, beside: &dyn Beside, request: Ad
 
 fn ask_core(sender: &mut mpsc::Sender<AdminCall>, request: AdminRequest) -> AdminResponse {
     let (answer, receiver) = std::sync::mpsc::sync_channel(1);
-    let busy =
-        || AdminResponse::Error { message: "the node is starting, stopping or overloaded; try again".to_owned() };
+    let busy = || AdminResponse::failed("the node is starting, stopping or overloaded; try again".to_owned());
     if sender.try_send(AdminCall { request, answer }).is_err() {
         return busy();
     }
@@ -185,7 +186,7 @@ mod tests {
             &self.0
         }
         fn enroll(&self, request: AdminRequest) -> AdminResponse {
-            AdminResponse::Error { message: format!("{request:?}") }
+            AdminResponse::refused(format!("{request:?}"))
         }
         fn release(&self, retired: &DeviceAnswer) -> Result<(), String> {
             Err(format!("{retired:?}"))

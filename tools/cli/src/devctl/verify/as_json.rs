@@ -27,6 +27,8 @@ pub fn device(verdict: &Verdict, with_fragments: bool) -> Value {
             "records": lane.records,
             "disbelieved": lane.disbelieved,
             "torn_tail_block": lane.torn_tail.map(|block| block.0),
+            "torn_writes": lane.torn_writes.0,
+            "torn_writes_there": lane.torn_writes.1,
         })
     });
     let problems = verdict.problems.iter().map(|problem| {

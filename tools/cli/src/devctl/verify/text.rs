@@ -60,8 +60,16 @@ fn journals(verdict: &Verdict) -> String {
     }
     for lane in &verdict.lanes {
         if let Some(block) = lane.torn_tail {
+            let doubt = match lane.torn_writes {
+                (0, _) => String::new(),
+                (named, 0) => format!(" (none of the {named} writes that it names came to be)"),
+                (named, whole) => format!(
+                    " ({whole} of the {named} writes that it names are there: cut off before they were answered or, where a \
+                     flushed frame rotted, lost; scrub rebuilds them)"
+                ),
+            };
             let lane = lane.lane.0;
-            line.push_str(&format!("; lane {lane} ends torn at block {}, as a crash leaves it", block.0));
+            line.push_str(&format!("; lane {lane} ends torn at block {}, as a crash leaves it{doubt}", block.0));
         }
     }
     line
