@@ -16,7 +16,7 @@ CARGO_FLAGS := --release --ignore-rust-version
 CARGO := cargo
 SERVER := target/release/kiseki-server
 
-.PHONY: help run build init test check clippy fmt docs tidy unit client-test bench bench-smoke fuzz test-nvme deps test-deps install man
+.PHONY: help run build init test check clippy fmt docs tidy unit client-test bench bench-smoke fuzz test-nvme deps test-deps install man fence-test
 
 help:
 	@echo 'make run        build, make $(KISEKI_DIR) ready, serve S3 on port $(S3_PORT) in the foreground'
@@ -24,6 +24,7 @@ help:
 	@echo 'make build      server and command line tools'
 	@echo 'make check      the gate without real clients'
 	@echo 'make bench      kiseki-bench'
+	@echo 'make fence-test takes each guard out once and sees its test fail (docs/fence-test.md)'
 	@echo 'make fuzz       fresh inputs for every parser, each for SECONDS=60 (docs/fuzzing.md)'
 	@echo 'make test-nvme  NVMe drives in an emulated machine: function, faults, resets, power cuts (LONG=1: more kinds of machines)'
 	@echo 'make install    programs, completions, manual pages below PREFIX=$(PREFIX) (DESTDIR= for packages)'
@@ -62,6 +63,7 @@ docs:
 
 tidy:
 	$(CARGO) run -q $(CARGO_FLAGS) -p xtask -- check
+	scripts/fence_test.py --check
 
 check: deps fmt clippy unit docs tidy
 
@@ -84,6 +86,9 @@ bench-smoke: build bench
 fuzz: deps
 	$(CARGO) build $(CARGO_FLAGS) -p kiseki-fuzz
 	target/release/kiseki-fuzz $(TARGETS) --seconds $(SECONDS)
+
+fence-test: deps
+	scripts/fence_test.py
 
 test-nvme: build
 	@scripts/nvme-test.sh $(if $(LONG),--long)

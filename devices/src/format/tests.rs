@@ -85,6 +85,23 @@ fn i_d7_a_signed_device_is_left_alone_until_each_signature_is_named() {
 }
 
 #[test]
+fn i_d7_a_device_of_ours_in_a_partition_is_named_like_any_other() {
+    let cluster = ClusterId([1; 16]);
+    let found = |name: &str, partition| FoundSignature {
+        name: name.to_owned(),
+        description: "a device of this cluster that no node ever used".to_owned(),
+        partition,
+        unused_of: Some(cluster),
+    };
+    refuse_unconfirmed("d", &[found("kiseki:1", None)], cluster, &[]).unwrap();
+    refuse_unconfirmed("d", &[found("kiseki:1", None)], ClusterId([2; 16]), &[]).unwrap_err();
+    let within = [found("p1:kiseki:1", Some(1))];
+    let error = refuse_unconfirmed("d", &within, cluster, &["gpt".to_owned()]).unwrap_err();
+    assert!(error.to_string().contains("p1:kiseki:1"), "I-D7: {error}");
+    refuse_unconfirmed("d", &within, cluster, &["p1:kiseki:1".to_owned()]).unwrap();
+}
+
+#[test]
 fn journals_are_cleared() {
     let (_dir, path) = image();
     on_executor(async move {

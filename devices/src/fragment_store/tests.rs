@@ -2,6 +2,7 @@
 
 mod explained;
 mod faults;
+mod holding;
 mod images;
 mod moving;
 mod prefixes;

@@ -453,6 +453,23 @@ fn i_d6_a_waiter_joins_only_a_flush_that_was_submitted_after_it_came() {
 }
 
 #[test]
+fn i_d6_a_fence_fails_the_waiters_of_the_flush_that_is_under_way() {
+    let rig = Rig::new(11, 1, 20);
+    let disk = rig.disks[0].clone();
+    rig.run(async {
+        let ports = rig.sim.ports(NODE);
+        let gate = FlushGate::new(ports.clone(), disk.open());
+        let under_way = gate.flush();
+        while disk.counts().flushes == 0 {
+            ports.yield_now().await;
+        }
+        gate.fence("a write failed");
+        let error = under_way.await.expect_err("I-D6: what the flush covered is unknown");
+        assert_eq!(error.reason, "a write failed");
+    });
+}
+
+#[test]
 fn a_flush_waits_for_the_writes_that_are_on_their_way_but_not_for_long() {
     let rig = Rig::new(12, 1, 20);
     let disk = rig.disks[0].clone();

@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// Every index of every stripe lies on a device that works, no device twice: at any moment.
-fn assert_whole(world: &World, what: &str) {
+pub fn assert_whole(world: &World, what: &str) {
     for (name, good) in world.fragments.good() {
         let indices: BTreeSet<u8> = good.iter().map(|(index, _)| *index).collect();
         let devices: BTreeSet<_> = good.iter().map(|(_, device)| *device).collect();
@@ -33,13 +33,13 @@ fn await_empty(world: &World, device: u8) {
     });
 }
 
-fn retire_now(world: &World, device: u8, give_up: GiveUp) -> Result<DeviceState, StoreError> {
+pub fn retire_now(world: &World, device: u8, give_up: GiveUp) -> Result<DeviceState, StoreError> {
     let (calls, ports) = (world.engine.calls().clone(), world.sim.ports(NODE));
     let device = MemoryFragments::device(device);
     world.run(async move { retire(&calls, &ports, device, "test", give_up).await }).map(|record| record.state())
 }
 
-fn refusal(result: Result<DeviceState, StoreError>) -> String {
+pub fn refusal(result: Result<DeviceState, StoreError>) -> String {
     match result {
         Err(StoreError::Invalid { what }) => what,
         other => panic!("not refused: {other:?}"),

@@ -2,6 +2,7 @@
 
 mod epochs;
 mod evacuation;
+mod leaving;
 mod objects;
 mod promises;
 mod repair;

@@ -1,18 +1,43 @@
 //! What the engine promises when devices fail, fill up or rot, writers vanish, and the node goes down.
 
-use crate::support::{World, noise};
+use crate::support::{NODE, World, noise, put};
 use bytes::Bytes;
-use kiseki_engine::api::{Condition, EtagMode, StoreError};
+use futures::channel::oneshot;
+use futures::future::join_all;
+use kiseki_engine::api::{Condition, EtagMode, FinishWrite, ObjectInfo, StoreError};
 use kiseki_engine::message::{ControlRequest, ControlResponse, Dedup};
 use kiseki_types::fragment::StripeShape;
 use kiseki_types::ids::TenantId;
+use kiseki_types::runtime::{RuntimeExt, Spawn};
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 fn world_with_bucket(seed: u64) -> (World, TenantId) {
     let world = World::new(seed);
     let tenant = world.tenant("a", Dedup::Shared);
     world.run(world.store.create_bucket(tenant, "bucket")).unwrap();
     (world, tenant)
+}
+
+fn pause(world: &World, span: Duration) {
+    let ports = world.sim.ports(NODE);
+    world.run(async move { ports.sleep(span).await });
+}
+
+/// A write that goes on while the test looks, or until the node goes down.
+fn begin_put(
+    world: &World,
+    tenant: TenantId,
+    key: &str,
+    content: &[u8],
+) -> oneshot::Receiver<Result<ObjectInfo, StoreError>> {
+    let (store, (sender, done)) = (world.store.clone(), oneshot::channel());
+    let (key, content) = (key.to_owned(), content.to_vec());
+    let task = async move {
+        let _gone = sender.send(put(&store, tenant, "bucket", &key, &content, FinishWrite::default()).await);
+    };
+    world.sim.ports(NODE).spawn("client", Box::pin(task));
+    done
 }
 
 #[test]
@@ -119,7 +144,7 @@ fn i_c2_writers_of_one_content_race_its_deletion() {
             async move {
                 let key = format!("k{writer}");
                 for _ in 0..8 {
-                    crate::support::put(&store, tenant, "bucket", &key, &content, Default::default()).await.unwrap();
+                    put(&store, tenant, "bucket", &key, &content, Default::default()).await.unwrap();
                     let mut reader = store.get(tenant, "bucket", &key).await.unwrap();
                     let mut out = Vec::new();
                     while let Some(bytes) = reader.next().await.unwrap() {
@@ -158,17 +183,14 @@ fn i_l5_a_restart_in_the_middle_keeps_what_was_named_and_collects_the_rest() {
         world.put(tenant, "bucket", "kept", &content).unwrap();
         // A write that is cut off after some virtual microseconds, at another step for each seed.
         let store = world.store.clone();
-        let ports = world.sim.ports(crate::support::NODE);
+        let ports = world.sim.ports(NODE);
         let cut_off = async move {
             let mut writer = store.put(tenant, "bucket", "cut", None).await.unwrap();
             writer.write(Bytes::from(noise(6 + seed, 5 << 20))).await.unwrap();
             let _ = writer.finish(Default::default()).await;
         };
-        kiseki_types::runtime::Spawn::spawn(&*ports, "cut off", Box::pin(cut_off));
-        let pause = std::time::Duration::from_micros(100 + 130 * seed);
-        let ports = world.sim.ports(crate::support::NODE);
-        world.run(kiseki_types::runtime::RuntimeExt::sleep(&*ports, pause));
-        drop(ports);
+        Spawn::spawn(&*ports, "cut off", Box::pin(cut_off));
+        pause(&world, Duration::from_micros(100 + 130 * seed));
         world.restart();
         assert!(world.get(tenant, "bucket", "kept").unwrap() == content, "seed {seed}");
         let named = match world.get(tenant, "bucket", "cut") {
@@ -188,6 +210,130 @@ fn i_l5_a_restart_in_the_middle_keeps_what_was_named_and_collects_the_rest() {
         world.sleep(60);
         assert_eq!(world.fragments.count(), 0, "seed {seed}: what no name reaches is collected");
     }
+}
+
+#[test]
+fn i_l5_nothing_is_answered_before_its_intent_is_committed() {
+    let (mut world, tenant) = world_with_bucket(8);
+    let content = noise(9, 200_000);
+    world.logs.set_home_delay(Duration::from_secs(60));
+    let _cut_off = begin_put(&world, tenant, "k", &content);
+    // The fragments are durable, the intent is not: no home will know of them.
+    pause(&world, Duration::from_secs(2));
+    assert_eq!(world.fragments.count(), 6);
+    world.logs.set_home_delay(Duration::ZERO);
+    world.restart();
+    world.sleep(60);
+    match world.get(tenant, "bucket", "k") {
+        Err(StoreError::NoSuchKey) => assert_eq!(world.fragments.count(), 0, "orphans are freed"),
+        other => panic!("I-L5: visible before its intent was committed: {:?}", other.map(|bytes| bytes == content)),
+    }
+}
+
+#[test]
+fn i_c2_what_a_committed_delta_names_stays_although_its_writer_could_not_say_so() {
+    let (mut world, tenant) = world_with_bucket(14);
+    let content = noise(15, 200_000);
+    world.put(tenant, "bucket", "k", &content).unwrap();
+    // The answer is given, and the node goes down before the home hears of it: its pin looks like one of a dead writer.
+    world.restart();
+    world.sleep(60);
+    let pardoned: u64 = world.engine.homes().iter().map(|home| home.counters.pardoned.get()).sum();
+    assert!(world.get(tenant, "bucket", "k").unwrap() == content, "I-C2: acknowledged and collected");
+    assert_eq!((pardoned, world.fragments.count()), (1, 6), "the shard that was asked names it");
+}
+
+#[test]
+fn i_c2_a_pin_keeps_what_a_writer_is_about_to_name() {
+    let (world, tenant) = world_with_bucket(15);
+    let content = noise(16, 3 << 20);
+    world.put(tenant, "bucket", "one", &content).unwrap();
+    world.sleep(1);
+    let mut writer = world.run(world.store.put(tenant, "bucket", "two", Some(content.len() as u64))).unwrap();
+    world.run(writer.write(Bytes::from(content.clone()))).unwrap();
+    world.run(writer.drain()).unwrap();
+    let hits: u64 = world.engine.homes().iter().map(|home| home.counters.hits.get()).sum();
+    assert!(hits > 0, "it was told that the chunks are there");
+    assert!(world.run(world.store.delete(tenant, "bucket", "one", Condition::None)).unwrap());
+    world.sleep(30);
+    let written = world.run(writer.finish(FinishWrite::default()));
+    assert!(written.is_ok(), "I-C2: its chunks were collected under it: {written:?}");
+    assert!(world.get(tenant, "bucket", "two").unwrap() == content, "I-C2");
+}
+
+#[test]
+fn i_c2_a_number_is_given_out_once_across_a_crash() {
+    let (mut world, tenant) = world_with_bucket(9);
+    let content = noise(10, 200_000);
+    world.logs.set_home_delay(Duration::from_secs(60));
+    let _cut_off = begin_put(&world, tenant, "k", &content);
+    pause(&world, Duration::from_secs(2));
+    let before = world.fragments.stripes();
+    assert_eq!(before.len(), 1);
+    world.logs.set_home_delay(Duration::ZERO);
+    world.restart();
+    // The same chunk in the same home, while the fragments of the first attempt are still there.
+    world.put(tenant, "bucket", "k", &content).unwrap();
+    let after = world.fragments.stripes();
+    let again: Vec<_> = after.keys().filter(|name| !before.contains_key(name)).collect();
+    assert_eq!(again.len(), 1, "I-C2: two writes have one number: {before:?} {after:?}");
+    world.sleep(60);
+    assert_eq!((world.fragments.count(), world.engine.core().counters.stripes_degraded.get()), (6, 0));
+    assert!(world.get(tenant, "bucket", "k").unwrap() == content);
+}
+
+#[test]
+fn i_c2_what_is_written_while_orphans_are_looked_for_stays() {
+    let (mut world, tenant) = world_with_bucket(10);
+    let content = |index: u64| noise(index + 1, 5_000);
+    // More than one step of the search, so that it is still under way when the writes begin.
+    for index in 0..300 {
+        world.put(tenant, "bucket", &index.to_string(), &content(index)).unwrap();
+    }
+    world.restart();
+    world.logs.set_home_delay(Duration::from_secs(1));
+    let writes = (300..360).map(|index| begin_put(&world, tenant, &index.to_string(), &content(index)));
+    let writes: Vec<_> = writes.collect();
+    for written in world.run(join_all(writes)) {
+        written.unwrap().unwrap();
+    }
+    world.sleep(10);
+    assert_eq!(world.fragments.count(), 360 * 3, "I-C2: fragments were freed whose intents were being committed");
+    for index in 0..360 {
+        assert!(world.get(tenant, "bucket", &index.to_string()).unwrap() == content(index), "I-C2: object {index}");
+    }
+}
+
+#[test]
+fn i_c2_a_generation_that_is_being_freed_is_no_hit() {
+    let (world, tenant) = world_with_bucket(11);
+    let content = noise(12, 200_000);
+    world.put(tenant, "bucket", "one", &content).unwrap();
+    // It is fenced, but no device is there to free its fragments.
+    (0..8).for_each(|device| world.fragments.fail(device));
+    assert!(world.run(world.store.delete(tenant, "bucket", "one", Condition::None)).unwrap());
+    world.sleep(5);
+    assert_eq!((world.fences(), world.fragments.count()), (1, 6));
+    world.fragments.repair();
+    let written = world.put(tenant, "bucket", "two", &content);
+    assert!(written.is_ok(), "I-C2: an upload was given a generation that is fenced: {written:?}");
+    world.sleep(60);
+    assert!(world.get(tenant, "bucket", "two").unwrap() == content, "I-C2");
+    assert_eq!(world.fragments.count(), 6, "the first generation is freed");
+}
+
+#[test]
+fn i_c2_a_chunk_that_cannot_be_read_is_no_hit() {
+    let (world, tenant) = world_with_bucket(12);
+    let content = noise(13, 200_000);
+    world.put(tenant, "bucket", "one", &content).unwrap();
+    let holders: Vec<u8> = world.fragments.good().values().flatten().map(|(_, device)| device.0[0]).collect();
+    for device in &holders[..3] {
+        world.fragments.fail(*device);
+    }
+    assert!(world.get(tenant, "bucket", "one").is_err(), "three of six are gone");
+    world.put(tenant, "bucket", "two", &content).unwrap();
+    assert!(world.get(tenant, "bucket", "two").unwrap() == content, "I-C2: answered, and not readable");
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! Repair without anybody asking: what devices lose, what rots, what was written degraded.
 
-use crate::support::{CODED, NODE, Upkeep, World, assert_readable, filled, noise};
-use kiseki_engine::api::{Condition, StoreError};
+use crate::support::{CODED, NODE, Upkeep, World, assert_readable, content, filled, noise, put};
+use futures::channel::oneshot;
+use kiseki_engine::api::{Condition, FinishWrite, StoreError};
 use kiseki_engine::repairer::RepairSettings;
 use kiseki_types::runtime::RuntimeExt;
 use std::collections::{BTreeMap, BTreeSet};
@@ -108,7 +109,12 @@ fn i_d1_with_too_few_devices_it_says_what_it_waits_for_and_then_goes_on() {
     assert_readable(&world, tenant, 20);
     world.put(tenant, "bucket", "degraded", &noise(77, 200_000)).unwrap();
     assert_eq!(world.engine.core().counters.stripes_degraded.get(), 1);
-    world.await_that("the degraded one waits too", |world| world.engine.repair_state().waiting == coded + 1);
+    world.sleep(5);
+    assert_eq!(
+        world.engine.repair_state().waiting,
+        coded + 1,
+        "I-D1: the degraded one waits too, and not from a walk on"
+    );
     world.fragments.bring_back(6);
     world.await_full_width();
     assert_full_width(&world, "after a device came");
@@ -168,6 +174,29 @@ fn i_c2_a_generation_that_is_freed_while_it_is_repaired_does_not_come_back() {
         let freed: u64 = world.engine.homes().iter().map(|home| home.counters.freed.get()).sum();
         assert_eq!(freed, 6, "seed {seed}");
     }
+}
+
+#[test]
+fn i_d1_what_is_being_written_is_neither_repaired_nor_said_to_be_lost() {
+    let (world, tenant) = filled(World::new(13), 0);
+    world.fragments.set_put_delay(Duration::from_secs(20));
+    let (store, (sender, done)) = (world.store.clone(), oneshot::channel());
+    let task = async move {
+        let _gone = sender.send(put(&store, tenant, "bucket", "1", &content(1), FinishWrite::default()).await);
+    };
+    world.sim.ports(NODE).spawn("client", Box::pin(task));
+    world.sleep(1);
+    // A device that it does not use fails, so repair walks over its intent.
+    let spare = (0..8).find(|device| world.held_by(*device) == 0).expect("eight devices for six fragments");
+    world.fragments.fail(spare);
+    world.sleep(10);
+    let counters = &world.engine.core().repair_counters;
+    assert!(counters.walks.get() > 0);
+    assert_eq!((world.engine.repair_state().lost, counters.lost.get()), (0, 0), "I-D1: it is not there yet, not lost");
+    world.run(done).unwrap().unwrap();
+    world.await_full_width();
+    assert_full_width(&world, "after its writer was done");
+    assert_eq!((world.fragments.take_puts().len(), counters.fragments.get()), (6, 0), "each fragment was put once");
 }
 
 #[test]

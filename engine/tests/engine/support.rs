@@ -89,6 +89,8 @@ struct MemoryGroup {
     index: Rc<Cell<u64>>,
     turn: Rc<futures::lock::Mutex<()>>,
     ports: Ports,
+    /// How long a commit takes, see [`Logs::set_home_delay`].
+    delay: Rc<Cell<Duration>>,
 }
 
 impl RaftGroup for MemoryGroup {
@@ -98,9 +100,9 @@ impl RaftGroup for MemoryGroup {
 
     fn propose(&self, command: Vec<u8>) -> LocalBoxFuture<'static, Result<Vec<u8>, ProposeError>> {
         let (machine, tables, index) = (self.machine.clone(), self.tables.clone(), self.index.clone());
-        let (turn, ports) = (self.turn.clone(), self.ports.clone());
+        let (turn, ports, delay) = (self.turn.clone(), self.ports.clone(), self.delay.get());
         Box::pin(async move {
-            ports.sleep(Duration::from_micros(100)).await;
+            ports.sleep(Duration::from_micros(100) + delay).await;
             let _turn = turn.lock().await;
             index.set(index.get() + 1);
             let at = LogPosition { term: Term(1), index: index.get() };
@@ -124,7 +126,17 @@ type GroupState = (MemoryTables, Rc<Cell<u64>>);
 
 /// Tables of all groups; they survive a restart of the engine.
 #[derive(Clone, Default)]
-pub struct Logs(Rc<RefCell<BTreeMap<ShardId, GroupState>>>);
+pub struct Logs {
+    groups: Rc<RefCell<BTreeMap<ShardId, GroupState>>>,
+    home_delay: Rc<Cell<Duration>>,
+}
+
+impl Logs {
+    /// How much longer commits of homes take from now on than those of shards.
+    pub fn set_home_delay(&self, delay: Duration) {
+        self.home_delay.set(delay);
+    }
+}
 
 struct MemoryHost {
     logs: Logs,
@@ -133,11 +145,13 @@ struct MemoryHost {
 
 impl GroupHost for MemoryHost {
     fn open(&self, spec: GroupSpec) -> LocalBoxFuture<'static, Result<Rc<dyn RaftGroup>, StoreError>> {
-        let mut logs = self.logs.0.borrow_mut();
+        let mut logs = self.logs.groups.borrow_mut();
         assert!(spec.create || logs.contains_key(&spec.shard), "I-L10: {} was opened but never made", spec.shard);
         let (tables, index) = logs.entry(spec.shard).or_default().clone();
         let (turn, ports) = (Rc::default(), self.ports.clone());
-        let group = MemoryGroup { shard: spec.shard, machine: spec.machine, tables, index, turn, ports };
+        let is_home = spec.shard != ShardId::CONTROL && spec.shard.0 < ShardId::TENANT_FIRST;
+        let delay = if is_home { self.logs.home_delay.clone() } else { Rc::default() };
+        let group = MemoryGroup { shard: spec.shard, machine: spec.machine, tables, index, turn, ports, delay };
         Box::pin(async move { Ok(Rc::new(group) as Rc<dyn RaftGroup>) })
     }
 }
@@ -474,7 +488,7 @@ impl World {
 
     /// Fences in all shards.
     pub fn fences(&self) -> usize {
-        let logs = self.logs.0.borrow();
+        let logs = self.logs.groups.borrow();
         let is_fence = |file: u8, table: TableId| (file, table) == (machine::COUNTS_FILE, machine::FENCES);
         let in_shard = |(shard, (tables, _)): (&ShardId, &GroupState)| {
             let fences = tables.0.borrow().keys().filter(|(file, table, _)| is_fence(*file, *table)).count();

@@ -9,11 +9,13 @@ use kiseki_raft::network::NoPeers;
 use kiseki_raft::snapshot::SnapshotSeals;
 use kiseki_raft::table_file::TableFile;
 use kiseki_raft::table_set::TableSettings;
+use kiseki_raft::type_config::Vote;
 use kiseki_simulator::Sim;
 use kiseki_types::LaneId;
 use kiseki_types::group::RaftGroup;
 use kiseki_types::journal::{Journal, JournalError, Sequence};
 use kiseki_types::runtime::{LocalBoxFuture, RuntimeExt};
+use openraft::storage::RaftLogStorage;
 use std::cell::Cell;
 use std::pin::pin;
 use std::rc::Rc;
@@ -79,5 +81,28 @@ fn i_l2_nothing_is_acknowledged_before_its_flush() {
         }
         let seen = group.tables().get(0, 0, &2_u64.to_be_bytes()).await.expect("readable");
         assert_eq!(seen, None, "what is not committed is not visible");
+    });
+}
+
+#[test]
+fn i_l2_i_l10_a_vote_is_answered_when_it_is_flushed() {
+    let sim = Sim::new(2);
+    let node = Node::new(&sim, 1);
+    sim.block_on(node.id, async {
+        let ports = sim.ports(node.id);
+        let journal = Rc::new(StuckJournal::default());
+        let stuck = journal.stuck.clone();
+        let table = TableFile::open(ports.clone(), node.dir.open(), "raft-log", None, TableSettings::new(1));
+        let table = Rc::new(table.await.expect("opens"));
+        let log = LaneLog::open(ports.clone(), LaneId(0), journal, Vec::new(), table).await.expect("opens");
+        log.create_group(SHARD, 1).await.expect("created");
+        let mut storage = log.open_group(SHARD, node.open_tables(&ports, SHARD).await).await.expect("opens");
+        storage.save_vote(&Vote::new(1, 1)).await.expect("flushed");
+        stuck.set(true);
+        let vote = Vote::new(2, 1);
+        let saved = pin!(storage.save_vote(&vote));
+        if let Either::Left((saved, _)) = select(saved, ports.sleep(Duration::from_secs(60))).await {
+            panic!("I-L10: a vote was given that a power cut forgets: {saved:?}");
+        }
     });
 }

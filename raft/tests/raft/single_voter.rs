@@ -1,11 +1,16 @@
 //! A group of one voter: what was acknowledged is there after every kind of restart.
 
-use crate::common::{Node, SHARD, all_values, command, count, put, value};
-use kiseki_raft::{GroupState, GroupStatus, RaftError, ShardGroup};
+use crate::common::{LANE, Node, SHARD, all_values, command, count, put, value};
+use kiseki_devices::journal;
+use kiseki_raft::table_file::TableFile;
+use kiseki_raft::table_set::TableSettings;
+use kiseki_raft::{GroupState, GroupStatus, LaneLog, RaftError, ShardGroup};
 use kiseki_simulator::Sim;
 use kiseki_types::ShardId;
 use kiseki_types::group::{ProposeError, RaftGroup};
-use kiseki_types::runtime::RuntimeExt;
+use kiseki_types::journal::{Journal, JournalError, Sequence};
+use kiseki_types::runtime::{LocalBoxFuture, RuntimeExt};
+use std::rc::Rc;
 use std::time::Duration;
 
 #[test]
@@ -88,6 +93,82 @@ fn i_l10_a_missing_log_is_lost_never_new() {
                 sim.kill(node.id);
             }
         });
+    }
+}
+
+/// Whichever record is missing between others, a vote or an entry: it was acknowledged, so the voter is lost. So it is
+/// when the journal ends before what was folded from it.
+#[test]
+fn i_l10_a_journal_with_a_hole_or_an_older_one_is_lost() {
+    let mut records = 0;
+    for hole in 0.. {
+        let sim = Sim::new(11);
+        let node = Node::new(&sim, 1);
+        sim.block_on(node.id, async {
+            node.format(&sim).await;
+            let mut running = node.start(&sim).await.expect("starts");
+            let parts = node.parts(&mut running, SHARD).await;
+            let group = ShardGroup::create(parts, 1, &[1]).await.expect("created");
+            for n in 0..3 {
+                put(&group, n, b"x").await;
+            }
+        });
+        node.power_cut(&sim, 0);
+        // Nothing tells a missing last record from one that was never written; but what was folded is remembered.
+        let is_older = hole + 1 == records;
+        if is_older {
+            sim.block_on(node.id, async {
+                let running = node.start(&sim).await.expect("starts");
+                running.log.fold().await.expect("folds");
+            });
+            node.power_cut(&sim, 1);
+        }
+        sim.block_on(node.id, async {
+            let ports = sim.ports(node.id);
+            let (journal, mut replayed, _) = journal::open(node.config(&ports)).await.expect("the journal opens");
+            let journal: Rc<dyn Journal> = match is_older {
+                true => {
+                    replayed.clear();
+                    Rc::new(OlderJournal)
+                }
+                false => {
+                    records = replayed.len();
+                    replayed.remove(hole);
+                    journal
+                }
+            };
+            let table = TableFile::open(ports.clone(), node.dir.open(), "raft-log", None, TableSettings::new(1));
+            let table = Rc::new(table.await.expect("opens"));
+            let log = LaneLog::open(ports, LANE, journal, replayed, table).await.expect("the node starts all the same");
+            let status = log.status(SHARD);
+            assert!(matches!(status, GroupStatus::Lost(_)), "I-L10: without record {hole} of {records}: {status:?}");
+        });
+        if is_older {
+            break;
+        }
+    }
+    assert!(records > 4, "{records} records");
+}
+
+/// A journal from before everything that was folded.
+struct OlderJournal;
+
+impl Journal for OlderJournal {
+    fn append(&self, _record: &[u8]) -> Result<Sequence, JournalError> {
+        Ok(1)
+    }
+    fn written(&self, _sequence: Sequence) -> LocalBoxFuture<'static, Result<(), JournalError>> {
+        Box::pin(async { Ok(()) })
+    }
+    fn flushed(&self, _sequence: Sequence) -> LocalBoxFuture<'static, Result<(), JournalError>> {
+        Box::pin(async { Ok(()) })
+    }
+    fn trim(&self, _sequence: Sequence) {}
+    fn last(&self) -> Sequence {
+        0
+    }
+    fn fill(&self) -> f64 {
+        0.0
     }
 }
 

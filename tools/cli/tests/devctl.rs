@@ -133,6 +133,21 @@ fn i_d7_one_refused_device_keeps_all_from_being_touched() {
 }
 
 #[test]
+fn i_d7_a_device_that_somebody_writes_to_is_refused_whatever_is_confirmed() {
+    let dir = dir();
+    let path = image(&dir, "d.img");
+    put(&path, 4096 - 10, b"SWAPSPACE2");
+    let before = std::fs::read(&path).unwrap();
+    let writer = OpenOptions::new().write(true).open(&path).unwrap();
+    let run = format(&path, &["--wipe", "swap"]);
+    let who = format!("open for writing (stop process {})", std::process::id());
+    assert!(run.code == 1 && run.error.contains(&who), "I-D7: {}", run.error);
+    assert!(std::fs::read(&path).unwrap() == before, "I-D7: it was written to");
+    drop(writer);
+    assert_eq!(format(&path, &["--wipe", "swap"]).code, 0);
+}
+
+#[test]
 fn an_interrupted_format_says_so_and_the_same_command_goes_on() {
     let dir = dir();
     let path = image(&dir, "d.img");

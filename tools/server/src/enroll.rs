@@ -499,6 +499,11 @@ pub fn candidates(reports: &[DeviceReport]) -> Vec<Candidate<'_>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kiseki_devices::layout::DeviceLayout;
+    use kiseki_devices::superblock::{DeviceClass, MetadataEpoch};
+    use kiseki_types::BlockCount;
+    use kiseki_types::device::DeviceGeometry;
+    use kiseki_types::ids::PoolId;
 
     #[test]
     fn a_much_smaller_device_is_told_and_an_equal_one_is_not() {
@@ -507,6 +512,33 @@ mod tests {
         assert_eq!(size_warning(gib, Vec::new()), None);
         let warning = size_warning(gib, vec![4 * gib, 4 * gib]).unwrap();
         assert!(warning.contains("1.0 GiB, the others 4.0"), "{warning}");
+    }
+
+    #[test]
+    fn i_d7_a_device_of_another_cluster_pool_or_node_or_of_other_lanes_is_refused() {
+        let (cluster, epoch) = (ClusterId([1; 16]), 7);
+        let geometry = DeviceGeometry { block_len_bytes: 4096, block_count: BlockCount(16 << 8) };
+        let ours = Superblock {
+            cluster,
+            device: DeviceId([2; 16]),
+            pool: FIRST_POOL,
+            class: DeviceClass::File,
+            layout: DeviceLayout::compute(geometry, 4).unwrap(),
+            generation: 1,
+            incarnation: 1,
+            metadata: MetadataEpoch { epoch, members: Vec::new() },
+        };
+        assert_eq!(check(&ours, cluster, 4, epoch), Ok(()));
+        let newer = MetadataEpoch { epoch: epoch + 1, members: Vec::new() };
+        for (found, lanes, words) in [
+            (Superblock { cluster: ClusterId([3; 16]), ..ours.clone() }, 4, "naming that cluster with --wipe"),
+            (ours.clone(), 2, "formatted with 4 lanes"),
+            (Superblock { pool: PoolId(FIRST_POOL.0 + 1), ..ours.clone() }, 4, "belongs to pool"),
+            (Superblock { metadata: newer, ..ours.clone() }, 4, "knows metadata-set epoch 8, this node 7"),
+        ] {
+            let refused = check(&found, cluster, lanes, epoch).expect_err(words);
+            assert!(refused.contains(words), "I-D7: {refused}");
+        }
     }
 
     #[test]

@@ -197,3 +197,42 @@ async fn format_drive(
     // The executor has nothing else to do meanwhile: this is a tool.
     drive.run(progress)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kiseki_devices::file_device::create_image;
+    use std::fs::OpenOptions;
+    use std::process::Command;
+
+    #[test]
+    fn i_d7_what_came_into_use_while_others_were_formatted_is_refused() {
+        let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        let paths = ["a.img", "b.img"].map(|name| dir.path().join(name));
+        paths.iter().for_each(|path| create_image(path, 16 << 20).unwrap());
+        let options = FormatOptions {
+            cluster: ClusterId([1; 16]),
+            lanes: 4,
+            class: None,
+            metadata: MetadataEpoch::default(),
+            wipe: Vec::new(),
+            namespace: NamespaceChoice::default(),
+        };
+        let (mut done, mut user) = (Vec::new(), None);
+        let result = format_all(&paths, &options, |path, event| {
+            if let FormatEvent::Done(_) = event {
+                done.push(path.to_owned());
+                // Somebody begins to use the other one, which was free when everything was looked at.
+                let file = OpenOptions::new().write(true).open(&paths[1]).unwrap();
+                user = Some(Command::new("sleep").arg("600").stdout(file).spawn().unwrap());
+            }
+        });
+        let mut user = user.expect("the first one was formatted");
+        user.kill().unwrap();
+        user.wait().unwrap();
+        let error = result.expect_err("I-D7: a device in use was formatted").to_string();
+        assert!(error.contains("b.img") && error.contains("open for writing"), "{error}");
+        assert_eq!(done, [paths[0].clone()]);
+        assert!(std::fs::read(&paths[1]).unwrap().iter().all(|byte| *byte == 0), "I-D7: it was written to");
+    }
+}

@@ -56,7 +56,7 @@ impl Node {
         Node { id: NodeId(number), disks: vec![disk(0), disk(1)], dir, switch: switch.clone() }
     }
 
-    fn config(&self, ports: &Ports) -> JournalConfig {
+    pub fn config(&self, ports: &Ports) -> JournalConfig {
         let region =
             |disk: &SimDisk| MirrorRegion::new(ports.clone(), disk.open(), BlockIndex(0), BlockCount(JOURNAL_BLOCKS));
         JournalConfig {
