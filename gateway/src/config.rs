@@ -27,12 +27,6 @@ pub const BODY_LEN_BYTES_MAX: u64 = 5 * 1024 * 1024 * 1024;
 /// with checksums both stay below.
 pub const XML_LEN_BYTES_MAX: usize = 8 * 1024 * 1024;
 
-/// Largest request head (request line and headers) of an HTTP/2 request.
-pub const HEADER_LEN_BYTES_MAX: u32 = 64 * 1024;
-
-/// Most requests in flight on one HTTP/2 connection.
-pub const HTTP2_STREAMS_MAX: u32 = 128;
-
 /// Settings of the gateway of one core.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GatewayConfig {

@@ -37,8 +37,8 @@ mod upload;
 
 pub use config::GatewayConfig;
 pub use counters::GatewayCounters;
-pub use service::{GatewayError, HttpProtocol, S3Service};
+pub use service::{GatewayError, S3Service};
 
 /// Directives for the log filter of the process: `s3s` logs request paths and error details, which carry names
 /// (I-K1), and every 404 as an error; hyper warns when an idle connection is closed.
-pub const LOG_DIRECTIVES: &[&str] = &["s3s=off", "hyper=error", "h2=error"];
+pub const LOG_DIRECTIVES: &[&str] = &["s3s=off", "hyper=error"];

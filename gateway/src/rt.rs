@@ -1,6 +1,6 @@
-//! hyper's runtime traits over the ports: local tasks, virtual or real time.
+//! hyper's runtime traits over the ports: virtual or real time.
 
-use hyper::rt::{Executor, ReadBufCursor, Sleep, Timer};
+use hyper::rt::{ReadBufCursor, Sleep, Timer};
 use kiseki_types::runtime::RuntimeExt;
 use kiseki_types::{Instant, LocalBoxFuture, Ports};
 use send_wrapper::SendWrapper;
@@ -11,16 +11,6 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
-
-/// Runs hyper's HTTP/2 streams as tasks of this core.
-#[derive(Clone)]
-pub(crate) struct LocalExecutor(pub(crate) Ports);
-
-impl<F: Future<Output = ()> + 'static> Executor<F> for LocalExecutor {
-    fn execute(&self, task: F) {
-        self.0.spawn("s3 stream", Box::pin(task));
-    }
-}
 
 /// hyper's clock. hyper counts in `std::time::Instant`, which can't be made from a number, so one real instant is
 /// taken at the start and everything after it is told in distances on the ports' clock.

@@ -1,18 +1,18 @@
 //! The service of one core: connections in, answers out.
 
 use crate::auth::{SignedOnly, StoreAuth};
-use crate::config::{BODY_LEN_BYTES_MAX, GatewayConfig, HEADER_LEN_BYTES_MAX, HTTP2_STREAMS_MAX, XML_LEN_BYTES_MAX};
+use crate::config::{BODY_LEN_BYTES_MAX, GatewayConfig, XML_LEN_BYTES_MAX};
 use crate::context::{RequestContext, Shared, in_request};
 use crate::counters::GatewayCounters;
 use crate::errors::complete_error_body;
 use crate::md5_queue::Md5Queue;
 use crate::meter::MeteredBody;
-use crate::rt::{LocalExecutor, PortsTimer, WatchedIo, WriteStall};
+use crate::rt::{PortsTimer, WatchedIo, WriteStall};
 use crate::s3::Handler;
 use crate::upload::{Announced, VerifiedXml};
-use http::{HeaderValue, Method, Request, Response, Version};
+use http::{HeaderValue, Method, Request, Response};
 use hyper::body::Incoming;
-use hyper::server::conn::{http1, http2};
+use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use kiseki_engine::api::Store;
 use kiseki_types::Ports;
@@ -30,15 +30,6 @@ use std::sync::Arc;
 use std::task::Poll;
 use thiserror::Error;
 use tokio::sync::watch;
-
-/// What a connection speaks, by ALPN; without TLS or ALPN it is HTTP/1.1.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum HttpProtocol {
-    /// HTTP/1.1, keep-alive, one request at a time.
-    Http1,
-    /// HTTP/2.
-    Http2,
-}
 
 /// Why a connection ended other than by either side closing it.
 #[derive(Debug, Error)]
@@ -111,17 +102,13 @@ impl S3Service {
         self.inner.stopping.closed().await;
     }
 
-    /// Serves one connection until it ends. The future runs on the core that made the service.
+    /// Serves one connection, HTTP/1.1 with keep-alive, until it ends. The future runs on the core that made the service.
     ///
     /// - `io`: after TLS; for a large GET to cost one copy less it should claim vectored writes.
     /// - Errors: only what ended the connection; every request was answered or cut off. A request that is cut off by
     ///   the end of its connection has stored nothing unless its store call had begun to commit.
     /// - Dropping the future drops the connection at once.
-    pub fn serve_connection<IO>(
-        &self,
-        io: IO,
-        protocol: HttpProtocol,
-    ) -> impl Future<Output = Result<(), GatewayError>> + 'static + use<IO>
+    pub fn serve_connection<IO>(&self, io: IO) -> impl Future<Output = Result<(), GatewayError>> + 'static + use<IO>
     where
         IO: hyper::rt::Read + hyper::rt::Write + Unpin + 'static,
     {
@@ -133,48 +120,22 @@ impl S3Service {
             let stall = Rc::new(WriteStall::default());
             let io = WatchedIo { io, ports: ports.clone(), stall: stall.clone() };
             let answering = inner.clone();
-            let service = service_fn(move |request| answering.clone().answer(request));
-            match protocol {
-                HttpProtocol::Http1 => {
-                    let connection = http1::Builder::new()
-                        .timer(PortsTimer::new(ports))
-                        .header_read_timeout(inner.shared.config.header_timeout)
-                        .keep_alive(true)
-                        .pipeline_flush(false)
-                        .half_close(false)
-                        .serve_connection(io, service);
-                    let mut connection = pin!(connection);
-                    drive(&inner, &stall, |step| match step {
-                        Step::Poll(context) => connection.as_mut().poll(context),
-                        Step::Stop => {
-                            connection.as_mut().graceful_shutdown();
-                            Poll::Pending
-                        }
-                    })
-                    .await
+            let connection = http1::Builder::new()
+                .timer(PortsTimer::new(ports))
+                .header_read_timeout(inner.shared.config.header_timeout)
+                .keep_alive(true)
+                .pipeline_flush(false)
+                .half_close(false)
+                .serve_connection(io, service_fn(move |request| answering.clone().answer(request)));
+            let mut connection = pin!(connection);
+            drive(&inner, &stall, |step| match step {
+                Step::Poll(context) => connection.as_mut().poll(context),
+                Step::Stop => {
+                    connection.as_mut().graceful_shutdown();
+                    Poll::Pending
                 }
-                HttpProtocol::Http2 => {
-                    let connection = http2::Builder::new(LocalExecutor(ports.clone()))
-                        .timer(PortsTimer::new(ports))
-                        .keep_alive_interval(inner.shared.config.header_timeout)
-                        .keep_alive_timeout(inner.shared.config.header_timeout)
-                        .max_header_list_size(HEADER_LEN_BYTES_MAX)
-                        .max_concurrent_streams(HTTP2_STREAMS_MAX)
-                        .initial_stream_window_size(1024 * 1024)
-                        .initial_connection_window_size(4 * 1024 * 1024)
-                        .max_frame_size(256 * 1024)
-                        .serve_connection(io, service);
-                    let mut connection = pin!(connection);
-                    drive(&inner, &stall, |step| match step {
-                        Step::Poll(context) => connection.as_mut().poll(context),
-                        Step::Stop => {
-                            connection.as_mut().graceful_shutdown();
-                            Poll::Pending
-                        }
-                    })
-                    .await
-                }
-            }
+            })
+            .await
         }
     }
 }
@@ -246,7 +207,6 @@ impl Inner {
     async fn answer(self: Rc<Self>, request: Request<Incoming>) -> Result<Response<MeteredBody>, Infallible> {
         let context = Rc::new(RequestContext::new(self.next_request_id(), self.shared.ports.now()));
         let is_head = request.method() == Method::HEAD;
-        let is_http1 = request.version() < Version::HTTP_2;
         let response = match with_checked_body(request, &context) {
             Ok(request) => in_request(context.clone(), self.s3.call(request)).await.unwrap_or_else(|error| {
                 tracing::error!(request_id = %context.id, %error, "an answer could not be made");
@@ -259,7 +219,7 @@ impl Inner {
             None => response,
         };
         let mut response = self.finish(response, is_head, context.clone());
-        if is_http1 && context.unread.get() > 0 {
+        if context.unread.get() > 0 {
             response.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("close"));
         }
         Ok(response)

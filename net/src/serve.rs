@@ -72,8 +72,6 @@ pub struct Connection {
     pub io: HyperIo<Stream>,
     /// Where it comes from.
     pub peer: SocketAddr,
-    /// Whether it speaks HTTP/2 (else HTTP/1.1).
-    pub is_http2: bool,
     /// Ends when the connection should finish what it is doing and close.
     pub stop: StopSignal,
 }
@@ -108,9 +106,7 @@ pub async fn serve(
                     let _permit = permit;
                     match open(socket, tls, &task_ports).await {
                         Ok(stream) => {
-                            let is_http2 = stream.is_http2();
-                            handler(Connection { io: HyperIo::new(stream, task_ports.clone()), peer, is_http2, stop })
-                                .await;
+                            handler(Connection { io: HyperIo::new(stream, task_ports.clone()), peer, stop }).await;
                         }
                         // A client that gives up or speaks no TLS is daily life.
                         Err(error) => tracing::debug!(%peer, %error, "connection dropped before its first request"),

@@ -117,17 +117,6 @@ pub enum Stream {
     Tls(Box<TlsStream<TcpSocket>>),
 }
 
-impl Stream {
-    /// Whether the client has chosen HTTP/2 (by ALPN).
-    #[must_use]
-    pub fn is_http2(&self) -> bool {
-        match self {
-            Stream::Plain(_) => false,
-            Stream::Tls(stream) => stream.get_ref().1.alpn_protocol() == Some(b"h2"),
-        }
-    }
-}
-
 impl AsyncRead for Stream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {

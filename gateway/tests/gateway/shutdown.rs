@@ -1,7 +1,7 @@
 //! A service that is told to stop ends idle connections at once and busy ones after their request.
 
 use async_io::Async;
-use kiseki_gateway::{HttpProtocol, S3Service};
+use kiseki_gateway::S3Service;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::rc::Rc;
@@ -30,7 +30,7 @@ fn idle_connections_end_and_the_service_drains() {
     let listener = Async::new(listener).unwrap();
     async_io::block_on(executor.run(async {
         let (socket, _) = listener.accept().await.unwrap();
-        let connection = service.serve_connection(crate::memory::io::Socket(socket), HttpProtocol::Http1);
+        let connection = service.serve_connection(crate::memory::io::Socket(socket));
         let serving = executor.spawn(connection);
         while was_answered.try_recv().map(|head| assert_eq!(&head, b"HTTP/1.1 403")).is_err() {
             async_io::Timer::after(Duration::from_millis(10)).await;

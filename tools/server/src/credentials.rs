@@ -49,6 +49,8 @@ fn env_text(config: &Config, credentials: &Credentials) -> Zeroizing<String> {
     export("AWS_ACCESS_KEY_ID", &credentials.access_key_id);
     export("AWS_SECRET_ACCESS_KEY", &credentials.secret_access_key);
     export("AWS_ENDPOINT_URL", &config.endpoint());
+    // s5cmd knows the endpoint by this name alone.
+    export("S3_ENDPOINT_URL", &config.endpoint());
     export("AWS_REGION", &config.s3.region);
     if !config.s3.unsafe_s3_plaintext {
         export("AWS_CA_BUNDLE", &config.s3.ca_file.display().to_string());

@@ -28,7 +28,7 @@ use kiseki_engine::keyring::NodeKeys;
 use kiseki_engine::keys::MasterKeys;
 use kiseki_engine::message::{EngineRequest, EngineResponse};
 use kiseki_executor::{Executor, ExecutorOptions};
-use kiseki_gateway::{GatewayConfig, HttpProtocol, S3Service};
+use kiseki_gateway::{GatewayConfig, S3Service};
 use kiseki_net::{
     Connection, CoreRuntime, Listener, Mesh, MeshCaller, MeshShape, ServeLimits, SidePool, StopSignal, TlsAcceptor,
     serve,
@@ -211,8 +211,7 @@ async fn serve_until_stopped(
     let limits = ServeLimits { connections_max: shared.config.s3.connections_per_core_max, ..ServeLimits::default() };
     let service = gateway.clone();
     let handler = Rc::new(move |connection: Connection| {
-        let protocol = if connection.is_http2 { HttpProtocol::Http2 } else { HttpProtocol::Http1 };
-        let serving = service.serve_connection(connection.io, protocol);
+        let serving = service.serve_connection(connection.io);
         let peer = connection.peer;
         Box::pin(async move {
             if let Err(error) = serving.await {

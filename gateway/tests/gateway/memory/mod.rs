@@ -8,7 +8,7 @@ pub mod ports;
 pub mod store;
 
 use async_io::Async;
-use kiseki_gateway::{GatewayConfig, HttpProtocol, S3Service};
+use kiseki_gateway::{GatewayConfig, S3Service};
 use std::net::TcpListener;
 use std::rc::Rc;
 
@@ -36,25 +36,11 @@ pub fn serve(listener: TcpListener, config: GatewayConfig) {
             let service = service.clone();
             executor
                 .spawn(async move {
-                    let protocol = protocol_of(&socket).await;
                     // A broken connection is the client's business; the tests look at what it left behind.
-                    let _ = service.serve_connection(io::Socket(socket), protocol).await;
+                    let _ = service.serve_connection(io::Socket(socket)).await;
                 })
                 .detach();
         }
     };
     async_io::block_on(executor.run(accepting));
-}
-
-/// There is no ALPN without TLS: a client that knows HTTP/2 to be spoken begins with its preface.
-async fn protocol_of(socket: &Async<std::net::TcpStream>) -> HttpProtocol {
-    let peek = async {
-        let mut preface = [0; 4];
-        matches!(socket.peek(&mut preface).await, Ok(4)) && preface == *b"PRI "
-    };
-    let timer = async_io::Timer::after(std::time::Duration::from_millis(200));
-    match futures::future::select(std::pin::pin!(peek), timer).await {
-        futures::future::Either::Left((true, _)) => HttpProtocol::Http2,
-        _ => HttpProtocol::Http1,
-    }
 }
