@@ -41,6 +41,12 @@ impl GroupLogStore {
         self.voter
     }
 
+    /// Whether a vote was ever saved.
+    #[must_use]
+    pub fn has_voted(&self) -> bool {
+        self.lane.with_group(self.shard, |group| group.vote.is_some())
+    }
+
     fn ends(&self) -> Ends {
         self.lane.with_group(self.shard, |group| Ends { purged: group.purged, last: group.last })
     }
