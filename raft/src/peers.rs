@@ -8,8 +8,7 @@
 //! - Elections don't wait for appends, nor snapshots for either: each kind has parcels of its own.
 
 use crate::messages::{
-    ANSWER_WITHIN_MAX, Answer, CALLS_PER_PARCEL_MAX, Call, Question, SnapshotPiece, Weight, decode_answers,
-    encode_calls,
+    Answer, CALLS_PER_PARCEL_MAX, Call, Question, SnapshotPiece, Weight, decode_answers, encode_calls,
 };
 use crate::network::{
     AppendRequest, AppendResponse, ElectionRequest, ElectionResponse, PeerError, PeerLink, SnapshotAnswer,
@@ -43,8 +42,12 @@ const PARCEL_LEN_BYTES: usize = 2 * 1024 * 1024;
 /// few parcels in each heartbeat interval, however many they are. A lease counts from before the wait.
 const HEARTBEATS_WAIT: Duration = Duration::from_millis(40);
 
-/// A piece of a snapshot is taken within this time, or the snapshot is given up.
-const PIECE_WITHIN: Duration = Duration::from_secs(30);
+/// A frame of a snapshot is taken within this time, or the snapshot is given up and sent anew: with the voter that lacks
+/// it a group may lack its majority.
+const FRAME_WITHIN: Duration = Duration::from_secs(3);
+
+/// A snapshot is installed within this time behind its last frame. One that takes longer is found installed next time.
+const INSTALL_WITHIN: Duration = Duration::from_secs(10);
 
 /// Time that a parcel may be on its way, beside the time for the answers.
 const WAY_MAX: Duration = Duration::from_millis(500);
@@ -341,7 +344,7 @@ impl Inner {
             let is_last = frame.is_none();
             let piece = Question::Snapshot(SnapshotPiece { vote, stream, number, frame });
             let call = [Call { shard, to, question: piece }];
-            let within = PIECE_WITHIN.min(ANSWER_WITHIN_MAX);
+            let within = if is_last { INSTALL_WITHIN } else { FRAME_WITHIN };
             let mut answers = self.exchange(lane, &call, within).await.map_err(|error| as_peer_error(to, error))?;
             match answers.pop() {
                 Some(Answer::PieceTaken) if !is_last => {}

@@ -25,7 +25,7 @@ use std::time::Duration;
 pub const SNAPSHOTS_RECEIVED_MAX: usize = 4;
 
 /// A snapshot of which no piece comes for so long is given up.
-const PIECE_WAIT_MAX: Duration = Duration::from_secs(30);
+const PIECE_WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// A snapshot that is being received.
 struct Receiving {

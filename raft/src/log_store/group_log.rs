@@ -175,6 +175,12 @@ impl GroupLog {
         Ok(())
     }
 
+    /// The record that holds an entry; `None`: it is in the log file, or nowhere.
+    #[must_use]
+    pub fn record_of(&self, index: u64) -> Option<Sequence> {
+        self.held(index).map(|held| held.sequence)
+    }
+
     fn held(&self, index: u64) -> Option<&Held> {
         self.entries.get(usize::try_from(index.checked_sub(self.memory_start())?).ok()?)
     }

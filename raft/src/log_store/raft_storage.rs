@@ -69,6 +69,15 @@ impl GroupLogStore {
         })
     }
 
+    /// Waits until the entry is flushed here. Others may have committed it before that: tables that hold more than the
+    /// log would look like a log that was lost (I-L10).
+    pub async fn entry_flushed(&self, index: u64) -> Result<(), RaftError> {
+        match self.lane.with_group(self.shard, |group| group.record_of(index)) {
+            Some(sequence) => Ok(self.lane.flushed(sequence).await?),
+            None => Ok(()),
+        }
+    }
+
     /// Announces, durably, that a snapshot up to `last` is about to replace the tables.
     pub async fn announce_snapshot(&self, last: LogId) -> Result<(), RaftError> {
         self.check().map_err(|error| RaftError::Stopped { shard: self.shard, reason: error.to_string() })?;

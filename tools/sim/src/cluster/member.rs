@@ -281,6 +281,9 @@ impl Running {
             // It was made, and nothing ever happened in it: a leader may still be about to fill it.
             GroupStatus::Fresh => {
                 let voter = self.log.voter(shard).unwrap_or_default();
+                if let Some(old) = voter.checked_sub(voter_of(NodeId(0), 1).unwrap_or_default()) {
+                    renewed.borrow_mut().push((shard, old, voter)); // the power failed when it had begun anew
+                }
                 ShardGroup::join(parts, voter).await
             }
             GroupStatus::Lost(_) => {

@@ -488,11 +488,14 @@ impl<'a> Scene<'a> {
         }
         let until = self.sim.now() + PEACE_MAX;
         // Clients go on for a while: a group that serves nobody any more is a finding.
-        self.let_pass(Duration::from_secs(12));
+        self.let_pass(Duration::from_secs(20));
         let acknowledged = self.judge.counts().0;
         self.let_pass(Duration::from_secs(3));
         if self.judge.counts().0 == acknowledged {
-            self.judge.violation("nothing is acknowledged though nothing is wrong any more".to_owned());
+            let leaders =
+                self.shards.iter().map(|shard| self.leader(*shard).map(|(_, group)| group.metrics().to_string()));
+            let leaders: Vec<Option<String>> = leaders.collect();
+            self.judge.violation(format!("nothing is acknowledged though nothing is wrong any more: {leaders:?}"));
         }
         self.is_on.set(false);
         self.let_pass(Duration::from_secs(9));
