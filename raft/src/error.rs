@@ -4,7 +4,7 @@ use kiseki_types::codec::CodecError;
 use kiseki_types::group::ProposeError;
 use kiseki_types::journal::JournalError;
 use kiseki_types::table::TableError;
-use kiseki_types::{LaneId, ShardId};
+use kiseki_types::{LaneId, NodeId, ShardId};
 use std::io;
 use thiserror::Error;
 
@@ -57,6 +57,22 @@ pub enum RaftError {
     /// The group stopped.
     #[error("shard {shard} has stopped: {reason}")]
     Stopped {
+        /// The shard.
+        shard: ShardId,
+        /// Why.
+        reason: String,
+    },
+    /// This replica does not lead, so it can't do this; nothing happened.
+    #[error("shard {shard} is not led here{}", leader.map(|node| format!(", ask {node}")).unwrap_or_default())]
+    NotLeader {
+        /// The shard.
+        shard: ShardId,
+        /// The node that leads it, as far as this replica knows.
+        leader: Option<NodeId>,
+    },
+    /// The voters or the leader can't be changed like this; nothing happened.
+    #[error("voters of shard {shard} stay as they are: {reason}")]
+    Membership {
         /// The shard.
         shard: ShardId,
         /// Why.

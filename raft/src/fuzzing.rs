@@ -12,6 +12,10 @@ use crate::log_store::replay_group;
 use crate::paged_file::PAGE_BYTES;
 use kiseki_types::ShardId;
 
+pub use crate::messages::{
+    fuzz_answers as raft_answers, fuzz_answers_seeds as raft_answers_seeds, fuzz_calls as raft_calls,
+    fuzz_calls_seeds as raft_calls_seeds,
+};
 pub use crate::snapshot::{
     fuzz_frame as snapshot_frame, fuzz_frame_seeds as snapshot_frame_seeds, fuzz_rows as snapshot_rows,
 };

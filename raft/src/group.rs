@@ -2,8 +2,7 @@
 
 use crate::error::RaftError;
 use crate::log_store::{GroupStatus, LaneLog};
-use crate::network::{AppendRequest, AppendResponse, ElectionRequest, ElectionResponse, SnapshotAnswer};
-use crate::network::{PeerLink, PeerNetwork};
+use crate::network::{AppendRequest, AppendResponse, PeerLink, PeerNetwork, SnapshotAnswer};
 use crate::runtime::{GroupHealth, in_group};
 use crate::shard_machine::{MachineParts, ShardMachine, applied_in};
 use crate::snapshot::{SnapshotReceiver, SnapshotSeals};
@@ -14,12 +13,12 @@ use futures::future::{Either, select};
 use futures::stream::{LocalBoxStream, StreamExt};
 use kiseki_types::group::{ProposeError, RaftGroup, StateMachine};
 use kiseki_types::limits::COMMAND_LEN_BYTES_MAX;
-use kiseki_types::runtime::{LocalBoxFuture, Ports, RuntimeExt};
+use kiseki_types::runtime::{Instant, LocalBoxFuture, Ports, RuntimeExt};
 use kiseki_types::table::TableReader;
 use kiseki_types::{ShardId, Term};
 use openraft::async_runtime::WatchReceiver;
-use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError as OpenraftError};
-use openraft::{Config, EmptyNode, Raft, RaftMetrics, ReadPolicy, ServerState, Snapshot, SnapshotPolicy};
+use openraft::errors::{ClientWriteError, RaftError as OpenraftError};
+use openraft::{Config, EmptyNode, Raft, RaftMetrics, Snapshot, SnapshotPolicy};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
@@ -63,7 +62,7 @@ impl GroupSettings {
     /// For several voters on a local network.
     #[must_use]
     pub fn several_voters() -> GroupSettings {
-        GroupSettings { heartbeat_ms: 300, election_ms_min: 1_200, election_ms_max: 2_400, ..Self::single_voter() }
+        GroupSettings { heartbeat_ms: 300, election_ms_min: 1_200, election_ms_max: 1_800, ..Self::single_voter() }
     }
 
     fn config(&self, shard: ShardId) -> Config {
@@ -123,6 +122,8 @@ pub enum GroupState {
 pub(crate) struct Instance {
     pub(crate) raft: Openraft,
     pub(crate) health: Rc<GroupHealth>,
+    /// It gives no vote before this time.
+    pub(crate) quiet_until: Instant,
     alive: Rc<Cell<bool>>,
 }
 
@@ -138,7 +139,9 @@ pub(crate) struct Inner {
     pub(crate) instance: RefCell<Rc<Instance>>,
     pub(crate) state: RefCell<GroupState>,
     /// The term in which a read index was confirmed once, as the only voter.
-    confirmed: Cell<Option<u64>>,
+    pub(crate) confirmed: Cell<Option<u64>>,
+    /// No vote before this time: see [`crate::reads`].
+    pub(crate) quiet_until: Cell<Instant>,
     /// A snapshot is being received; one at a time.
     receiving: tokio::sync::Mutex<()>,
     pub(crate) rebuilds: Cell<u64>,
@@ -196,16 +199,28 @@ impl ShardGroup {
         Self::start(parts, Start::Join).await
     }
 
+    /// Has a replica whose vote or log is lost begin anew: as another voter, which knows nothing and does not vote until
+    /// the group has put it in the place of the lost one (I-L10): [`ShardGroup::replace_voter`]. What its tables hold is
+    /// committed and stays.
+    ///
+    /// Errors: `Membership` when nothing is lost.
+    pub async fn begin_anew(parts: GroupParts) -> Result<ShardGroup, RaftError> {
+        parts.log.begin_anew(parts.shard).await?;
+        Self::start(parts, Start::Join).await
+    }
+
     async fn start(parts: GroupParts, start: Start) -> Result<ShardGroup, RaftError> {
         let instance = build(&parts).await?;
         let raft = instance.raft.clone();
         let shard = parts.shard;
+        let quiet_until = Cell::new(instance.quiet_until);
         let group = ShardGroup {
             inner: Rc::new(Inner {
                 parts,
                 instance: RefCell::new(Rc::new(instance)),
                 state: RefCell::new(GroupState::Running),
                 confirmed: Cell::new(None),
+                quiet_until,
                 receiving: tokio::sync::Mutex::new(()),
                 rebuilds: Cell::new(0),
             }),
@@ -269,31 +284,9 @@ impl ShardGroup {
         ended.map_err(|error| self.stopped(error.to_string()))
     }
 
-    /// Adds voters (and waits until they are caught up) or removes some: `voters` is the new set.
-    pub async fn change_voters(&self, voters: &[VoterId]) -> Result<(), RaftError> {
-        let raft = self.raft();
-        let stop = |error: String| self.stopped(error);
-        let now: BTreeSet<VoterId> = raft.voter_ids().collect();
-        for voter in voters.iter().filter(|voter| !now.contains(voter)) {
-            raft.add_learner(*voter, EmptyNode {}, true).await.map_err(|error| stop(error.to_string()))?;
-        }
-        let voters: BTreeSet<VoterId> = voters.iter().copied().collect();
-        raft.change_membership(voters, false).await.map(drop).map_err(|error| stop(error.to_string()))
-    }
-
     /// An append or heartbeat from a peer.
     pub async fn handle_append(&self, request: AppendRequest) -> Result<AppendResponse, RaftError> {
         self.raft().append_entries(request).await.map_err(|error| self.stopped(error.to_string()))
-    }
-
-    /// A peer stands for election.
-    pub async fn handle_vote(&self, request: ElectionRequest) -> Result<ElectionResponse, RaftError> {
-        self.raft().vote(request).await.map_err(|error| self.stopped(error.to_string()))
-    }
-
-    /// A peer asks whether it would be elected.
-    pub async fn handle_pre_vote(&self, request: ElectionRequest) -> Result<ElectionResponse, RaftError> {
-        self.raft().pre_vote(request).await.map_err(|error| self.stopped(error.to_string()))
     }
 
     /// A snapshot from the leader: put into new files, checked, then swapped in.
@@ -319,11 +312,11 @@ impl ShardGroup {
         self.inner.instance.borrow().clone()
     }
 
-    fn raft(&self) -> Openraft {
+    pub(crate) fn raft(&self) -> Openraft {
         self.inner.instance.borrow().raft.clone()
     }
 
-    fn stopped(&self, reason: String) -> RaftError {
+    pub(crate) fn stopped(&self, reason: String) -> RaftError {
         RaftError::Stopped { shard: self.shard_id(), reason }
     }
 
@@ -381,45 +374,6 @@ impl ShardGroup {
         }
     }
 
-    /// Confirms leadership with a majority and waits until everything committed before is applied here.
-    async fn read_index(&self) -> Result<Term, ProposeError> {
-        let shard = self.shard_id();
-        match self.raft().ensure_linearizable(ReadPolicy::ReadIndex).await {
-            Ok(read) => {
-                let term = read.committed_leader_id().term;
-                self.inner.confirmed.set(Some(term));
-                Ok(Term(term))
-            }
-            Err(OpenraftError::APIError(LinearizableReadError::ForwardToLeader(_))) => {
-                Err(ProposeError::NotLeader { shard })
-            }
-            Err(error) => Err(ProposeError::Unavailable { shard, reason: error.to_string() }),
-        }
-    }
-
-    /// The read barrier of a lone voter, without a turn of openraft's task: nobody else can lead, and an answer is
-    /// given only after its command was applied here, so once a read index was confirmed in this term, every
-    /// acknowledged command of this and earlier terms is in the tables. `None`: ask openraft.
-    fn read_alone(&self) -> Option<Term> {
-        let confirmed = self.inner.confirmed.get()?;
-        if *self.inner.state.borrow() != GroupState::Running {
-            return None;
-        }
-        let instance = self.inner.instance.borrow();
-        if instance.health.panicked() {
-            return None;
-        }
-        let metrics = instance.raft.metrics();
-        let metrics = metrics.borrow_watched();
-        let voters = metrics.membership_config.membership().get_joint_config();
-        let alone = voters.len() == 1 && voters[0].len() == 1 && voters[0].contains(&metrics.id);
-        let leads = metrics.running_state.is_ok()
-            && metrics.state == ServerState::Leader
-            && metrics.current_term == confirmed
-            && metrics.local_committed == metrics.last_applied;
-        (alone && leads).then_some(Term(confirmed))
-    }
-
     async fn propose_here(&self, command: Vec<u8>) -> Result<Vec<u8>, ProposeError> {
         let shard = self.shard_id();
         if command.len() > COMMAND_LEN_BYTES_MAX {
@@ -433,8 +387,6 @@ impl ShardGroup {
         }
         let _permit = self.inner.parts.log.proposing(command.len()).await;
         let instance = self.instance();
-        // Asked before: a refusal after having led may have left the command in the log.
-        let led_before = instance.raft.metrics().borrow_watched().state == ServerState::Leader;
         let answer = {
             let written = pin!(instance.raft.client_write(Command(command.into())));
             match select(written, pin!(instance.health.until_panic())).await {
@@ -444,8 +396,9 @@ impl ShardGroup {
         };
         match answer {
             Ok(written) => Ok(written.data.0),
-            Err(OpenraftError::APIError(ClientWriteError::ForwardToLeader(_))) if !led_before => {
-                Err(ProposeError::NotLeader { shard })
+            // It was refused before anything was appended; what became of an entry that was is another error.
+            Err(OpenraftError::APIError(ClientWriteError::ForwardToLeader(forward))) => {
+                Err(self.not_leader(forward.leader_id))
             }
             Err(error) => Err(unavailable(shard, &error.to_string())),
         }
@@ -468,6 +421,8 @@ pub(crate) async fn build(parts: &GroupParts) -> Result<Instance, RaftError> {
         parts.log.mark_lost(shard, &reason).await?;
         return Err(RaftError::Lost { shard, reason });
     }
+    // A replica that never voted has promised nothing to any leader.
+    let has_voted = log.has_voted();
     let alive = Rc::new(Cell::new(true));
     let machine_parts = MachineParts {
         shard,
@@ -486,7 +441,9 @@ pub(crate) async fn build(parts: &GroupParts) -> Result<Instance, RaftError> {
         .await
         .map_err(|error| stopped(error.to_string()))?
         .map_err(|error| stopped(error.to_string()))?;
-    Ok(Instance { raft, health, alive })
+    let now = parts.ports.now();
+    let quiet_until = if has_voted { now + parts.settings.quiet() } else { now };
+    Ok(Instance { raft, health, quiet_until, alive })
 }
 
 impl RaftGroup for ShardGroup {

@@ -5,8 +5,9 @@
 //!
 //! Reading order: [`group`] (one replica, what the engine holds), [`log_store`] (votes and entries, the durable
 //! promise), [`shard_machine`] (committed commands into tables), [`table_set`] and [`table_file`] (the tables),
-//! [`snapshot`] and [`network`] (peers), [`supervisor`] (what happens when a group breaks), [`runtime`] (openraft on
-//! the ports).
+//! [`snapshot`] and [`network`] (peers), [`messages`], [`peers`] and [`replicas`] (peers on other nodes), [`membership`]
+//! (leaders and voters that change), [`supervisor`] (what happens when a group breaks), [`runtime`] (openraft on the
+//! ports).
 #![forbid(unsafe_code)]
 
 pub mod error;
@@ -14,7 +15,11 @@ pub mod error;
 pub mod fuzzing;
 pub mod group;
 pub mod log_store;
+pub mod membership;
+pub mod messages;
 pub mod network;
+pub mod peers;
+pub mod replicas;
 pub mod runtime;
 pub mod runtime_channels;
 pub mod shard_machine;
@@ -29,6 +34,8 @@ mod file_header;
 mod overlay;
 mod page_ranges;
 mod paged_file;
+mod raft_capnp;
+mod reads;
 mod sealed_file;
 #[cfg(test)]
 mod test_support;
@@ -36,5 +43,7 @@ mod test_support;
 pub use error::RaftError;
 pub use group::{GroupParts, GroupSettings, GroupState, ShardGroup};
 pub use log_store::{GroupStatus, LaneLog};
+pub use peers::{PeerDirectory, RaftPeers};
+pub use replicas::Replicas;
 pub use runtime::in_guarded_task;
 pub use table_set::TableSet;

@@ -20,7 +20,7 @@ pub use raft_storage::GroupLogStore;
 
 use crate::error::RaftError;
 use crate::table_set::TableSet;
-use crate::type_config::{Entry, LogId, VoterId};
+use crate::type_config::{Entry, LogId, VoterId, voter_after};
 use acks::Acks;
 use group_log::GroupLog;
 use kiseki_types::journal::{Journal, JournalError, ReplayedRecord, Sequence};
@@ -213,6 +213,29 @@ impl LaneLog {
         self.inner.mark_lost(shard, reason).await
     }
 
+    /// Has a replica whose vote or log is lost begin anew, durably, as a voter that never was (I-L10), which is given
+    /// back. It knows nothing until a leader fills it, and votes when the group has made it a voter.
+    ///
+    /// Errors: `Absent`; `Membership` when nothing is lost, or when it is not known as whom it voted.
+    pub async fn begin_anew(&self, shard: ShardId) -> Result<VoterId, RaftError> {
+        let refused = |reason: &str| RaftError::Membership { shard, reason: reason.to_owned() };
+        match self.status(shard) {
+            GroupStatus::Absent => return Err(RaftError::Absent { shard }),
+            GroupStatus::Fresh | GroupStatus::Live => return Err(refused("its vote and log are whole")),
+            GroupStatus::Lost(_) => {}
+        }
+        let lane = &self.inner;
+        let _turn = lane.folding.lock().await;
+        let old = lane.with_group(shard, |group| group.row.voter);
+        let voter = voter_after(old).filter(|_| old != 0);
+        let voter = voter.ok_or_else(|| refused("as whom this node voted is not known; use another node"))?;
+        // First the record: from then on older ones, where there are any, count no more.
+        let sequence = lane.record(shard, Change::Begun(voter))?;
+        lane.flushed(sequence).await?;
+        lane.forget_rows(shard).await?;
+        Ok(voter)
+    }
+
     /// Folds everything committed into the log file and trims the journal.
     pub async fn fold(&self) -> Result<(), RaftError> {
         self.inner.fold().await
@@ -318,6 +341,30 @@ impl Lane {
         });
         self.table.write(vec![row_write(TABLE_GROUPS, shard_key(shard), Some(row.encode()))]);
         Ok(self.table.checkpoint().await?)
+    }
+
+    /// The log file holds nothing of the group but that it is there.
+    async fn forget_rows(&self, shard: ShardId) -> Result<(), RaftError> {
+        loop {
+            let rows = self.table.scan(Scan::prefix(0, TABLE_ENTRIES, &shard_key(shard), ROWS_PER_READ)).await?;
+            let row = self.with_group(shard, |group| group.row.clone());
+            let mut writes = vec![row_write(TABLE_GROUPS, shard_key(shard), Some(row.encode()))];
+            let is_last = rows.len() < ROWS_PER_READ;
+            writes.extend(rows.into_iter().map(|(key, _)| row_write(TABLE_ENTRIES, key, None)));
+            self.table.write(writes);
+            if is_last {
+                return Ok(self.table.checkpoint().await?);
+            }
+        }
+    }
+
+    /// The journal is another than the one that was folded: it counts behind `start`.
+    async fn restart_sequences(&self, start: Sequence) -> Result<(), RaftError> {
+        let _turn = self.folding.lock().await;
+        self.table.write(vec![row_write(TABLE_LANE, Vec::new(), Some(record::encode_lane_row(start)))]);
+        self.table.checkpoint().await?;
+        self.folded_sequence.set(start);
+        Ok(())
     }
 
     /// Whether the handle numbered `opened` may still be used.

@@ -4,7 +4,7 @@
 use crate::group::ShardGroup;
 use crate::shard_machine::SmSnapshot;
 use crate::snapshot::{SnapshotData, SnapshotSeals, SnapshotSender};
-use crate::type_config::{TypeConfig, Vote, VoterId};
+use crate::type_config::{LogId, TypeConfig, Vote, VoterId};
 use futures::channel::mpsc;
 use futures::future::{Either, select};
 use futures::{SinkExt, StreamExt};
@@ -12,7 +12,10 @@ use kiseki_types::ShardId;
 use kiseki_types::runtime::{LocalBoxFuture, Ports, RuntimeExt};
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::RPCOption;
-use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, VoteRequest, VoteResponse};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest, TransferLeaderResponse,
+};
+use openraft::raft::{VoteRequest, VoteResponse};
 use openraft::{EmptyNode, OptionalSend, RaftNetworkFactory, RaftNetworkV2};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,6 +35,9 @@ pub type ElectionResponse = VoteResponse<TypeConfig>;
 /// The answer to a snapshot.
 pub type SnapshotAnswer = SnapshotResponse<TypeConfig>;
 
+/// A leader gives its leadership away.
+pub type TransferRequest = TransferLeaderRequest<TypeConfig>;
+
 /// Frames of a snapshot on their way, a few at a time.
 pub type SnapshotFrames = mpsc::Receiver<Vec<u8>>;
 
@@ -48,6 +54,12 @@ pub enum PeerError {
     /// It can't be reached now; ask again later.
     #[error("voter {voter} can't be reached")]
     Unreachable {
+        /// The peer.
+        voter: VoterId,
+    },
+    /// No replica there votes under that id.
+    #[error("there is no voter {voter} where it should be")]
+    NoReplica {
         /// The peer.
         voter: VoterId,
     },
@@ -87,6 +99,13 @@ pub trait PeerLink {
         shard: ShardId,
         request: ElectionRequest,
     ) -> LocalBoxFuture<'static, Result<ElectionResponse, PeerError>>;
+    /// The leader gives its leadership away; ends when the peer has heard it.
+    fn transfer(
+        &self,
+        to: VoterId,
+        shard: ShardId,
+        request: TransferRequest,
+    ) -> LocalBoxFuture<'static, Result<(), PeerError>>;
     /// A snapshot; ends when the peer has installed or refused it.
     fn snapshot(
         &self,
@@ -124,6 +143,14 @@ impl PeerLink for NoPeers {
         request: ElectionRequest,
     ) -> LocalBoxFuture<'static, Result<ElectionResponse, PeerError>> {
         self.vote(to, shard, request)
+    }
+    fn transfer(
+        &self,
+        to: VoterId,
+        _shard: ShardId,
+        _request: TransferRequest,
+    ) -> LocalBoxFuture<'static, Result<(), PeerError>> {
+        Box::pin(async move { Err(PeerError::Unreachable { voter: to }) })
     }
     fn snapshot(
         &self,
@@ -165,7 +192,7 @@ impl RaftNetworkFactory<TypeConfig> for PeerNetwork {
 
 fn as_rpc_error(error: &PeerError) -> RPCError<TypeConfig> {
     match error {
-        PeerError::Unreachable { .. } => RPCError::Unreachable(Unreachable::new(error)),
+        PeerError::Unreachable { .. } | PeerError::NoReplica { .. } => RPCError::Unreachable(Unreachable::new(error)),
         PeerError::Refused { .. } => RPCError::Network(NetworkError::new(error)),
     }
 }
@@ -227,8 +254,15 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
         request: AppendRequest,
         option: RPCOption,
     ) -> Result<AppendResponse, RPCError<TypeConfig>> {
+        let sent = Sent::of(&request);
         let call = self.network.link.append(self.target, self.network.shard, request);
-        self.within(option.hard_ttl(), call).await
+        let response = self.within(option.hard_ttl(), call).await?;
+        if sent.explains(&response) {
+            return Ok(response);
+        }
+        let reason = format!("its answer {response} does not fit what was sent");
+        let refused = PeerError::Refused { voter: self.target, reason };
+        Err(RPCError::Network(NetworkError::new(&refused)))
     }
 
     async fn vote(
@@ -249,6 +283,15 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
         self.within(option.hard_ttl(), call).await
     }
 
+    async fn transfer_leader(
+        &mut self,
+        request: TransferRequest,
+        option: RPCOption,
+    ) -> Result<TransferLeaderResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let call = self.network.link.transfer(self.target, self.network.shard, request);
+        self.within(option.hard_ttl(), call).await.map(Ok)
+    }
+
     async fn full_snapshot(
         &mut self,
         vote: Vote,
@@ -259,6 +302,28 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
         match select(pin!(self.send_snapshot(vote, snapshot)), pin!(cancel)).await {
             Either::Left((answer, _)) => answer,
             Either::Right((closed, _)) => Err(StreamingError::Closed(closed)),
+        }
+    }
+}
+
+/// What an append carried, as far as its answer depends on it. openraft believes answers, and panics over some that can't be.
+struct Sent {
+    previous: Option<LogId>,
+    last: Option<LogId>,
+}
+
+impl Sent {
+    fn of(request: &AppendRequest) -> Sent {
+        let last = request.entries.last().map(|entry| entry.log_id).or(request.prev_log_id);
+        Sent { previous: request.prev_log_id, last }
+    }
+
+    /// Whether a sound peer can have answered so.
+    fn explains(&self, response: &AppendResponse) -> bool {
+        match response {
+            AppendResponse::Success | AppendResponse::HigherVote(_) => true,
+            AppendResponse::Conflict => self.previous.is_some(),
+            AppendResponse::PartialSuccess(last) => (self.previous..=self.last).contains(last),
         }
     }
 }
@@ -366,6 +431,14 @@ impl PeerLink for ProcessLink {
         request: ElectionRequest,
     ) -> LocalBoxFuture<'static, Result<ElectionResponse, PeerError>> {
         self.call(to, shard, |group| async move { group.handle_pre_vote(request).await })
+    }
+    fn transfer(
+        &self,
+        to: VoterId,
+        shard: ShardId,
+        request: TransferRequest,
+    ) -> LocalBoxFuture<'static, Result<(), PeerError>> {
+        self.call(to, shard, |group| async move { group.handle_transfer(request).await })
     }
     fn snapshot(
         &self,

@@ -102,6 +102,7 @@ impl ShardMachine {
         if position <= tables.applied_position() {
             return Ok(Response::default()); // a replay of what the tables hold already
         }
+        shared.log.entry_flushed(entry.log_id.index).await?;
         let applied = match entry.payload {
             EntryPayload::Blank => kiseki_types::group::Applied::default(),
             EntryPayload::Membership(membership) => {

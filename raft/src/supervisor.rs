@@ -86,6 +86,7 @@ async fn rebuild(inner: &Rc<Inner>) -> bool {
     }
     match built {
         Ok(instance) => {
+            inner.quiet_until.set(instance.quiet_until);
             inner.instance.replace(Rc::new(instance));
             inner.rebuilds.set(inner.rebuilds.get() + 1);
             inner.state.replace(GroupState::Running);

@@ -1,6 +1,6 @@
 //! The ports between a shard's logic (engine) and its Raft group (raft).
 
-use crate::ids::{ShardId, Term};
+use crate::ids::{NodeId, ShardId, Term};
 use crate::runtime::LocalBoxFuture;
 use crate::table::{TableError, TableReader, TableWrite};
 use std::rc::Rc;
@@ -62,11 +62,13 @@ pub enum ApplyError {
 #[derive(Debug, Error, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ProposeError {
-    /// This replica does not lead; nothing happened.
-    #[error("shard {shard} is not led here")]
+    /// This replica does not lead; nothing happened. Ask the leader, or any other node when it is not known.
+    #[error("shard {shard} is not led here{}", leader.map(|node| format!(", ask {node}")).unwrap_or_default())]
     NotLeader {
         /// The shard.
         shard: ShardId,
+        /// The node that leads it, as far as this replica knows.
+        leader: Option<NodeId>,
     },
     /// The group can't commit now (stopping, fenced, no majority). Whether the command will be committed is unknown.
     #[error("shard {shard} can't commit now: {reason}; the write may or may not have happened, ask again")]

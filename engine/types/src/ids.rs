@@ -51,6 +51,10 @@ number_id!(
     ShardId(u64), "s"
 );
 number_id!(
+    /// A node of a cluster, numbered when it joins, never reused (I-L10).
+    NodeId(u64), "node "
+);
+number_id!(
     /// A numbered share of a node's disks and shards; the count is fixed at format.
     LaneId(u16), "l"
 );

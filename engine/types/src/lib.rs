@@ -17,6 +17,7 @@ pub mod journal;
 pub mod limits;
 pub mod link;
 pub mod meta;
+pub mod peer;
 pub mod runtime;
 pub mod secret;
 pub mod table;

@@ -1,7 +1,7 @@
 //! One group's vote and log in memory: what the journal and the log file together say. Pure: no I/O here.
 
 use super::record::{Change, GroupRow, entry_len_bytes};
-use crate::type_config::{Entry, LogId, Vote};
+use crate::type_config::{Entry, LogId, Vote, VoterId};
 use kiseki_types::ShardId;
 use kiseki_types::journal::Sequence;
 use std::collections::VecDeque;
@@ -110,8 +110,15 @@ impl GroupLog {
             Change::Committed(id) => self.committed = self.committed.max(Some(id)),
             Change::Installing(id) => self.installing = self.installing.max(Some(id)),
             Change::Opened => {}
+            Change::Begun(voter) => self.begin_anew(voter),
         }
         Ok(())
+    }
+
+    /// What was before is of another voter. A row that is this voter's already says what it did since.
+    fn begin_anew(&mut self, voter: VoterId) {
+        let row = if self.row.voter == voter { self.row.clone() } else { GroupRow { voter, ..GroupRow::default() } };
+        *self = GroupLog { opened: self.opened + 1, ..GroupLog::from_row(self.shard, row) };
     }
 
     /// Applies one change of a replay.
@@ -166,6 +173,12 @@ impl GroupLog {
         self.last = Some(entry.log_id);
         self.entries.push_back(Held { entry, sequence });
         Ok(())
+    }
+
+    /// The record that holds an entry; `None`: it is in the log file, or nowhere.
+    #[must_use]
+    pub fn record_of(&self, index: u64) -> Option<Sequence> {
+        self.held(index).map(|held| held.sequence)
     }
 
     fn held(&self, index: u64) -> Option<&Held> {
@@ -376,6 +389,23 @@ mod tests {
         assert!(hole.missing().is_some(), "I-L10: record 2 is lost");
         hole.replay(Change::TruncateAfter(Some(log_id(1, 0))), 4).expect("fits");
         assert_eq!(hole.missing(), None, "what was truncated is missed by nobody");
+    }
+
+    #[test]
+    fn i_l10_what_was_before_a_new_beginning_is_of_another_voter() {
+        let changes = [append(1, 0..4), Change::Vote(Vote::new(2, 1)), Change::Begun(9), Change::Vote(Vote::new(5, 3))];
+        // The row is as of before the new beginning, right behind it, or of later, when it is live again.
+        let lost = GroupRow { voter: 1, live: true, lost: true, vote: Some(Vote::new(4, 4)), ..GroupRow::default() };
+        let begun = GroupRow { voter: 9, ..GroupRow::default() };
+        let later = GroupRow { live: true, vote: Some(Vote::new(5, 3)), ..begun.clone() };
+        for row in [lost, begun, later] {
+            let mut group = GroupLog::from_row(ShardId(1024), row.clone());
+            for (number, change) in changes.iter().enumerate() {
+                group.replay(change.clone(), number as u64 + 1).expect("fits");
+            }
+            assert_eq!((group.row.voter, group.row.live), (9, row.voter == 9 && row.live), "{row:?}");
+            assert_eq!((group.vote, group.last, group.lost), (Some(Vote::new(5, 3)), None, None), "{row:?}");
+        }
     }
 
     #[test]

@@ -30,7 +30,10 @@ pub async fn open(
         Some(row) => decode_lane_row(&row)?,
         None => 0,
     };
-    let replay = replay(&mut groups, &replayed, folded_sequence, journal.last(), lane)?;
+    // Another journal stands where the old one was: all that lived is lost, and what follows has small numbers.
+    let is_another = journal.last() < folded_sequence;
+    let start = journal.last();
+    let replay = replay(&mut groups, &replayed, folded_sequence, start, lane)?;
     let lane_log = Rc::new(Lane {
         lane,
         acks: Acks::start(&ports),
@@ -38,7 +41,7 @@ pub async fn open(
         journal,
         table,
         groups: RefCell::new(groups),
-        last: Cell::new(replay.last),
+        last: Cell::new(if is_another { start } else { replay.last }),
         folded_sequence: Cell::new(folded_sequence),
         unfolded_len_bytes: Cell::new(0),
         fold_wanted: Rc::new(Notify::new()),
@@ -60,6 +63,10 @@ pub async fn open(
     for (shard, reason) in replay.lost {
         error!(lane = %lane, %shard, reason, "vote or log lost; the replica must rejoin as a new learner");
         lane_log.mark_lost(shard, &reason).await?;
+    }
+    if is_another {
+        // No later start may take its records for folded. What lived is marked as lost by now.
+        lane_log.restart_sequences(start).await?;
     }
     let background = fold::run(Rc::downgrade(&lane_log), lane_log.fold_wanted.clone());
     ports.spawn("raft-fold", Box::pin(background));
@@ -121,6 +128,12 @@ fn replay(
                 group.lost = Some(reason.clone());
                 groups.insert(record.shard, group);
                 misfits.insert(record.shard, reason);
+            }
+            Some(group) if matches!(record.change, Change::Begun(_)) => {
+                misfits.remove(&record.shard);
+                if let Err(misfit) = group.replay(record.change, found.sequence) {
+                    misfits.insert(record.shard, misfit.0);
+                }
             }
             Some(group) if group.lost.is_none() => {
                 if let Err(misfit) = group.replay(record.change, found.sequence) {

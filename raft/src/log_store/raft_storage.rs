@@ -41,6 +41,12 @@ impl GroupLogStore {
         self.voter
     }
 
+    /// Whether a vote was ever saved.
+    #[must_use]
+    pub fn has_voted(&self) -> bool {
+        self.lane.with_group(self.shard, |group| group.vote.is_some())
+    }
+
     fn ends(&self) -> Ends {
         self.lane.with_group(self.shard, |group| Ends { purged: group.purged, last: group.last })
     }
@@ -61,6 +67,15 @@ impl GroupLogStore {
             }
             Ok(())
         })
+    }
+
+    /// Waits until the entry is flushed here. Others may have committed it before that: tables that hold more than the
+    /// log would look like a log that was lost (I-L10).
+    pub async fn entry_flushed(&self, index: u64) -> Result<(), RaftError> {
+        match self.lane.with_group(self.shard, |group| group.record_of(index)) {
+            Some(sequence) => Ok(self.lane.flushed(sequence).await?),
+            None => Ok(()),
+        }
     }
 
     /// Announces, durably, that a snapshot up to `last` is about to replace the tables.

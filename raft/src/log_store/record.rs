@@ -1,6 +1,6 @@
 //! Records of the lane's journal and rows of its log file; the layouts are told in docs/formats/raft-log.md.
 
-use crate::type_config::{Command, Entry, LogId, Membership, StoredMembership, Vote, log_id, term_of};
+use crate::type_config::{Command, Entry, LogId, Membership, StoredMembership, Vote, VoterId, log_id, term_of};
 use kiseki_types::ShardId;
 use kiseki_types::codec::{CodecError, Reader, Writer};
 use kiseki_types::journal::Sequence;
@@ -21,10 +21,10 @@ pub const ENTRIES_PER_RECORD_MAX: usize = 1024;
 pub const APPEND_RECORD_LEN_BYTES: usize = 256 * 1024;
 
 /// Most configurations in a membership (two while it changes).
-const CONFIGS_MAX: usize = 8;
+pub const CONFIGS_MAX: usize = 8;
 
 /// Most members of a group.
-const MEMBERS_MAX: usize = 64;
+pub const MEMBERS_MAX: usize = 64;
 
 /// Bytes that an append record needs beside its last command.
 const RECORD_OVERHEAD_BYTES: usize = 256;
@@ -50,6 +50,8 @@ pub enum Change {
     Installing(LogId),
     /// The lane was opened; of no group.
     Opened,
+    /// The replica, whose vote or log was lost, began anew as this voter: records before are of another (I-L10).
+    Begun(VoterId),
 }
 
 /// One record.
@@ -76,6 +78,7 @@ impl Record {
             Change::Committed(_) => 5,
             Change::Installing(_) => 6,
             Change::Opened => 7,
+            Change::Begun(_) => 8,
         };
         out.u8(RECORD_VERSION).u8(kind).u64(self.shard.0).u64(self.previous);
         match &self.change {
@@ -87,6 +90,9 @@ impl Record {
             Change::TruncateAfter(id) => put_log_id_option(&mut out, *id),
             Change::Purge(id) | Change::Committed(id) | Change::Installing(id) => put_log_id(&mut out, *id),
             Change::Opened => {}
+            Change::Begun(voter) => {
+                out.u64(*voter);
+            }
         }
         out.finish()
     }
@@ -112,6 +118,7 @@ impl Record {
             5 => Change::Committed(take_log_id(&mut input)?),
             6 => Change::Installing(take_log_id(&mut input)?),
             7 => Change::Opened,
+            8 => Change::Begun(input.u64()?),
             other => return Err(input.unknown(u64::from(other))),
         };
         input.end()?;
@@ -381,6 +388,7 @@ mod tests {
             Change::Committed(log_id(2, 10)),
             Change::Installing(log_id(2, 11)),
             Change::Opened,
+            Change::Begun(1 << 48 | 7),
         ]
         .into_iter()
         .map(|change| Record { shard: ShardId(1024), previous: 5, change })

@@ -2,6 +2,7 @@
 
 mod common;
 mod i_l2_unflushed;
+mod peers;
 mod power_cut;
 mod runtime_suite;
 mod single_voter;

@@ -53,6 +53,8 @@ pub const TARGETS: &[Target] = &[
     raft::FILE_HEADER,
     raft::SNAPSHOT_FRAME,
     raft::SNAPSHOT_ROWS,
+    raft::CALLS,
+    raft::ANSWERS,
     outside::KEY_STORE_HEAD,
     outside::KEY_STORE_PLAIN,
     outside::CONFIG,

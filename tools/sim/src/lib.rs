@@ -6,10 +6,11 @@
 //!
 //! Reading order: [`content`] (objects made of a seed), [`register`] (what a key may hold), [`model`] (all keys and
 //! uploads), [`node`] (what is driven), [`real`] (the real one), [`client`] (one client's operations), [`listing`] (checked listings),
-//! [`verify`] (after a cut), [`run`] (rounds of work, cut, recovery).
+//! [`verify`] (after a cut), [`run`] (rounds of work, cut, recovery); [`cluster`] (several nodes: the raft scenario).
 #![forbid(unsafe_code)]
 
 pub mod client;
+pub mod cluster;
 pub mod content;
 pub mod listing;
 pub mod model;
@@ -20,5 +21,6 @@ pub mod register;
 pub mod run;
 pub mod verify;
 
+pub use cluster::{ClusterOptions, ClusterReport, run_cluster};
 pub use node::{NodeUnderTest, OpenCore, OpenError};
 pub use run::{Report, RunOptions, run_seed};

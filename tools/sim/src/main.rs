@@ -1,24 +1,32 @@
-//! `kiseki-sim`: crash runs of a whole node on simulated disks, from given seeds or from fresh ones.
+//! `kiseki-sim`: crash runs of a whole node, or of the Raft groups of several, on simulated disks, from given seeds or
+//! from fresh ones.
 #![forbid(unsafe_code)]
 
 use clap::{Parser, ValueEnum};
 use kiseki_sim::real::{Lie, RealNode, RealOptions};
-use kiseki_sim::{Report, RunOptions, run_seed};
+use kiseki_sim::{ClusterOptions, RunOptions, run_cluster, run_seed};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 /// Runs a whole node on simulated disks, cuts the power at random writes, and checks that everything acknowledged is
 /// back. The same seed gives the same run.
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
+    /// What is run: one node with its disks and clients, or Raft groups on several nodes and a network between them.
+    #[arg(long, value_enum, default_value_t = Scenario::Node)]
+    scenario: Scenario,
     /// The first seed.
     #[arg(long, default_value_t = 0, conflicts_with = "fresh")]
     seed: u64,
     /// How many seeds, one after the other.
     #[arg(long, default_value_t = 1)]
     seeds: u64,
-    /// Operations of each seed.
+    /// Go on with further seeds until so many seconds have passed.
+    #[arg(long, conflicts_with = "seeds")]
+    seconds: Option<u64>,
+    /// Operations of each seed (of a node).
     #[arg(long, default_value_t = RunOptions::default().operations)]
     ops: u64,
     /// Start from a seed that nobody has chosen.
@@ -36,6 +44,9 @@ struct Arguments {
     /// Disks that are emptied and retired in the course of a run.
     #[arg(long, default_value_t = 0)]
     drain: u16,
+    /// Troubles of each seed (of Raft groups); without it as many as the tests have.
+    #[arg(long)]
+    troubles: Option<u64>,
     /// A control that has to fail: media that answer flushes and save nothing.
     #[arg(long, value_enum)]
     lie: Option<LieArgument>,
@@ -47,7 +58,13 @@ struct Arguments {
     log: Option<String>,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Scenario {
+    Node,
+    Raft,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum LieArgument {
     Devices,
     RaftJournals,
@@ -65,9 +82,23 @@ impl From<LieArgument> for Lie {
 }
 
 impl Arguments {
-    fn run(&self, seed: u64) -> Report {
+    /// Runs one seed: whether all was well, and what is said of it.
+    fn run(&self, seed: u64) -> (bool, String) {
+        match self.scenario {
+            Scenario::Node => self.run_node(seed),
+            Scenario::Raft => {
+                let usual = ClusterOptions::for_seed(seed);
+                let troubles = self.troubles.unwrap_or(usual.troubles);
+                let journals_lie = self.lie == Some(LieArgument::RaftJournals);
+                let report = run_cluster(seed, ClusterOptions { troubles, journals_lie, ..usual });
+                (report.is_good(), report.to_string())
+            }
+        }
+    }
+
+    fn run_node(&self, seed: u64) -> (bool, String) {
         let options = RunOptions { operations: self.ops, ..RunOptions::default() };
-        run_seed(seed, options, |sim| {
+        let report = run_seed(seed, options, |sim| {
             let usual = RealOptions::for_seed(seed);
             let cores = self.cores.unwrap_or(usual.cores);
             RealNode::new(
@@ -81,11 +112,17 @@ impl Arguments {
                     ..usual
                 },
             )
-        })
+        });
+        (report.is_good(), report.to_string())
     }
 
     /// What to type to see one seed again.
     fn replay(&self, seed: u64) -> String {
+        if self.scenario == Scenario::Raft {
+            let troubles = self.troubles.map(|troubles| format!(" --troubles {troubles}")).unwrap_or_default();
+            let lie = if self.lie.is_some() { " --lie raft-journals" } else { "" };
+            return format!("cargo run --release -p kiseki-sim -- --scenario raft --seed {seed}{troubles}{lie}");
+        }
         let cores = self.cores.map(|cores| format!(" --cores {cores}")).unwrap_or_default();
         let absent = if self.absent > 0 { format!(" --absent {}", self.absent) } else { String::new() };
         let late = if self.late > 0 { format!(" --late {}", self.late) } else { String::new() };
@@ -105,16 +142,23 @@ fn main() -> ExitCode {
         tracing_subscriber::fmt().with_env_filter(filter).without_time().with_writer(std::io::stderr).init();
     }
     let first = if arguments.fresh { RandomState::new().build_hasher().finish() } else { arguments.seed };
-    let mut failed = 0_u64;
-    for seed in (0..arguments.seeds).map(|index| first.wrapping_add(index)) {
-        let report = arguments.run(seed);
-        if !report.is_good() {
+    let (mut failed, mut done) = (0_u64, 0_u64);
+    let start = Instant::now();
+    let is_wanted = |done| match arguments.seconds {
+        Some(seconds) => start.elapsed() < Duration::from_secs(seconds),
+        None => done < arguments.seeds,
+    };
+    while is_wanted(done) {
+        let seed = first.wrapping_add(done);
+        let (is_good, text) = arguments.run(seed);
+        if !is_good {
             failed += 1;
-            println!("FAILED {report}\n  replay: {}", arguments.replay(seed));
+            println!("FAILED {text}\n  replay: {}", arguments.replay(seed));
         } else if arguments.verbose {
-            println!("ok {report}");
+            println!("ok {text}");
         }
+        done += 1;
     }
-    println!("{} seeds from {first}, {} operations each: {failed} failed", arguments.seeds, arguments.ops);
+    println!("{done} seeds from {first}: {failed} failed");
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

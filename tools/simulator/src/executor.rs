@@ -420,7 +420,7 @@ impl Sim {
     /// Runs everything until `future` ends, or nothing can make it end within the limits. The future runs with the
     /// ports of core 0 of `node`, is scheduled like a task, but is not ended by [`Sim::kill`].
     pub fn try_block_on<T>(&self, node: NodeId, future: impl Future<Output = T>) -> Result<T, Stalled> {
-        match self.drive(node, future, None) {
+        match self.drive(node, future, &[]) {
             Ok(value) => Ok(value),
             Err(Interrupted::Stalled(stalled)) => Err(stalled),
             Err(Interrupted::PowerCut) => unreachable!("there is no switch"),
@@ -436,14 +436,24 @@ impl Sim {
         future: impl Future<Output = T>,
         switch: &CutSwitch,
     ) -> Result<T, Interrupted> {
-        self.drive(node, future, Some(switch))
+        self.drive(node, future, &[switch])
+    }
+
+    /// As [`Sim::block_on_or_cut`], with the power of several machines: it stops when any of `switches` has fired.
+    pub fn block_on_or_any_cut<T>(
+        &self,
+        node: NodeId,
+        future: impl Future<Output = T>,
+        switches: &[&CutSwitch],
+    ) -> Result<T, Interrupted> {
+        self.drive(node, future, switches)
     }
 
     fn drive<T>(
         &self,
         node: NodeId,
         future: impl Future<Output = T>,
-        switch: Option<&CutSwitch>,
+        switches: &[&CutSwitch],
     ) -> Result<T, Interrupted> {
         assert!(!self.running.replace(true), "block_on is called inside of block_on");
         let _running = Running(&self.running);
@@ -452,7 +462,7 @@ impl Sim {
             (self.limits.get(), self.world.steps.get(), self.world.now() + self.limits.get().time);
         loop {
             let turn = catch_unwind(AssertUnwindSafe(|| self.turn(&mut main)));
-            let is_cut = switch.is_some_and(CutSwitch::is_cut);
+            let is_cut = switches.iter().any(|switch| switch.is_cut());
             let stalled = |reason| {
                 let (now, pending) = (self.world.now(), self.world.pending());
                 Err(Interrupted::Stalled(Stalled { reason, now, pending }))

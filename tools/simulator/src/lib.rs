@@ -6,7 +6,8 @@
 //!
 //! Reading order: [`seed`] (chance), [`executor`] (tasks and time), [`ports`] (what a core sees of both), [`cut`] (the
 //! moment the power fails), [`disk`] (what a medium remembers), [`device`] (the device port on it), [`recording`] (a cut behind every event of a run), [`unit_file`] and
-//! [`meta`] (metadata directories), [`link`] (calls between cores).
+//! [`meta`] (metadata directories), [`link`] (calls between cores), [`net`] (calls between
+//! nodes).
 #![forbid(unsafe_code)]
 
 pub mod cut;
@@ -15,6 +16,7 @@ pub mod disk;
 pub mod executor;
 pub mod link;
 pub mod meta;
+pub mod net;
 pub mod ports;
 pub mod recording;
 pub mod seed;
@@ -25,5 +27,6 @@ pub use device::{DiskOptions, SimDisk};
 pub use executor::{Limits, NodeId, Sim, SimHandle, Stalled};
 pub use link::SimLink;
 pub use meta::SimMetaDir;
+pub use net::{NetFaults, SimNet};
 pub use recording::Recorder;
 pub use seed::SeededRng;

@@ -29,6 +29,11 @@ pub const SNAPSHOT_FRAME: Target =
 /// The opened rows of a sealed record.
 pub const SNAPSHOT_ROWS: Target = Target::new("snapshot_rows", snapshot_rows, snapshot_rows_seeds);
 
+/// Calls from another node, and the bytes beside them.
+pub const CALLS: Target = Target::new("raft_calls", calls, calls_seeds);
+/// Answers of another node, behind how many were asked for.
+pub const ANSWERS: Target = Target::new("raft_answers", answers, answers_seeds);
+
 /// Records of one replay.
 const RECORDS_MAX: usize = 64;
 
@@ -67,6 +72,7 @@ fn records() -> Vec<(&'static str, Vec<u8>)> {
         ("purge", Change::Purge(log_id(1, 1))),
         ("installing", Change::Installing(log_id(2, 11))),
         ("opened", Change::Opened),
+        ("begun", Change::Begun(1 << 48 | 7)),
     ]
     .into_iter()
     .map(|(name, change)| (name, Record { shard: ShardId(1024), previous: 5, change }.encode()))
@@ -176,4 +182,37 @@ fn snapshot_rows_seeds() -> Vec<Seed> {
         row
     };
     vec![("two", [2u32.to_le_bytes().to_vec(), row(b"a", b"value"), row(b"b", b"")].concat())]
+}
+
+fn calls(bytes: &[u8]) -> Verdict {
+    bytes_settle(bytes, |bytes| {
+        let parts = mend::unpack(bytes, 2);
+        let (message, beside) = (parts.first()?, parts.get(1).copied().unwrap_or_default());
+        let (message, beside) = fuzzing::raft_calls(message, beside)?;
+        // An input that only a longer message could say again is not one of a corpus.
+        let fits = message.len() <= usize::from(u16::MAX) && beside.len() <= usize::from(u16::MAX);
+        fits.then(|| mend::pack([&message[..], &beside]))
+    })
+}
+
+fn calls_seeds() -> Vec<Seed> {
+    let packed =
+        |(name, message, beside): (&'static str, Vec<u8>, Vec<u8>)| (name, mend::pack([&message[..], &beside]));
+    fuzzing::raft_calls_seeds().into_iter().map(packed).collect()
+}
+
+fn answers(bytes: &[u8]) -> Verdict {
+    bytes_settle(bytes, |bytes| {
+        let (expected, message) = bytes.split_first()?;
+        let message = fuzzing::raft_answers(message, usize::from(*expected))?;
+        Some([&[*expected], &message[..]].concat())
+    })
+}
+
+fn answers_seeds() -> Vec<Seed> {
+    let counted = |(name, message, expected): (&'static str, Vec<u8>, usize)| {
+        let expected = u8::try_from(expected).expect("few");
+        (name, [&[expected], &message[..]].concat())
+    };
+    fuzzing::raft_answers_seeds().into_iter().map(counted).collect()
 }

@@ -1,0 +1,223 @@
+//! Who leads and who votes: giving leadership away, learners, replacing a voter.
+
+use crate::error::RaftError;
+use crate::group::ShardGroup;
+use crate::network::{ElectionRequest, ElectionResponse, TransferRequest};
+use crate::type_config::{VoterId, node_of};
+use futures::future::{Either, select};
+use kiseki_types::NodeId;
+use kiseki_types::group::ProposeError;
+use kiseki_types::runtime::RuntimeExt;
+use openraft::async_runtime::WatchReceiver;
+use openraft::{EmptyNode, ServerState};
+use std::collections::BTreeSet;
+use std::pin::pin;
+use std::time::Duration;
+
+/// A voter takes over only when it lacks no more entries than this: the group commits nothing meanwhile.
+pub const TRANSFER_LAG_ENTRIES_MAX: u64 = 1_000;
+
+/// A learner that gets nothing new for so long is not waited for any longer.
+pub const LEARN_STALL_MAX: Duration = Duration::from_secs(30);
+
+/// Most voters of a shard.
+pub const VOTERS_MAX: usize = 9;
+
+impl ShardGroup {
+    /// The voter that this replica is.
+    #[must_use]
+    pub fn voter(&self) -> VoterId {
+        *self.raft().node_id()
+    }
+
+    /// The node that leads, as far as this replica knows.
+    #[must_use]
+    pub fn leader_node(&self) -> Option<NodeId> {
+        self.leader().map(node_of)
+    }
+
+    /// Whether this replica leads, as far as it knows.
+    #[must_use]
+    pub fn leads(&self) -> bool {
+        self.metrics().state == ServerState::Leader
+    }
+
+    /// The voters, as far as this replica knows; while they change, those of before and after.
+    #[must_use]
+    pub fn voters(&self) -> BTreeSet<VoterId> {
+        self.raft().voter_ids().collect()
+    }
+
+    pub(crate) fn not_leader(&self, leader: Option<VoterId>) -> ProposeError {
+        ProposeError::NotLeader { shard: self.shard_id(), leader: leader.map(node_of) }
+    }
+
+    fn refused(&self, reason: impl Into<String>) -> RaftError {
+        RaftError::Membership { shard: self.shard_id(), reason: reason.into() }
+    }
+
+    fn must_lead(&self) -> Result<(), RaftError> {
+        if self.leads() {
+            return Ok(());
+        }
+        Err(RaftError::NotLeader { shard: self.shard_id(), leader: self.leader_node() })
+    }
+
+    /// Gives leadership to `to` and waits until this replica sees another leader. While it goes on nothing is
+    /// committed, so a voter that lags, or has not answered within an election timeout, is refused at once.
+    ///
+    /// Errors: `NotLeader`; `Membership` when `to` can't take over; `NoLeader` when no other leader is seen in time:
+    /// then the voters elect one by themselves.
+    pub async fn transfer_leader(&self, to: VoterId) -> Result<(), RaftError> {
+        self.must_lead()?;
+        if to == self.voter() {
+            return Ok(());
+        }
+        self.can_lead(to)?;
+        let raft = self.raft();
+        raft.trigger().transfer_leader(to).await.map_err(|error| self.stopped(error.to_string()))?;
+        let parts = &self.inner.parts;
+        let wait = Duration::from_millis(parts.settings.election_ms_max * 2);
+        let moved = async {
+            let mut metrics = raft.metrics();
+            loop {
+                let leader = metrics.borrow_and_update().current_leader;
+                if leader.is_some_and(|leader| leader != self.voter()) || metrics.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        match select(pin!(moved), parts.ports.sleep(wait)).await {
+            Either::Left(_) => Ok(()),
+            Either::Right(_) => {
+                let waited_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+                Err(RaftError::NoLeader { shard: self.shard_id(), waited_ms })
+            }
+        }
+    }
+
+    /// Whether `to` is a voter that is up with the log and answers.
+    fn can_lead(&self, to: VoterId) -> Result<(), RaftError> {
+        if !self.voters().contains(&to) {
+            return Err(self.refused(format!("{to} is no voter, so it can't lead")));
+        }
+        let metrics = self.metrics();
+        let matched = metrics.replication.as_ref().and_then(|all| all.get(&to).copied()).flatten();
+        let lag = metrics.last_log_index.unwrap_or(0).saturating_sub(matched.map_or(0, |id| id.index));
+        if matched.is_none() || lag > TRANSFER_LAG_ENTRIES_MAX {
+            return Err(self.refused(format!("voter {to} lacks {lag} entries; wait until it has caught up")));
+        }
+        let answered = metrics.heartbeat.as_ref().and_then(|all| all.get(&to).copied()).flatten();
+        let silent = answered
+            .is_none_or(|at| self.inner.parts.ports.now().since(at.into_inner().0) > self.inner.parts.settings.quiet());
+        if silent {
+            return Err(self.refused(format!("voter {to} does not answer")));
+        }
+        Ok(())
+    }
+
+    /// Adds voters (and waits until they are caught up) or removes some: `voters` is the new set. A change that was cut
+    /// off is finished by doing it again, on whatever replica leads then.
+    ///
+    /// Errors: `NotLeader`, `Membership`; `Stopped` when the group can't commit it now.
+    pub async fn change_voters(&self, voters: &[VoterId]) -> Result<(), RaftError> {
+        self.must_lead()?;
+        let wanted: BTreeSet<VoterId> = voters.iter().copied().collect();
+        if wanted.is_empty() || wanted.len() > VOTERS_MAX {
+            return Err(self.refused(format!("{} voters are not between 1 and {VOTERS_MAX}", wanted.len())));
+        }
+        // I-L10: two voters of one node would die together, and one of them would be the other come back.
+        let nodes: BTreeSet<NodeId> = wanted.iter().copied().map(node_of).collect();
+        if nodes.len() != wanted.len() {
+            return Err(self.refused("one node would vote twice"));
+        }
+        let raft = self.raft();
+        let now = self.voters();
+        for voter in wanted.difference(&now) {
+            self.add_learner(*voter).await?;
+        }
+        raft.change_membership(wanted, false).await.map(drop).map_err(|error| self.stopped(error.to_string()))
+    }
+
+    /// Adds a replica that gets everything and does not vote; ends when it has what the log held at the beginning.
+    ///
+    /// Errors: as of [`ShardGroup::change_voters`]; `Membership` when nothing reaches it for [`LEARN_STALL_MAX`]: it stays
+    /// a learner then. It must have joined.
+    pub async fn add_learner(&self, learner: VoterId) -> Result<(), RaftError> {
+        self.must_lead()?;
+        let raft = self.raft();
+        // openraft's own waiting ends when few entries are missing, which may be all there are.
+        let added = raft.add_learner(learner, EmptyNode {}, false).await;
+        let goal = added.map_err(|error| self.stopped(error.to_string()))?.log_id.index;
+        let ports = &self.inner.parts.ports;
+        let mut metrics = raft.metrics();
+        let (mut matched, mut since) = (None, ports.now());
+        loop {
+            self.must_lead()?; // only a leader knows who has what
+            let now = {
+                let metrics = metrics.borrow_and_update();
+                let known = metrics.replication.as_ref().and_then(|all| all.get(&learner).copied()).flatten();
+                known.map(|id| id.index)
+            };
+            if now >= Some(goal) {
+                return Ok(());
+            }
+            if now > matched {
+                (matched, since) = (now, ports.now());
+            }
+            let left = LEARN_STALL_MAX.saturating_sub(ports.now().since(since));
+            match select(pin!(metrics.changed()), ports.sleep(left)).await {
+                Either::Left((Ok(()), _)) => {}
+                Either::Left((Err(_), _)) => return Err(self.stopped("it ended meanwhile".to_owned())),
+                Either::Right(_) => return Err(self.refused(format!("learner {learner} does not catch up"))),
+            }
+        }
+    }
+
+    /// Puts `new` in the place of `old`: it learns, catches up, and in one change gets the vote that `old` loses, so
+    /// that there are never fewer voters on the way and the two never count together (I-L10). What was cut off is
+    /// finished by doing it again.
+    pub async fn replace_voter(&self, old: VoterId, new: VoterId) -> Result<(), RaftError> {
+        self.must_lead()?;
+        let mut voters = self.voters();
+        if !voters.contains(&old) && !voters.contains(&new) {
+            return Err(self.refused(format!("{old} is no voter, so nobody can take its place")));
+        }
+        voters.remove(&old);
+        voters.insert(new);
+        self.change_voters(&voters.into_iter().collect::<Vec<_>>()).await
+    }
+
+    /// A leader gives its leadership away.
+    pub async fn handle_transfer(&self, request: TransferRequest) -> Result<(), RaftError> {
+        let answer = self.raft().handle_transfer_leader(request).await;
+        answer.map_err(|error| self.stopped(error.to_string()))?.map_err(|error| self.stopped(error.to_string()))
+    }
+
+    /// A peer stands for election.
+    pub async fn handle_vote(&self, request: ElectionRequest) -> Result<ElectionResponse, RaftError> {
+        // An election that the leader itself asked for breaks no promise: it answers no reads any more.
+        if !request.leadership_transfer && self.is_quiet() {
+            return Ok(self.not_now());
+        }
+        self.raft().vote(request).await.map_err(|error| self.stopped(error.to_string()))
+    }
+
+    /// A peer asks whether it would be elected.
+    pub async fn handle_pre_vote(&self, request: ElectionRequest) -> Result<ElectionResponse, RaftError> {
+        if self.is_quiet() {
+            return Ok(self.not_now());
+        }
+        self.raft().pre_vote(request).await.map_err(|error| self.stopped(error.to_string()))
+    }
+
+    /// Whether this replica may have promised a leader not to vote, before it was started.
+    fn is_quiet(&self) -> bool {
+        self.inner.parts.ports.now() < self.inner.quiet_until.get()
+    }
+
+    /// No vote, whatever is asked.
+    fn not_now(&self) -> ElectionResponse {
+        ElectionResponse::new(self.metrics().vote, None, false)
+    }
+}
