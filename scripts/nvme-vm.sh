@@ -8,7 +8,8 @@
 #
 # Environment: DRIVES     "SIZE:BLOCK ..." for example "256M:512 256M:4096": /dev/drive0, /dev/drive1, ... (serial numbers kiseki0, ...);
 #                         SIZE may be nbd://HOST:PORT/ of a server that holds the drive, or faulty=SIZE for one that fails
-#                         reads of the first block of its fifth MiB and writes of the first block of its ninth
+#                         reads of the first block of its fifth MiB and writes of the first block of its ninth, or null=SIZE for
+#                         one that keeps nothing and answers at once
 #              NVME       more properties of every drive, for example ",mdts=5"
 #              APPEND     more arguments of the kernel (nvme.poll_queues=1)
 #              MEM SMP LIMIT_S   MiB (768), processors (1), seconds until it is ended (300)
@@ -165,6 +166,7 @@ execute() {
                 {\"event\":\"none\",\"iotype\":\"read\",\"errno\":5,\"sector\":8192,\"once\":false},
                 {\"event\":\"none\",\"iotype\":\"write\",\"errno\":5,\"sector\":16384,\"once\":false}]}"
             ;;
+        null=*) node="{\"node-name\":\"d$index\",\"driver\":\"null-co\",\"size\":$(numfmt --from=iec "${size#null=}"),\"read-zeroes\":true}" ;;
         *) [ -e "$image" ] || truncate -s "$size" "$image" ;;
         esac
         args+=(-blockdev "$node" -device "nvme,serial=kiseki$index,id=c$index${NVME:-}"
@@ -188,5 +190,5 @@ execute() {
 case ${1:-} in
 setup) setup ;;
 exec) shift && execute "$@" ;;
-*) sed -n '2,19s/^# \{0,1\}//p' "$0" && exit 2 ;;
+*) sed -n '2,20s/^# \{0,1\}//p' "$0" && exit 2 ;;
 esac
