@@ -11,7 +11,8 @@
 # Environment: DRIVES     "SIZE:BLOCK ..." for example "256M:512 256M:4096": /dev/drive0, /dev/drive1, ... (serial numbers kiseki0, ...);
 #                         SIZE may be nbd://HOST:PORT/ of a server that holds the drive, or faulty=SIZE for one that fails
 #                         reads of the first block of its fifth MiB and writes of the first block of its ninth, or slow=SIZE for one
-#                         that does 1000 commands a second, so that a reset meets some. +SIZE:BLOCK adds a namespace (/dev/drive0n2). ;FIELD=VALUE,... is what the drive says of itself where QEMU would say
+#                         that does 1000 commands a second, so that a reset meets some, or null=SIZE for one that keeps
+#                         nothing and answers at once. +SIZE:BLOCK adds a namespace (/dev/drive0n2). ;FIELD=VALUE,... is what the drive says of itself where QEMU would say
 #                         something else: see emulated_identify.py for the fields
 #              NVME       more properties of every drive, for example ",mdts=5"
 #              APPEND     more arguments of the kernel (nvme.poll_queues=1)
@@ -186,6 +187,9 @@ namespace() {
         node="{\"node-name\":\"$name\",\"driver\":\"throttle\",\"throttle-group\":\"slow-$name\",\"file\":
             {\"driver\":\"file\",\"filename\":\"$image\"}}"
         ;;
+    null=*)
+        node="{\"node-name\":\"$name\",\"driver\":\"null-co\",\"size\":$(numfmt --from=iec "${size#null=}"),\"read-zeroes\":true}"
+        ;;
     *) [ -e "$image" ] || truncate -s "$size" "$image" ;;
     esac
     # The identifier is what emulated_identify.py knows the namespace by.
@@ -244,5 +248,5 @@ case ${1:-} in
 setup) setup ;;
 accel) cat "$dir/accel" 2>/dev/null || { echo 'nvme-vm.sh setup comes first' >&2; exit 2; } ;;
 exec) shift && execute "$@" ;;
-*) sed -n '2,28s/^# \{0,1\}//p' "$0" && exit 2 ;;
+*) sed -n '2,29s/^# \{0,1\}//p' "$0" && exit 2 ;;
 esac

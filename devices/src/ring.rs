@@ -10,6 +10,7 @@ pub(crate) mod backend;
 mod flush;
 mod operation;
 pub(crate) mod patience;
+mod reply;
 #[cfg(test)]
 mod tests;
 
@@ -17,12 +18,12 @@ use crate::nvme::path::PathPreference;
 use crate::pool::BufferPool;
 use backend::Backend;
 use flush::FlushGate;
-use futures::channel::oneshot;
 use futures::future::join_all;
 use kiseki_executor::{Completion, CoreRing, FileSlot, core_ring};
 use kiseki_types::runtime::LocalBoxFuture;
 use kiseki_types::{IoBuf, IoBytes};
 use operation::{InFlight, Operation, ReadTarget};
+use reply::reply;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::fs::File;
@@ -143,9 +144,9 @@ impl Ring {
             let pieces = self.shared.backend.cut(offset, buf.len());
             return self.read_pieces(offset, buf, pieces);
         }
-        let (reply, answer) = oneshot::channel();
+        let (reply, answer) = reply();
         self.shared.queue(Operation::Read { offset, buf, reply });
-        wait_for(answer)
+        Box::pin(answer)
     }
 
     fn read_pieces(
@@ -156,10 +157,10 @@ impl Ring {
     ) -> LocalBoxFuture<'static, io::Result<IoBuf>> {
         let target = ReadTarget::new(buf);
         let start = |piece: Range<usize>| {
-            let (reply, answer) = oneshot::channel();
+            let (reply, answer) = reply();
             let (offset, target) = (offset + piece.start as u64, target.clone());
             self.shared.queue(Operation::ReadPiece { offset, target, piece, reply });
-            wait_for(answer)
+            answer
         };
         let answers: Vec<_> = pieces.into_iter().map(start).collect();
         Box::pin(async move {
@@ -186,9 +187,9 @@ impl Ring {
     }
 
     fn write_piece(&self, offset: u64, parts: Vec<IoBytes>) -> LocalBoxFuture<'static, io::Result<()>> {
-        let (reply, answer) = oneshot::channel();
+        let (reply, answer) = reply();
         self.shared.queue(Operation::write(offset, parts, reply));
-        wait_for(answer)
+        Box::pin(answer)
     }
 
     /// Whether a completed write may be lost until a flush.
@@ -203,12 +204,12 @@ impl Ring {
             let failed = self.shared.failed.borrow().as_ref().map(StoredError::fenced);
             return Box::pin(std::future::ready(failed.map_or(Ok(()), Err)));
         }
-        let (reply, answer) = oneshot::channel();
+        let (reply, answer) = reply();
         let start = self.shared.flush.borrow_mut().join(reply);
         if start {
             self.shared.queue(Operation::Flush);
         }
-        wait_for(answer)
+        Box::pin(answer)
     }
 
     /// Gives the range back to the file system or the device.
@@ -216,9 +217,9 @@ impl Ring {
         if !self.shared.backend.can_discard() {
             return Box::pin(std::future::ready(Ok(())));
         }
-        let (reply, answer) = oneshot::channel();
+        let (reply, answer) = reply();
         self.shared.queue(Operation::Discard { offset, len_bytes, ranges: Vec::new(), reply });
-        wait_for(answer)
+        Box::pin(answer)
     }
 
     /// Operations that the kernel has now, and that wait.
@@ -241,12 +242,6 @@ fn parts_within(parts: &[IoBytes], piece: Range<usize>) -> Vec<IoBytes> {
         start += part.len();
     }
     found
-}
-
-fn wait_for<T: 'static>(answer: oneshot::Receiver<io::Result<T>>) -> LocalBoxFuture<'static, io::Result<T>> {
-    Box::pin(
-        async move { answer.await.unwrap_or_else(|_| Err(io::Error::other("the executor of the device has ended"))) },
-    )
 }
 
 /// Registers the pool's memory. Without it everything works, at the cost of pinning pages for every operation.
@@ -297,10 +292,7 @@ impl Shared {
         };
         match refused {
             Some(error) => self.finish(operation, Err(error)),
-            None => {
-                self.waiting.borrow_mut().push_back(InFlight::new(operation));
-                self.start_waiting();
-            }
+            None => self.start(InFlight::new(operation)),
         }
     }
 
@@ -309,17 +301,22 @@ impl Shared {
         self.in_flight.borrow().len() - self.free.borrow().len()
     }
 
+    /// Gives an operation to the core's ring, or lets it wait for its turn.
+    fn start(self: &Rc<Self>, operation: InFlight) {
+        let is_first = self.waiting.borrow().is_empty();
+        let slot = if is_first { self.free.borrow_mut().pop() } else { None };
+        match slot {
+            Some(slot) => self.submit(slot, operation),
+            None => self.waiting.borrow_mut().push_back(operation),
+        }
+    }
+
     /// Gives waiting operations to the core's ring as far as the queue has room.
     fn start_waiting(self: &Rc<Self>) {
-        while !self.free.borrow().is_empty() {
-            let Some(operation) = self.waiting.borrow_mut().pop_front() else { return };
-            let slot = self.free.borrow_mut().pop().expect("looked above");
-            let mut table = self.in_flight.borrow_mut();
-            let placed = table[usize::from(slot)].insert(operation);
-            let (submission, way) = placed.submission(&self.backend, self.slot.fixed(), self.pool.as_deref());
-            // SAFETY: everything that the submission points to (buffers, lists of parts and of ranges) is owned by the
-            // table, on the heap, and stays there unmoved until `complete` takes it out; the ring keeps us until then.
-            unsafe { self.core.submit(submission, way, self.clone(), u32::from(slot)) };
+        while !self.waiting.borrow().is_empty() {
+            let Some(slot) = self.free.borrow_mut().pop() else { return };
+            let operation = self.waiting.borrow_mut().pop_front().expect("looked above");
+            self.submit(slot, operation);
         }
     }
 
@@ -348,6 +345,15 @@ impl Shared {
         });
     }
 
+    fn submit(self: &Rc<Self>, slot: u16, operation: InFlight) {
+        let mut table = self.in_flight.borrow_mut();
+        let placed = table[usize::from(slot)].insert(operation);
+        let (submission, way) = placed.submission(&self.backend, self.slot.fixed(), self.pool.as_deref());
+        // SAFETY: everything that the submission points to (buffers, lists of parts and of ranges) is owned by the
+        // table, on the heap, and stays there unmoved until `complete` takes it out; the ring keeps us until then.
+        unsafe { self.core.submit(submission, way, self.clone(), u32::from(slot)) };
+    }
+
     /// Answers the caller of an operation. A caller that has gone away is no error.
     fn finish(self: &Rc<Self>, operation: Operation, result: io::Result<()>) {
         if let Err(error) = &result
@@ -356,17 +362,17 @@ impl Shared {
             self.failed.borrow_mut().get_or_insert_with(|| StoredError::of(error));
         }
         match operation {
-            Operation::Read { buf, reply, .. } => drop(reply.send(result.map(|()| buf))),
+            Operation::Read { buf, reply, .. } => reply.send(result.map(|()| buf)),
             Operation::ReadPiece { target, reply, .. } => {
                 drop(target);
-                drop(reply.send(result));
+                reply.send(result);
             }
-            Operation::Write { reply, .. } | Operation::Discard { reply, .. } => drop(reply.send(result)),
+            Operation::Write { reply, .. } | Operation::Discard { reply, .. } => reply.send(result),
             Operation::Flush => {
                 let (waiters, again) = self.flush.borrow_mut().done();
                 let stored = result.err().map(|error| StoredError::of(&error));
                 for waiter in waiters {
-                    drop(waiter.send(stored.as_ref().map_or(Ok(()), |stored| Err(stored.error()))));
+                    waiter.send(stored.as_ref().map_or(Ok(()), |stored| Err(stored.error())));
                 }
                 if again {
                     self.queue(Operation::Flush);

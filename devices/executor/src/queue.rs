@@ -25,9 +25,9 @@ const POLLED_SUBMISSIONS: u32 = 512;
 const POLLED_COMPLETIONS: u32 = 2048;
 
 /// Operations that are queued before they go to the kernel in the middle of a turn. A drive that is idle would have to wait
-/// for the end of the turn, in which every task that is ready runs: with 32 reads of 4 KiB in flight, handing over all
-/// at once leaves the drive idle a fifth of the time. One alone waits for the turn's own call, so that depth 1 costs no
-/// second one; and the kernel gathers requests (at the cost of starting none) only from the third on.
+/// for the end of the turn, in which every task that is ready runs: with 32 reads of 4 KiB in flight, handing over all at
+/// once leaves the drive idle a fifth of the time. The kernel gathers requests (at the cost of starting none) only from the
+/// third on. The first of a turn may go alone, see [`Queue::hand_over_at`].
 const HANDED_OVER_AT: usize = 2;
 
 type Plain = IoUring<squeue::Entry, cqueue::Entry>;
@@ -101,6 +101,10 @@ pub(crate) struct Queue {
     held: Option<RefCell<Held>>,
     /// Operations queued since the last system call.
     queued: Cell<usize>,
+    /// Answers that the turn began with.
+    answered: Cell<usize>,
+    /// Whether operations went to the kernel in the middle of this turn.
+    has_handed_over: Cell<bool>,
     enters: Cell<u64>,
 }
 
@@ -112,6 +116,8 @@ impl Queue {
             backlog: RefCell::default(),
             held,
             queued: Cell::new(0),
+            answered: Cell::new(0),
+            has_handed_over: Cell::new(false),
             enters: Cell::new(0),
         }
     }
@@ -162,10 +168,19 @@ impl Queue {
     pub fn push_operation(&self, submission: Submission) {
         self.push(submission);
         self.queued.set(self.queued.get() + 1);
-        if self.queued.get() >= HANDED_OVER_AT {
+        if self.queued.get() >= self.hand_over_at() {
+            self.has_handed_over.set(true);
             // Where the kernel wants completions to be taken first, the end of the turn tries again.
             let _taken = self.enter(0, None);
         }
+    }
+
+    /// Operations that make a call. Where a turn began with several answers the drive may have nothing left to do, and several
+    /// operations will follow: the first starts it. Otherwise there may be one alone: it waits for the turn's own call, so that
+    /// depth 1 costs no second one.
+    fn hand_over_at(&self) -> usize {
+        let is_first = self.answered.get() > 1 && !self.has_handed_over.get();
+        if is_first { 1 } else { HANDED_OVER_AT }
     }
 
     fn try_push(&self, submission: &Submission) -> bool {
@@ -272,10 +287,12 @@ impl Queue {
         }
     }
 
-    /// Takes what the kernel has answered.
+    /// Takes what the kernel has answered; a new turn begins.
     pub fn take_answers(&self, answers: &mut Vec<Answer>) {
         let first = answers.len();
         of_any_width!(&mut *self.ring.borrow_mut(), ring => answers.extend(ring.completion().map(answer_of)));
+        self.answered.set(answers.len() - first);
+        self.has_handed_over.set(false);
         if let Some(held) = &self.held {
             let mut held = held.borrow_mut();
             answers[first..].iter().for_each(|answer| held.answer(answer.user_data));
@@ -306,5 +323,37 @@ fn build<S: squeue::EntryMarker, C: cqueue::EntryMarker>(
             IoUring::<S, C>::builder().setup_clamp().setup_cqsize(completions).build(submissions)
         }
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use io_uring::opcode::Nop;
+
+    #[test]
+    fn a_drive_without_work_gets_the_first_operation_at_once_and_one_alone_waits_for_the_turn() {
+        let queue = Queue::plain().unwrap();
+        let calls = |operations: usize| -> Vec<u64> {
+            let one = |_| {
+                queue.push_operation(Nop::new().build().into());
+                queue.enters()
+            };
+            (0..operations).map(one).collect()
+        };
+        let answers = || {
+            let mut answers = Vec::new();
+            queue.take_answers(&mut answers);
+            answers.len()
+        };
+        assert_eq!(calls(8), [0, 1, 1, 2, 2, 3, 3, 4], "nothing was answered: there may be one alone");
+        assert_eq!(answers(), 8);
+        assert_eq!(calls(8), [5, 5, 6, 6, 7, 7, 8, 8], "the drive has nothing to do: it starts with the first");
+        queue.pass();
+        assert_eq!((queue.enters(), answers()), (9, 8));
+        assert_eq!((calls(1), answers()), (vec![10], 1));
+        assert_eq!(calls(1), [10], "one after one: the call that ends the turn takes it along");
+        queue.pass();
+        assert_eq!((queue.enters(), answers()), (11, 1));
     }
 }

@@ -3,10 +3,9 @@
 //! A flush covers writes that completed before it was *submitted*. So a caller may join only a flush that is not yet
 //! submitted; one that is in flight may already have passed over the caller's data.
 
-use futures::channel::oneshot;
-use std::io;
+use super::reply::Reply;
 
-type Waiter = oneshot::Sender<io::Result<()>>;
+type Waiter = Reply<()>;
 
 /// The waiters of the flush in flight and of the next one.
 #[derive(Default)]
@@ -44,7 +43,7 @@ mod tests {
     #[test]
     fn i_l2_a_waiter_never_joins_a_flush_that_was_submitted_before_it_called() {
         let mut gate = FlushGate::default();
-        let waiter = || oneshot::channel().0;
+        let waiter = || crate::ring::reply::reply().0;
         assert!(gate.join(waiter()));
         assert!(!gate.join(waiter()) && !gate.join(waiter()), "one flush at a time");
         let (ended, again) = gate.done();

@@ -2,10 +2,10 @@
 
 use super::backend::{Backend, Step};
 use super::patience::Patience;
+use super::reply::Reply;
 use crate::nvme::command::{CommandAnswer, CommandBackend};
 use crate::nvme::status::NvmeStatus;
 use crate::pool::BufferPool;
-use futures::channel::oneshot;
 use io_uring::types;
 use kiseki_executor::{Submission, Way};
 use kiseki_types::limits::DEVICE_BLOCK_BYTES_MIN;
@@ -27,25 +27,19 @@ const TRANSFER_LEN_BYTES_MAX: usize = 1 << 30;
 /// What a caller asked for, with the memory that it takes.
 pub(super) enum Operation {
     /// Read into `buf`.
-    Read { offset: u64, buf: IoBuf, reply: oneshot::Sender<io::Result<IoBuf>> },
+    Read { offset: u64, buf: IoBuf, reply: Reply<IoBuf> },
     /// Read into a part of a buffer; other pieces read into the rest.
-    ReadPiece { offset: u64, target: Rc<ReadTarget>, piece: Range<usize>, reply: oneshot::Sender<io::Result<()>> },
+    ReadPiece { offset: u64, target: Rc<ReadTarget>, piece: Range<usize>, reply: Reply<()> },
     /// Write the parts, `len` bytes in all. `iovecs` is what the kernel reads the list of parts from.
-    Write {
-        offset: u64,
-        parts: Vec<IoBytes>,
-        len: usize,
-        iovecs: Vec<libc::iovec>,
-        reply: oneshot::Sender<io::Result<()>>,
-    },
+    Write { offset: u64, parts: Vec<IoBytes>, len: usize, iovecs: Vec<libc::iovec>, reply: Reply<()> },
     /// Make completed writes durable; the waiters are in the gate.
     Flush,
     /// Give a range back. `ranges` is what a drive reads the list of ranges from.
-    Discard { offset: u64, len_bytes: u64, ranges: Vec<[u8; 16]>, reply: oneshot::Sender<io::Result<()>> },
+    Discard { offset: u64, len_bytes: u64, ranges: Vec<[u8; 16]>, reply: Reply<()> },
 }
 
 impl Operation {
-    pub fn write(offset: u64, parts: Vec<IoBytes>, reply: oneshot::Sender<io::Result<()>>) -> Operation {
+    pub fn write(offset: u64, parts: Vec<IoBytes>, reply: Reply<()>) -> Operation {
         let len = parts.iter().map(|part| part.len()).sum();
         assert!(len <= TRANSFER_LEN_BYTES_MAX, "I-O5: write of {len} bytes");
         Operation::Write { offset, parts, len, iovecs: Vec::new(), reply }
@@ -308,11 +302,11 @@ mod tests {
     use crate::ring::patience::RetryLimits;
 
     fn read(len: usize) -> InFlight {
-        InFlight::new(Operation::Read { offset: 0, buf: IoBuf::zeroed(len), reply: oneshot::channel().0 })
+        InFlight::new(Operation::Read { offset: 0, buf: IoBuf::zeroed(len), reply: crate::ring::reply::reply().0 })
     }
 
     fn write(len: usize) -> InFlight {
-        InFlight::new(Operation::write(0, vec![IoBuf::zeroed(len).freeze()], oneshot::channel().0))
+        InFlight::new(Operation::write(0, vec![IoBuf::zeroed(len).freeze()], crate::ring::reply::reply().0))
     }
 
     fn drive(has_volatile_cache: bool, is_local: bool) -> Backend {

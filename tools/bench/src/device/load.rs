@@ -12,7 +12,7 @@ use crate::stop::Stop;
 use crate::units::ns;
 use anyhow::{Context, Result, anyhow};
 use futures::stream::{FuturesUnordered, StreamExt};
-use kiseki_devices::file_device::open_device;
+use kiseki_devices::file_device::{open_device, open_device_by};
 use kiseki_devices::pool::{BufferPool, POOL_SLOTS_MAX, SlabClass};
 use kiseki_devices::ring::RingOptions;
 use kiseki_executor::{Executor, ExecutorOptions};
@@ -61,12 +61,14 @@ pub fn run(args: &DeviceArgs, targets: &[Target], stop: &Stop, warnings: &mut Ve
             cpus.len()
         ));
     }
+    let rings = targets.iter().map(|target| target.choice.in_use.rings()).max().unwrap_or_default();
     let (results, cpu, end_ns) = thread::scope(|scope| -> Result<_> {
         let handles: Vec<_> = (0..args.numjobs)
             .map(|job| {
-                let (common, cpus) = (&common, &cpus);
+                let common = &common;
+                let options = ExecutorOptions { cpu: cpus.get(usize::from(job)).copied(), rings };
                 scope.spawn(move || {
-                    let result = on_executor(common, cpus.get(usize::from(job)).copied(), job, load_all);
+                    let result = on_executor(common, options, job, load_all);
                     // An executor that never was must not keep the others waiting.
                     if result.is_err() {
                         common.ready.wait();
@@ -103,7 +105,7 @@ fn job(args: &DeviceArgs, target: &Target, counts: Counts, cpu: CpuTime, unregis
     let read_percent = args.rw.read_percent(args.rwmixread);
     let mut job = Job {
         name: target.path.display().to_string(),
-        about: args.about(),
+        about: args.about(target.choice.in_use),
         read: (read_percent > 0).then(|| Side::of(counts.read)),
         write: (read_percent < 100).then(|| Side::of(counts.write)),
         sync: (args.fdatasync > 0).then_some(counts.flush),
@@ -112,6 +114,10 @@ fn job(args: &DeviceArgs, target: &Target, counts: Counts, cpu: CpuTime, unregis
         ..Job::default()
     };
     job.extra.insert("unregistered_buffers".to_owned(), json!(unregistered));
+    job.extra.insert("path".to_owned(), json!(target.choice.in_use.word()));
+    if !target.choice.reason.is_empty() {
+        job.notes.push(format!("not driven by NVMe commands: {}", target.choice.reason));
+    }
     if unregistered > 0 {
         job.notes.push(format!("{unregistered} buffers were not registered with the ring"));
     }
@@ -144,11 +150,11 @@ fn watch(common: &Common<'_>) -> (CpuTime, u64) {
 /// Runs `task` on an executor of this thread.
 fn on_executor<'a, T>(
     common: &'a Common<'a>,
-    cpu: Option<usize>,
+    options: ExecutorOptions,
     job: u16,
     task: impl AsyncFnOnce(&'a Common<'a>, u16) -> T,
 ) -> Result<T> {
-    let executor = Executor::new(ExecutorOptions { cpu, ..ExecutorOptions::default() }).map_err(|error| {
+    let executor = Executor::new(options).map_err(|error| {
         anyhow!("executor {job} can't start: {error}; raise the limit of locked memory (ulimit -l unlimited)")
     })?;
     Ok(executor.run(task(common, job)))
@@ -171,7 +177,7 @@ async fn load_all(common: &Common<'_>, job: u16) -> Result<JobResult> {
         .iter()
         .map(|target| {
             let options = RingOptions { depth: args.iodepth, ..RingOptions::default() };
-            Ok(open_device(&target.path, options, Some(pool.clone()))?)
+            Ok(open_device_by(&target.path, &target.choice, options, Some(pool.clone()))?)
         })
         .collect();
     common.ready.wait();
@@ -220,16 +226,16 @@ fn ring_load(
 
 /// Fills the files that we made: reading holes measures nothing, and writing them allocates.
 fn fill_new_files(common: &Common<'_>) -> Result<()> {
-    if !common.targets.iter().any(|target| target.is_made) {
+    if !common.targets.iter().any(|target| target.is_made()) {
         return Ok(());
     }
     let tally = Tally::default();
-    let total: u64 = common.targets.iter().filter(|target| target.is_made).map(|target| target.len_bytes).sum();
+    let total: u64 = common.targets.iter().filter(|target| target.is_made()).map(|target| target.len_bytes).sum();
     let mut progress = Progress::start("filling", Some(total.div_ceil(FILL_LEN_BYTES)));
     thread::scope(|scope| {
         let filling = scope.spawn(|| {
-            on_executor(common, None, 0, async |common, _| -> Result<()> {
-                for target in common.targets.iter().filter(|target| target.is_made) {
+            on_executor(common, ExecutorOptions::default(), 0, async |common, _| -> Result<()> {
+                for target in common.targets.iter().filter(|target| target.is_made()) {
                     fill(common, target, &tally).await?;
                 }
                 Ok(())

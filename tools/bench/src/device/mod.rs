@@ -15,6 +15,7 @@ use crate::units::{binary, ns, parse_bytes, parse_duration};
 use crate::usage::usage;
 use anyhow::Result;
 use clap::{Args, ValueEnum};
+use kiseki_devices::nvme::path::{PathInUse, PathPreference};
 use kiseki_types::limits::DEVICE_BLOCK_BYTES_MAX;
 use serde::Serialize;
 use serde_json::json;
@@ -32,6 +33,9 @@ Examples:
   # two drives at once, two cores, large writes; everything on the drives is lost
   kiseki-bench device /dev/nvme0n1 /dev/nvme1n1 --rw write --bs 1m --iodepth 8 --numjobs 2 \\
       --destroy /dev/nvme0n1 --destroy /dev/nvme1n1
+  # the same reads by NVMe commands and through the block device; needs no --destroy
+  kiseki-bench device /dev/nvme0n1 --device-path passthrough
+  kiseki-bench device /dev/nvme0n1 --device-path io_uring
   # durable small writes, as fio's --fdatasync=1
   kiseki-bench device /data/test.img --rw randwrite --bs 4k --iodepth 1 --fdatasync 1 --size 1g --json";
 
@@ -73,6 +77,30 @@ impl Pattern {
     }
 }
 
+/// How NVMe drives are driven, in the words of the server's `device_path`; files and other block devices have one way
+/// only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
+pub enum DevicePath {
+    /// By commands to the character device where that can be done, else through the block device
+    Auto,
+    /// By commands; a drive that can't be is refused
+    Passthrough,
+    /// Through the block device
+    IoUring,
+}
+
+impl From<DevicePath> for PathPreference {
+    fn from(path: DevicePath) -> PathPreference {
+        match path {
+            DevicePath::Auto => PathPreference::Auto,
+            DevicePath::Passthrough => PathPreference::Passthrough,
+            DevicePath::IoUring => PathPreference::IoUring,
+        }
+    }
+}
+
 /// Arguments of `device`.
 #[derive(Args, Clone, Debug, Serialize)]
 #[command(after_help = EXAMPLES)]
@@ -106,6 +134,9 @@ pub struct DeviceArgs {
     /// Bytes of the device to use; a file that is made gets this length (default: all of it, 1g for a new file)
     #[arg(long, value_parser = parse_bytes)]
     pub size: Option<u64>,
+    /// Which way to an NVMe drive, as `device_path` of a node
+    #[arg(long, value_enum, default_value = "auto")]
+    pub device_path: DevicePath,
     /// Flush after so many writes of each operation slot; 0 never flushes
     #[arg(long, value_name = "WRITES", default_value_t = 0)]
     pub fdatasync: u32,
@@ -152,11 +183,12 @@ impl DeviceArgs {
         Ok(())
     }
 
-    fn about(&self) -> String {
+    fn about(&self, path: PathInUse) -> String {
         format!(
-            "rw={}, bs={}, ioengine=kiseki-ring, iodepth={}, numjobs={}, direct=1",
+            "rw={}, bs={}, ioengine=kiseki-ring, path={}, iodepth={}, numjobs={}, direct=1",
             self.rw.word(),
             binary(self.bs as f64),
+            path.word(),
             self.iodepth,
             self.numjobs
         )

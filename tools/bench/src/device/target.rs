@@ -4,7 +4,8 @@ use super::DeviceArgs;
 use crate::units::binary;
 use crate::usage::usage;
 use anyhow::{Context, Result};
-use kiseki_devices::file_device::{DeviceLock, RawDevice, create_image};
+use kiseki_devices::file_device::{DeviceLock, RawDevice, block_node, create_image};
+use kiseki_devices::nvme::path::PathChoice;
 use kiseki_devices::probe::{PROBE_LEN_BYTES, probe};
 use kiseki_types::meta::MetaFile;
 use serde_json::{Value, json};
@@ -22,11 +23,12 @@ pub struct Target {
     pub path: PathBuf,
     /// Bytes used, from the start; a multiple of the block.
     pub len_bytes: u64,
-    /// Made by us, and therefore filled before it is measured.
-    pub is_made: bool,
+    /// Which way the executors drive it.
+    pub choice: PathChoice,
     is_block: bool,
     /// Bytes of a file that lie nowhere: reading them reads no device.
     holes_len_bytes: u64,
+    made: Option<MadeFile>,
     /// Nobody else writes it meanwhile. Only for writing: a device in use may be read.
     _lock: Option<DeviceLock>,
 }
@@ -34,46 +36,45 @@ pub struct Target {
 impl Target {
     /// Opens a path for what the arguments ask; makes a missing file.
     ///
-    /// Errors: `Usage` where writing would destroy what nobody named, and for lengths that can't be.
+    /// Errors: `Usage` where writing would destroy what nobody named, and for lengths and ways that can't be.
     pub fn open(path: &Path, args: &DeviceArgs) -> Result<Target> {
         let shown = path.display();
-        let found = match std::fs::metadata(path) {
+        // A namespace that is named by its character device is looked at as the block device that it is.
+        let found = match std::fs::metadata(block_node(path)) {
             Ok(found) => Some(found),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
             Err(error) => return Err(usage(format!("{shown}: {error}"))),
         };
-        let is_made = found.is_none();
-        if is_made {
-            if path.starts_with("/dev") {
-                return Err(usage(format!("{shown} does not exist; plug the device in or name another one")));
-            }
-            let len_bytes = args.size.unwrap_or(NEW_FILE_LEN_BYTES).next_multiple_of(args.bs);
-            create_image(path, len_bytes)?;
-        }
-        // From here on the file, if we made it, is removed whatever happens.
-        let mut target = Target {
-            path: path.to_owned(),
-            len_bytes: 0,
-            is_made,
-            is_block: found.as_ref().is_some_and(|found| found.file_type().is_block_device()),
-            holes_len_bytes: found.as_ref().map_or(0, holes),
-            _lock: None,
-        };
+        let made = if found.is_none() { Some(MadeFile::create(path, args)?) } else { None };
+        let is_block = found.as_ref().is_some_and(|found| found.file_type().is_block_device());
+        let mut lock = None;
         if args.writes() {
-            if !is_made && !args.destroy.contains(&target.path) {
-                target.refuse_to_destroy()?;
+            if made.is_none() && !args.destroy.iter().any(|named| named == path) {
+                refuse_to_destroy(path, is_block)?;
             }
-            target._lock = Some(DeviceLock::acquire(path)?);
+            lock = Some(DeviceLock::acquire(path)?);
         }
         let whole = RawDevice::open(path)?.geometry().len_bytes();
-        target.len_bytes = args.size.unwrap_or(whole);
-        match target.len_bytes <= whole {
-            true => Ok(target),
-            false => {
-                let (size, whole) = (binary(target.len_bytes as f64), binary(whole as f64));
-                Err(usage(format!("{shown} has {whole}, less than --size {size}; give a smaller --size")))
-            }
+        let len_bytes = args.size.unwrap_or(whole);
+        if len_bytes > whole {
+            let (size, whole) = (binary(len_bytes as f64), binary(whole as f64));
+            return Err(usage(format!("{shown} has {whole}, less than --size {size}; give a smaller --size")));
         }
+        let choice = PathChoice::make(path, args.device_path.into()).map_err(|error| usage(error.to_string()))?;
+        Ok(Target {
+            path: path.to_owned(),
+            len_bytes,
+            choice,
+            is_block,
+            holes_len_bytes: found.as_ref().map_or(0, holes),
+            made,
+            _lock: lock,
+        })
+    }
+
+    /// Whether it was made by us, and therefore has to be filled before it is measured.
+    pub fn is_made(&self) -> bool {
+        self.made.is_some()
     }
 
     /// Whether every job finds at least one block in its part.
@@ -88,34 +89,6 @@ impl Target {
                 binary(args.bs as f64)
             ))),
         }
-    }
-
-    /// Only what nobody can miss is overwritten unasked: a blank file.
-    fn refuse_to_destroy(&self) -> Result<()> {
-        let shown = self.path.display();
-        let refuse =
-            |what: &str| Err(usage(format!("{shown} {what}; writing destroys it. To go on, add: --destroy {shown}")));
-        let raw = RawDevice::open(&self.path)?;
-        let geometry = raw.geometry();
-        let len_bytes = geometry.len_bytes();
-        let each = len_bytes.min(PROBE_LEN_BYTES);
-        let read = |offset: u64| {
-            let mut bytes = vec![0; each as usize];
-            raw.read_at(offset, &mut bytes).with_context(|| format!("{shown} can't be looked at")).map(|()| bytes)
-        };
-        let (front, far) = (read(0)?, read(len_bytes - each)?);
-        let carried = probe(&front, &far, geometry);
-        if !carried.is_empty() {
-            let names: Vec<String> = carried.iter().map(ToString::to_string).collect();
-            return refuse(&format!("carries {}", names.join(" and ")));
-        }
-        if self.is_block {
-            return refuse("is a block device");
-        }
-        if front.iter().chain(&far).any(|byte| *byte != 0) {
-            return refuse("holds data");
-        }
-        Ok(())
     }
 
     /// Reads of holes come from no device and make figures too good.
@@ -133,7 +106,9 @@ impl Target {
             "path": self.path,
             "kind": if self.is_block { "block device" } else { "file" },
             "len_bytes": self.len_bytes,
-            "made_for_this_run": self.is_made,
+            "made_for_this_run": self.is_made(),
+            "path_in_use": self.choice.in_use.word(),
+            "path_reason": self.choice.reason,
         })
     }
 }
@@ -145,12 +120,53 @@ fn holes(found: &Metadata) -> u64 {
     }
 }
 
-impl Drop for Target {
+/// Only what nobody can miss is overwritten unasked: a blank file.
+fn refuse_to_destroy(path: &Path, is_block: bool) -> Result<()> {
+    let shown = path.display();
+    let refuse =
+        |what: &str| Err(usage(format!("{shown} {what}; writing destroys it. To go on, add: --destroy {shown}")));
+    let raw = RawDevice::open(path)?;
+    let geometry = raw.geometry();
+    let len_bytes = geometry.len_bytes();
+    let each = len_bytes.min(PROBE_LEN_BYTES);
+    let read = |offset: u64| {
+        let mut bytes = vec![0; each as usize];
+        raw.read_at(offset, &mut bytes).with_context(|| format!("{shown} can't be looked at")).map(|()| bytes)
+    };
+    let (front, far) = (read(0)?, read(len_bytes - each)?);
+    let carried = probe(&front, &far, geometry);
+    if !carried.is_empty() {
+        let names: Vec<String> = carried.iter().map(ToString::to_string).collect();
+        return refuse(&format!("carries {}", names.join(" and ")));
+    }
+    if is_block {
+        return refuse("is a block device");
+    }
+    if front.iter().chain(&far).any(|byte| *byte != 0) {
+        return refuse("holds data");
+    }
+    Ok(())
+}
+
+/// A file that was made for this run and goes with it.
+#[derive(Debug)]
+struct MadeFile(PathBuf);
+
+impl MadeFile {
+    fn create(path: &Path, args: &DeviceArgs) -> Result<MadeFile> {
+        if path.starts_with("/dev") {
+            let shown = path.display();
+            return Err(usage(format!("{shown} does not exist; plug the device in or name another one")));
+        }
+        create_image(path, args.size.unwrap_or(NEW_FILE_LEN_BYTES).next_multiple_of(args.bs))?;
+        Ok(MadeFile(path.to_owned()))
+    }
+}
+
+impl Drop for MadeFile {
     fn drop(&mut self) {
-        if self.is_made
-            && let Err(error) = std::fs::remove_file(&self.path)
-        {
-            eprintln!("kiseki-bench: {} can't be removed: {error}", self.path.display());
+        if let Err(error) = std::fs::remove_file(&self.0) {
+            eprintln!("kiseki-bench: {} can't be removed: {error}", self.0.display());
         }
     }
 }
@@ -160,6 +176,7 @@ mod tests {
     use super::*;
     use crate::usage::Usage;
     use clap::Parser;
+    use kiseki_devices::nvme::path::PathInUse;
     use std::os::unix::fs::FileExt;
 
     #[derive(Parser)]
@@ -217,11 +234,43 @@ mod tests {
     }
 
     #[test]
+    fn a_namespace_named_by_its_character_device_is_spared_as_its_block_device_is() {
+        let dir = dir();
+        let block = image(&dir, 0, b"XFSB");
+        let (named, generic) = (dir.path().join("nvme7n1"), dir.path().join("ng7n1"));
+        std::fs::rename(&block, &named).unwrap();
+        std::fs::write(&generic, b"").unwrap();
+        let before = std::fs::read(&named).unwrap();
+        let error = Target::open(&generic, &args(&generic, &["--rw", "write"])).unwrap_err();
+        assert!(error.is::<Usage>() && error.to_string().contains("an XFS"), "{error}");
+        assert!(std::fs::read(&named).unwrap() == before);
+        assert_eq!(Target::open(&generic, &args(&generic, &[])).unwrap().len_bytes, before.len() as u64);
+    }
+
+    #[test]
+    fn the_way_is_chosen_as_a_node_chooses_it() {
+        let dir = dir();
+        let file = image(&dir, 0, &[]);
+        for way in ["auto", "passthrough", "io_uring"] {
+            let target = Target::open(&file, &args(&file, &["--device-path", way])).unwrap();
+            assert_eq!(target.choice.in_use, PathInUse::File, "{way}: files stand for drives");
+        }
+        // Named as a namespace, without a character device.
+        let drive = dir.path().join("nvme7n1");
+        std::fs::rename(&file, &drive).unwrap();
+        let refused = Target::open(&drive, &args(&drive, &["--device-path", "passthrough"])).unwrap_err();
+        assert!(refused.is::<Usage>() && refused.to_string().contains("ng7n1"), "{refused}");
+        let target = Target::open(&drive, &args(&drive, &[])).unwrap();
+        assert_eq!(target.choice.in_use, PathInUse::Block);
+        assert!(target.json()["path_reason"].as_str().unwrap().contains("ng7n1"), "{}", target.json());
+    }
+
+    #[test]
     fn a_missing_file_is_made_and_removed() {
         let dir = dir();
         let path = dir.path().join("new.img");
         let target = Target::open(&path, &args(&path, &["--rw", "randread", "--size", "4m"])).unwrap();
-        assert_eq!((target.is_made, target.len_bytes), (true, 4 << 20));
+        assert_eq!((target.is_made(), target.len_bytes), (true, 4 << 20));
         assert!(path.exists());
         drop(target);
         assert!(!path.exists());
