@@ -6,7 +6,7 @@
 set -euo pipefail
 
 declare -A packages=(
-    [build]='nasm autoconf automake libtool libclang-dev clang make pkg-config cmake'
+    [build]='nasm autoconf automake libtool libclang-dev clang make pkg-config cmake capnproto'
     [test]='rclone s3cmd python3 python3-venv curl e2fsprogs'
 )
 missing=()
