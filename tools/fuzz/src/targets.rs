@@ -2,6 +2,7 @@
 
 mod devices;
 mod engine;
+mod links;
 mod names;
 mod outside;
 mod raft;
@@ -53,6 +54,13 @@ pub const TARGETS: &[Target] = &[
     raft::FILE_HEADER,
     raft::SNAPSHOT_FRAME,
     raft::SNAPSHOT_ROWS,
+    links::PREAMBLE,
+    links::HEAD,
+    links::FRAMES,
+    links::CONTROL,
+    links::NAME,
+    links::CERTIFICATE,
+    links::REVOKED,
     outside::KEY_STORE_HEAD,
     outside::KEY_STORE_PLAIN,
     outside::CONFIG,
