@@ -203,7 +203,6 @@ mod tests {
             bad[at..at + bytes.len()].copy_from_slice(bytes);
             decode(&bad)
         };
-        assert!(with(0, &[1]).is_ok_and(|head| head.kind == FrameKind::Answer) || with(0, &[1]).is_err());
         for (what, bad) in [
             ("message", with(4, &(MESSAGE_LEN_BYTES_MAX as u32 + 1).to_le_bytes())),
             ("bulk", with(16, &(BULK_LEN_BYTES_MAX as u32 + 1).to_le_bytes())),
@@ -217,6 +216,7 @@ mod tests {
         }
         let long = "é".repeat(REASON_LEN_BYTES_MAX);
         assert_eq!(reason(&long).len(), REASON_LEN_BYTES_MAX);
-        assert_eq!(reason(&long[..REASON_LEN_BYTES_MAX - 1 + 1]).len() % 2, 0);
+        let odd = format!("x{long}");
+        assert_eq!(reason(&odd).len(), REASON_LEN_BYTES_MAX - 1, "a letter is not cut in two");
     }
 }

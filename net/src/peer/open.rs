@@ -1,6 +1,5 @@
 //! From a socket to an open connection: TLS, then the hellos; each step has a deadline.
 
-use crate::error::NetError;
 use crate::peer::control::{Control, Hello};
 use crate::peer::frame::{FrameKind, Head};
 use crate::peer::outbox::Outbox;
@@ -281,10 +280,4 @@ async fn receive(stream: &mut (impl AsyncRead + Unpin), reader: &mut FrameReader
         ReadError::Rules(rule) => OpenError::Refused(rule),
     })?;
     Control::decode(&frame.message).map_err(|error| OpenError::Refused(error.to_string()))
-}
-
-impl From<NetError> for OpenError {
-    fn from(error: NetError) -> OpenError {
-        OpenError::Refused(error.to_string())
-    }
 }

@@ -45,7 +45,7 @@ fn element(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
         0x81..=0x84 => {
             let (digits, behind) = rest.split_at_checked(usize::from(first - 0x80))?;
             rest = behind;
-            digits.iter().fold(0, |len, digit| len << 8 | usize::from(*digit))
+            digits.iter().fold(0, |len, digit| (len << 8) | usize::from(*digit))
         }
         _ => return None,
     };

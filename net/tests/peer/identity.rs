@@ -67,7 +67,8 @@ fn i_l10_only_the_node_that_is_meant_is_called() {
     assert!(why.contains("admin/alice"), "I-L10: an administrator's certificate makes no node: {why}");
     assert_eq!(served.seen.calls.load(Ordering::SeqCst) + admin.seen.calls.load(Ordering::SeqCst), 0);
     served.goes_on(&authority);
-    (served.stop(), admin.stop());
+    served.stop();
+    admin.stop();
 }
 
 #[test]

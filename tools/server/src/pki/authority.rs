@@ -244,7 +244,7 @@ impl Authority {
 fn random_serial() -> [u8; 16] {
     let mut serial = [0; 16];
     getrandom::fill(&mut serial).expect("the kernel's random generator answers");
-    serial[0] = serial[0] & 0x7f | 0x40; // a positive number of full length
+    serial[0] = (serial[0] & 0x7f) | 0x40; // a positive number of full length
     serial
 }
 
