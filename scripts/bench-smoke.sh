@@ -98,6 +98,7 @@ printf 'XFSB' | dd of="$work/fs.img" conv=notrunc status=none
 refuses "device spares a file system" --destroy device "$work/fs.img" --rw write --runtime 1s
 refuses "s3 needs an endpoint" AWS_ENDPOINT_URL s3 --endpoint ''
 
+measures "link" write link --runtime 200ms --warmup 50ms --bs 256k
 measures "pipeline" write pipeline --runtime 100ms --size 16m --stage cut --stage id --stage seal --stage encode \
     --stage kernels --stage whole
 measures "pipeline read path" read pipeline --runtime 100ms --size 16m --stage open --stage rebuild --data mixed

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Real clients against real nodes in a temporary directory on free ports: boto3, rclone, s3cmd, kill -9, a lost index,
+# Real clients against real nodes in a temporary directory on free ports: boto3, rclone, s3cmd, kill -9, a lost index, administration from elsewhere,
 # lost disks, a full pool.
 # The Python packages live in a virtual environment below target/, made once.
 set -euo pipefail
@@ -26,5 +26,7 @@ rm -rf "$work/clients"
 rm -rf "$work/kill"
 "$venv/bin/python" scripts/rebuild_test.py "$work/rebuild" || status=1
 rm -rf "$work/rebuild"
+"$venv/bin/python" scripts/peer_test.py "$work/peer" || status=1
+rm -rf "$work/peer"
 "$venv/bin/python" scripts/fault_test.py "$work/faults" || status=1
 exit $status

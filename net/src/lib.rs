@@ -5,13 +5,14 @@
 //! [`socket`], [`tls`], [`hyper_io`], [`mod@serve`]). It knows neither S3 nor storage, and it never looks at a message that
 //! it carries.
 //!
-//! Calls between nodes (Cap'n Proto over mTLS) come behind the same `Link` port when there are clusters.
+//! Calls between nodes and from administrators come over mTLS ([`peer`]).
 #![forbid(unsafe_code)]
 
 pub mod error;
 pub mod hyper_io;
 pub mod listener;
 pub mod mesh;
+pub mod peer;
 pub mod runtime;
 pub mod serve;
 pub mod side;

@@ -4,9 +4,9 @@
 use futures::io::{AsyncRead, AsyncWrite};
 use futures_rustls::server::TlsStream;
 use kiseki_executor::{Interest, Readiness, readiness};
-use socket2::Socket;
+use socket2::{Domain, Protocol, Socket, Type};
 use std::io::{self, IoSlice, Read};
-use std::net::Shutdown;
+use std::net::{Shutdown, SocketAddr};
 use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -29,6 +29,25 @@ impl TcpSocket {
         socket.set_tcp_nodelay(true)?;
         socket.set_nonblocking(true)?;
         Ok(TcpSocket { readable: None, writable: None, is_drained: false, socket })
+    }
+
+    /// Connects to `address`.
+    pub async fn connect(address: SocketAddr) -> io::Result<TcpSocket> {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_nonblocking(true)?;
+        match socket.connect(&address.into()) {
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => {
+                readiness(socket.as_fd(), Interest::Writable).await?;
+                socket.take_error()?.map_or(Ok(()), Err)?;
+            }
+            other => other?,
+        }
+        TcpSocket::new(socket)
+    }
+
+    /// The socket itself, to be served on another core.
+    pub(crate) fn into_inner(self) -> Socket {
+        self.socket
     }
 
     /// Sends until the socket is full, then waits for room.

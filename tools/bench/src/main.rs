@@ -1,11 +1,12 @@
-//! `kiseki-bench`: measures devices, the data path of one core, and S3 endpoints, ours or others'.
+//! `kiseki-bench`: measures devices, the data path of one core, links between cores, and S3 endpoints, ours or others'.
 //!
 //! It drives the product's own code (rings, kernels) from outside, and S3 as any client does. What the figures mean is
-//! told in `docs/bench.md`. Reading order: [`measure`], [`output`], then a verb: [`device`], [`pipeline`], [`s3`].
+//! told in `docs/bench.md`. Reading order: [`measure`], [`output`], then a verb: [`device`], [`pipeline`], [`link`], [`s3`].
 #![forbid(unsafe_code)]
 
 mod cpus;
 mod device;
+mod link;
 mod manifest;
 mod measure;
 mod output;
@@ -24,7 +25,7 @@ use std::process::ExitCode;
 use stop::Stop;
 use usage::Usage;
 
-/// Measures devices, the data path of one core, and S3 endpoints.
+/// Measures devices, the data path of one core, links between cores, and S3 endpoints.
 ///
 /// Words and JSON keys are fio's. Exit code: 0 when all went well, 1 when an operation failed, 2 for bad arguments.
 /// Ctrl-C ends a measurement early and reports what there is; a second one ends the program.
@@ -41,6 +42,8 @@ enum Verb {
     Device(device::DeviceArgs),
     /// Each stage of the data path alone and all of them together, on pinned cores, in bytes a second
     Pipeline(pipeline::PipelineArgs),
+    /// Calls between two cores over TLS on the loopback, as nodes make them, beside plain rustls
+    Link(link::LinkArgs),
     /// PUT and GET against an S3 endpoint, closed loop or at a rate
     S3(s3::S3Args),
     /// Prints completions for a shell
@@ -71,6 +74,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
     match verb {
         Verb::Device(args) => finish(&args.output, |stop| device::run(&args, stop)),
         Verb::Pipeline(args) => finish(&args.output, |stop| pipeline::run(&args, stop)),
+        Verb::Link(args) => finish(&args.output, |stop| link::run(&args, stop)),
         Verb::S3(args) => finish(&args.output, |stop| s3::run(&args, stop)),
         Verb::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "kiseki-bench", &mut std::io::stdout());

@@ -2,6 +2,7 @@
 
 mod devices;
 mod engine;
+mod links;
 mod names;
 mod outside;
 mod raft;
@@ -55,6 +56,13 @@ pub const TARGETS: &[Target] = &[
     raft::SNAPSHOT_ROWS,
     raft::CALLS,
     raft::ANSWERS,
+    links::PREAMBLE,
+    links::HEAD,
+    links::FRAMES,
+    links::CONTROL,
+    links::NAME,
+    links::CERTIFICATE,
+    links::REVOKED,
     outside::KEY_STORE_HEAD,
     outside::KEY_STORE_PLAIN,
     outside::CONFIG,

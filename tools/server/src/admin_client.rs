@@ -1,6 +1,7 @@
-//! The operator's end of the admin socket.
+//! The operator's end of administration: the admin socket of a node here, or a link to a node elsewhere.
 
 use crate::admin::{AdminRequest, AdminResponse, LINE_LEN_BYTES_MAX};
+use crate::admin_remote::{RemoteAdmin, RemoteError};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -28,11 +29,20 @@ pub enum AdminClientError {
     /// The answer makes no sense.
     #[error("the node's answer is not understood ({0}); use the `kiseki` of the same release")]
     Strange(serde_json::Error),
+    /// A node elsewhere.
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
 }
 
-/// A connection to a node's admin socket.
+/// A way to a node's administration.
 pub struct AdminClient {
-    reader: BufReader<UnixStream>,
+    way: Way,
+    answer_max: Duration,
+}
+
+enum Way {
+    Socket(BufReader<UnixStream>),
+    Link(RemoteAdmin),
 }
 
 impl AdminClient {
@@ -41,21 +51,35 @@ impl AdminClient {
         let stream = UnixStream::connect(path)
             .map_err(|source| AdminClientError::NotRunning { path: path.to_owned(), source })?;
         stream.set_read_timeout(Some(ANSWER_MAX))?;
-        Ok(AdminClient { reader: BufReader::new(stream) })
+        Ok(AdminClient { way: Way::Socket(BufReader::new(stream)), answer_max: ANSWER_MAX })
+    }
+
+    /// Makes ready to call the node at `node` (HOST:PORT) with the certificate in `certificate_dir`; the first call connects.
+    pub fn remote(node: &str, certificate_dir: &Path) -> Result<AdminClient, AdminClientError> {
+        let link = RemoteAdmin::new(node, certificate_dir)?;
+        Ok(AdminClient { way: Way::Link(link), answer_max: ANSWER_MAX })
     }
 
     /// Waits so long for answers from now on: some changes take their time.
     pub fn be_patient(&mut self, answer_max: Duration) -> Result<(), AdminClientError> {
-        Ok(self.reader.get_ref().set_read_timeout(Some(answer_max))?)
+        self.answer_max = answer_max;
+        match &self.way {
+            Way::Socket(reader) => Ok(reader.get_ref().set_read_timeout(Some(answer_max))?),
+            Way::Link(_) => Ok(()),
+        }
     }
 
     /// Asks and waits for the answer.
     pub fn call(&mut self, request: &AdminRequest) -> Result<AdminResponse, AdminClientError> {
+        let reader = match &mut self.way {
+            Way::Socket(reader) => reader,
+            Way::Link(link) => return Ok(link.call(request, self.answer_max)?),
+        };
         let mut text = serde_json::to_vec(request).map_err(AdminClientError::Strange)?;
         text.push(b'\n');
-        self.reader.get_mut().write_all(&text)?;
+        reader.get_mut().write_all(&text)?;
         let mut line = Vec::new();
-        self.reader.by_ref().take(LINE_LEN_BYTES_MAX as u64).read_until(b'\n', &mut line)?;
+        reader.by_ref().take(LINE_LEN_BYTES_MAX as u64).read_until(b'\n', &mut line)?;
         if line.is_empty() {
             return Err(AdminClientError::Broken(io::ErrorKind::UnexpectedEof.into()));
         }

@@ -102,6 +102,8 @@ pub struct FileConfig {
     pub discard: DiscardSection,
     /// Health and metrics.
     pub admin: AdminSection,
+    /// Administration from elsewhere.
+    pub peer: PeerSection,
     /// The key store.
     pub keys: KeysSection,
     /// What is logged.
@@ -168,6 +170,19 @@ pub struct S3Section {
 pub struct AdminSection {
     /// Where health and metrics are served (read only).
     pub listen: SocketAddr,
+}
+
+/// Section `[peer]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PeerSection {
+    /// Where members of the cluster connect; nothing listens when it is not set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listen: Option<SocketAddr>,
+    /// Directory of the node's certificate.
+    pub certificate_dir: PathBuf,
+    /// The list of revoked certificates; it is read again when it changes.
+    pub revoked_file: PathBuf,
 }
 
 /// Section `[keys]`.
@@ -288,6 +303,12 @@ impl Default for AdminSection {
     }
 }
 
+impl Default for PeerSection {
+    fn default() -> PeerSection {
+        PeerSection { listen: None, certificate_dir: "pki/node".into(), revoked_file: "pki/revoked".into() }
+    }
+}
+
 impl Default for KeysSection {
     fn default() -> KeysSection {
         KeysSection { key_store_file: "keys/key-store".into(), passphrase_file: "keys/passphrase".into() }
@@ -327,6 +348,9 @@ pub struct Overrides {
     /// Port of health and metrics.
     #[arg(long, env = "KISEKI_ADMIN_PORT")]
     pub admin_port: Option<u16>,
+    /// Address and port where administration from elsewhere connects (see [peer] in kiseki.toml); off unless set.
+    #[arg(long, env = "KISEKI_PEER_LISTEN")]
+    pub peer_listen: Option<SocketAddr>,
     /// Executors, each pinned to a CPU; 0 means one for each CPU.
     #[arg(long, env = "KISEKI_CORES")]
     pub cores: Option<u16>,
@@ -377,6 +401,8 @@ pub struct Config {
     pub discard: DiscardSection,
     /// Health and metrics.
     pub admin: AdminSection,
+    /// Administration from elsewhere.
+    pub peer: PeerSection,
     /// The key store.
     pub keys: KeysSection,
     /// What is logged.
@@ -405,7 +431,8 @@ impl Config {
 
     /// Lays overrides over a file and checks the result.
     pub fn combine(dir: KisekiDir, file: FileConfig, overrides: &Overrides) -> Result<Config, ConfigError> {
-        let FileConfig { mut s3, mut admin, mut keys, mut log, repair, scrub, health, fill, discard, .. } = file;
+        let FileConfig { mut s3, mut admin, mut peer, mut keys, mut log, repair, scrub, health, fill, discard, .. } =
+            file;
         if let Some(host) = overrides.s3_host {
             s3.listen.set_ip(host);
         }
@@ -418,7 +445,14 @@ impl Config {
         if let Some(port) = overrides.admin_port {
             admin.listen.set_port(port);
         }
-        for path in [&mut s3.certificate_file, &mut s3.private_key_file, &mut s3.ca_file] {
+        peer.listen = overrides.peer_listen.or(peer.listen);
+        for path in [
+            &mut s3.certificate_file,
+            &mut s3.private_key_file,
+            &mut s3.ca_file,
+            &mut peer.certificate_dir,
+            &mut peer.revoked_file,
+        ] {
             *path = dir.resolve(path);
         }
         keys.key_store_file = dir.resolve(&keys.key_store_file);
@@ -453,6 +487,7 @@ impl Config {
             fill,
             discard,
             admin,
+            peer,
             keys,
             log,
             dir,
@@ -514,6 +549,11 @@ impl Config {
             let value = self.admin.listen.to_string();
             return refuse("admin.listen", value, "S3 listens there; choose another port");
         }
+        if let Some(listen) = self.peer.listen.filter(|listen| listen.port() != 0)
+            && [self.s3.listen, self.admin.listen].contains(&listen)
+        {
+            return refuse("peer.listen", listen.to_string(), "S3 or health listens there; choose another port");
+        }
         Ok(())
     }
 
@@ -563,6 +603,7 @@ impl Config {
             fill: self.fill.clone(),
             discard: self.discard.clone(),
             admin: self.admin.clone(),
+            peer: self.peer.clone(),
             keys: self.keys.clone(),
             log: self.log.clone(),
         };
@@ -632,6 +673,7 @@ mod tests {
             ("metadata_dirs = ['m']\ndevices = ['d']\n[fill.ssd]\nwarn_percent = 91", "fill.ssd"),
             ("metadata_dirs = ['m']\ndevices = ['d']\n[discard]\nmib_per_second_max = 0", "discard.mib_per_second_max"),
             ("metadata_dirs = ['m']\ndevices = ['d']\n[admin]\nlisten = '127.0.0.1:9000'", "admin.listen"),
+            ("metadata_dirs = ['m']\ndevices = ['d']\n[peer]\nlisten = '127.0.0.1:9000'", "peer.listen"),
         ] {
             let error = combine(text, &Overrides::default()).unwrap_err();
             assert!(error.to_string().starts_with(key), "{text}: {error}");
@@ -650,7 +692,8 @@ mod tests {
 
     #[test]
     fn what_is_printed_at_start_parses_to_the_same() {
-        let config = combine(SMALL, &Overrides::default()).unwrap();
+        let text = format!("{SMALL}[peer]\nlisten = '[::]:9100'\n");
+        let config = combine(&text, &Overrides::default()).unwrap();
         let again = FileConfig::parse(&config.describe()).unwrap();
         let again = Config::combine(config.dir.clone(), again, &Overrides::default()).unwrap();
         assert_eq!(again, config);

@@ -108,7 +108,11 @@ fn examine_node(config: &Config, findings: &mut Vec<Finding>) {
     let there = config.devices.iter().filter(|path| path.exists());
     findings.extend(there.map(|path| drive_health(path, &smart::ask(path, &topology, &roots), &config.health)));
     findings.push(key_store(config));
-    for (what, address) in [("S3", config.s3.listen), ("health and metrics", config.admin.listen)] {
+    findings.extend(config.peer.listen.map(|_| certificate(config)));
+    let peer = config.peer.listen.map(|listen| ("members of the cluster", listen));
+    for (what, address) in
+        [("S3", config.s3.listen), ("health and metrics", config.admin.listen)].into_iter().chain(peer)
+    {
         findings.push(match std::net::TcpListener::bind(address) {
             Ok(_) => ok("port", format!("{address} is free for {what}")),
             Err(problem) if problem.kind() == io::ErrorKind::AddrInUse => warning(
@@ -250,6 +254,27 @@ fn key_store(config: &Config) -> Finding {
         Err(problem) => {
             error("key store", problem.to_string(), "restore the key store and its passphrase from their copy")
         }
+    }
+}
+
+/// The certificate by which a node is known to members of its cluster.
+fn certificate(config: &Config) -> Finding {
+    let remedy = "kiseki ca issue-node --replace (docs/cluster.md)";
+    let dir = &config.peer.certificate_dir;
+    let read = || -> anyhow::Result<_> {
+        let (_, revoked) = crate::pki::issued::read_revoked(&config.peer.revoked_file)?;
+        Ok(crate::pki::Bundle::read(dir)?.trust(dir, revoked)?.own())
+    };
+    let own = match read() {
+        Ok(own) => own,
+        Err(problem) => return error("certificate", format!("{problem:#}"), remedy),
+    };
+    match own.not_after.saturating_sub(crate::pki::authority::unix_now()) {
+        0 => error("certificate", format!("that of {} has expired", own.name.role), remedy),
+        left if left < crate::pki::issued::RENEW_BEFORE_S => {
+            warning("certificate", format!("that of {} ends in {} days", own.name.role, left / 86_400), remedy)
+        }
+        left => ok("certificate", format!("that of {} is valid for {} days", own.name.role, left / 86_400)),
     }
 }
 

@@ -1,6 +1,6 @@
 //! One core: a pinned executor with its rings, links, gateway and a [`CoreNode`].
 
-use crate::admin::server::AdminCalls;
+use crate::admin::server::{AdminCalls, AdminDesk};
 use crate::admin::{self, AdminStore};
 use crate::admin_store::EngineAdmin;
 use crate::config::Config;
@@ -11,6 +11,7 @@ use crate::device_records::DeviceRecorder;
 use crate::device_table::{DeviceTable, OpenDevice};
 use crate::key_store::KeyStore;
 use crate::metadata::{NodeMetadata, mark_formed, raft_journal_path};
+use crate::peer_port::{self, PeerPort};
 use crate::replaced::Replacements;
 use crate::report;
 use crate::status::{Phase, StatusBoard};
@@ -29,6 +30,7 @@ use kiseki_engine::keys::MasterKeys;
 use kiseki_engine::message::{EngineRequest, EngineResponse};
 use kiseki_executor::{Executor, ExecutorOptions};
 use kiseki_gateway::{GatewayConfig, S3Service};
+use kiseki_net::peer::PeerServer;
 use kiseki_net::{
     Connection, CoreRuntime, Listener, Mesh, MeshCaller, MeshShape, ServeLimits, SidePool, StopSignal, TlsAcceptor,
     serve,
@@ -69,6 +71,8 @@ pub struct CoreShared {
     pub devices: DeviceTable,
     /// The way to all cores when one does.
     pub orders: DeviceOrders,
+    /// The port for members of the cluster, where it is open.
+    pub peer: Option<PeerPort>,
     /// The metadata set.
     pub meta: NodeMetadata,
     /// Side threads.
@@ -92,13 +96,18 @@ pub fn boottime_ns() -> u64 {
 }
 
 /// Starts the executor of a core on a thread of its own, pinned when there are CPUs enough.
-pub fn spawn(shared: Arc<CoreShared>, core: u16, calls: Option<AdminCalls>) -> Result<JoinHandle<Result<()>>> {
+pub fn spawn(
+    shared: Arc<CoreShared>,
+    core: u16,
+    calls: Option<AdminCalls>,
+    desk: AdminDesk<CoreShared>,
+) -> Result<JoinHandle<Result<()>>> {
     let cpus = machine_cpus();
     let cpu = cpus.get(usize::from(core)).copied().filter(|_| usize::from(shared.config.cores) <= cpus.len());
     let thread = std::thread::Builder::new().name(format!("kiseki-core-{core}"));
     let handle = thread.spawn(move || {
         let result = match Executor::new(ExecutorOptions { cpu, ..ExecutorOptions::default() }) {
-            Ok(executor) => executor.run(run_core(shared.clone(), CoreId(core), calls)),
+            Ok(executor) => executor.run(run_core(shared.clone(), CoreId(core), calls, desk)),
             Err(error) => Err(anyhow::anyhow!("core {core} can't start: {error}; try `kiseki-server doctor`")),
         };
         if let Err(error) = &result {
@@ -115,7 +124,12 @@ fn machine_cpus() -> Vec<usize> {
     (0..rustix::thread::CpuSet::MAX_CPU).filter(|cpu| set.is_set(*cpu)).collect()
 }
 
-async fn run_core(shared: Arc<CoreShared>, core: CoreId, calls: Option<AdminCalls>) -> Result<()> {
+async fn run_core(
+    shared: Arc<CoreShared>,
+    core: CoreId,
+    calls: Option<AdminCalls>,
+    desk: AdminDesk<CoreShared>,
+) -> Result<()> {
     let ports: Ports = Rc::new(CoreRuntime::new(core, shared.side.clone()));
     set_current(Some(ports.clone()));
     let lane_link = shared.lane_mesh.connect(core, ports.clone());
@@ -168,8 +182,9 @@ async fn run_core(shared: Arc<CoreShared>, core: CoreId, calls: Option<AdminCall
         shared.board.lock().set_pool_shape(shape);
     }
     node.start_background();
+    let peers = peer_port::serve(&shared, core, &pool, desk, &ports)?;
     device_orders::serve(&shared, core, &node, pool, &ports);
-    serve_until_stopped(&shared, core, &node, &ports, calls).await?;
+    serve_until_stopped(&shared, core, &node, &ports, calls, peers).await?;
     shared.steps.done(5, &ports).await?;
     // Nobody serves any more; the cores still answer each other while they make everything durable.
     node.stop_background().await;
@@ -193,10 +208,11 @@ async fn serve_until_stopped(
     node: &Rc<CoreNode>,
     ports: &Ports,
     calls: Option<AdminCalls>,
+    peers: Option<Rc<PeerServer>>,
 ) -> Result<()> {
     let gateway_config = GatewayConfig { region: shared.config.s3.region.clone(), ..GatewayConfig::default() };
     let gateway = S3Service::new(ports.clone(), node.store(), gateway_config);
-    report::start(shared, core, node, &gateway, ports);
+    report::start(shared, core, node, &gateway, peers, ports);
     if let Some(calls) = calls {
         let store = Rc::new(EngineAdmin::new(node.engine().calls().clone()));
         serve_admin(calls, store.clone(), DeviceAdmin::new(shared.clone(), node.clone(), ports.clone()), ports);

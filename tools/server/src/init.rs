@@ -11,11 +11,13 @@ use crate::format::{FormatOptions, format_all};
 use crate::key_store::{KeyStore, read_passphrase};
 use crate::metadata;
 use crate::paths::KisekiDir;
+use crate::pki::{Bundle, FIRST_NODE, IssueOptions, PkiDir, authority};
 use anyhow::{Context, Result, bail};
 use kiseki_devices::DeviceError;
 use kiseki_devices::file_device::create_image;
 use kiseki_devices::format::namespace::NamespaceChoice;
 use kiseki_devices::nvme::path::PathPreference;
+use kiseki_net::peer::PeerRole;
 use kiseki_types::ids::ClusterId;
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
@@ -73,6 +75,7 @@ pub fn run(options: &InitOptions) -> Result<Made> {
     let config = write_config(options, &mut made)?;
     write_certificates(options, &config, &mut made)?;
     let keys = make_keys(options, &config, &mut made)?;
+    make_pki(options, &config, keys.cluster, &mut made)?;
     for path in &config.metadata_dirs {
         let path = options.dir.resolve(path);
         if !path.exists() {
@@ -180,6 +183,14 @@ fn config_text(options: &InitOptions) -> String {
          # Health and metrics, read only. Changes go through admin.sock in this directory.\n\
          listen = \"127.0.0.1:9090\"\n\
          \n\
+         [peer]\n\
+         # Administration from elsewhere (`kiseki --node HOST:PORT --cert DIR`), over TLS, for holders of a certificate made by\n\
+         # `kiseki ca issue-admin`. Nothing listens unless this is set:\n\
+         # listen = \"0.0.0.0:9100\"\n\
+         # The node's certificate, and the list of revoked ones, which is read again when it changes.\n\
+         certificate_dir = \"pki/node\"\n\
+         revoked_file = \"pki/revoked\"\n\
+         \n\
          [keys]\n\
          # Keep a copy of both files in another place: without them the data can't be read.\n\
          key_store_file = \"keys/key-store\"\n\
@@ -243,6 +254,32 @@ fn make_keys(options: &InitOptions, config: &FileConfig, made: &mut Made) -> Res
     keys.create(&store, &read_passphrase(&passphrase_file)?, fill_random)?;
     made.push(format!("key store {}", store.display()));
     Ok(keys)
+}
+
+/// Makes the cluster's authority and this node's certificate, unless they come from somewhere else.
+fn make_pki(options: &InitOptions, config: &FileConfig, cluster: ClusterId, made: &mut Made) -> Result<()> {
+    let dir = PkiDir::at(&options.dir.pki());
+    let out = options.dir.resolve(&config.peer.certificate_dir);
+    if Bundle::files(&out).iter().all(|path| path.exists()) {
+        return Ok(());
+    }
+    let (authority, is_new) = authority::open_or_create(&dir, cluster)?;
+    if is_new {
+        made.push(format!(
+            "authority of the cluster in {} (keep a copy of ca.key in another place)",
+            dir.path().display()
+        ));
+    }
+    let issue = IssueOptions {
+        role: PeerRole::Node(FIRST_NODE),
+        addresses: options.names.clone(),
+        days: authority::NODE_DAYS,
+        out: out.clone(),
+        replace: true, // what is there is not whole
+    };
+    authority.issue(&issue)?;
+    made.push(format!("certificate of the node in {}", out.display()));
+    Ok(())
 }
 
 /// The kernel's generator; without it no key is safe, so there is nothing to go on with.
@@ -339,9 +376,17 @@ mod tests {
     fn i_o4_a_second_run_changes_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let options = small(&dir.path().join("node"));
-        assert_eq!(run(&options).unwrap().len(), 1 + 1 + 2 + 2 + 3 + 1);
+        assert_eq!(run(&options).unwrap().len(), 1 + 1 + 2 + 2 + 2 + 3 + 1);
         let bytes = |name: &str| std::fs::read(options.dir.path().join(name)).unwrap();
-        let names = ["kiseki.toml", "tls/server.key", "keys/key-store", "keys/passphrase", "devices/d1.img"];
+        let names = [
+            "kiseki.toml",
+            "tls/server.key",
+            "keys/key-store",
+            "keys/passphrase",
+            "pki/ca.key",
+            "pki/node/peer.key",
+            "devices/d1.img",
+        ];
         let before: Vec<_> = names.iter().map(|name| bytes(name)).collect();
         assert!(run(&options).unwrap().is_empty());
         let after: Vec<_> = names.iter().map(|name| bytes(name)).collect();

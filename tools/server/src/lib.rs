@@ -6,11 +6,12 @@
 //!
 //! Reading order: [`paths`], [`config`], [`key_store`], [`init`], [`core_node`] (one core, generic over its ports, so
 //! that the simulator runs the same code), [`node`] (all cores), [`enroll`] (devices that join and leave), [`admin`] and
-//! its ends.
+//! its ends, [`pki`] and [`peer_port`] (administration from elsewhere).
 #![forbid(unsafe_code)]
 
 pub mod admin;
 pub mod admin_client;
+pub mod admin_remote;
 pub mod admin_store;
 pub mod banner;
 pub mod certificates;
@@ -43,6 +44,8 @@ pub mod metadata;
 pub mod node;
 pub mod outcome;
 pub mod paths;
+pub mod peer_port;
+pub mod pki;
 pub mod replaced;
 pub mod report;
 pub mod scratch_dir;

@@ -1,6 +1,7 @@
 //! A node on this machine: opens what belongs to it, starts an executor per core, waits for a signal, stops cleanly.
 
-use crate::admin::{http, server};
+use crate::admin::http;
+use crate::admin::server::{self, AdminDesk};
 use crate::config::Config;
 use crate::device_orders::DeviceOrders;
 use crate::device_table::DeviceTable;
@@ -11,6 +12,7 @@ use crate::files::read_bounded;
 use crate::key_store::{KeyStore, read_passphrase};
 use crate::machine;
 use crate::metadata::{self, NodeMetadata};
+use crate::peer_port::PeerTrustOfNode;
 use crate::replaced::Replacements;
 use crate::status::{Phase, StatusBoard};
 use crate::steps::Steps;
@@ -19,6 +21,7 @@ use kiseki_net::{Listener, Mesh, MeshShape, SidePool, Stopper, TlsAcceptor};
 use kiseki_types::fragment::StripeShape;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::fs::File;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -37,7 +40,7 @@ pub fn run(config: Config) -> Result<()> {
     let _lock = lock_dir(&config)?;
     raise_open_files();
     tracing::info!("configuration:\n{}", config.describe());
-    probe_port(&config)?;
+    probe_ports(&config)?;
     let keys = read_passphrase(&config.keys.passphrase_file)
         .and_then(|passphrase| KeyStore::open(&config.keys.key_store_file, &passphrase))?;
     let tls = if config.s3.unsafe_s3_plaintext { None } else { Some(tls_acceptor(&config)?) };
@@ -52,18 +55,22 @@ pub fn run(config: Config) -> Result<()> {
     })?;
     let shared = open(config, keys, tls, board, stoppers.1)?;
     let shared = Arc::new(shared);
-    let calls = server::start(&shared.config.dir.admin_socket(), shared.clone())
+    let (desk, calls) = AdminDesk::new(shared.clone());
+    server::start(&shared.config.dir.admin_socket(), desk.clone())
         .with_context(|| format!("can't make {}", shared.config.dir.admin_socket().display()))?;
     stop_on_signal(stoppers.0, shared.board.clone())?;
 
     let mut calls = Some(calls);
     let mut threads = Vec::new();
     for core in 0..shared.config.cores {
-        threads.push(executor::spawn(shared.clone(), core, calls.take())?);
+        threads.push(executor::spawn(shared.clone(), core, calls.take(), desk.clone())?);
     }
     crate::banner::when_ready(shared.clone(), admin_http);
     crate::watch::start(shared.clone()).context("can't start a thread")?;
     crate::wear::start(shared.clone()).context("can't start a thread")?;
+    if shared.peer.is_some() {
+        crate::peer_port::watch(shared.clone()).context("can't start a thread")?;
+    }
     let mut result = Ok(());
     for thread in threads {
         // A panic has ended the process already.
@@ -89,6 +96,7 @@ fn open(
     board: Arc<StatusBoard>,
     stop: kiseki_net::StopSignal,
 ) -> Result<CoreShared> {
+    let trust = PeerTrustOfNode::read(&config, keys.cluster)?;
     let found = devices::open_all(&config.devices, keys.cluster, config.device_path.into());
     if found.usable.is_empty() {
         let reasons: Vec<String> =
@@ -100,7 +108,9 @@ fn open(
     let shape = stripe_shape(&config, meta.is_new)?;
     let replacements = replacements(&config, &board);
     describe(&config, &board, &found.reports, &meta, found.lanes);
+    board.lock().cluster = keys.cluster.to_string();
     let mesh_shape = MeshShape { core_count: config.cores, lane_count: found.lanes };
+    let peer = trust.map(|trust| trust.open(mesh_shape, &board));
     let side = SidePool::start(usize::from(config.side_threads)).context("can't start side threads")?;
     Ok(CoreShared {
         lanes: found.lanes,
@@ -112,6 +122,7 @@ fn open(
         mesh_shape,
         devices: DeviceTable::new(found.usable, witness),
         orders: DeviceOrders::new(config.cores),
+        peer,
         meta,
         side,
         keys,
@@ -154,13 +165,18 @@ pub fn lock_dir(config: &Config) -> Result<File> {
 
 /// Refuses a port that is taken. After a `kill -9` the kernel lets go of a node's sockets (its rings hold them) a moment
 /// after the process is gone, and whoever supervises a node starts it again at once.
-fn probe_port(config: &Config) -> Result<()> {
+fn probe_ports(config: &Config) -> Result<()> {
+    probe_port(config.s3.listen, "--s3-port")?;
+    config.peer.listen.map_or(Ok(()), |listen| probe_port(listen, "[peer] listen"))
+}
+
+fn probe_port(listen: SocketAddr, setting: &str) -> Result<()> {
     let deadline = Instant::now() + PORT_PATIENCE;
     loop {
-        match Listener::probe(config.s3.listen) {
+        match Listener::probe(listen) {
             Ok(()) => return Ok(()),
             Err(error @ kiseki_net::NetError::AddressInUse { .. }) if Instant::now() >= deadline => {
-                bail!("{error} (--s3-port)")
+                bail!("{error} ({setting})")
             }
             Err(kiseki_net::NetError::AddressInUse { .. }) => std::thread::sleep(PORT_PATIENCE / 50),
             Err(error) => return Err(error.into()),

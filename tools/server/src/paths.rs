@@ -39,6 +39,12 @@ impl KisekiDir {
         self.0.join("replaced.json")
     }
 
+    /// Certificates of the cluster's members.
+    #[must_use]
+    pub fn pki(&self) -> PathBuf {
+        self.0.join("pki")
+    }
+
     /// The admin socket.
     #[must_use]
     pub fn admin_socket(&self) -> PathBuf {

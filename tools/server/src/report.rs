@@ -3,9 +3,10 @@
 use crate::core_node::CoreNode;
 use crate::executor::CoreShared;
 use crate::status::{CoreReport, StatusBoard};
-use crate::{space, upkeep};
+use crate::{peer_port, space, upkeep};
 use kiseki_devices::fragment_store::DeviceReport;
 use kiseki_gateway::S3Service;
+use kiseki_net::peer::PeerServer;
 use kiseki_types::fragment::{DeviceState, FragmentStore};
 use kiseki_types::ids::CoreId;
 use kiseki_types::runtime::{Ports, RuntimeExt};
@@ -38,11 +39,18 @@ fn reason_to_leave(board: &StatusBoard, id: &str) -> Option<String> {
 }
 
 /// Reports until the executor ends.
-pub fn start(shared: &Arc<CoreShared>, core: CoreId, node: &Rc<CoreNode>, gateway: &S3Service, ports: &Ports) {
+pub fn start(
+    shared: &Arc<CoreShared>,
+    core: CoreId,
+    node: &Rc<CoreNode>,
+    gateway: &S3Service,
+    peers: Option<Rc<PeerServer>>,
+    ports: &Ports,
+) {
     let (shared, node, gateway, ports_of_task) = (shared.clone(), node.clone(), gateway.clone(), ports.clone());
     let task = async move {
         while !shared.stop.is_stopped() {
-            report(&shared, core, &node, &gateway, &ports_of_task);
+            report(&shared, core, &node, &gateway, peers.as_deref(), &ports_of_task);
             ports_of_task.sleep(INTERVAL).await;
         }
     };
@@ -53,7 +61,14 @@ fn add(values: &mut BTreeMap<String, u64>, name: &str, value: u64) {
     *values.entry(name.to_owned()).or_default() += value;
 }
 
-fn report(shared: &CoreShared, core: CoreId, node: &CoreNode, gateway: &S3Service, ports: &Ports) {
+fn report(
+    shared: &CoreShared,
+    core: CoreId,
+    node: &CoreNode,
+    gateway: &S3Service,
+    peers: Option<&PeerServer>,
+    ports: &Ports,
+) {
     let s3 = gateway.counters();
     let mut values: BTreeMap<String, u64> = BTreeMap::new();
     let mut set = |name: &str, value: u64| add(&mut values, name, value);
@@ -112,6 +127,7 @@ fn report(shared: &CoreShared, core: CoreId, node: &CoreNode, gateway: &S3Servic
         add(&mut values, "pin_epochs_closed_total", backlog.epochs_closed.get());
         add(&mut values, "fences_forgotten_total", backlog.fences_forgotten.get());
     }
+    let links = peers.map(|peers| peer_port::report(peers, &mut values)).unwrap_or_default();
     let upkeep = upkeep::of_core(node.engine(), &mut values);
     let device_space = space::of_core(node.fragments(), &mut values);
     let mut set = |name: &str, value: u64| add(&mut values, name, value);
@@ -148,6 +164,7 @@ fn report(shared: &CoreShared, core: CoreId, node: &CoreNode, gateway: &S3Servic
         device_read_errors,
         evacuations: upkeep::evacuations(node.engine()),
         upkeep,
+        links,
     };
     let mut board = shared.board.lock();
     board.core_reports.insert(core.0.to_string(), report);
@@ -156,6 +173,11 @@ fn report(shared: &CoreShared, core: CoreId, node: &CoreNode, gateway: &S3Servic
     space::settle(board);
     for device in &mut board.devices {
         device.free_bytes = board.core_reports.values().filter_map(|core| core.device_free_bytes.get(&device.id)).sum();
+    }
+    if let Some(peer) = board.peer.as_mut()
+        && let Some(port) = &shared.peer
+    {
+        peer.refused = port.refused_count();
     }
     if core == CoreId(0) {
         for member in shared.meta.dir.members().into_iter().filter(|member| !member.healthy) {

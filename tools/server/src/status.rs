@@ -169,6 +169,53 @@ pub struct CoreReport {
     /// Repair and scrub.
     #[serde(default)]
     pub upkeep: CoreUpkeep,
+    /// Links of this core.
+    #[serde(default)]
+    pub links: Vec<LinkReport>,
+}
+
+/// What is counted of a link: to or from another member of the cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkReport {
+    /// `node/3` or `admin/alice`.
+    pub peer: String,
+    /// `in` when the peer calls, `out` when this node does.
+    pub way: String,
+    /// Calls.
+    pub calls: u64,
+    /// Calls without an answer yet.
+    pub in_flight: u64,
+    /// Bytes of frames received.
+    pub bytes_in: u64,
+    /// Bytes of frames sent.
+    pub bytes_out: u64,
+    /// Connections made; one more than reconnects.
+    pub connects: u64,
+    /// Attempts to connect that failed.
+    pub connect_failures: u64,
+    /// Calls that were refused.
+    pub refused: u64,
+    /// Answered calls by time; the classes end at `kiseki_net::peer::counters::LATENCY_US`.
+    pub latency: Vec<u64>,
+    /// Sum of those times in microseconds.
+    pub latency_sum_us: u64,
+}
+
+/// The port for members of the cluster as `status` shows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerReport {
+    /// Where it listens.
+    pub listen: String,
+    /// The name in the node's certificate.
+    pub name: String,
+    /// When that ends, seconds since 1970.
+    pub not_after_unix: u64,
+    /// Revoked certificates that are known.
+    pub revoked: u64,
+    /// Connections and calls that were turned away since the start.
+    pub refused: u64,
+    /// Why the files of certificates were not taken when they changed, and what to do.
+    pub problem: String,
 }
 
 /// What the node is doing.
@@ -195,6 +242,12 @@ pub struct NodeReport {
     pub started_at: u64,
     /// Where S3 is served.
     pub endpoint: String,
+    /// The cluster's id.
+    #[serde(default)]
+    pub cluster: String,
+    /// The port for members of the cluster, where it is open.
+    #[serde(default)]
+    pub peer: Option<PeerReport>,
     /// Executors.
     pub cores: u16,
     /// Lanes that its devices are formatted with.

@@ -61,12 +61,12 @@ pub fn run(args: &DeviceArgs, targets: &[Target], stop: &Stop, warnings: &mut Ve
             cpus.len()
         ));
     }
-    let rings = targets.iter().map(|target| target.choice.in_use.rings()).max().unwrap_or_default();
     let (results, cpu, end_ns) = thread::scope(|scope| -> Result<_> {
         let handles: Vec<_> = (0..args.numjobs)
             .map(|job| {
                 let common = &common;
-                let options = ExecutorOptions { cpu: cpus.get(usize::from(job)).copied(), rings };
+                let options =
+                    ExecutorOptions { cpu: cpus.get(usize::from(job)).copied(), ..ExecutorOptions::default() };
                 scope.spawn(move || {
                     let result = on_executor(common, options, job, load_all);
                     // An executor that never was must not keep the others waiting.

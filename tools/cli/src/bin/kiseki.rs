@@ -1,14 +1,15 @@
-//! `kiseki`: administration of a running node through its admin socket.
+//! `kiseki`: administration of a running node through its admin socket, or over TLS from elsewhere.
 
 use anyhow::Result;
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use kiseki_cli::ca::{self, CaCommand};
 use kiseki_server::admin::{AdminRequest, AdminResponse, Dedup, Etag};
 use kiseki_server::admin_client::AdminClient;
 use kiseki_server::outcome::{self, NodeError};
 use kiseki_server::paths::{DEFAULT_DIR, KisekiDir};
 use kiseki_server::space::{PoolReport, SpaceReport};
-use kiseki_server::status::{DeviceReport, EvacuationReport, NodeReport};
+use kiseki_server::status::{DeviceReport, EvacuationReport, NodeReport, PeerReport};
 use serde::Serialize;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -25,6 +26,10 @@ const FORMER_NEWS_MS: u64 = 86_400_000;
   kiseki tenant create team-1
   kiseki key create team-1 --json
 
+From elsewhere:
+  kiseki ca issue-admin --name alice          (where the authority is)
+  kiseki --node storage1:9100 --cert admin-alice status
+
 Exit codes: 0 done, 1 refused, 2 wrong usage, 3 failed. With --json an error is one object on standard error:
 {\"error\":{outcome, exit_code, message, causes}}."
 )]
@@ -32,6 +37,12 @@ struct Cli {
     /// Directory of the node.
     #[arg(long, env = "KISEKI_DIR", default_value = DEFAULT_DIR, global = true)]
     dir: PathBuf,
+    /// A node elsewhere, HOST:PORT, where its [peer] listens; stands in front of the verb.
+    #[arg(long, env = "KISEKI_NODE", requires = "cert", value_name = "HOST:PORT")]
+    node: Option<String>,
+    /// Directory with an administrator's certificate, made by `kiseki ca issue-admin`.
+    #[arg(long, env = "KISEKI_CERT", value_name = "DIR")]
+    cert: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
@@ -47,6 +58,9 @@ enum Command {
     /// Settings of buckets.
     #[command(subcommand)]
     Bucket(BucketCommand),
+    /// Certificates: the authority of the cluster, its nodes, its administrators.
+    #[command(subcommand)]
+    Ca(CaCommand),
     /// Shows devices, metadata directories, and what is unsafe or wrong.
     Status {
         /// Print JSON.
@@ -151,6 +165,7 @@ fn run(cli: Cli) -> Result<()> {
             clap_complete::generate(shell, &mut Cli::command(), "kiseki", &mut std::io::stdout());
             return Ok(());
         }
+        Command::Ca(command) => return ca::run(&KisekiDir::at(&cli.dir)?, command),
         Command::Man { dir } => return Ok(clap_mangen::generate_to(Cli::command(), dir)?),
         Command::Tenant(TenantCommand::Create { name, dedup, json }) => {
             let dedup = match dedup {
@@ -171,8 +186,11 @@ fn run(cli: Cli) -> Result<()> {
         }
         Command::Status { json } => (AdminRequest::Status, json),
     };
-    let socket = KisekiDir::at(&cli.dir)?.admin_socket();
-    print(AdminClient::connect(&socket)?.call(&request)?, json)
+    let mut client = match (&cli.node, &cli.cert) {
+        (Some(node), Some(cert)) => AdminClient::remote(node, cert)?,
+        _ => AdminClient::connect(&KisekiDir::at(&cli.dir)?.admin_socket())?,
+    };
+    print(client.call(&request)?, json)
 }
 
 fn print(response: AdminResponse, json: bool) -> Result<()> {
@@ -223,6 +241,7 @@ fn print_json(value: &impl Serialize) -> Result<()> {
 
 fn print_status(report: &NodeReport) {
     let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+    println!("cluster {}", report.cluster);
     println!(
         "{} at {} ({} cores, {} lanes, {})",
         phase(report),
@@ -272,6 +291,9 @@ fn print_status(report: &NodeReport) {
     }
     for dir in &report.metadata_dirs {
         println!("  metadata  {:<9} {} {}", dir.state, dir.path, dir.reason);
+    }
+    if let Some(peer) = &report.peer {
+        println!("  peer      {}", peer_line(peer));
     }
     println!("  repair    {}", repair_line(report));
     println!("  scrub     {}", scrub_line(report));
@@ -355,6 +377,18 @@ fn pool_line(pool: &PoolReport) -> String {
         _ => "",
     };
     format!("{}: {}.{} % full{advice}", pool.pool, pool.fill_permille / 10, pool.fill_permille % 10)
+}
+
+fn peer_line(peer: &PeerReport) -> String {
+    let problem = if peer.problem.is_empty() { String::new() } else { format!("; PROBLEM: {}", peer.problem) };
+    format!(
+        "{} as {}, certificate valid {}, {} revoked, {} turned away{problem}",
+        peer.listen,
+        peer.name,
+        ca::until(peer.not_after_unix),
+        peer.revoked,
+        peer.refused
+    )
 }
 
 fn repair_line(report: &NodeReport) -> String {
@@ -457,6 +491,9 @@ mod tests {
         Cli::command().debug_assert();
         Cli::try_parse_from(["kiseki", "bucket", "set", "photos", "--etag", "opaque"]).unwrap();
         assert!(Cli::try_parse_from(["kiseki", "bucket", "set", "photos"]).is_err(), "nothing to set");
+        let line = ["kiseki", "--node", "a:1", "--cert", "c", "ca", "issue-node", "--node", "3"];
+        assert!(Cli::try_parse_from(line).is_ok(), "the node to call and the node to issue for are two things");
+        assert!(Cli::try_parse_from(["kiseki", "--node", "a:1", "status"]).is_err(), "a certificate is needed");
     }
 
     #[test]

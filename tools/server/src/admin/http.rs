@@ -1,5 +1,7 @@
 //! The read-only HTTP side: `/livez`, `/readyz`, `/healthz`, `/metrics`, served by side threads.
 
+mod links;
+
 use crate::status::{NodeReport, Phase, StatusBoard};
 use kiseki_devices::space::FillLevel;
 use kiseki_types::fragment::DeviceState;
@@ -175,6 +177,7 @@ fn metrics(report: &NodeReport, now: u64) -> Answer {
     registry.register("device_io_paths", "Devices by the way that they are driven", paths);
     space_metrics(&mut registry, report);
     device_metrics(&mut registry, report);
+    links::metrics(&mut registry, report);
     let names: std::collections::BTreeSet<&String> =
         report.core_reports.values().flat_map(|core| core.values.keys()).collect();
     for name in names {

@@ -77,9 +77,44 @@ impl Beside for CoreShared {
 /// Requests as core 0 receives them.
 pub type AdminCalls = mpsc::Receiver<AdminCall>;
 
+/// Where requests are answered, wherever they come from. Cheap to clone.
+pub struct AdminDesk<B> {
+    sender: mpsc::Sender<AdminCall>,
+    beside: Arc<B>,
+}
+
+impl<B> Clone for AdminDesk<B> {
+    fn clone(&self) -> AdminDesk<B> {
+        AdminDesk { sender: self.sender.clone(), beside: self.beside.clone() }
+    }
+}
+
+impl<B: Beside> AdminDesk<B> {
+    /// A desk, and what it hands to core 0.
+    pub fn new(beside: Arc<B>) -> (AdminDesk<B>, AdminCalls) {
+        let (sender, calls) = mpsc::channel(CALLS_WAITING_MAX);
+        (AdminDesk { sender, beside }, calls)
+    }
+
+    /// The answer to a request as JSON, as JSON; blocks.
+    pub fn answer(&mut self, request: &[u8]) -> serde_json::Result<Vec<u8>> {
+        let response = match serde_json::from_slice(request) {
+            Ok(AdminRequest::Status) => AdminResponse::Status(Box::new(self.beside.board().snapshot())),
+            Ok(request @ (AdminRequest::DeviceEnroll { .. } | AdminRequest::DeviceReplace { .. })) => {
+                self.beside.enroll(request)
+            }
+            Ok(request @ AdminRequest::DeviceRetire { .. }) => retire(&mut self.sender, &*self.beside, request),
+            Ok(request) => ask_core(&mut self.sender, request),
+            // serde names the field and the position, never a value that could be a secret.
+            Err(error) => AdminResponse::refused(format!("not a request that this server knows: {error}")),
+        };
+        serde_json::to_vec(&response)
+    }
+}
+
 /// Listens on `path` (0600) and serves it from side threads until the process ends. A socket that a crash left behind
 /// is replaced; the caller holds the directory's lock, so no living node is behind it.
-pub fn start<B: Beside>(path: &Path, beside: Arc<B>) -> io::Result<AdminCalls> {
+pub fn start<B: Beside>(path: &Path, desk: AdminDesk<B>) -> io::Result<()> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -90,12 +125,11 @@ pub fn start<B: Beside>(path: &Path, beside: Arc<B>) -> io::Result<AdminCalls> {
     let listener = UnixListener::bind(&unready)?;
     std::fs::set_permissions(&unready, std::fs::Permissions::from_mode(0o600))?;
     std::fs::rename(&unready, path)?;
-    let (sender, calls) = mpsc::channel(CALLS_WAITING_MAX);
-    std::thread::Builder::new().name("kiseki-admin".to_owned()).spawn(move || accept(&listener, &sender, &beside))?;
-    Ok(calls)
+    std::thread::Builder::new().name("kiseki-admin".to_owned()).spawn(move || accept(&listener, &desk))?;
+    Ok(())
 }
 
-fn accept<B: Beside>(listener: &UnixListener, sender: &mpsc::Sender<AdminCall>, beside: &Arc<B>) {
+fn accept<B: Beside>(listener: &UnixListener, desk: &AdminDesk<B>) {
     let open = Arc::new(AtomicUsize::new(0));
     for stream in listener.incoming() {
         let Ok(stream) = stream else {
@@ -106,10 +140,10 @@ fn accept<B: Beside>(listener: &UnixListener, sender: &mpsc::Sender<AdminCall>, 
             continue;
         }
         open.fetch_add(1, Ordering::Relaxed);
-        let (sender, beside, count) = (sender.clone(), beside.clone(), open.clone());
+        let (desk, count) = (desk.clone(), open.clone());
         let spawned = std::thread::Builder::new().name("kiseki-admin-call".to_owned()).spawn(move || {
             // A client that goes away in the middle is its own affair.
-            let _gone = converse(stream, sender, &*beside);
+            let _gone = converse(stream, desk);
             count.fetch_sub(1, Ordering::Relaxed);
         });
         if spawned.is_err() {
@@ -118,7 +152,7 @@ fn accept<B: Beside>(listener: &UnixListener, sender: &mpsc::Sender<AdminCall>, 
     }
 }
 
-fn converse(stream: UnixStream, mut sender: mpsc::Sender<AdminCall>, beside: &dyn Beside) -> io::Result<()> {
+fn converse<B: Beside>(stream: UnixStream, mut desk: AdminDesk<B>) -> io::Result<()> {
     stream.set_read_timeout(Some(IDLE_MAX))?;
     stream.set_write_timeout(Some(IDLE_MAX))?;
     let mut writer = stream.try_clone()?;
@@ -129,17 +163,7 @@ fn converse(stream: UnixStream, mut sender: mpsc::Sender<AdminCall>, beside: &dy
         if line.is_empty() {
             return Ok(());
         }
-        let response = match serde_json::from_slice(&line) {
-            Ok(AdminRequest::Status) => AdminResponse::Status(Box::new(beside.board().snapshot())),
-            Ok(request @ (AdminRequest::DeviceEnroll { .. } | AdminRequest::DeviceReplace { .. })) => {
-                beside.enroll(request)
-            }
-            Ok(request @ AdminRequest::DeviceRetire { .. }) => retire(&mut sender, beside, request),
-            Ok(request) => ask_core(&mut sender, request),
-            // serde names the field and the position, never a value that could be a secret.
-            Err(error) => AdminResponse::refused(format!("not a request that this server knows: {error}")),
-        };
-        let mut text = serde_json::to_vec(&response).map_err(io::Error::other)?;
+        let mut text = desk.answer(&line).map_err(io::Error::other)?;
         text.push(b'\n');
         writer.write_all(&text)?;
     }
@@ -200,7 +224,8 @@ mod tests {
         let board = Arc::new(Board::default());
         board.0.lock().endpoint = "here".to_owned();
         board.0.lock().core_reports.insert("0".to_owned(), crate::status::CoreReport::default());
-        let mut calls = start(&path, board).unwrap();
+        let (desk, mut calls) = AdminDesk::new(board);
+        start(&path, desk).unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         let core = std::thread::spawn(move || {
             let call = loop {
@@ -220,6 +245,6 @@ mod tests {
         core.join().unwrap();
         let stopped = client.call(&AdminRequest::TenantList);
         assert!(matches!(stopped, Ok(AdminResponse::Error { .. })), "a core that is gone is an answer, not a hang");
-        start(&path, Arc::<Board>::default()).expect("a socket left behind is replaced");
+        start(&path, AdminDesk::new(Arc::<Board>::default()).0).expect("a socket left behind is replaced");
     }
 }

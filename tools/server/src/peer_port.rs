@@ -1,0 +1,265 @@
+//! The port for members of the cluster: whom the node believes there, and what it answers: administration, to holders of an
+//! administrator's certificate. Certificates and the list of revoked ones are read again when they change.
+
+use crate::admin::LINE_LEN_BYTES_MAX;
+use crate::admin::server::AdminDesk;
+use crate::config::Config;
+use crate::executor::CoreShared;
+use crate::pki::issued::{RENEW_BEFORE_S, read_revoked};
+use crate::pki::{Bundle, authority};
+use crate::status::{LinkReport, PeerReport, StatusBoard};
+use anyhow::{Context, Result, anyhow, bail};
+use futures::channel::oneshot;
+use kiseki_devices::pool::BufferPool;
+use kiseki_net::peer::counters::LinkFigures;
+use kiseki_net::peer::{Arrivals, Callers, PeerGate, PeerRole, PeerServer, PeerServices, PeerTrust};
+use kiseki_net::{Listener, MeshShape};
+use kiseki_types::ids::{ClusterId, CoreId};
+use kiseki_types::peer::{Parcel, PeerHandler, ServiceId};
+use kiseki_types::runtime::Ports;
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+/// Between two looks at the files of certificates.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Requests of administrators that are answered at once: each has a thread (I-O5).
+const REQUESTS_MAX: usize = 16;
+
+/// Whom the node believes, before anything is opened.
+pub struct PeerTrustOfNode {
+    listen: SocketAddr,
+    trust: Arc<PeerTrust>,
+    report: PeerReport,
+}
+
+impl PeerTrustOfNode {
+    /// Reads the files that the configuration names; `None` when the port is closed.
+    pub fn read(config: &Config, cluster: ClusterId) -> Result<Option<PeerTrustOfNode>> {
+        let Some(listen) = config.peer.listen else { return Ok(None) };
+        let dir = &config.peer.certificate_dir;
+        let hint = "; `kiseki-server init` makes what is missing, or take `listen` out of [peer]";
+        let bundle = Bundle::read(dir).with_context(|| format!("[peer] listen is set{hint}"))?;
+        let (_, revoked) = read_revoked(&config.peer.revoked_file)?;
+        let count = revoked.len() as u64;
+        let trust = bundle.trust(dir, revoked)?;
+        let own = trust.own();
+        let PeerRole::Node(_) = own.name.role else {
+            bail!("{} holds the certificate of {}, which is no node", dir.display(), own.name);
+        };
+        if own.name.cluster != cluster {
+            bail!("{} holds a certificate of cluster {}; this is cluster {cluster}", dir.display(), own.name.cluster);
+        }
+        let report = PeerReport { listen: listen.to_string(), revoked: count, ..describe(&trust) };
+        Ok(Some(PeerTrustOfNode { listen, trust, report }))
+    }
+
+    /// The port, to be served by the cores.
+    #[must_use]
+    pub fn open(self, shape: MeshShape, board: &StatusBoard) -> PeerPort {
+        let (gate, arrivals) = PeerGate::new(self.trust, shape);
+        board.lock().peer = Some(self.report);
+        let arrivals = Mutex::new(arrivals.into_iter().map(Some).collect());
+        PeerPort { listen: self.listen, gate, arrivals, requests: Arc::default() }
+    }
+}
+
+/// The port as the cores share it.
+pub struct PeerPort {
+    listen: SocketAddr,
+    gate: Arc<PeerGate>,
+    arrivals: Mutex<Vec<Option<Arrivals>>>,
+    requests: Arc<AtomicUsize>,
+}
+
+impl PeerPort {
+    /// Connections and calls that were turned away since the start.
+    #[must_use]
+    pub fn refused_count(&self) -> u64 {
+        self.gate.refused_count()
+    }
+}
+
+fn describe(trust: &PeerTrust) -> PeerReport {
+    let own = trust.own();
+    PeerReport { name: own.name.role.to_string(), not_after_unix: own.not_after, ..PeerReport::default() }
+}
+
+/// Serves the port on one core; core 0 accepts for all.
+pub fn serve(
+    shared: &Arc<CoreShared>,
+    core: CoreId,
+    pool: &Rc<BufferPool>,
+    desk: AdminDesk<CoreShared>,
+    ports: &Ports,
+) -> Result<Option<Rc<PeerServer>>> {
+    let Some(port) = &shared.peer else { return Ok(None) };
+    let services = Rc::new(PeerServices::default());
+    services.serve(ServiceId::ADMIN, Callers::Admins, admin_handler(desk, port.requests.clone()));
+    let pool = pool.clone();
+    let buffers = Rc::new(move |len_bytes| pool.alloc(len_bytes));
+    let (gate, stop) = (port.gate.clone(), shared.stop.clone());
+    let server = PeerServer::new(ports.clone(), core, gate.clone(), buffers, services, stop.clone());
+    let mut arrivals = port.arrivals.lock().expect("nothing panics while it takes its arrivals");
+    let arrivals = arrivals[usize::from(core.0)].take().expect("a core serves its arrivals once");
+    ports.spawn("peer server", Box::pin(server.clone().run(arrivals)));
+    if core == CoreId(0) {
+        let listener = Listener::bind(port.listen)?;
+        if let Some(report) = &mut shared.board.lock().peer {
+            report.listen = listener.address().to_string();
+        }
+        ports.spawn("peer accept", Box::pin(gate.accept(listener, ports.clone(), stop)));
+    }
+    Ok(Some(server))
+}
+
+/// Answers what the admin socket answers, each request on a thread of its own: what is asked may take its time.
+fn admin_handler(desk: AdminDesk<CoreShared>, requests: Arc<AtomicUsize>) -> PeerHandler {
+    Rc::new(move |_, _, parcel: Parcel| {
+        let asked = ask(desk.clone(), requests.clone(), parcel);
+        Box::pin(async move {
+            let answer = asked?.await.map_err(|_| "the node is stopping".to_owned())?;
+            Ok(Parcel { message: answer?, bulk: Vec::new() })
+        })
+    })
+}
+
+type Answer = oneshot::Receiver<Result<Vec<u8>, String>>;
+
+fn ask(mut desk: AdminDesk<CoreShared>, requests: Arc<AtomicUsize>, parcel: Parcel) -> Result<Answer, String> {
+    if parcel.message.len() > LINE_LEN_BYTES_MAX || !parcel.bulk.is_empty() {
+        return Err(format!("a request is one JSON object of at most {LINE_LEN_BYTES_MAX} bytes"));
+    }
+    if requests.fetch_add(1, Ordering::Relaxed) >= REQUESTS_MAX {
+        requests.fetch_sub(1, Ordering::Relaxed);
+        return Err(format!("{REQUESTS_MAX} requests are being answered already; try again"));
+    }
+    let (sender, receiver) = oneshot::channel();
+    let count = requests.clone();
+    let spawned = std::thread::Builder::new().name("kiseki-admin-peer".to_owned()).spawn(move || {
+        let answer = desk.answer(&parcel.message).map_err(|error| error.to_string());
+        count.fetch_sub(1, Ordering::Relaxed);
+        let _gone = sender.send(answer);
+    });
+    if let Err(error) = spawned {
+        requests.fetch_sub(1, Ordering::Relaxed);
+        return Err(format!("no thread for the request: {error}"));
+    }
+    Ok(receiver)
+}
+
+/// What a core says of its links.
+pub fn report(peers: &PeerServer, values: &mut BTreeMap<String, u64>) -> Vec<LinkReport> {
+    let counters = peers.counters();
+    for (name, value) in [
+        ("peer_connections", counters.connections.get()),
+        ("peer_accepted_total", counters.accepted.get()),
+        ("peer_handshake_failures_total", counters.handshake_failures.get()),
+        ("peer_rules_broken_total", counters.rules_broken.get()),
+    ] {
+        *values.entry(name.to_owned()).or_default() += value;
+    }
+    let link = |(peer, figures): (String, LinkFigures)| LinkReport {
+        peer,
+        way: "in".to_owned(),
+        calls: figures.calls,
+        in_flight: figures.in_flight,
+        bytes_in: figures.bytes_in,
+        bytes_out: figures.bytes_out,
+        connects: figures.connects,
+        connect_failures: figures.connect_failures,
+        refused: figures.refused,
+        latency: figures.latency,
+        latency_sum_us: figures.latency_sum_us,
+    };
+    peers.figures().into_iter().map(link).collect()
+}
+
+/// Size, time and number of each file: whether one was changed or replaced.
+fn looks(files: &[PathBuf]) -> Vec<Option<(u64, i64, i64, u64)>> {
+    let look = |path: &PathBuf| {
+        let found = std::fs::metadata(path).ok()?;
+        Some((found.len(), found.mtime(), found.mtime_nsec(), found.ino()))
+    };
+    files.iter().map(look).collect()
+}
+
+/// Looks from a thread of its own whether the files have changed, until the node stops.
+pub fn watch(shared: Arc<CoreShared>) -> io::Result<()> {
+    let mut files: Vec<PathBuf> = Bundle::files(&shared.config.peer.certificate_dir).into();
+    files.push(shared.config.peer.revoked_file.clone());
+    // Taken at first too: what was changed between the first reading and now must not be missed.
+    let (mut seen, mut taken) = (Vec::new(), Vec::new());
+    std::thread::Builder::new().name("kiseki-peer-watch".to_owned()).spawn(move || {
+        let mut told_expiry = false;
+        while !shared.stop.is_stopped() {
+            let now = looks(&files);
+            // Seen twice: of three files that are being written the first may be there without the others.
+            if now == seen && now != taken {
+                take_again(&shared);
+                taken.clone_from(&now);
+            }
+            seen = now;
+            told_expiry = told_expiry || tell_expiry(&shared);
+            std::thread::sleep(LOOK_INTERVAL);
+        }
+    })?;
+    Ok(())
+}
+
+/// Reads the files; when they make no sense the node goes on with what it knows.
+fn take_again(shared: &CoreShared) {
+    let Some(port) = &shared.peer else { return };
+    let peer = &shared.config.peer;
+    let taken = || -> Result<u64> {
+        let bundle = Bundle::read(&peer.certificate_dir)?;
+        let (_, revoked) = read_revoked(&peer.revoked_file)?;
+        let count = revoked.len() as u64;
+        let replaced = port.gate.trust().replace(bundle.material(revoked));
+        replaced.map_err(|error| anyhow!("{}: {error}", peer.certificate_dir.display()))?;
+        Ok(count)
+    };
+    let taken = taken();
+    let mut board = shared.board.lock();
+    let Some(report) = &mut board.peer else { return };
+    match taken {
+        Ok(revoked) => {
+            let known = report.revoked;
+            *report = PeerReport {
+                listen: std::mem::take(&mut report.listen),
+                refused: report.refused,
+                revoked,
+                ..describe(port.gate.trust())
+            };
+            if known != revoked {
+                tracing::info!(revoked, "the list of revoked certificates was read again");
+            }
+        }
+        Err(error) => {
+            report.problem = format!("{error:#}; the node goes on with what it read before");
+            tracing::warn!(error = %report.problem, "certificates have changed and can't be read");
+        }
+    }
+}
+
+/// Warns once when the node's certificate ends soon; whether it did.
+fn tell_expiry(shared: &CoreShared) -> bool {
+    let board = shared.board.lock();
+    let Some(report) = &board.peer else { return true };
+    let left = report.not_after_unix.saturating_sub(authority::unix_now());
+    if left >= RENEW_BEFORE_S {
+        return false;
+    }
+    tracing::warn!(
+        days = left / 86_400,
+        "the node's certificate ends; issue a new one: kiseki ca issue-node --replace"
+    );
+    true
+}
