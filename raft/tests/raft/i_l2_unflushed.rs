@@ -50,6 +50,53 @@ impl Journal for StuckJournal {
     }
 }
 
+/// The leader and another voter have committed the entry: this voter must not apply it before its own flush. Tables that
+/// went on before the log would look, after a power cut, like a log that was lost.
+#[test]
+fn i_l10_a_follower_applies_nothing_that_its_own_log_may_still_lose() {
+    use kiseki_raft::fuzzing::Payload;
+    use kiseki_raft::type_config::{Command, Entry, Membership, Vote, log_id};
+    let sim = Sim::new(3);
+    let node = Node::new(&sim, 1);
+    sim.block_on(node.id, async {
+        let ports = sim.ports(node.id);
+        let journal = Rc::new(StuckJournal::default());
+        let stuck = journal.stuck.clone();
+        let table = TableFile::open(ports.clone(), node.dir.open(), "raft-log", None, TableSettings::new(1));
+        let table = Rc::new(table.await.expect("opens"));
+        let log = LaneLog::open(ports.clone(), LaneId(0), journal, Vec::new(), table).await.expect("opens");
+        let parts = GroupParts {
+            ports: ports.clone(),
+            log,
+            shard: SHARD,
+            tables: node.open_tables(&ports, SHARD).await,
+            machine: Rc::new(Ledger::default()),
+            link: Rc::new(NoPeers),
+            seals: SnapshotSeals::none(),
+            settings: GroupSettings::several_voters(),
+        };
+        let group = ShardGroup::join(parts, 1).await.expect("joins");
+        let voters = Membership::new_with_defaults(vec![[1, 2, 3].into()], []);
+        let entry = |index, payload| Entry { log_id: log_id(1, index), payload };
+        let append = |entry: Entry, previous| kiseki_raft::network::AppendRequest {
+            vote: Vote::new_committed(1, 2),
+            prev_log_id: previous,
+            leader_commit: Some(entry.log_id),
+            entries: vec![entry],
+        };
+        let first = append(entry(0, Payload::Membership(voters)), None);
+        assert!(group.handle_append(first).await.expect("it answers").is_success());
+        stuck.set(true);
+        let write = Payload::Normal(Command(command(2, b"unflushed").into()));
+        let second = pin!(group.handle_append(append(entry(1, write), Some(log_id(1, 0)))));
+        if let Either::Left((answer, _)) = select(second, ports.sleep(Duration::from_secs(60))).await {
+            panic!("I-L2: answered without a flush: {answer:?}");
+        }
+        let seen = group.tables().get(0, 0, &2_u64.to_be_bytes()).await.expect("readable");
+        assert_eq!(seen, None, "I-L10: applied what a power cut takes from the log");
+    });
+}
+
 #[test]
 fn i_l2_nothing_is_acknowledged_before_its_flush() {
     let sim = Sim::new(1);
