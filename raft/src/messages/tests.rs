@@ -1,3 +1,5 @@
+//! Messages of replicas: what is encoded comes back, what is damaged or too long is refused.
+
 use super::fuzz::{sample_answers, samples};
 use super::*;
 use crate::raft_capnp::calls;

@@ -34,7 +34,7 @@ const ROOMS: [Room; 8] = [
 const TOOLS: [&str; 4] = ["kiseki-sim", "kiseki-cli", "kiseki-bench", "kiseki-fuzz"];
 
 /// Where the executor may be named in sources; everyone else has the ports.
-const EXECUTOR: [&str; 4] = ["devices/", "net/", "tools/", "raft/tests/"];
+const EXECUTOR: [&str; 5] = ["devices/", "net/", "tools/", "raft/tests/", "benches/"];
 
 /// Reports every import that crosses the wrong way.
 pub fn check(tree: &Tree) -> Vec<String> {

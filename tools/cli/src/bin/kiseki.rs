@@ -37,7 +37,7 @@ struct Cli {
     /// Directory of the node.
     #[arg(long, env = "KISEKI_DIR", default_value = DEFAULT_DIR, global = true)]
     dir: PathBuf,
-    /// A node elsewhere, HOST:PORT, where its [peer] listens; stands in front of the verb.
+    /// A node elsewhere, HOST:PORT, where its `[peer]` listens; stands in front of the verb.
     #[arg(long, env = "KISEKI_NODE", requires = "cert", value_name = "HOST:PORT")]
     node: Option<String>,
     /// Directory with an administrator's certificate, made by `kiseki ca issue-admin`.
