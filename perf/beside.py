@@ -1,4 +1,4 @@
-"""What the comparisons of devices share: the cases, fio's and our figures from their JSON, ratios of neighbours, the table.
+"""What the comparisons of devices share: the cases, fio's and our figures from their JSON, ratios of neighbors, the table.
 
 Whoever runs next to each other meets the same disk, so the ratio of each round is taken first and the median of these
 ratios second. The order within a round is turned from round to round.
