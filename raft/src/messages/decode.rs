@@ -46,11 +46,22 @@ fn malformed(reason: &str) -> MessageError {
 
 fn read(bytes: &[u8]) -> Result<Reader<OwnedSegments>, MessageError> {
     within("bytes", bytes.len() as u64, MESSAGE_LEN_BYTES_MAX as u64)?;
+    // The reader makes room for what the head says before it looks whether that is there.
+    if declared_len_bytes(bytes) != Some(bytes.len() as u64) {
+        return Err(malformed("its length is not what its head says"));
+    }
     let mut options = ReaderOptions::new();
     options.traversal_limit_in_words(Some(TRAVERSED_WORDS_MAX)).nesting_limit(NESTING_MAX);
-    let mut left = bytes;
-    let message = capnp::serialize::read_message(&mut left, options)?;
-    if left.is_empty() { Ok(message) } else { Err(malformed("bytes follow it")) }
+    Ok(capnp::serialize::read_message(bytes, options)?)
+}
+
+/// Bytes of a message by its head: the number of its segments less one, the words of each, padded to whole words.
+fn declared_len_bytes(bytes: &[u8]) -> Option<u64> {
+    let numbers = bytes.as_chunks::<4>().0;
+    let segments = u64::from(u32::from_le_bytes(*numbers.first()?)) + 1;
+    let words = numbers.get(1..)?.get(..usize::try_from(segments).ok()?)?;
+    let head = (4 + 4 * segments).next_multiple_of(8);
+    Some(head + words.iter().map(|words| 8 * u64::from(u32::from_le_bytes(*words))).sum::<u64>())
 }
 
 fn check_version(version: u16, oldest: u16) -> Result<(), MessageError> {
