@@ -29,7 +29,7 @@ use kiseki_types::runtime::{LocalBoxFuture, Ports, RuntimeExt};
 use kiseki_types::table::{Direction, Scan, TableId, TableStore, TableWrite};
 use kiseki_types::{LaneId, ShardId};
 use openraft::storage::IOFlushed;
-use record::{Change, GroupRow, Record, decode_entry_row, entry_len_bytes};
+use record::{Change, GroupRow, LaneRow, Record, decode_entry_row, entry_len_bytes};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::io;
@@ -358,10 +358,14 @@ impl Lane {
         }
     }
 
-    /// The journal is another than the one that was folded: it counts behind `start`.
-    async fn restart_sequences(&self, start: Sequence) -> Result<(), RaftError> {
+    /// The journal is another than the one that was folded: it counts behind `start`, and is flushed up to `reached`.
+    async fn restart_sequences(&self, start: Sequence, reached: Sequence) -> Result<(), RaftError> {
         let _turn = self.folding.lock().await;
-        self.table.write(vec![row_write(TABLE_LANE, Vec::new(), Some(record::encode_lane_row(start)))]);
+        self.table.write(vec![row_write(
+            TABLE_LANE,
+            Vec::new(),
+            Some(record::encode_lane_row(LaneRow { folded: start, reached })),
+        )]);
         self.table.checkpoint().await?;
         self.folded_sequence.set(start);
         Ok(())

@@ -5,7 +5,7 @@
 //! written and made durable; the journal is trimmed.
 
 use super::record::{
-    Change, ENTRIES_PER_RECORD_MAX, GroupRow, Record, encode_entry_row, encode_lane_row, entry_len_bytes,
+    Change, ENTRIES_PER_RECORD_MAX, GroupRow, LaneRow, Record, encode_entry_row, encode_lane_row, entry_len_bytes,
 };
 use super::{Lane, TABLE_ENTRIES, TABLE_GROUPS, TABLE_LANE, entry_key, row_write, shard_key};
 use crate::error::RaftError;
@@ -46,9 +46,14 @@ impl Lane {
     pub async fn fold(&self) -> Result<(), RaftError> {
         let _turn = self.folding.lock().await;
         self.copy_stuck_forward()?;
-        let (writes, rows, trim_to) = self.collect().await;
+        let (mut writes, rows, trim_to) = self.collect().await;
         self.unfolded_len_bytes.set(0);
-        self.flushed(self.last.get()).await?;
+        let reached = self.last.get();
+        self.flushed(reached).await?;
+        // The last record stays: that a journal holds it shows at a start that it is this one (I-L10).
+        let trim_to = trim_to.min(reached.saturating_sub(1)).max(self.folded_sequence.get());
+        let lane_row = LaneRow { folded: trim_to, reached };
+        writes.push(row_write(TABLE_LANE, Vec::new(), Some(encode_lane_row(lane_row))));
         self.table.write(writes);
         self.table.checkpoint().await?;
         for (shard, row) in rows {
@@ -125,7 +130,6 @@ impl Lane {
             self.ports.yield_now().await;
         }
         trim_to = trim_to.max(self.folded_sequence.get());
-        writes.push(row_write(TABLE_LANE, Vec::new(), Some(encode_lane_row(trim_to))));
         (writes, rows, trim_to)
     }
 }

@@ -2,7 +2,7 @@
 
 use super::acks::Acks;
 use super::group_log::GroupLog;
-use super::record::{Change, GroupRow, Record, decode_lane_row};
+use super::record::{Change, GroupRow, LaneRow, Record, decode_lane_row};
 use super::{FOLD_FILL, GROUPS_PER_LANE_MAX, Lane, LaneLog, PROPOSED_LEN_BYTES_MAX, TABLE_GROUPS, TABLE_LANE, fold};
 use crate::error::RaftError;
 use kiseki_types::journal::{Journal, ReplayedRecord, Sequence};
@@ -26,14 +26,16 @@ pub async fn open(
     table: Rc<dyn TableStore>,
 ) -> Result<LaneLog, RaftError> {
     let mut groups = read_groups(&table, lane).await?;
-    let folded_sequence = match table.get(0, TABLE_LANE, &[]).await? {
+    let LaneRow { folded: folded_sequence, reached } = match table.get(0, TABLE_LANE, &[]).await? {
         Some(row) => decode_lane_row(&row)?,
-        None => 0,
+        None => LaneRow::default(),
     };
-    // Another journal stands where the old one was: all that lived is lost, and what follows has small numbers.
-    let is_another = journal.last() < folded_sequence;
+    // Another journal stands where the old one was: all that lived is lost. Its numbers say little: they may be higher, since
+    // each start of a journal leaves some out.
+    let has_reached = reached <= folded_sequence || replayed.iter().any(|found| found.sequence == reached);
+    let is_another = journal.last() < reached || !has_reached;
     let start = journal.last();
-    let replay = replay(&mut groups, &replayed, folded_sequence, start, lane)?;
+    let replay = replay(&mut groups, &replayed, folded_sequence, is_another, lane)?;
     let lane_log = Rc::new(Lane {
         lane,
         acks: Acks::start(&ports),
@@ -66,7 +68,7 @@ pub async fn open(
     }
     if is_another {
         // No later start may take its records for folded. What lived is marked as lost by now.
-        lane_log.restart_sequences(start).await?;
+        lane_log.restart_sequences(start, opened).await?;
     }
     let background = fold::run(Rc::downgrade(&lane_log), lane_log.fold_wanted.clone());
     ports.spawn("raft-fold", Box::pin(background));
@@ -103,7 +105,7 @@ fn replay(
     groups: &mut Groups,
     replayed: &[ReplayedRecord],
     folded_sequence: Sequence,
-    journal_last: Sequence,
+    is_another: bool,
     lane: LaneId,
 ) -> Result<Replay, RaftError> {
     let mut last = folded_sequence;
@@ -143,8 +145,8 @@ fn replay(
             Some(_) => {}
         }
     }
-    if journal_last < folded_sequence {
-        broken_chain = Some(format!("the journal ends at {journal_last}, but {folded_sequence} were folded"));
+    if is_another {
+        broken_chain = Some("the journal does not hold the last record that was flushed there".to_owned());
     }
     let lost = groups
         .values()

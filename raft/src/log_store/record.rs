@@ -328,20 +328,32 @@ impl GroupRow {
     }
 }
 
-/// The lane's row: the sequence up to which every record is held by the log file.
+/// What the log file says of its lane's journal.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LaneRow {
+    /// Records up to this one are in the log file, so the journal may have trimmed them.
+    pub folded: Sequence,
+    /// The journal was flushed up to this record: one that does not hold this record is another one, or has lost its end
+    /// (I-L10). Always ahead of `folded` but in rows that older versions wrote.
+    pub reached: Sequence,
+}
+
+/// The lane's row.
 #[must_use]
-pub fn encode_lane_row(folded_sequence: Sequence) -> Vec<u8> {
+pub fn encode_lane_row(row: LaneRow) -> Vec<u8> {
     let mut out = Writer::new();
-    out.u8(ROW_VERSION).u64(folded_sequence);
+    out.u8(ROW_VERSION).u64(row.folded).u64(row.reached);
     seal_row(out)
 }
 
 /// Reads the lane's row.
-pub fn decode_lane_row(bytes: &[u8]) -> Result<Sequence, CodecError> {
+pub fn decode_lane_row(bytes: &[u8]) -> Result<LaneRow, CodecError> {
     let mut input = open_row("Raft lane row", bytes)?;
-    let folded_sequence = input.u64()?;
+    let folded = input.u64()?;
+    // Rows written before there was a second number say no more than that.
+    let reached = if input.left() == 0 { folded } else { input.u64()? };
     input.end()?;
-    Ok(folded_sequence)
+    Ok(LaneRow { folded, reached })
 }
 
 /// The state that a shard's tables keep beside their rows: the last applied entry and the membership.

@@ -3,7 +3,9 @@
 use crate::mend;
 use crate::target::{Seed, Target, Verdict, accepted, bytes_settle, bytes_survive};
 use kiseki_raft::fuzzing;
-use kiseki_raft::log_store::record::{Change, GroupRow, Record, encode_applied, encode_entry_row, encode_lane_row};
+use kiseki_raft::log_store::record::{
+    Change, GroupRow, LaneRow, Record, encode_applied, encode_entry_row, encode_lane_row,
+};
 use kiseki_raft::type_config::{Command, Entry, Membership, StoredMembership, Vote, log_id};
 use kiseki_types::ShardId;
 use std::collections::BTreeSet;
@@ -113,11 +115,11 @@ fn group_row_seeds() -> Vec<Seed> {
 }
 
 fn lane_row(bytes: &[u8]) -> Verdict {
-    bytes_survive(bytes, fuzzing::lane_row)
+    bytes_settle(bytes, fuzzing::lane_row)
 }
 
 fn lane_row_seeds() -> Vec<Seed> {
-    vec![("lane", encode_lane_row(77))]
+    vec![("lane", encode_lane_row(LaneRow { folded: 77, reached: 91 }))]
 }
 
 fn applied_row(bytes: &[u8]) -> Verdict {
