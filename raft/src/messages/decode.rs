@@ -81,6 +81,7 @@ pub fn decode_calls(parcel: &Parcel) -> Result<(Vec<Call>, Duration), MessageErr
     let list = root.get_calls()?;
     within("calls", u64::from(list.len()), CALLS_PER_PARCEL_MAX as u64)?;
     let mut bulk = Bulk::new(parcel)?;
+    within("calls", u64::from(list.len()), bulk.words)?;
     let calls = list.iter().map(|call| take_call(call, &mut bulk)).collect::<Result<Vec<Call>, MessageError>>()?;
     bulk.end()?;
     Ok((calls, answer_within))
@@ -102,6 +103,9 @@ pub fn decode_answers(parcel: &Parcel, expected: usize) -> Result<Vec<Answer>, M
 struct Bulk<'a> {
     left: &'a [u8],
     entries: usize,
+    /// Words of the message. A list may say that its elements take no room: so many are believed, and none is a call or
+    /// an entry of ours.
+    words: u64,
 }
 
 impl<'a> Bulk<'a> {
@@ -109,7 +113,7 @@ impl<'a> Bulk<'a> {
         within("buffers beside it", parcel.bulk.len() as u64, 1)?;
         let left = parcel.bulk.first().map_or(&[][..], |buffer| buffer);
         within("bytes beside it", left.len() as u64, BULK_LEN_BYTES_MAX as u64)?;
-        Ok(Bulk { left, entries: 0 })
+        Ok(Bulk { left, entries: 0, words: parcel.message.len() as u64 / 8 })
     }
 
     fn take(&mut self, what: &'static str, len: u32, limit: usize) -> Result<&'a [u8], MessageError> {
@@ -124,7 +128,7 @@ impl<'a> Bulk<'a> {
 
     fn count_entry(&mut self) -> Result<(), MessageError> {
         self.entries += 1;
-        within("entries", self.entries as u64, ENTRIES_PER_PARCEL_MAX as u64).map(drop)
+        within("entries", self.entries as u64, self.words.min(ENTRIES_PER_PARCEL_MAX as u64)).map(drop)
     }
 
     fn end(self) -> Result<(), MessageError> {
