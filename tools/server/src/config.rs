@@ -348,7 +348,7 @@ pub struct Overrides {
     /// Port of health and metrics.
     #[arg(long, env = "KISEKI_ADMIN_PORT")]
     pub admin_port: Option<u16>,
-    /// Address and port where administration from elsewhere connects (see [peer] in kiseki.toml); off unless set.
+    /// Address and port where administration from elsewhere connects (see `[peer]` in kiseki.toml); off unless set.
     #[arg(long, env = "KISEKI_PEER_LISTEN")]
     pub peer_listen: Option<SocketAddr>,
     /// Executors, each pinned to a CPU; 0 means one for each CPU.
