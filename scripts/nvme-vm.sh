@@ -105,7 +105,8 @@ fetch() {
 find_accel() {
     echo tcg >"$dir/accel"
     [ -w /dev/kvm ] || return 0
-    if ACCEL=kvm LIMIT_S=20 execute true >"$dir/kvm.log" 2>&1; then echo kvm >"$dir/accel"; fi
+    # In a shell of its own, which `execute` ends.
+    if (ACCEL=kvm LIMIT_S=20 execute true) >"$dir/kvm.log" 2>&1; then echo kvm >"$dir/accel"; fi
 }
 
 qemu() {
