@@ -368,6 +368,8 @@ impl Lane {
         )]);
         self.table.checkpoint().await?;
         self.folded_sequence.set(start);
+        // Folds trim behind it only, so a journal that came full would stay so.
+        self.journal.trim(start);
         Ok(())
     }
 

@@ -67,7 +67,7 @@ impl ShardGroup {
     /// committed, so a voter that lags, or has not answered within an election timeout, is refused at once.
     ///
     /// Errors: `NotLeader`; `Membership` when `to` can't take over; `NoLeader` when no other leader is seen in time:
-    /// then the voters elect one by themselves.
+    /// then the voters elect one by themselves; `Stopped` when this replica ends before it sees one.
     pub async fn transfer_leader(&self, to: VoterId) -> Result<(), RaftError> {
         self.must_lead()?;
         if to == self.voter() {
@@ -82,13 +82,16 @@ impl ShardGroup {
             let mut metrics = raft.metrics();
             loop {
                 let leader = metrics.borrow_and_update().current_leader;
-                if leader.is_some_and(|leader| leader != self.voter()) || metrics.changed().await.is_err() {
-                    return;
+                if leader.is_some_and(|leader| leader != self.voter()) {
+                    return Ok(());
+                }
+                if metrics.changed().await.is_err() {
+                    return Err(self.stopped("it ended meanwhile".to_owned()));
                 }
             }
         };
         match select(pin!(moved), parts.ports.sleep(wait)).await {
-            Either::Left(_) => Ok(()),
+            Either::Left((moved, _)) => moved,
             Either::Right(_) => {
                 let waited_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
                 Err(RaftError::NoLeader { shard: self.shard_id(), waited_ms })
@@ -179,7 +182,9 @@ impl ShardGroup {
     /// finished by doing it again.
     pub async fn replace_voter(&self, old: VoterId, new: VoterId) -> Result<(), RaftError> {
         self.must_lead()?;
-        let mut voters = self.voters();
+        // Of a change that was cut off only its goal counts: what it was to remove must not come back.
+        let joint = self.metrics().membership_config.membership().get_joint_config().clone();
+        let mut voters = joint.last().cloned().unwrap_or_default();
         if !voters.contains(&old) && !voters.contains(&new) {
             return Err(self.refused(format!("{old} is no voter, so nobody can take its place")));
         }

@@ -39,7 +39,9 @@ pub const WAITING_LEN_BYTES_MAX: usize = 32 * 1024 * 1024;
 const PARCEL_LEN_BYTES: usize = 2 * 1024 * 1024;
 
 /// Heartbeats wait so long for those of other groups, unless an append takes them along: groups that nobody uses cost a
-/// few parcels in each heartbeat interval, however many they are. A lease counts from before the wait.
+/// few parcels in each heartbeat interval, however many they are. A lease counts from before the wait. A read for which a
+/// majority must be asked waits too, since openraft asks by heartbeats: only a leader that is new, or that its followers
+/// have not answered for most of an election timeout, asks. So does a follower's news that the last entry is committed.
 const HEARTBEATS_WAIT: Duration = Duration::from_millis(40);
 
 /// A frame of a snapshot is taken within this time, or the snapshot is given up and sent anew: with the voter that lacks

@@ -19,9 +19,11 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::pin::pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Semaphore;
 
-/// Snapshots that one core receives at once; further ones are refused and come later.
+/// Snapshots that one core receives and installs at once; further ones are refused and come later.
 pub const SNAPSHOTS_RECEIVED_MAX: usize = 4;
 
 /// A snapshot of which no piece comes for so long is given up.
@@ -46,13 +48,16 @@ struct Inner {
     ports: Ports,
     groups: RefCell<BTreeMap<ShardId, ShardGroup>>,
     receiving: RefCell<BTreeMap<ShardId, Receiving>>,
+    /// A permit is held for each snapshot until it is installed or given up, whether pieces of it still come or not.
+    installs: Arc<Semaphore>,
 }
 
 impl Replicas {
     /// None yet.
     #[must_use]
     pub fn new(ports: Ports) -> Replicas {
-        let inner = Inner { ports, groups: RefCell::default(), receiving: RefCell::default() };
+        let installs = Arc::new(Semaphore::new(SNAPSHOTS_RECEIVED_MAX));
+        let inner = Inner { ports, groups: RefCell::default(), receiving: RefCell::default(), installs };
         Replicas { inner: Rc::new(inner) }
     }
 
@@ -162,18 +167,21 @@ impl Replicas {
     fn begin(&self, from: NodeId, group: &ShardGroup, vote: Vote, stream: u64) -> Result<(), RaftError> {
         let shard = group.shard_id();
         let mut all = self.inner.receiving.borrow_mut();
-        all.retain(|_, receiving| !receiving.frames.is_closed());
-        if !all.contains_key(&shard) && all.len() >= SNAPSHOTS_RECEIVED_MAX {
-            let reason = format!("{SNAPSHOTS_RECEIVED_MAX} others are on their way to this core");
+        // Without its frames the one before ends soon, and lets go of its permit.
+        all.retain(|of, receiving| *of != shard && !receiving.frames.is_closed());
+        let Ok(permit) = self.inner.installs.clone().try_acquire_owned() else {
+            let reason = format!("{SNAPSHOTS_RECEIVED_MAX} are received or installed by this core already");
             return Err(RaftError::Snapshot { shard, reason });
-        }
+        };
         let (frames, receiver) = mpsc::channel(1);
         let (told, installed) = oneshot::channel();
         let (group, frames_of) = (group.clone(), with_patience(self.inner.ports.clone(), receiver));
         self.inner.ports.spawn(
             "raft-snapshot",
             Box::pin(async move {
-                let _ = told.send(group.handle_snapshot(vote, frames_of).await); // the sender may have gone
+                let outcome = group.handle_snapshot(vote, frames_of).await;
+                drop(permit); // before the sender hears of it, and sends the next one
+                let _ = told.send(outcome); // it may have gone
             }),
         );
         all.insert(shard, Receiving { from, stream, next: 0, frames, installed });

@@ -7,42 +7,81 @@ use futures::channel::mpsc;
 use futures::stream::FuturesOrdered;
 use kiseki_types::journal::{Journal, JournalError, Sequence};
 use kiseki_types::runtime::{LocalBoxFuture, Ports};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::io;
 use std::rc::Rc;
 use std::task::Poll;
+use tokio::sync::Notify;
 
 type Waiting = LocalBoxFuture<'static, (Sequence, Result<(), JournalError>, Flushed)>;
 
 /// The queue of appends that wait for their flush.
 pub struct Acks {
     queue: mpsc::UnboundedSender<Waiting>,
-    synced: Rc<Cell<Sequence>>,
+    /// Highest sequence that was ever queued.
+    queued: Cell<Sequence>,
+    progress: Rc<Progress>,
+}
+
+/// How far the answers are.
+#[derive(Default)]
+struct Progress {
+    synced: Cell<Sequence>,
+    failed: RefCell<Option<JournalError>>,
+    moved: Notify,
+}
+
+impl Progress {
+    fn note_synced(&self, sequence: Sequence) {
+        if sequence > self.synced.get() {
+            self.synced.set(sequence);
+            self.moved.notify_waiters();
+        }
+    }
 }
 
 impl Acks {
     /// Starts the task that answers.
     pub fn start(ports: &Ports) -> Acks {
         let (queue, incoming) = mpsc::unbounded();
-        let synced = Rc::new(Cell::new(0));
-        ports.spawn("raft-acks", Box::pin(answer(incoming, synced.clone())));
-        Acks { queue, synced }
+        let progress = Rc::<Progress>::default();
+        ports.spawn("raft-acks", Box::pin(answer(incoming, progress.clone())));
+        Acks { queue, queued: Cell::new(0), progress }
     }
 
     /// Highest sequence whose flush has returned.
     pub fn synced(&self) -> Sequence {
-        self.synced.get()
+        self.progress.synced.get()
     }
 
     /// A flush up to `sequence` has returned.
     pub fn note_synced(&self, sequence: Sequence) {
-        self.synced.set(self.synced.get().max(sequence));
+        self.progress.note_synced(sequence);
+    }
+
+    /// Waits until `sequence` is durable by a flush that an append waits for already: one more would cost another flush.
+    /// `None`: no append does.
+    pub async fn answered(&self, sequence: Sequence) -> Option<Result<(), JournalError>> {
+        if sequence > self.queued.get() {
+            return None;
+        }
+        loop {
+            let moved = self.progress.moved.notified();
+            if self.progress.synced.get() >= sequence {
+                return Some(Ok(()));
+            }
+            if let Some(error) = &*self.progress.failed.borrow() {
+                return Some(Err(error.clone()));
+            }
+            moved.await;
+        }
     }
 
     /// Answers `callback` when `sequence` is durable. The journal learns of the waiter at once, so that all groups
     /// share its flushes. The queue is bounded by openraft's own (one callback for a batch that it has in flight).
     pub fn push(&self, journal: &Rc<dyn Journal>, sequence: Sequence, callback: Flushed) {
+        self.queued.set(self.queued.get().max(sequence));
         let flushed = journal.flushed(sequence);
         let waiting: Waiting = Box::pin(async move { (sequence, flushed.await, callback) });
         // The receiver ends with the executor alone, and then nobody waits for an answer.
@@ -50,9 +89,8 @@ impl Acks {
     }
 }
 
-async fn answer(mut incoming: mpsc::UnboundedReceiver<Waiting>, synced: Rc<Cell<Sequence>>) {
+async fn answer(mut incoming: mpsc::UnboundedReceiver<Waiting>, progress: Rc<Progress>) {
     let mut waiting = FuturesOrdered::new();
-    let mut failed: Option<JournalError> = None;
     let mut open = true;
     loop {
         let done = poll_fn(|cx| {
@@ -69,27 +107,26 @@ async fn answer(mut incoming: mpsc::UnboundedReceiver<Waiting>, synced: Rc<Cell<
             }
         });
         let Some((sequence, result, callback)) = done.await else { return };
-        acknowledge(sequence, result, callback, &mut failed, &synced);
+        acknowledge(sequence, result, callback, &progress);
     }
 }
 
-fn acknowledge(
-    sequence: Sequence,
-    result: Result<(), JournalError>,
-    callback: Flushed,
-    failed: &mut Option<JournalError>,
-    synced: &Cell<Sequence>,
-) {
-    if let Err(error) = result {
-        failed.get_or_insert(error);
-    } else if failed.is_none() {
-        synced.set(synced.get().max(sequence));
+fn acknowledge(sequence: Sequence, result: Result<(), JournalError>, callback: Flushed, progress: &Progress) {
+    let mut failed = progress.failed.borrow_mut();
+    match result {
+        Err(error) if failed.is_none() => {
+            *failed = Some(error);
+            progress.moved.notify_waiters();
+        }
+        Ok(()) if failed.is_none() => progress.note_synced(sequence),
+        _ => {}
     }
-    match failed {
+    match &*failed {
         Some(error) => callback.io_completed(Err(io::Error::other(error.clone()))),
         None => {
             // I-L2: a voter counts only what its flush has returned for.
-            assert!(sequence <= synced.get(), "I-L2: acknowledging {sequence}, synced {}", synced.get());
+            let synced = progress.synced.get();
+            assert!(sequence <= synced, "I-L2: acknowledging {sequence}, synced {synced}");
             callback.io_completed(Ok(()));
         }
     }

@@ -35,7 +35,9 @@ pub async fn open(
     let has_reached = reached <= folded_sequence || replayed.iter().any(|found| found.sequence == reached);
     let is_another = journal.last() < reached || !has_reached;
     let start = journal.last();
-    let replay = replay(&mut groups, &replayed, folded_sequence, is_another, lane)?;
+    // What another journal holds is nobody's here.
+    let known: &[ReplayedRecord] = if is_another { &[] } else { &replayed };
+    let replay = replay(&mut groups, known, folded_sequence, is_another, lane)?;
     let lane_log = Rc::new(Lane {
         lane,
         acks: Acks::start(&ports),
@@ -69,6 +71,9 @@ pub async fn open(
     if is_another {
         // No later start may take its records for folded. What lived is marked as lost by now.
         lane_log.restart_sequences(start, opened).await?;
+    } else if folded_sequence > 0 {
+        // A crash may have come between the fold and its trim, and no later fold of a full journal would make up for it.
+        lane_log.journal.trim(folded_sequence);
     }
     let background = fold::run(Rc::downgrade(&lane_log), lane_log.fold_wanted.clone());
     ports.spawn("raft-fold", Box::pin(background));

@@ -72,9 +72,11 @@ impl GroupLogStore {
     /// Waits until the entry is flushed here. Others may have committed it before that: tables that hold more than the
     /// log would look like a log that was lost (I-L10).
     pub async fn entry_flushed(&self, index: u64) -> Result<(), RaftError> {
-        match self.lane.with_group(self.shard, |group| group.record_of(index)) {
-            Some(sequence) => Ok(self.lane.flushed(sequence).await?),
-            None => Ok(()),
+        let Some(sequence) = self.lane.with_group(self.shard, |group| group.record_of(index)) else { return Ok(()) };
+        // The append's own flush is on its way, as a rule.
+        match self.lane.acks.answered(sequence).await {
+            Some(flushed) => Ok(flushed?),
+            None => Ok(self.lane.flushed(sequence).await?),
         }
     }
 

@@ -334,7 +334,8 @@ pub struct LaneRow {
     /// Records up to this one are in the log file, so the journal may have trimmed them.
     pub folded: Sequence,
     /// The journal was flushed up to this record: one that does not hold this record is another one, or has lost its end
-    /// (I-L10). Always ahead of `folded` but in rows that older versions wrote.
+    /// (I-L10). Ahead of `folded`, but in rows that older versions wrote and in that of a replaced journal which had no room
+    /// for a record.
     pub reached: Sequence,
 }
 

@@ -144,7 +144,8 @@ fn take_call(call: call::Reader<'_>, bulk: &mut Bulk<'_>) -> Result<Call, Messag
         call::Transfer(transfer) => {
             let transfer = transfer?;
             let last = if transfer.has_last() { Some(take_log_id(transfer.get_last()?)?) } else { None };
-            Question::Transfer(TransferRequest::new(take_vote(transfer.get_from()?)?, transfer.get_to(), last))
+            let from = take_leader_vote(transfer.get_from()?)?;
+            Question::Transfer(TransferRequest::new(from, transfer.get_to(), last))
         }
         call::Snapshot(piece) => Question::Snapshot(take_piece(piece?, bulk)?),
     };
@@ -152,7 +153,7 @@ fn take_call(call: call::Reader<'_>, bulk: &mut Bulk<'_>) -> Result<Call, Messag
 }
 
 fn take_append(append: append::Reader<'_>, bulk: &mut Bulk<'_>) -> Result<AppendRequest, MessageError> {
-    let vote = take_vote(append.get_vote()?)?;
+    let vote = take_leader_vote(append.get_vote()?)?;
     let prev_log_id = if append.has_previous() { Some(take_log_id(append.get_previous()?)?) } else { None };
     let leader_commit = if append.has_commit() { Some(take_log_id(append.get_commit()?)?) } else { None };
     let list = append.get_entries()?;
@@ -199,7 +200,11 @@ fn take_membership(membership: membership::Reader<'_>) -> Result<Membership, Mes
 
 fn take_election(election: election::Reader<'_>) -> Result<ElectionRequest, MessageError> {
     let last_log_id = if election.has_last() { Some(take_log_id(election.get_last()?)?) } else { None };
-    let mut request = ElectionRequest::new(take_vote(election.get_vote()?)?, last_log_id);
+    let vote = take_vote(election.get_vote()?)?;
+    if vote.is_committed() {
+        return Err(malformed("whoever stands for election leads already"));
+    }
+    let mut request = ElectionRequest::new(vote, last_log_id);
     request.leadership_transfer = election.get_is_transfer();
     Ok(request)
 }
@@ -209,7 +214,7 @@ fn take_piece(piece: snapshot_piece::Reader<'_>, bulk: &mut Bulk<'_>) -> Result<
         snapshot_piece::Frame(len) => Some(bulk.take("bytes of a frame", len, FRAME_LEN_BYTES_MAX)?.to_vec()),
         snapshot_piece::End(()) => None,
     };
-    let vote = take_vote(piece.get_vote()?)?;
+    let vote = take_leader_vote(piece.get_vote()?)?;
     Ok(SnapshotPiece { vote, stream: piece.get_stream(), number: piece.get_number(), frame })
 }
 
@@ -220,6 +225,12 @@ fn counter(what: &'static str, value: u64) -> Result<u64, MessageError> {
 fn take_vote(vote: vote::Reader<'_>) -> Result<Vote, MessageError> {
     let (term, voter) = (counter("a term", vote.get_term())?, vote.get_voter());
     Ok(if vote.get_committed() { Vote::new_committed(term, voter) } else { Vote::new(term, voter) })
+}
+
+/// The vote of a leader, which a majority granted: openraft would take one that was not granted for that of a candidate.
+fn take_leader_vote(vote: vote::Reader<'_>) -> Result<Vote, MessageError> {
+    let vote = take_vote(vote)?;
+    if vote.is_committed() { Ok(vote) } else { Err(malformed("it comes from no elected leader")) }
 }
 
 fn take_log_id(id: log_id::Reader<'_>) -> Result<LogId, MessageError> {

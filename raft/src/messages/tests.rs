@@ -79,6 +79,29 @@ fn i_o5_counters_behind_which_none_can_follow_and_entries_out_of_order_are_refus
 }
 
 #[test]
+fn only_elected_leaders_send_entries_and_only_candidates_stand_for_election() {
+    let (elected, candidate) = (Vote::new_committed(3, 1), Vote::new(3, 1));
+    let append =
+        |vote| Question::Append(AppendRequest { vote, prev_log_id: None, entries: Vec::new(), leader_commit: None });
+    let transfer = |vote| Question::Transfer(TransferRequest::new(vote, 2, None));
+    let piece = |vote| Question::Snapshot(SnapshotPiece { vote, stream: 7, number: 0, frame: None });
+    let election = |vote| Question::Vote(ElectionRequest::new(vote, None));
+    let pre_election = |vote| Question::PreVote(ElectionRequest::new(vote, None));
+    for (good, bad) in [
+        (append(elected), append(candidate)),
+        (transfer(elected), transfer(candidate)),
+        (piece(elected), piece(candidate)),
+        (election(candidate), election(elected)),
+        (pre_election(candidate), pre_election(elected)),
+    ] {
+        let read = |question| decode_calls(&encoded(&[Call { shard: ShardId(1024), to: 2, question }]));
+        assert!(read(good).is_ok());
+        let read = read(bad);
+        assert!(matches!(read, Err(MessageError::Malformed(_))), "{read:?}");
+    }
+}
+
+#[test]
 fn i_o5_more_calls_than_a_parcel_carries_are_refused_on_both_sides() {
     let many: Vec<Call> = (0..=CALLS_PER_PARCEL_MAX).map(|_| append(Vec::new())).collect();
     assert!(encode_calls(&many, Duration::ZERO, &plain_buffers()).is_err());

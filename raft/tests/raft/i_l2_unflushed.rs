@@ -25,6 +25,8 @@ use std::time::Duration;
 struct StuckJournal {
     last: Cell<Sequence>,
     stuck: Rc<Cell<bool>>,
+    /// Flushes that were asked for while it was stuck.
+    waiting: Rc<Cell<u32>>,
 }
 
 impl Journal for StuckJournal {
@@ -37,7 +39,10 @@ impl Journal for StuckJournal {
     }
     fn flushed(&self, _sequence: Sequence) -> LocalBoxFuture<'static, Result<(), JournalError>> {
         match self.stuck.get() {
-            true => Box::pin(std::future::pending()),
+            true => {
+                self.waiting.set(self.waiting.get() + 1);
+                Box::pin(std::future::pending())
+            }
             false => Box::pin(async { Ok(()) }),
         }
     }
@@ -61,7 +66,7 @@ fn i_l10_a_follower_applies_nothing_that_its_own_log_may_still_lose() {
     sim.block_on(node.id, async {
         let ports = sim.ports(node.id);
         let journal = Rc::new(StuckJournal::default());
-        let stuck = journal.stuck.clone();
+        let (stuck, waiting) = (journal.stuck.clone(), journal.waiting.clone());
         let table = TableFile::open(ports.clone(), node.dir.open(), "raft-log", None, TableSettings::new(1));
         let table = Rc::new(table.await.expect("opens"));
         let log = LaneLog::open(ports.clone(), LaneId(0), journal, Vec::new(), table).await.expect("opens");
@@ -94,6 +99,7 @@ fn i_l10_a_follower_applies_nothing_that_its_own_log_may_still_lose() {
         }
         let seen = group.tables().get(0, 0, &2_u64.to_be_bytes()).await.expect("readable");
         assert_eq!(seen, None, "I-L10: applied what a power cut takes from the log");
+        assert_eq!(waiting.get(), 1, "the append and its application wait for one flush");
     });
 }
 

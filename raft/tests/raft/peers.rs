@@ -2,6 +2,7 @@
 //! whom, leaders and voters that change.
 
 use crate::common::{Node, Running, SHARD, command, count, put};
+use futures::future::{Either, select};
 use kiseki_raft::group::GroupSettings;
 use kiseki_raft::messages::{Answer, Call, Question, decode_answers, encode_calls};
 use kiseki_raft::network::{AppendRequest, ElectionRequest, PeerLink};
@@ -181,6 +182,39 @@ fn a_voter_is_replaced_only_by_one_that_has_caught_up() {
         let twice = voter_of(NodeId(4), 1).expect("a number");
         let refused = group.replace_voter(1, twice).await;
         assert!(matches!(refused, Err(RaftError::Membership { .. })), "one node votes once: {refused:?}");
+    });
+}
+
+/// A change that removes voter 3 ends half-way: the voters of before and after decide together. Whoever takes the place of
+/// another then must not bring voter 3 back.
+#[test]
+fn replacing_a_voter_goes_on_from_where_a_change_that_was_cut_off_led() {
+    let sim = Sim::new(8);
+    let net = SimNet::new(&sim);
+    sim.block_on(MAIN, async {
+        let mut members = cluster(&sim, &net, 4, &[SHARD]).await;
+        members[3].join(SHARD).await;
+        until(&members, async || {
+            let led = leader(&members, SHARD).await;
+            led.voter() == 1 || led.transfer_leader(1).await.is_ok()
+        })
+        .await;
+        let group = members[0].group(SHARD);
+        let configs = || group.metrics().membership_config.membership().get_joint_config().len();
+        let mut change = Box::pin(group.change_voters(&[1, 2]));
+        while configs() == 1 {
+            let moment = members[0].running.ports.sleep(Duration::from_micros(50));
+            match select(change, moment).await {
+                Either::Left((ended, _)) => panic!("it was not cut off: {ended:?}"),
+                Either::Right((_, going_on)) => change = going_on,
+            }
+        }
+        drop(change);
+        assert_eq!(configs(), 2, "voters of before and after");
+        until(&members, async || leader(&members, SHARD).await.replace_voter(2, 4).await.is_ok()).await;
+        let led = leader(&members, SHARD).await;
+        assert_eq!(led.voters().into_iter().collect::<Vec<_>>(), [1, 4], "voter 3 stays removed");
+        put(&led, 1, b"after").await;
     });
 }
 

@@ -8,8 +8,9 @@ use kiseki_raft::{GroupState, GroupStatus, LaneLog, RaftError, ShardGroup};
 use kiseki_simulator::Sim;
 use kiseki_types::ShardId;
 use kiseki_types::group::{ProposeError, RaftGroup};
-use kiseki_types::journal::{Journal, JournalError, Sequence};
-use kiseki_types::runtime::{LocalBoxFuture, RuntimeExt};
+use kiseki_types::journal::{Journal, JournalError, ReplayedRecord, Sequence};
+use kiseki_types::runtime::{LocalBoxFuture, Ports, RuntimeExt};
+use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -96,66 +97,121 @@ fn i_l10_a_missing_log_is_lost_never_new() {
     }
 }
 
-/// Whichever record is missing between others, a vote or an entry: it was acknowledged, so the voter is lost. So it is
-/// when the journal ends before what was folded from it.
+/// Whichever record is missing between others, a vote or an entry: it was acknowledged, so the voter is lost.
 #[test]
-fn i_l10_a_journal_with_a_hole_or_an_older_one_is_lost() {
+fn i_l10_a_journal_with_a_hole_is_lost() {
     let mut records = 0;
     for hole in 0.. {
-        let sim = Sim::new(11);
-        let node = Node::new(&sim, 1);
-        sim.block_on(node.id, async {
-            node.format(&sim).await;
-            let mut running = node.start(&sim).await.expect("starts");
-            let parts = node.parts(&mut running, SHARD).await;
-            let group = ShardGroup::create(parts, 1, &[1]).await.expect("created");
-            for n in 0..3 {
-                put(&group, n, b"x").await;
-            }
-        });
-        node.power_cut(&sim, 0);
-        // Nothing tells a missing last record from one that was never written; but what was folded is remembered.
-        let is_older = hole + 1 == records;
-        if is_older {
-            sim.block_on(node.id, async {
-                let running = node.start(&sim).await.expect("starts");
-                running.log.fold().await.expect("folds");
-            });
-            node.power_cut(&sim, 1);
-        }
+        let (sim, node) = three_puts(11);
+        let is_whole = hole + 1 == records;
         sim.block_on(node.id, async {
             let ports = sim.ports(node.id);
             let (journal, mut replayed, _) = journal::open(node.config(&ports)).await.expect("the journal opens");
-            let journal: Rc<dyn Journal> = match is_older {
-                true => {
-                    replayed.clear();
-                    Rc::new(OlderJournal)
-                }
-                false => {
-                    records = replayed.len();
-                    replayed.remove(hole);
-                    journal
-                }
-            };
-            let table = TableFile::open(ports.clone(), node.dir.open(), "raft-log", None, TableSettings::new(1));
-            let table = Rc::new(table.await.expect("opens"));
-            let log = LaneLog::open(ports, LANE, journal, replayed, table).await.expect("the node starts all the same");
-            let status = log.status(SHARD);
-            assert!(matches!(status, GroupStatus::Lost(_)), "I-L10: without record {hole} of {records}: {status:?}");
+            records = replayed.len();
+            // Nothing tells a missing last record from one that was never written.
+            if !is_whole {
+                replayed.remove(hole);
+            }
+            let status = status_with(&ports, &node, journal, replayed).await;
+            assert_eq!(
+                matches!(status, GroupStatus::Lost(_)),
+                !is_whole,
+                "I-L10: without record {hole} of {records}: {status:?}"
+            );
         });
-        if is_older {
+        if is_whole {
             break;
         }
     }
     assert!(records > 4, "{records} records");
 }
 
-/// A journal from before everything that was folded.
-struct OlderJournal;
+/// What was folded from a journal is remembered, so another one does not pass for it: neither one that ends before that, nor
+/// one that counts further, nor one that holds what others wrote. Full as it is, it is emptied.
+#[test]
+fn i_l10_a_journal_that_was_replaced_is_lost() {
+    let strange = ReplayedRecord { sequence: 1 << 40, bytes: vec![0xff; 9], flushed: true };
+    for (last, replayed) in [(0, Vec::new()), (1 << 40, Vec::new()), (1 << 40, vec![strange])] {
+        let (sim, node) = three_puts(12);
+        sim.block_on(node.id, async {
+            let running = node.start(&sim).await.expect("starts");
+            running.log.fold().await.expect("folds");
+        });
+        node.power_cut(&sim, 1);
+        sim.block_on(node.id, async {
+            let journal = StandIn::full(last);
+            let status = status_with(&sim.ports(node.id), &node, journal.clone(), replayed.clone()).await;
+            assert!(matches!(status, GroupStatus::Lost(_)), "I-L10: {last}, {replayed:?}: {status:?}");
+            assert_eq!(journal.trimmed.get(), Some(last), "what it holds is nobody's");
+        });
+    }
+}
 
-impl Journal for OlderJournal {
+/// A crash between a fold and its trim, with no room left for another record.
+#[test]
+fn a_full_journal_that_was_folded_is_trimmed_at_the_next_start() {
+    let (sim, node) = three_puts(13);
+    sim.block_on(node.id, async {
+        let running = node.start(&sim).await.expect("starts");
+        running.log.fold().await.expect("folds");
+    });
+    node.power_cut(&sim, 1);
+    sim.block_on(node.id, async {
+        let ports = sim.ports(node.id);
+        let (journal, replayed, _) = journal::open(node.config(&ports)).await.expect("the journal opens");
+        let full = StandIn::full(journal.last());
+        let status = status_with(&ports, &node, full.clone(), replayed).await;
+        assert_eq!(status, GroupStatus::Live);
+        let trimmed = full.trimmed.get();
+        assert!(trimmed.is_some_and(|to| 0 < to && to < full.last), "as far as it was folded: {trimmed:?}");
+    });
+}
+
+/// A group with three commands, after a power cut.
+fn three_puts(seed: u64) -> (Sim, Node) {
+    let sim = Sim::new(seed);
+    let node = Node::new(&sim, 1);
+    sim.block_on(node.id, async {
+        node.format(&sim).await;
+        let mut running = node.start(&sim).await.expect("starts");
+        let parts = node.parts(&mut running, SHARD).await;
+        let group = ShardGroup::create(parts, 1, &[1]).await.expect("created");
+        for n in 0..3 {
+            put(&group, n, b"x").await;
+        }
+    });
+    node.power_cut(&sim, 0);
+    (sim, node)
+}
+
+/// What the node's log file says of the group with `journal` beside it.
+async fn status_with(
+    ports: &Ports,
+    node: &Node,
+    journal: Rc<dyn Journal>,
+    replayed: Vec<ReplayedRecord>,
+) -> GroupStatus {
+    let table = TableFile::open(ports.clone(), node.dir.open(), "raft-log", None, TableSettings::new(1));
+    let table = Rc::new(table.await.expect("opens"));
+    let log = LaneLog::open(ports.clone(), LANE, journal, replayed, table).await;
+    log.expect("the node starts all the same").status(SHARD)
+}
+
+/// A journal without room.
+struct StandIn {
+    last: Sequence,
+    trimmed: Cell<Option<Sequence>>,
+}
+
+impl StandIn {
+    fn full(last: Sequence) -> Rc<StandIn> {
+        Rc::new(StandIn { last, trimmed: Cell::new(None) })
+    }
+}
+
+impl Journal for StandIn {
     fn append(&self, _record: &[u8]) -> Result<Sequence, JournalError> {
-        Ok(1)
+        Err(JournalError::Full { journal: "stand-in".to_owned() })
     }
     fn written(&self, _sequence: Sequence) -> LocalBoxFuture<'static, Result<(), JournalError>> {
         Box::pin(async { Ok(()) })
@@ -163,9 +219,12 @@ impl Journal for OlderJournal {
     fn flushed(&self, _sequence: Sequence) -> LocalBoxFuture<'static, Result<(), JournalError>> {
         Box::pin(async { Ok(()) })
     }
-    fn trim(&self, _sequence: Sequence) {}
+    fn trim(&self, sequence: Sequence) {
+        assert!(sequence <= self.last);
+        self.trimmed.set(Some(sequence));
+    }
     fn last(&self) -> Sequence {
-        0
+        self.last
     }
     fn fill(&self) -> f64 {
         0.0
