@@ -7,9 +7,11 @@ use crate::socket::{Stream, TcpSocket};
 use crate::tls::TlsAcceptor;
 use futures::future::{Either, select};
 use kiseki_types::runtime::{LocalBoxFuture, Ports, RuntimeExt};
+use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
 
@@ -89,7 +91,37 @@ pub async fn serve(
     stop: StopSignal,
     handler: ConnectionHandler,
 ) {
-    let room = std::sync::Arc::new(Semaphore::new(limits.connections_max));
+    let room = Arc::new(Semaphore::new(limits.connections_max));
+    accept_each(listener, &ports, &room, &stop, "connection", |socket, peer| {
+        let (tls, handler, stop, ports) = (tls.clone(), handler.clone(), stop.clone(), ports.clone());
+        async move {
+            match open(socket, tls, &ports).await {
+                Ok(stream) => handler(Connection { io: HyperIo::new(stream, ports.clone()), peer, stop }).await,
+                // A client that gives up or speaks no TLS is daily life.
+                Err(error) => tracing::debug!(%peer, %error, "connection dropped before its first request"),
+            }
+        }
+    })
+    .await;
+    let all = u32::try_from(limits.connections_max).unwrap_or(u32::MAX);
+    let mut drained = pin!(room.acquire_many(all));
+    let in_time = matches!(select(drained.as_mut(), ports.sleep(limits.drain)).await, Either::Left(_));
+    if !in_time {
+        let left = limits.connections_max - room.available_permits();
+        tracing::warn!(connections = left, "stopping with connections that did not end in time");
+    }
+}
+
+/// Accepts until `stop`, and gives every connection a task of its own. While it runs it holds a permit of `room`; with none
+/// left, further connections wait in the kernel's queue.
+pub(crate) async fn accept_each<F: Future<Output = ()> + 'static>(
+    listener: Listener,
+    ports: &Ports,
+    room: &Arc<Semaphore>,
+    stop: &StopSignal,
+    task: &'static str,
+    serve: impl Fn(TcpSocket, SocketAddr) -> F,
+) {
     loop {
         let next = async {
             let permit = room.clone().acquire_owned().await.expect("the semaphore is never closed");
@@ -97,36 +129,22 @@ pub async fn serve(
         };
         let (permit, accepted) = match select(pin!(next), pin!(stop.stopped())).await {
             Either::Left((next, _)) => next,
-            Either::Right(_) => break,
+            Either::Right(_) => return,
         };
         match accepted {
-            Ok((socket, peer)) => {
-                let (tls, handler, stop, task_ports) = (tls.clone(), handler.clone(), stop.clone(), ports.clone());
-                let task = async move {
+            Ok((socket, from)) => {
+                let serving = serve(socket, from);
+                let held = async move {
                     let _permit = permit;
-                    match open(socket, tls, &task_ports).await {
-                        Ok(stream) => {
-                            handler(Connection { io: HyperIo::new(stream, task_ports.clone()), peer, stop }).await;
-                        }
-                        // A client that gives up or speaks no TLS is daily life.
-                        Err(error) => tracing::debug!(%peer, %error, "connection dropped before its first request"),
-                    }
+                    serving.await;
                 };
-                ports.spawn("connection", Box::pin(task));
+                ports.spawn(task, Box::pin(held));
             }
             Err(error) => {
                 tracing::debug!(%error, "accept failed");
                 ports.sleep(ACCEPT_PAUSE).await;
             }
         }
-    }
-    drop(listener);
-    let all = u32::try_from(limits.connections_max).unwrap_or(u32::MAX);
-    let mut drained = pin!(room.acquire_many(all));
-    let in_time = matches!(select(drained.as_mut(), ports.sleep(limits.drain)).await, Either::Left(_));
-    if !in_time {
-        let left = limits.connections_max - room.available_permits();
-        tracing::warn!(connections = left, "stopping with connections that did not end in time");
     }
 }
 

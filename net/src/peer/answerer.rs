@@ -124,14 +124,16 @@ impl Answerer {
         self.bytes_running.set(self.bytes_running.get() - running.len);
         take(&counters.in_flight, 1);
         counters.answered(self.session.ports.now().since(running.since));
-        let answer = answer.and_then(|parcel| match over_a_limit(&parcel) {
-            None => Ok(parcel),
-            Some(what) => Err(format!("the answer is over a limit: {what}")),
-        });
-        let len = answer.as_ref().map_or(0, parcel_len);
+        // It was run, so it is not refused any more.
+        let over = answer.as_ref().ok().and_then(over_a_limit);
+        let len = if over.is_some() { 0 } else { answer.as_ref().map_or(0, parcel_len) };
+        if let Some(what) = &over {
+            let peer = &self.proven.name.role;
+            tracing::error!(%peer, call, what, "an answer is over a limit and can't be sent; that is our own fault");
+        }
         self.answer_len.set(len.max(self.answer_len.get() - self.answer_len.get() / 8));
         self.session.send(|outbox| match answer {
-            _ if !running.is_wanted => outbox.drop_call(call),
+            _ if over.is_some() || !running.is_wanted => outbox.drop_call(call),
             Ok(parcel) => outbox.answer(call, parcel),
             Err(why) => {
                 add(&counters.refused, 1);

@@ -30,13 +30,16 @@ const BYTES_IN_FLIGHT_MAX: u64 = 64 << 20;
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CallFailure {
-    /// There is no connection, or it ended before the answer came.
+    /// There is no connection; nothing was sent.
     #[error("{0}")]
     Unreachable(String),
-    /// The peer does not serve this.
+    /// The connection ended before the answer came, or the peer gives none: whether it acted on the call is unknown.
+    #[error("{0}")]
+    Unanswered(String),
+    /// The peer does not serve this; nothing happened there.
     #[error("{0}")]
     Refused(String),
-    /// The parcel is over a limit.
+    /// The parcel is over a limit; it was not sent.
     #[error("{0}")]
     TooLarge(String),
     /// No answer in time.
@@ -143,14 +146,14 @@ impl Caller {
         add(&self.session.counters.in_flight, 1);
         self.session.send(|outbox| outbox.call(call, service, lane, parcel));
         let _taken_back = TakeBack { caller: &self, call };
-        receiver.await.unwrap_or_else(|_| Err(CallFailure::Unreachable("the connection ended".to_owned())))
+        receiver.await.unwrap_or_else(|_| Err(CallFailure::Unanswered("the connection ended".to_owned())))
     }
 
     /// The connection has ended: so have its calls.
     pub(crate) fn end(&self, ended: &Ended) {
         self.calls.close();
         self.bytes.close();
-        let failure = CallFailure::Unreachable(ended.reason().to_owned());
+        let failure = CallFailure::Unanswered(ended.reason().to_owned());
         for (_, pending) in std::mem::take(&mut *self.pending.borrow_mut()) {
             take(&self.session.counters.in_flight, 1);
             if let Some(sender) = pending.sender {
@@ -214,7 +217,10 @@ impl End for Caller {
                 let why = String::from_utf8_lossy(&message).into_owned();
                 self.settle(head.call, Err(CallFailure::Refused(why)))
             }
-            FrameKind::Dropped => self.settle(head.call, Err(CallFailure::Unreachable("it was canceled".to_owned()))),
+            FrameKind::Dropped => {
+                let why = "the call was run, and its answer can't be sent; the log there says why".to_owned();
+                self.settle(head.call, Err(CallFailure::Unanswered(why)))
+            }
             FrameKind::Control | FrameKind::Call => Err("a frame that is for the answering end".to_owned()),
         }
     }

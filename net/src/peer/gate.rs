@@ -6,7 +6,7 @@ use crate::peer::preamble::{self, PREAMBLE_LEN_BYTES};
 use crate::peer::refusals::Refusals;
 use crate::peer::trust::PeerTrust;
 use crate::runtime::boottime;
-use crate::serve::StopSignal;
+use crate::serve::{StopSignal, accept_each};
 use crate::socket::TcpSocket;
 use futures::future::{Either, select};
 use futures::io::AsyncReadExt;
@@ -26,9 +26,6 @@ const PREAMBLES_MAX: usize = 256;
 
 /// Sockets that wait for their core; with more, further ones are closed.
 const SOCKETS_WAITING_MAX: usize = 64;
-
-/// Pause after an accept that failed for want of file descriptors or memory: the cause does not go away at once.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// A socket on its way to its core.
 pub struct Arrived {
@@ -83,30 +80,11 @@ impl PeerGate {
     /// Accepts until `stop`.
     pub async fn accept(self: Arc<Self>, listener: Listener, ports: Ports, stop: StopSignal) {
         let room = Arc::new(Semaphore::new(PREAMBLES_MAX));
-        loop {
-            let next = async {
-                let permit = room.clone().acquire_owned().await.expect("the semaphore is never closed");
-                (permit, listener.accept().await)
-            };
-            let (permit, accepted) = match select(pin!(next), pin!(stop.stopped())).await {
-                Either::Left((next, _)) => next,
-                Either::Right(_) => return,
-            };
-            match accepted {
-                Ok((socket, from)) => {
-                    let (gate, task_ports) = (self.clone(), ports.clone());
-                    let asking = async move {
-                        let _permit = permit;
-                        gate.route(socket, from, &task_ports).await;
-                    };
-                    ports.spawn("peer preamble", Box::pin(asking));
-                }
-                Err(error) => {
-                    tracing::debug!(%error, "accept failed");
-                    ports.sleep(ACCEPT_PAUSE).await;
-                }
-            }
-        }
+        accept_each(listener, &ports, &room, &stop, "peer preamble", |socket, from| {
+            let (gate, ports) = (self.clone(), ports.clone());
+            async move { gate.route(socket, from, &ports).await }
+        })
+        .await;
     }
 
     async fn route(&self, mut socket: TcpSocket, from: SocketAddr, ports: &Ports) {

@@ -11,7 +11,7 @@ use kiseki_types::buf::BufferSource;
 use kiseki_types::ids::LaneId;
 use kiseki_types::peer::{Parcel, ServiceId};
 use kiseki_types::runtime::{Instant, LocalBoxFuture, Ports, RuntimeExt};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -62,8 +62,10 @@ pub struct Link {
     target: LinkTarget,
     counters: Rc<LinkCounters>,
     state: RefCell<State>,
+    /// The attempt that the state is about: what becomes of an older one changes nothing any more.
+    attempt: Cell<u64>,
     /// Attempts that failed one after the other.
-    failures: std::cell::Cell<u32>,
+    failures: Cell<u32>,
 }
 
 impl Link {
@@ -71,7 +73,8 @@ impl Link {
     #[must_use]
     pub fn new(inputs: LinkInputs, target: LinkTarget) -> Rc<Link> {
         let state = RefCell::new(State::Down { retry_at: Instant(0), failure: None });
-        Rc::new(Link { inputs, target, counters: Rc::default(), state, failures: std::cell::Cell::new(0) })
+        let (attempt, failures) = (Cell::new(0), Cell::new(0));
+        Rc::new(Link { inputs, target, counters: Rc::default(), state, attempt, failures })
     }
 
     /// What was counted.
@@ -107,8 +110,8 @@ impl Link {
                     return Err(failure.clone());
                 }
                 State::Down { .. } | State::Up(_) => {
-                    let link = self.clone();
-                    let attempt: LocalBoxFuture<'static, _> = Box::pin(async move { link.connect().await });
+                    let (link, number) = (self.clone(), self.next_attempt());
+                    let attempt: LocalBoxFuture<'static, _> = Box::pin(async move { link.connect(number).await });
                     let connecting = attempt.shared();
                     *state = State::Connecting(connecting.clone());
                     // It goes on when whoever asked for it goes away.
@@ -121,14 +124,25 @@ impl Link {
         connecting.await
     }
 
-    /// Ends the connection, if there is one.
+    /// Ends the connection, if there is one or one is being made.
     pub fn close(&self, reason: &str) {
-        if let State::Up(caller) = &*self.state.borrow() {
-            caller.session.close(reason);
+        let mut state = self.state.borrow_mut();
+        match &*state {
+            State::Up(caller) => caller.session.close(reason),
+            State::Connecting(_) => {
+                self.next_attempt();
+                *state = State::Down { retry_at: Instant(0), failure: None };
+            }
+            State::Down { .. } => {}
         }
     }
 
-    async fn connect(self: Rc<Self>) -> Result<Rc<Caller>, CallFailure> {
+    fn next_attempt(&self) -> u64 {
+        self.attempt.set(self.attempt.get() + 1);
+        self.attempt.get()
+    }
+
+    async fn connect(self: Rc<Self>, attempt: u64) -> Result<Rc<Caller>, CallFailure> {
         let LinkInputs { ports, trust, buffers } = self.inputs.clone();
         let LinkTarget { addresses, expect, lane } = self.target.clone();
         let opened = open::dial(&ports, &trust, buffers, &addresses, lane, expect).await;
@@ -140,10 +154,13 @@ impl Link {
                     OpenError::Failed(reason) => CallFailure::Unreachable(reason),
                     OpenError::Refused(reason) => CallFailure::Refused(reason),
                 };
-                self.down(failure.clone());
+                self.down(attempt, failure.clone());
                 return Err(failure);
             }
         };
+        if self.attempt.get() != attempt {
+            return Err(CallFailure::Unreachable("the link was closed meanwhile".to_owned()));
+        }
         add(&self.counters.connects, 1);
         let session = Session::new(ports.clone(), self.counters.clone());
         let caller = Caller::new(session.clone(), peer, proven.clone());
@@ -153,10 +170,10 @@ impl Link {
             let since = link.inputs.ports.now();
             let ended = session.carry(stream, reader, &*end, &trust, &proven).await;
             tracing::debug!(peer = %proven.name.role, reason = ended.reason(), "link ended");
-            if link.inputs.ports.now().since(since) >= LIVED_MIN {
+            if link.inputs.ports.now().since(since) >= LIVED_MIN && link.attempt.get() == attempt {
                 link.failures.set(0);
             }
-            link.down(CallFailure::Unreachable(ended.reason().to_owned()));
+            link.down(attempt, CallFailure::Unreachable(ended.reason().to_owned()));
             end.end(&ended);
         };
         ports.spawn("peer link", Box::pin(carrying));
@@ -165,7 +182,10 @@ impl Link {
 
     /// Notes a failure and when to try again: within half of the pause and all of it, so that peers of one that comes back do
     /// not all come at once.
-    fn down(&self, failure: CallFailure) {
+    fn down(&self, attempt: u64, failure: CallFailure) {
+        if self.attempt.get() != attempt {
+            return; // a newer connection took its place while it was ending
+        }
         let failures = self.failures.get();
         self.failures.set(failures.saturating_add(1));
         let pause = PAUSE_MIN.saturating_mul(1 << failures.min(16)).min(PAUSE_MAX);

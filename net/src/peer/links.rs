@@ -126,7 +126,9 @@ impl PeerCalls for PeerLinks {
                 Either::Right(_) => Err(CallFailure::Deadline),
             };
             outcome.map_err(|failure| match failure {
-                CallFailure::Unreachable(reason) => PeerCallError::Unreachable { node, reason },
+                CallFailure::Unreachable(reason) | CallFailure::Unanswered(reason) => {
+                    PeerCallError::Unreachable { node, reason }
+                }
                 CallFailure::Refused(reason) => PeerCallError::Refused { node, reason },
                 CallFailure::TooLarge(what) => PeerCallError::TooLarge { node, what },
                 CallFailure::Deadline => PeerCallError::Deadline { node, waited: deadline },

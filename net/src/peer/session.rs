@@ -33,7 +33,7 @@ const WRITE_PATIENCE: Duration = Duration::from_secs(20);
 /// How long a closing connection tries to say why.
 const GOODBYE_PATIENCE: Duration = Duration::from_secs(1);
 
-/// Control frames from the peer between two parcels: more than any honest one has reason for (I-O5).
+/// Control frames from the peer between two parcels, or two looks at the clock: more than any honest one has reason for (I-O5).
 const CONTROL_FRAMES_MAX: u32 = 4096;
 
 /// Why a connection ended.
@@ -196,6 +196,7 @@ struct Carrying<'a> {
     /// When a ping left that is not answered.
     asked_at: Option<Instant>,
     pings: u64,
+    /// Since the last parcel or look at the clock.
     control_frames: u32,
 }
 
@@ -218,6 +219,8 @@ impl Carrying<'_> {
         }
         if self.tick.as_mut().poll(cx).is_ready() {
             self.tick = self.session.ports.sleep(TICK);
+            // A rate: an idle link lives on pings for as long as it likes.
+            self.control_frames = 0;
             return Poll::Ready(match self.look_at_clock() {
                 Some(silent) => Turn::Ended(Ended::Broken(silent)),
                 None => Turn::Tick,
@@ -297,8 +300,12 @@ impl Carrying<'_> {
         if self.session.backlog() > 0 && now.since(self.moved_at) >= WRITE_PATIENCE {
             return Some(format!("the peer took nothing for {} s", WRITE_PATIENCE.as_secs()));
         }
+        // It may ask whether we are here, and we do not read the question: it is told before it gives us up.
+        if !self.end.reads() {
+            self.session.send(|outbox| outbox.control(&Control::Pong(0)));
+        }
         match self.asked_at {
-            Some(at) if now.since(at) >= PONG_PATIENCE => {
+            Some(at) if self.end.reads() && now.since(at) >= PONG_PATIENCE => {
                 return Some(format!("the peer was silent for {} s", now.since(self.heard_at).as_secs()));
             }
             Some(_) => return None,

@@ -103,6 +103,10 @@ impl PeerTrust {
             let reason = format!("it is for {}, not for {}; restart to become another", next.own.name, self.own().name);
             return Err(NetError::Certificate { reason });
         }
+        // Who was let in stays so, and was proven by the authorities of then: none of them may go meanwhile.
+        if !self.current().roots.roots.iter().all(|root| next.roots.roots.contains(root)) {
+            return Err(refused("it is of another authority; restart to believe it"));
+        }
         *self.current.lock().expect("nothing panics while it holds the trust") = Arc::new(next);
         self.changes.send_modify(|count| *count += 1);
         Ok(())

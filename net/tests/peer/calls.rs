@@ -87,8 +87,8 @@ fn i_o5_what_is_over_a_limit_is_not_sent() {
         }
         // The answer is longer by two bytes than the question.
         let parcel = Parcel { message: vec![0; MESSAGE_LEN_BYTES_MAX], bulk: Vec::new() };
-        let refused = links.call(node_1(0), ECHO, parcel, PATIENCE).await;
-        assert!(matches!(refused, Err(PeerCallError::Refused { reason, .. }) if reason.contains("over a limit")));
+        let unknown = links.call(node_1(0), ECHO, parcel, PATIENCE).await;
+        assert!(matches!(unknown, Err(PeerCallError::Unreachable { reason, .. }) if reason.contains("was run")));
         links.call(node_1(0), ECHO, Parcel::default(), PATIENCE).await.unwrap();
     });
     assert_eq!(served.seen.calls.load(Ordering::SeqCst), 2);
@@ -193,5 +193,53 @@ fn i_o5_a_peer_that_takes_no_answers_is_not_read_any_more_and_holds_up_nobody_el
     }
     let served_calls = served.seen.calls.load(Ordering::SeqCst) - 3;
     assert!(served_calls <= 24, "I-O5: {served_calls} answers of 4 MiB wait for a peer that takes none");
+    served.stop();
+}
+
+#[test]
+fn a_peer_that_reads_no_further_call_says_that_it_is_there() {
+    use kiseki_net::peer::control::Control;
+    let authority = Authority::new(crate::support::CLUSTER);
+    let served = Served::start(&authority.node(1), 1);
+    let mut raw = crate::rules::Raw::open(&authority.node(3), served.address);
+    // One large answer, then calls of which as large ones are expected, and which take their time.
+    raw.call(1, LARGE, 0);
+    wait(|| served.seen.calls.load(Ordering::SeqCst) == 1, "how large the answers are is seen");
+    for call in 2..=9 {
+        raw.call(call, ServiceId(103), 0);
+    }
+    raw.control(&Control::Ping(77));
+    let said = raw.next_control();
+    assert!(matches!(said, Some(Control::Pong(_))), "a call under way, and no sign of life: {said:?}");
+    assert!(served.seen.running.load(Ordering::SeqCst) < 8, "it reads on, so nothing was shown");
+    served.seen.release.store(true, Ordering::SeqCst);
+    served.stop();
+}
+
+#[test]
+fn a_connection_that_ends_late_leaves_the_newer_one_alone() {
+    let authority = Authority::new(crate::support::CLUSTER);
+    let served = Served::start(&authority.node(1), 1);
+    let address = served.address;
+    client(&authority.node(2), move |inputs| async move {
+        let ports = inputs.ports.clone();
+        let link = link_to(inputs, address, Expect::Node(NodeId(1)));
+        link.connected().await.unwrap();
+        link.close("a test");
+        // The first of them begins to connect; the one that was closed ends while they wait.
+        let again = (0..40).map(|moment| {
+            let (link, wait) = (&link, ports.sleep(Duration::from_micros(100) * moment));
+            async move {
+                if moment > 0 {
+                    wait.await;
+                }
+                link.connected().await.map(drop)
+            }
+        });
+        let again = join_all(again).await;
+        assert!(again.iter().all(Result::is_ok), "{again:?}");
+        link.clone().call(ECHO, LaneId(0), Parcel::default(), PATIENCE).await.unwrap();
+        assert_eq!(link.figures().connects, 2);
+    });
     served.stop();
 }

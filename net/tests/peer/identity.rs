@@ -126,6 +126,17 @@ fn a_certificate_that_is_revoked_loses_its_connections() {
 }
 
 #[test]
+fn another_authority_is_not_believed_while_connections_of_the_former_live() {
+    let (authority, other) = (Authority::new(CLUSTER), Authority::new(CLUSTER));
+    let trust = authority.node(1).trust();
+    let refused = trust.replace(other.node(1).material(&[])).unwrap_err().to_string();
+    assert!(refused.contains("another authority"), "{refused}");
+    let both = Bundle { authority: format!("{}{}", authority.pem, other.pem), ..authority.node(1) };
+    trust.replace(both.material(&[])).expect("one more");
+    assert!(trust.replace(authority.node(1).material(&[])).is_err(), "nor one less");
+}
+
+#[test]
 fn i_k8_a_key_that_is_none_is_refused_without_quoting_it() {
     let bundle = Bundle { key: "very secret text".to_owned(), ..Authority::new(CLUSTER).node(1) };
     let error = kiseki_net::peer::PeerTrust::new(bundle.material(&[])).err().unwrap();

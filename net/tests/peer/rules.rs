@@ -14,6 +14,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 /// A client that sends what it likes.
 pub struct Raw(StreamOwned<ClientConnection, TcpStream>);
@@ -158,6 +159,26 @@ fn i_o5_a_peer_that_breaks_the_rules_is_told_counted_and_changes_nothing() {
     // Two answers were for calls before the broken rule, the others for slow ones within the grant.
     assert_eq!(served.seen.calls.load(Ordering::SeqCst), 2 + 128, "nothing else was served");
     served.goes_on(&authority);
+    served.stop();
+}
+
+#[test]
+fn a_link_that_carries_pings_only_lives_on() {
+    let authority = Authority::new(CLUSTER);
+    let served = Served::start(&authority.node(1), 1);
+    let mut raw = Raw::open(&authority.node(3), served.address);
+    for round in 0..2 {
+        let last = 3_000 * (round + 1);
+        (last - 2_999..=last).for_each(|number| raw.control(&Control::Ping(number)));
+        loop {
+            match raw.next_control() {
+                Some(Control::Pong(number)) if number == last => break,
+                Some(Control::Pong(_)) => {}
+                other => panic!("round {round}: {other:?}"),
+            }
+        }
+        std::thread::sleep(Duration::from_millis(1_200)); // a second later they count anew; nothing shows it
+    }
     served.stop();
 }
 
