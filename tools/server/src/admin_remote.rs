@@ -2,7 +2,9 @@
 
 use crate::admin::{AdminRequest, AdminResponse};
 use crate::pki::Bundle;
+use crate::pki::issued::read_revoked;
 use kiseki_executor::{Executor, ExecutorOptions};
+use kiseki_net::peer::revoked::Serial;
 use kiseki_net::peer::{CallFailure, Expect, Link, LinkInputs, LinkTarget};
 use kiseki_net::{CoreRuntime, SidePool};
 use kiseki_types::buf::plain_buffers;
@@ -10,6 +12,7 @@ use kiseki_types::ids::{CoreId, LaneId};
 use kiseki_types::peer::{Parcel, ServiceId};
 use kiseki_types::runtime::Ports;
 use rustls::pki_types::ServerName;
+use std::collections::BTreeSet;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::Path;
 use std::rc::Rc;
@@ -53,6 +56,14 @@ pub enum RemoteError {
         /// Why.
         reason: String,
     },
+    /// It was asked, and its answer did not come or is not understood; whether it was done is not known.
+    #[error("{node} was asked, and gave no answer: {reason}; whether it was done is not known: look with `status`")]
+    Unanswered {
+        /// Where.
+        node: String,
+        /// Why.
+        reason: String,
+    },
     /// No answer in time; whether it was done is not known.
     #[error("{node} has not answered within {} s; ask `status` whether it was done", waited.as_secs())]
     Deadline {
@@ -61,6 +72,15 @@ pub enum RemoteError {
         /// How long.
         waited: Duration,
     },
+}
+
+/// What is believed no more, when a copy of the list lies beside the own certificate.
+fn revoked_beside(certificate_dir: &Path) -> anyhow::Result<BTreeSet<Serial>> {
+    let list = certificate_dir.join("revoked");
+    match list.exists() {
+        true => read_revoked(&list).map(|(_, serials)| serials),
+        false => Ok(BTreeSet::new()),
+    }
 }
 
 /// A link to a node elsewhere.
@@ -82,7 +102,8 @@ impl RemoteAdmin {
         let resolved = resolved.map_err(|source| RemoteError::Name { name: node.to_owned(), source })?;
         let addresses: Vec<SocketAddr> = resolved.collect();
         let bundle = Bundle::read(certificate_dir).map_err(RemoteError::Certificate)?;
-        let trust = bundle.trust(certificate_dir, Default::default()).map_err(RemoteError::Certificate)?;
+        let revoked = revoked_beside(certificate_dir).map_err(RemoteError::Certificate)?;
+        let trust = bundle.trust(certificate_dir, revoked).map_err(RemoteError::Certificate)?;
         let executor = Executor::new(ExecutorOptions::default()).map_err(RemoteError::Executor)?;
         let side = SidePool::start(1).map_err(RemoteError::Executor)?;
         let ports: Ports = Rc::new(CoreRuntime::new(CoreId(0), side));
@@ -93,11 +114,13 @@ impl RemoteAdmin {
 
     /// Asks and waits for the answer.
     pub fn call(&self, request: &AdminRequest, answer_max: Duration) -> Result<AdminResponse, RemoteError> {
-        let strange = |error: serde_json::Error| RemoteError::Refused {
+        let strange = |error: serde_json::Error| RemoteError::Unanswered {
             node: self.node.clone(),
-            reason: format!("its answer is not understood ({error}); use the `kiseki` of the same release"),
+            reason: format!("it is not understood ({error}), use the `kiseki` of the same release"),
         };
-        let message = serde_json::to_vec(request).map_err(strange)?;
+        let unsaid =
+            |error: serde_json::Error| RemoteError::Refused { node: self.node.clone(), reason: error.to_string() };
+        let message = serde_json::to_vec(request).map_err(unsaid)?;
         let parcel = Parcel { message, bulk: Vec::new() };
         let call = self.link.clone().call(ServiceId::ADMIN, LaneId(0), parcel, answer_max);
         let node = self.node.clone();
@@ -105,6 +128,7 @@ impl RemoteAdmin {
             Ok(answer) => serde_json::from_slice(&answer.message).map_err(strange),
             Err(CallFailure::Deadline) => Err(RemoteError::Deadline { node, waited: answer_max }),
             Err(CallFailure::Unreachable(reason)) => Err(RemoteError::Unreachable { node, reason }),
+            Err(CallFailure::Unanswered(reason)) => Err(RemoteError::Unanswered { node, reason }),
             Err(failure) => Err(RemoteError::Refused { node, reason: failure.to_string() }),
         }
     }

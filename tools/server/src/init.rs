@@ -260,8 +260,29 @@ fn make_keys(options: &InitOptions, config: &FileConfig, made: &mut Made) -> Res
 fn make_pki(options: &InitOptions, config: &FileConfig, cluster: ClusterId, made: &mut Made) -> Result<()> {
     let dir = PkiDir::at(&options.dir.pki());
     let out = options.dir.resolve(&config.peer.certificate_dir);
-    if Bundle::files(&out).iter().all(|path| path.exists()) {
-        return Ok(());
+    let files = Bundle::files(&out);
+    let (there, missing): (Vec<&PathBuf>, Vec<&PathBuf>) = files.iter().partition(|path| path.exists());
+    let Some(first_missing) = missing.first() else { return Ok(()) };
+    // A bundle is written with its key last, so what has a key was whole, and may be of an authority elsewhere.
+    let [_, _, key] = &files;
+    if key.exists() {
+        bail!(
+            "{} is there and {} is not: copy what is missing from where it was issued, or move the key away for a new \
+             certificate",
+            key.display(),
+            first_missing.display()
+        );
+    }
+    // A node may also have the list of revoked certificates from there.
+    let revoked = dir.revoked();
+    let from_elsewhere = there.into_iter().chain(revoked.exists().then_some(&revoked)).next();
+    let was_begun_here = dir.authority().exists() || dir.issued().exists();
+    if let Some(found) = from_elsewhere.filter(|_| !was_begun_here) {
+        bail!(
+            "{} comes from an authority elsewhere: copy the rest of what `kiseki ca issue-node` made there into {}",
+            found.display(),
+            out.display()
+        );
     }
     let (authority, is_new) = authority::open_or_create(&dir, cluster)?;
     if is_new {
@@ -275,7 +296,7 @@ fn make_pki(options: &InitOptions, config: &FileConfig, cluster: ClusterId, made
         addresses: options.names.clone(),
         days: authority::NODE_DAYS,
         out: out.clone(),
-        replace: true, // what is there is not whole
+        replace: false,
     };
     authority.issue(&issue)?;
     made.push(format!("certificate of the node in {}", out.display()));
@@ -391,6 +412,31 @@ mod tests {
         assert!(run(&options).unwrap().is_empty());
         let after: Vec<_> = names.iter().map(|name| bytes(name)).collect();
         assert!(before == after, "I-O4: what exists stays as it is");
+    }
+
+    #[test]
+    fn a_member_s_key_and_what_comes_from_another_authority_stay_as_they_are() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = small(&dir.path().join("node"));
+        run(&options).unwrap();
+        let pki = options.dir.pki();
+        let file = |name: &str| pki.join("node").join(name);
+        let key = std::fs::read(file("peer.key")).unwrap();
+        let certificate = std::fs::read(file("peer.crt")).unwrap();
+        std::fs::remove_file(file("peer.crt")).unwrap();
+        let refused = run(&options).unwrap_err().to_string();
+        assert!(refused.contains("peer.key") && std::fs::read(file("peer.key")).unwrap() == key, "{refused}");
+        // A crash leaves a bundle without its key.
+        std::fs::remove_file(file("peer.key")).unwrap();
+        assert_eq!(run(&options).unwrap().len(), 1);
+        assert_ne!(std::fs::read(file("peer.crt")).unwrap(), certificate);
+        // This directory's authority is gone, and what is left of the member came from elsewhere.
+        for name in ["ca.crt", "ca.key", "issued"] {
+            std::fs::remove_file(pki.join(name)).unwrap();
+        }
+        std::fs::remove_file(file("peer.key")).unwrap();
+        let refused = run(&options).unwrap_err().to_string();
+        assert!(refused.contains("elsewhere") && !pki.join("ca.crt").exists(), "{refused}");
     }
 
     #[test]

@@ -19,6 +19,7 @@ use crate::steps::Steps;
 use anyhow::{Context, Result, anyhow, bail};
 use kiseki_net::{Listener, Mesh, MeshShape, SidePool, Stopper, TlsAcceptor};
 use kiseki_types::fragment::StripeShape;
+use kiseki_types::ids::ClusterId;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::fs::File;
 use std::net::SocketAddr;
@@ -96,7 +97,7 @@ fn open(
     board: Arc<StatusBoard>,
     stop: kiseki_net::StopSignal,
 ) -> Result<CoreShared> {
-    let trust = PeerTrustOfNode::read(&config, keys.cluster)?;
+    let trust = peer_trust(&config, keys.cluster, &board);
     let found = devices::open_all(&config.devices, keys.cluster, config.device_path.into());
     if found.usable.is_empty() {
         let reasons: Vec<String> =
@@ -131,6 +132,17 @@ fn open(
         replacements,
         stop,
         config,
+    })
+}
+
+/// Whom the node believes on the port for members. Clients are served without that port too, so what is wrong with its files
+/// keeps it closed and no node from starting.
+fn peer_trust(config: &Config, cluster: ClusterId, board: &StatusBoard) -> Option<PeerTrustOfNode> {
+    PeerTrustOfNode::read(config, cluster).unwrap_or_else(|error| {
+        let warning = format!("the port for members of the cluster stays closed: {error:#}; then restart");
+        tracing::warn!("{warning}");
+        board.lock().warnings.push(warning);
+        None
     })
 }
 

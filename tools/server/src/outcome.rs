@@ -9,6 +9,7 @@
 //! ```
 
 use crate::admin_client::AdminClientError;
+use crate::admin_remote::RemoteError;
 use crate::format::FormatError;
 use kiseki_devices::DeviceError;
 use serde::{Deserialize, Serialize};
@@ -73,7 +74,11 @@ impl Outcome {
             );
             let failed_call = matches!(
                 cause.downcast_ref::<AdminClientError>(),
-                Some(AdminClientError::Broken(_) | AdminClientError::Strange(_))
+                Some(
+                    AdminClientError::Broken(_)
+                        | AdminClientError::Strange(_)
+                        | AdminClientError::Remote(RemoteError::Unanswered { .. } | RemoteError::Deadline { .. })
+                )
             );
             failed_io || failed_device || failed_format || failed_call
         };
@@ -178,6 +183,9 @@ mod tests {
         let signed =
             || DeviceError::Signed { device: "d".to_owned(), found: "ext".to_owned(), confirm: "ext".to_owned() };
         let node = |outcome| NodeError { message: "no".to_owned(), outcome };
+        let (at, reason) = (|| "n:1".to_owned(), || "it ended".to_owned());
+        let unreachable = RemoteError::Unreachable { node: at(), reason: reason() };
+        let unanswered = RemoteError::Unanswered { node: at(), reason: reason() };
         let not_running = AdminClientError::NotRunning { path: "s".into(), source: io() };
         for (error, outcome) in [
             (anyhow!("it works, so nothing has to be rebuilt"), Outcome::Refused),
@@ -189,6 +197,8 @@ mod tests {
             (anyhow!(DeviceError::io("d", "opening", gone())), Outcome::Refused),
             (anyhow!(not_running).context("a node does that"), Outcome::Refused),
             (anyhow!(AdminClientError::Broken(io())), Outcome::Failed),
+            (anyhow!(AdminClientError::Remote(unreachable)), Outcome::Refused),
+            (anyhow!(AdminClientError::Remote(unanswered)), Outcome::Failed),
             (anyhow!(node(Outcome::Refused)), Outcome::Refused),
             (anyhow!(node(Outcome::Failed)), Outcome::Failed),
             (anyhow!(signed()).context(Partly("the first is formatted".to_owned())), Outcome::Partly),

@@ -1,8 +1,8 @@
 //! The port for members of the cluster: whom the node believes there, and what it answers: administration, to holders of an
 //! administrator's certificate. Certificates and the list of revoked ones are read again when they change.
 
-use crate::admin::LINE_LEN_BYTES_MAX;
 use crate::admin::server::AdminDesk;
+use crate::admin::{AdminRequest, AdminResponse, LINE_LEN_BYTES_MAX};
 use crate::config::Config;
 use crate::executor::CoreShared;
 use crate::pki::issued::{RENEW_BEFORE_S, read_revoked};
@@ -125,10 +125,29 @@ fn admin_handler(desk: AdminDesk<CoreShared>, requests: Arc<AtomicUsize>) -> Pee
     Rc::new(move |_, _, parcel: Parcel| {
         let asked = ask(desk.clone(), requests.clone(), parcel);
         Box::pin(async move {
-            let answer = asked?.await.map_err(|_| "the node is stopping".to_owned())?;
-            Ok(Parcel { message: answer?, bulk: Vec::new() })
+            let message = match asked?.await {
+                Ok(answer) => answer?,
+                Err(oneshot::Canceled) => unknown("the node is stopping"),
+            };
+            Ok(Parcel { message, bulk: Vec::new() })
         })
     })
+}
+
+/// The answer when it is too late to refuse: what was asked for may be done, or on its way.
+fn unknown(reason: &str) -> Vec<u8> {
+    let response = AdminResponse::failed(format!("{reason}; whether it was done is not known: look with `status`"));
+    serde_json::to_vec(&response).expect("two texts")
+}
+
+/// Why a request is answered on the socket only. Records name who asked, and from here it would be whoever the caller likes.
+fn for_the_socket(message: &[u8]) -> Option<String> {
+    match serde_json::from_slice(message) {
+        Ok(AdminRequest::DeviceEnroll { .. } | AdminRequest::DeviceReplace { .. }) => {
+            Some("device changes go through the socket on the node so far: use kiseki-devctl there".to_owned())
+        }
+        _ => None,
+    }
 }
 
 type Answer = oneshot::Receiver<Result<Vec<u8>, String>>;
@@ -144,7 +163,8 @@ fn ask(mut desk: AdminDesk<CoreShared>, requests: Arc<AtomicUsize>, parcel: Parc
     let (sender, receiver) = oneshot::channel();
     let count = requests.clone();
     let spawned = std::thread::Builder::new().name("kiseki-admin-peer".to_owned()).spawn(move || {
-        let answer = desk.answer(&parcel.message).map_err(|error| error.to_string());
+        let answer = for_the_socket(&parcel.message)
+            .map_or_else(|| Ok(desk.answer(&parcel.message).unwrap_or_else(|error| unknown(&error.to_string()))), Err);
         count.fetch_sub(1, Ordering::Relaxed);
         let _gone = sender.send(answer);
     });
@@ -262,4 +282,23 @@ fn tell_expiry(shared: &CoreShared) -> bool {
         "the node's certificate ends; issue a new one: kiseki ca issue-node --replace"
     );
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_names_who_asked_is_not_taken_from_elsewhere() {
+        let actor = || "node".to_owned();
+        let enroll = AdminRequest::DeviceEnroll { path: "d".into(), actor: actor(), mode: Default::default() };
+        let device = "0".to_owned();
+        let replace =
+            AdminRequest::DeviceReplace { device, path: "d".into(), actor: actor(), mode: Default::default() };
+        for request in [enroll, replace] {
+            assert!(for_the_socket(&serde_json::to_vec(&request).unwrap()).unwrap().contains("socket"));
+        }
+        assert_eq!(for_the_socket(&serde_json::to_vec(&AdminRequest::Status).unwrap()), None);
+        assert_eq!(for_the_socket(b"nonsense"), None, "the desk says so");
+    }
 }

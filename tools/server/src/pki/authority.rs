@@ -15,7 +15,7 @@ use rcgen::{
 };
 use std::fs::{DirBuilder, File};
 use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use time::{Duration, OffsetDateTime};
 use zeroize::Zeroizing;
 
@@ -87,7 +87,8 @@ fn authority_params(cluster: ClusterId) -> Result<CertificateParams> {
 }
 
 impl Authority {
-    /// Makes the authority of `cluster`. Refuses where there is one: another key would part the cluster.
+    /// Makes the authority of `cluster`. Refuses where there is one: another key would part the cluster. A key that was left
+    /// by a crash before its certificate was written is used, since it has signed nothing.
     pub fn create(dir: &PkiDir, cluster: ClusterId) -> Result<Authority> {
         DirBuilder::new()
             .recursive(true)
@@ -96,12 +97,19 @@ impl Authority {
             .with_context(|| format!("can't make {}", dir.path().display()))?;
         sync_parent(dir.path())?;
         let held = lock(dir)?;
-        for path in [dir.authority_key(), dir.authority()] {
-            if path.exists() {
-                bail!("{} exists: an authority is made once in a cluster's life", path.display());
-            }
+        if dir.authority().exists() {
+            bail!("{} exists: an authority is made once in a cluster's life", dir.authority().display());
         }
-        let key = KeyPair::generate()?;
+        if dir.issued().exists() && !issued::read(dir)?.is_empty() {
+            bail!(
+                "{} is missing, and certificates were issued by it: copy it (the ca.crt of any of them) and ca.key back",
+                dir.authority().display()
+            );
+        }
+        let key = match dir.authority_key().exists() {
+            false => KeyPair::generate()?,
+            true => read_key(dir)?,
+        };
         let certificate = authority_params(cluster)?.self_signed(&key)?.pem();
         issued::write(dir, &[])?;
         if !dir.revoked().exists() {
@@ -123,15 +131,18 @@ impl Authority {
             })
         };
         let certificate = read(dir.authority())?;
-        let key = Zeroizing::new(read(dir.authority_key())?);
+        if !dir.authority_key().exists() {
+            bail!(
+                "{} is missing, so nothing can be issued or revoked here: do it where the authority's key is, or copy it back",
+                dir.authority_key().display()
+            );
+        }
+        let key = read_key(dir)?;
         let lock = lock(dir)?;
         let proven = own_name(&certificate).with_context(|| format!("{}", dir.authority().display()))?;
         if proven.name.role != PeerRole::Authority {
             bail!("{} is the certificate of {}, not of an authority", dir.authority().display(), proven.name);
         }
-        // The error of the parser could quote what it read (I-K8).
-        let key = std::str::from_utf8(&key).ok().and_then(|pem| KeyPair::from_pem(pem).ok());
-        let Some(key) = key else { bail!("{} holds no private key", dir.authority_key().display()) };
         let cluster = proven.name.cluster;
         let issuer = Issuer::new(authority_params(cluster)?, key);
         let not_after = proven.not_after;
@@ -240,6 +251,15 @@ impl Authority {
     }
 }
 
+fn read_key(dir: &PkiDir) -> Result<KeyPair> {
+    let path = dir.authority_key();
+    let pem = read_bounded(&path, 1 << 20).with_context(|| format!("can't read {}", path.display()))?;
+    let pem = Zeroizing::new(pem);
+    // The error of the parser could quote what it read (I-K8).
+    let key = std::str::from_utf8(&pem).ok().and_then(|pem| KeyPair::from_pem(pem).ok());
+    key.with_context(|| format!("{} holds no private key", path.display()))
+}
+
 /// A serial number that nobody can guess or meet again: 127 random bits.
 fn random_serial() -> [u8; 16] {
     let mut serial = [0; 16];
@@ -255,8 +275,7 @@ pub fn own_name(pem: &[u8]) -> Result<Proven> {
 
 /// The authority in `dir`, made for `cluster` when there is none; whether it was made.
 pub fn open_or_create(dir: &PkiDir, cluster: ClusterId) -> Result<(Authority, bool)> {
-    let is_there = |path: &Path| path.exists();
-    if is_there(&dir.authority()) || is_there(&dir.authority_key()) {
+    if dir.authority().exists() {
         let authority = Authority::open(dir)?;
         if authority.cluster != cluster {
             bail!("{} is the authority of cluster {}, not of {cluster}", dir.authority().display(), authority.cluster);
@@ -312,6 +331,28 @@ mod tests {
         assert!(Authority::create(&dir, cluster).is_err(), "an authority is made once");
         assert!(open_or_create(&dir, ClusterId([1; 16])).is_err(), "another cluster's");
         assert!(!open_or_create(&dir, cluster).unwrap().1);
+    }
+
+    #[test]
+    fn an_authority_that_is_half_made_is_made_whole_and_one_that_was_used_is_not_made_again() {
+        let temporary = tempfile::tempdir().unwrap();
+        let dir = PkiDir::at(temporary.path());
+        let cluster = ClusterId([3; 16]);
+        drop(Authority::create(&dir, cluster).unwrap());
+        let key = std::fs::read(dir.authority_key()).unwrap();
+        std::fs::remove_file(dir.authority()).unwrap();
+        let (authority, is_new) = open_or_create(&dir, cluster).unwrap();
+        assert!(is_new && std::fs::read(dir.authority_key()).unwrap() == key, "the key was there");
+        authority.issue(&options(&dir, PeerRole::Node(NodeId(3)), "node-3")).unwrap();
+        drop(authority);
+        std::fs::remove_file(dir.authority()).unwrap();
+        let refused = Authority::create(&dir, cluster).err().unwrap().to_string();
+        assert!(refused.contains("copy it"), "{refused}");
+        std::fs::copy(dir.path().join("node-3/ca.crt"), dir.authority()).unwrap();
+        drop(Authority::open(&dir).unwrap());
+        std::fs::remove_file(dir.authority_key()).unwrap();
+        let refused = Authority::open(&dir).err().unwrap().to_string();
+        assert!(refused.contains("where the authority's key is"), "{refused}");
     }
 
     #[test]
