@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that are missing. As root it installs and says what; otherwise it prints the one line
 # that does, and goes on if the programs are there all the same.
-#   deps.sh build        what a build needs
+#   deps.sh build        what a build and its checks need
 #   deps.sh build test   and the clients that the tests use
 set -euo pipefail
 
 declare -A packages=(
-    [build]='nasm autoconf automake libtool libclang-dev clang make pkg-config cmake capnproto'
-    [test]='rclone s3cmd python3 python3-venv curl e2fsprogs'
+    [build]='nasm autoconf automake libtool libclang-dev clang make pkg-config cmake capnproto python3'
+    [test]='rclone s3cmd python3-venv curl e2fsprogs'
 )
 missing=()
 for kind in "$@"; do

@@ -10,8 +10,9 @@ without it (docs/fence-test.md). This works on a copy of the tree, in which one 
 pass with all guards in, and each named one must fail with its guard out. A build that fails proves nothing and counts as a
 failure of this test; a test that hangs without its guard is one that failed, and is said to.
 
---check builds nothing: every guard's text is in its file exactly once, and the named tests exist. Ends with a line
-"N passed, N failed"; the exit code is 0 only when nothing failed.
+--check builds nothing: every guard's text is in its file exactly once, and the named tests exist. It ends with a line
+"N of M guards fit their sources", since nothing was run; everything else with "N passed, N failed". The exit code is 0 only
+when nothing is wrong.
 """
 
 import argparse
@@ -287,7 +288,7 @@ def main():
         print(f"FAIL  {problem}")
     if options.check or problems:
         wrong = {problem.split(" (")[0] for problem in problems}
-        print(f"{len(chosen) - len(wrong)} passed, {len(wrong)} failed")
+        print(f"{len(chosen) - len(wrong)} of {len(chosen)} guards fit their sources")
         return 1 if problems else 0
     if options.only:
         chosen = [guard for guard in chosen if any(text in word for text in options.only for word in guard.words())]

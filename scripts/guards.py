@@ -2,8 +2,14 @@
 
 import pathlib
 import re
-import tomllib
+import sys
 from dataclasses import dataclass, field
+
+try:
+    import tomllib
+except ModuleNotFoundError:
+    sys.exit(f"the guards of scripts/fences are read by Python 3.11 or newer (its tomllib); {sys.executable} is "
+             f"{sys.version.split()[0]}")
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 ENTRIES = ROOT / "scripts" / "fences"

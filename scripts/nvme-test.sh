@@ -6,6 +6,8 @@
 #                             transfer limits
 set -uo pipefail
 cd "$(dirname "$0")/.."
+# mke2fs, where an ordinary user does not have it at hand.
+PATH=$PATH:/usr/sbin:/sbin
 
 case ${1:-} in
 '') long=no ;;

@@ -51,6 +51,7 @@ class Node:
         self.machine = machine
 
     def devices(self):
+        """By path; none when the node does not answer."""
         code, said = self.machine.run("kiseki --dir /mnt/node status --json")
         if code != 0:
             return {}
@@ -97,17 +98,28 @@ def read_back(client, names):
 def through_reset(node, client):
     """Controllers are reset under the node's load. A drive goes on, or is fenced and says why; no object is lost."""
     names, lost, done = [f"reset-{number}" for number in range(40)], [], threading.Event()
+    resets, failures = [], []
 
     def reset():
         while not done.is_set():
-            node.machine.run("for file in /sys/class/nvme/nvme*/reset_controller; do echo 1 > $file; done")
+            try:
+                code, said = node.machine.run(
+                    "for file in /sys/class/nvme/nvme*/reset_controller; do echo 1 > $file && echo reset; done")
+                resets.append(said.split().count("reset"))
+                if code != 0:
+                    failures.append(said[-200:])
+            except (OSError, ValueError) as error:
+                failures.append(str(error))
             time.sleep(0.3)
 
     resetting = threading.Thread(target=reset)
     resetting.start()
+    # The first one is awaited, so that something is written after it.
+    await_true(lambda: sum(resets) or failures, 30)
     write(client, names, lost)
     done.set()
     resetting.join()
+    result("controllers are reset", sum(resets) > 0, f"{len(resets)} attempts; {'; '.join(failures[:3])}")
     result("objects are written while controllers are reset", not lost, "; ".join(lost[:3]))
     wrong = read_back(client, names)
     result("I-L5: they are all there", not wrong, "; ".join(wrong[:3]))
@@ -129,7 +141,7 @@ def worn(node):
     warn(UNRELIABLE)
     patience = 3 * SMART_INTERVAL_S
     device = await_true(lambda: found if (found := node.device(path)).get("evacuation") else None, patience) or node.device(path)
-    begun = device.get("state"), device.get("actor"), (device.get("evacuation") or {}).get("reason", "")
+    begun = device.get("state"), device.get("actor"), (device.get("evacuation") or {}).get("reason") or ""
     result("I-D3: a drive that warns is emptied by itself", begun[:2] == ("evacuating", "wear"), begun)
     result("I-D3: and the node says why", "reliability is degraded" in begun[2], begun)
     left = lambda: (node.device(path).get("evacuation") or {}).get("fragments_left", -1)
@@ -143,7 +155,9 @@ def worn(node):
     deadline = time.monotonic() + 2.5 * SMART_INTERVAL_S
     states = set()
     while time.monotonic() < deadline:
-        states.add(shown(node.device(path)))
+        # A status that does not come says nothing; none at all is no proof.
+        if seen := node.device(path):
+            states.add(shown(seen))
         time.sleep(1)
     begun = [change["reason"] for change in node.device(path).get("history", []) if change["state"] == "evacuating"]
     once = states == {("degraded", False)} and len(begun) == 1
@@ -180,7 +194,8 @@ def main():
         worn(node)
         wrong = read_back(client, names)
         result("I-L5: what was written first is there at the end", not wrong, "; ".join(wrong[:3]))
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        # Also an answer that is no JSON, or was cut off.
         result("the node stays", False, f"{error}; {machine.console()[-1500:]}")
     finally:
         machine.end()

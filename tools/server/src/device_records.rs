@@ -7,7 +7,7 @@
 use crate::core_node::CoreNode;
 use crate::device_orders::DeviceOrder;
 use crate::executor::CoreShared;
-use crate::replaced::{Replacement, ReplacementStep, Replacements, next_step};
+use crate::replaced::{Replacement, ReplacementStep, Replacements, next_step, recognized};
 use crate::status::{DeviceChangeReport, DeviceReport, EvacuationReport, NodeReport};
 use crate::wear::{WearVerdict, verdict};
 use kiseki_devices::superblock::Enrolled;
@@ -46,7 +46,8 @@ pub struct DeviceRecorder {
     /// Read errors of this run that are recorded, by device.
     read_errors: RefCell<BTreeMap<DeviceId, u64>>,
     progress: RefCell<BTreeMap<DeviceId, Progress>>,
-    has_looked: Cell<bool>,
+    /// Whether what the configuration does not name any more is recorded.
+    has_missed: Cell<bool>,
     /// What replaced devices wait for until they count as removed.
     replaced: RefCell<BTreeMap<DeviceId, String>>,
 }
@@ -105,7 +106,7 @@ impl DeviceRecorder {
             ports: ports.clone(),
             read_errors: RefCell::default(),
             progress: RefCell::default(),
-            has_looked: Cell::new(false),
+            has_missed: Cell::new(false),
             replaced: RefCell::default(),
         };
         let task = async move {
@@ -131,8 +132,10 @@ impl DeviceRecorder {
         let board = self.shared.board.snapshot();
         // What one device meets keeps no other from being looked at.
         let mut result = self.settle_replacements(&board).await;
-        if !self.has_looked.replace(true) {
-            self.miss_unconfigured(&board).await?;
+        if !self.has_missed.get() {
+            let missed = self.miss_unconfigured(&board).await;
+            self.has_missed.set(missed.is_ok());
+            result = result.and(missed);
         }
         self.recognize(&board);
         let board = self.shared.board.snapshot();
@@ -164,23 +167,31 @@ impl DeviceRecorder {
     /// Records what became of devices that were replaced while the node did not run.
     async fn settle_replacements(&self, board: &NodeReport) -> Result<(), StoreError> {
         self.replaced.borrow_mut().clear();
+        let mut result = Ok(());
         for note in self.shared.replacements.all() {
-            match next_step(&note, board, self.records().values()) {
-                ReplacementStep::Name(id) => {
-                    let named = Replacement { device: Some(id.to_string()), ..note };
-                    self.change_notes(move |notes| notes.note(named)).await?;
-                }
-                ReplacementStep::Record(id, update) => {
-                    self.node.engine().record_device(id, update).await?;
-                }
-                ReplacementStep::Wait(why) => {
-                    let id = note.device.as_deref().and_then(parse_id);
-                    self.replaced.borrow_mut().extend(id.map(|id| (id, why)));
-                }
-                ReplacementStep::Forget(why) => {
-                    tracing::info!(device = %note.path, by = %note.by_path, %why, "a replacement is settled");
-                    self.change_notes(move |notes| notes.forget(&note)).await?;
-                }
+            result = result.and(self.settle(note, board).await);
+        }
+        result
+    }
+
+    async fn settle(&self, note: Replacement, board: &NodeReport) -> Result<(), StoreError> {
+        // Anew for each: what has become of one note decides about the next.
+        match next_step(&note, &self.shared.replacements.all(), board, self.records().values()) {
+            ReplacementStep::Name(id) => {
+                let named = Replacement { device: Some(id.to_string()), ..note };
+                self.change_notes(move |notes| notes.note(named)).await?;
+            }
+            ReplacementStep::Record(id, update) => {
+                self.node.engine().record_device(id, update).await?;
+            }
+            ReplacementStep::Wait(why) => {
+                let id = note.device.as_deref().and_then(parse_id);
+                self.replaced.borrow_mut().extend(id.map(|id| (id, why)));
+            }
+            ReplacementStep::Keep => {}
+            ReplacementStep::Forget(why) => {
+                tracing::info!(device = %note.path, by = %note.by_path, %why, "a replacement is settled");
+                self.change_notes(move |notes| notes.forget(&note)).await?;
             }
         }
         Ok(())
@@ -198,23 +209,18 @@ impl DeviceRecorder {
         changed.map_err(|error| unavailable(format!("{}: {error}", self.shared.config.dir.replaced_file().display())))
     }
 
-    /// Says which device it is that could not be opened: the one that was last seen at that path and is nowhere else.
+    /// Says which device it is that could not be opened.
     fn recognize(&self, board: &NodeReport) {
         let unknown = || board.devices.iter().filter(|report| report.id.is_empty());
         if unknown().next().is_none() {
             return;
         }
-        let records = self.records();
+        let (records, notes) = (self.records(), self.shared.replacements.all());
         for report in unknown() {
-            let was_here = |record: &&DeviceRecord| {
-                record.state() != DeviceState::Removed
-                    && record.place.path == report.path
-                    && board.devices.iter().all(|other| other.id != record.device.to_string())
-            };
-            let Some(found) = records.values().find(was_here) else { continue };
+            let Some(found) = recognized(&report.path, &notes, board, records.values()) else { continue };
             let mut board = self.shared.board.lock();
             let same = |shown: &&mut DeviceReport| shown.path == report.path && shown.id.is_empty();
-            board.devices.iter_mut().filter(same).for_each(|shown| shown.id = found.device.to_string());
+            board.devices.iter_mut().filter(same).for_each(|shown| shown.id = found.to_string());
         }
     }
 
@@ -226,6 +232,7 @@ impl DeviceRecorder {
 
     /// A device that the configuration does not name any more, and that nobody retired.
     async fn miss_unconfigured(&self, board: &NodeReport) -> Result<(), StoreError> {
+        let mut result = Ok(());
         for (id, record) in self.records() {
             let is_it = |report: &DeviceReport| match report.id.is_empty() {
                 true => report.path == record.place.path,
@@ -237,10 +244,10 @@ impl DeviceRecorder {
             if !is_known && !is_over {
                 let reason = "it is not at any path of `devices`".to_owned();
                 let update = DeviceUpdate::Lost { state: DeviceState::Unreachable, reason };
-                self.node.engine().record_device(id, update).await?;
+                result = result.and(self.node.engine().record_device(id, update).await.map(drop));
             }
         }
-        Ok(())
+        result
     }
 
     async fn count_read_errors(&self, board: &NodeReport, id: DeviceId) -> Result<(), StoreError> {

@@ -104,9 +104,9 @@ fn examine_node(config: &Config, findings: &mut Vec<Finding>) {
     findings.extend(config.devices.iter().map(|path| device(path, config)));
     findings.push(wear_watch(&config.health));
     let roots = KernelRoots::default();
-    let topology = Topology::read(&roots).unwrap_or_default();
+    let listed = Topology::read(&roots);
     let there = config.devices.iter().filter(|path| path.exists());
-    findings.extend(there.map(|path| drive_health(path, &smart::ask(path, &topology, &roots), &config.health)));
+    findings.extend(there.map(|path| drive_health(path, &smart::ask_listed(path, &listed, &roots), &config.health)));
     findings.push(key_store(config));
     findings.extend(config.peer.listen.map(|_| certificate(config)));
     let peer = config.peer.listen.map(|listen| ("members of the cluster", listen));

@@ -4,6 +4,7 @@ use crate::devices::with_causes;
 use kiseki_devices::nvme::admin::{AdminCommand, AdminNode};
 use kiseki_devices::nvme::smart::SmartLog;
 use kiseki_devices::topology::{KernelRoots, Topology};
+use std::io;
 use std::path::Path;
 
 /// What asking for a log gave.
@@ -15,6 +16,17 @@ pub enum SmartAnswer {
     None,
     /// The drive was not asked, or did not answer, and why.
     Failed(String),
+}
+
+/// [`ask`] by a list of the machine's devices that may have failed: an image has no such log all the same, and of anything else
+/// it is not known whether there is a drive below it.
+#[must_use]
+pub fn ask_listed(path: &Path, listed: &io::Result<Topology>, roots: &KernelRoots) -> SmartAnswer {
+    match listed {
+        Ok(topology) => ask(path, topology, roots),
+        Err(_) if path.is_file() => SmartAnswer::None,
+        Err(error) => SmartAnswer::Failed(error.to_string()),
+    }
 }
 
 /// Asks the drive below a device, a partition of one, a controller, or an image.
@@ -67,5 +79,12 @@ mod tests {
         // A plain file in the place of a node is an image, whatever it is called; a controller's node is asked.
         assert!(matches!(asked("dev/nvme0n1"), SmartAnswer::None));
         assert!(matches!(asked("dev/nvme0"), SmartAnswer::Failed(_)), "there is no drive behind it");
+        // Without a list of devices nobody knows what stands behind a node.
+        let roots = KernelRoots { sys: root.join("nowhere"), ..roots };
+        let listed = Topology::read(&roots);
+        let asked = |path: &Path| ask_listed(path, &listed, &roots);
+        assert!(matches!(asked(&root.join("d0.img")), SmartAnswer::None));
+        let SmartAnswer::Failed(reason) = asked(Path::new("/dev/null")) else { panic!("it may be a drive") };
+        assert!(reason.contains("nowhere/block can't be listed"), "{reason}");
     }
 }

@@ -163,10 +163,9 @@ pub fn start(shared: Arc<CoreShared>) -> std::io::Result<()> {
 /// `failed` are the drives that could not be read at the last turn, and why: told once.
 fn read_all(shared: &CoreShared, failed: &mut BTreeMap<PathBuf, String>) {
     let roots = KernelRoots::default();
-    // Where the kernel lists no devices there are no drives.
-    let topology = Topology::read(&roots).unwrap_or_default();
+    let listed = Topology::read(&roots);
     for device in shared.devices.all() {
-        let (reading, problem) = match smart::ask(&device.path, &topology, &roots) {
+        let (reading, problem) = match smart::ask_listed(&device.path, &listed, &roots) {
             SmartAnswer::Log(log) => (Some(WearReading::of(&log)), None),
             SmartAnswer::None => (None, None),
             SmartAnswer::Failed(reason) => (None, Some(reason)),

@@ -1,7 +1,7 @@
 //! Raw figures of devices: the product's rings, nothing above them.
 //!
-//! A job is one device; `--numjobs` executors, each on a processor of its own, drive a ring on every device, as the
-//! cores of a node do.
+//! A job is one device; `--numjobs` executors, each on a processor of its own, drive every device with one ring, as the cores
+//! of a node do.
 
 mod load;
 mod target;
@@ -117,10 +117,10 @@ pub struct DeviceArgs {
     /// Bytes of an operation, a multiple of 4k
     #[arg(long, value_parser = parse_bytes, default_value = "4k")]
     pub bs: u64,
-    /// Operations in flight in each ring, 1 to 4096
+    /// Operations in flight on each device from each executor, 1 to 4096
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=i64::from(IODEPTH_MAX)))]
     pub iodepth: u16,
-    /// Executors, each with a queue of its own on every device
+    /// Executors, each on a processor of its own and with a queue of its own on every device
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub numjobs: u16,
     /// How long to measure
@@ -140,7 +140,7 @@ pub struct DeviceArgs {
     /// Flush after so many writes of each operation slot; 0 never flushes
     #[arg(long, value_name = "WRITES", default_value_t = 0)]
     pub fdatasync: u32,
-    /// A PATH that may be overwritten although it is a block device, carries a signature or holds data; repeatable
+    /// A PATH that may be overwritten although it is a block device, carries a signature (in a partition too) or holds data; repeatable
     #[arg(long, value_name = "PATH")]
     pub destroy: Vec<PathBuf>,
     /// Direct I/O; there is no other here, so this changes nothing

@@ -6,7 +6,7 @@ use crate::usage::usage;
 use anyhow::{Context, Result};
 use kiseki_devices::file_device::{DeviceLock, RawDevice, block_node, create_image};
 use kiseki_devices::nvme::path::PathChoice;
-use kiseki_devices::probe::{PROBE_LEN_BYTES, probe};
+use kiseki_devices::probe::{PROBE_LEN_BYTES, probe_file};
 use kiseki_types::meta::MetaFile;
 use serde_json::{Value, json};
 use std::fs::Metadata;
@@ -125,16 +125,9 @@ fn refuse_to_destroy(path: &Path, is_block: bool) -> Result<()> {
     let shown = path.display();
     let refuse =
         |what: &str| Err(usage(format!("{shown} {what}; writing destroys it. To go on, add: --destroy {shown}")));
-    let raw = RawDevice::open(path)?;
-    let geometry = raw.geometry();
-    let len_bytes = geometry.len_bytes();
-    let each = len_bytes.min(PROBE_LEN_BYTES);
-    let read = |offset: u64| {
-        let mut bytes = vec![0; each as usize];
-        raw.read_at(offset, &mut bytes).with_context(|| format!("{shown} can't be looked at")).map(|()| bytes)
-    };
-    let (front, far) = (read(0)?, read(len_bytes - each)?);
-    let carried = probe(&front, &far, geometry);
+    let looking = || format!("{shown} can't be looked at");
+    let raw = RawDevice::open_for_reading(path)?;
+    let carried = probe_file(&raw).with_context(looking)?;
     if !carried.is_empty() {
         let names: Vec<String> = carried.iter().map(ToString::to_string).collect();
         return refuse(&format!("carries {}", names.join(" and ")));
@@ -142,8 +135,13 @@ fn refuse_to_destroy(path: &Path, is_block: bool) -> Result<()> {
     if is_block {
         return refuse("is a block device");
     }
-    if front.iter().chain(&far).any(|byte| *byte != 0) {
-        return refuse("holds data");
+    let len_bytes = raw.len().with_context(looking)?;
+    let mut end = vec![0; len_bytes.min(PROBE_LEN_BYTES) as usize];
+    for offset in [0, len_bytes - end.len() as u64] {
+        raw.read_at(offset, &mut end).with_context(looking)?;
+        if end.iter().any(|byte| *byte != 0) {
+            return refuse("holds data");
+        }
     }
     Ok(())
 }
@@ -225,9 +223,27 @@ mod tests {
     }
 
     #[test]
+    fn what_lies_in_a_partition_is_named_too() {
+        let dir = dir();
+        let mut table = [0; 512];
+        // One partition of Linux, from 2 MiB on, 4 MiB long.
+        table[446 + 4] = 0x83;
+        table[446 + 8..446 + 12].copy_from_slice(&(2u32 << 11).to_le_bytes());
+        table[446 + 12..446 + 16].copy_from_slice(&(4u32 << 11).to_le_bytes());
+        table[510..].copy_from_slice(&[0x55, 0xaa]);
+        let path = image(&dir, 0, &table);
+        std::fs::File::options().write(true).open(&path).unwrap().write_all_at(b"XFSB", 2 << 20).unwrap();
+        let error = Target::open(&path, &args(&path, &["--rw", "write"])).unwrap_err();
+        assert!(error.is::<Usage>() && error.to_string().contains("an XFS file system in partition 1"), "{error}");
+    }
+
+    #[test]
     fn a_file_that_holds_data_is_refused_and_a_blank_one_is_not() {
         let dir = dir();
         let path = image(&dir, 5 << 10, b"a letter");
+        assert!(Target::open(&path, &args(&path, &["--rw", "write"])).unwrap_err().is::<Usage>());
+        // Behind the last whole block.
+        let path = image(&dir, 8 << 20, b"a letter");
         assert!(Target::open(&path, &args(&path, &["--rw", "write"])).unwrap_err().is::<Usage>());
         let blank = image(&dir, 0, &[]);
         Target::open(&blank, &args(&blank, &["--rw", "write"])).unwrap();

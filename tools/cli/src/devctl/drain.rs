@@ -2,11 +2,12 @@
 
 use super::asking::{Asking, ask, print_answer, report_of};
 use super::node::NodeArgs;
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use kiseki_server::admin::AdminRequest;
 use kiseki_server::admin_client::AdminClient;
 use kiseki_server::device_admin::DeviceAnswer;
+use kiseki_server::outcome::Partly;
 use kiseki_server::status::{DeviceReport, EvacuationReport};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -52,7 +53,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
         print_answer(&answer, &sentence, &asking)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let last = await_empty(&mut client, &answer, &asking)?;
+    let begun = || Partly(format!("the drain of {} has begun, and its end was not seen", answer.path));
+    let last = await_empty(&mut client, &answer, &asking).with_context(begun)?;
     let answer = DeviceAnswer { state: last.state, fragments_left: 0, bytes_left: 0, ..answer };
     let sentence = format!("{0} is empty; let it go with `kiseki-devctl retire {0}`", answer.path);
     print_answer(&answer, &sentence, &asking)?;

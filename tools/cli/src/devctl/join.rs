@@ -107,8 +107,11 @@ impl Joiner {
         self.has_formatted = true;
     }
 
-    /// An error of one device, with what was done before it.
+    /// An error of one device, with what was done before it, unless the error tells.
     pub fn partly(&self, error: anyhow::Error) -> anyhow::Error {
+        if error.downcast_ref::<Partly>().is_some() {
+            return error;
+        }
         match (self.options.dry_run, self.joined.len(), self.has_formatted) {
             (false, 0, true) => error.context(Partly("formatted, but not taken into use".to_owned())),
             (true, ..) | (_, 0, false) => error,
@@ -168,17 +171,20 @@ impl Joiner {
         self.note(joined)?;
         let Way::Running(client) = &mut self.way else { bail!("the node does not run") };
         let drain = AdminRequest::DeviceDrain { device: device.clone(), reason: reason.clone(), mode };
-        let joined = || Partly(format!("the new device takes part, and {} is not let go", old.path));
-        let answer = ask_about(client, &drain).with_context(joined)?;
+        let partly = |error: anyhow::Error| match asking.dry_run {
+            true => error, // nothing was done
+            false => error.context(Partly(format!("the new device takes part, and {} is not let go", old.path))),
+        };
+        let answer = ask_about(client, &drain).map_err(partly)?;
         if !self.options.wait {
             let would = if asking.dry_run { "would be emptied" } else { "is being emptied" };
             let next =
                 format!("{0} {would}; then `kiseki-devctl drain {0} --wait` and `kiseki-devctl retire {0}`", old.path);
             return print_answer(&answer, &next, &asking);
         }
-        await_empty(client, &answer, &asking).with_context(joined)?;
+        await_empty(client, &answer, &asking).map_err(partly)?;
         let retire = AdminRequest::DeviceRetire { device, reason, lost: false, mode };
-        let retired = ask_about(client, &retire).with_context(joined)?;
+        let retired = ask_about(client, &retire).map_err(partly)?;
         let done = format!("{} is empty and not part of the node any more; it can be pulled", old.path);
         print_answer(&retired, &done, &asking)
     }
@@ -223,7 +229,8 @@ impl Joiner {
         let began = Instant::now();
         let (mut backlog_max, mut stuck_since, mut first) = (0, None, None);
         loop {
-            let report = self.report()?.context("the node has stopped")?;
+            let unknown = || Partly("done, but whether repair ended is not known: `kiseki status` tells".to_owned());
+            let report = self.report().with_context(unknown)?.context("the node has stopped")?;
             let repair = &report.repair;
             let open = repair.backlog_stripes + repair.waiting_stripes;
             backlog_max = open.max(backlog_max);
@@ -316,4 +323,67 @@ fn old(joined: &JoinedDevice) -> &str {
 fn actor() -> String {
     let user = ["SUDO_USER", "USER", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok());
     user.filter(|user| !user.is_empty()).unwrap_or_else(|| "an operator".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kiseki_server::outcome::Outcome;
+    use std::io::{BufRead, BufReader, Write};
+    use std::os::unix::net::UnixListener;
+    use std::thread::JoinHandle;
+
+    /// A joiner of a node that gives these answers, in their order, and then closes the connection.
+    fn joiner(options: JoinOptions, answers: Vec<AdminResponse>) -> (Joiner, JoinHandle<()>) {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("admin.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let client = AdminClient::connect(&socket).unwrap();
+        let node = std::thread::spawn(move || {
+            let mut stream = listener.accept().unwrap().0;
+            let mut asked = BufReader::new(stream.try_clone().unwrap()).lines();
+            for answer in answers {
+                asked.next().unwrap().unwrap();
+                stream.write_all(format!("{}\n", serde_json::to_string(&answer).unwrap()).as_bytes()).unwrap();
+            }
+        });
+        (Joiner { options, way: Way::Running(client), joined: Vec::new(), has_formatted: false }, node)
+    }
+
+    fn options(dry_run: bool, wait: bool) -> JoinOptions {
+        JoinOptions { dry_run, wait, json: true }
+    }
+
+    fn with_working_device() -> AdminResponse {
+        let device = DeviceReport {
+            path: "/dev/old".to_owned(),
+            id: "01".repeat(16),
+            state: "healthy".to_owned(),
+            ..DeviceReport::default()
+        };
+        AdminResponse::Status(Box::new(NodeReport { devices: vec![device], ..NodeReport::default() }))
+    }
+
+    #[test]
+    fn a_trial_has_done_nothing_in_part() {
+        for (is_dry_run, outcome) in [(true, Outcome::Refused), (false, Outcome::Partly)] {
+            let refused = AdminResponse::Error { message: "too few".to_owned(), outcome: Outcome::Refused };
+            let answers = vec![with_working_device(), AdminResponse::Joined(Box::default()), refused];
+            let (mut joiner, node) = joiner(options(is_dry_run, false), answers);
+            let error = joiner.replace("/dev/old", Path::new("/dev/new")).unwrap_err();
+            let error = joiner.partly(error);
+            assert_eq!(Outcome::of(&error), outcome, "{error:?}");
+            assert_eq!(error.chain().count(), if is_dry_run { 1 } else { 2 }, "what was done is told once: {error:?}");
+            node.join().unwrap();
+        }
+    }
+
+    #[test]
+    fn a_wait_whose_connection_breaks_ends_as_partly_done() {
+        let (mut joiner, node) = joiner(options(false, true), vec![AdminResponse::Joined(Box::default())]);
+        joiner.enroll(Path::new("/dev/new")).unwrap();
+        let error = joiner.finish().unwrap_err();
+        assert_eq!(Outcome::of(&error), Outcome::Partly, "{error:?}");
+        node.join().unwrap();
+    }
 }
