@@ -16,13 +16,13 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::rc::Rc;
-use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 /// `_IO(0x12, 119)`.
 const BLKDISCARD: libc::c_ulong = 0x1277;
 
-/// Discards of one device that wait (I-O5): every lane of the store has one under way at most.
+/// Discards of one device that wait (I-O5): every core has one under way at most.
 const WAITING_MAX: usize = 1024;
 
 /// One discard. The file is open until it is done, whatever becomes of the queue.
@@ -96,15 +96,22 @@ impl BlockDiscard {
 
 fn start_thread() -> io::Result<SyncSender<Job>> {
     let (sender, jobs) = sync_channel::<Job>(WAITING_MAX);
-    let work = move || {
-        while let Ok(Job { file, range, reply }) = jobs.recv() {
-            let done = discard_blocking(&file, range);
-            drop(file); // whoever hears of the end may close the device
-            let _gone = reply.send(done);
-        }
-    };
+    let work = move || carry_out(&jobs, discard_blocking);
     std::thread::Builder::new().name("kiseki-discard".to_owned()).spawn(work)?;
     Ok(sender)
+}
+
+/// Carries discards out until nobody can give any more.
+fn carry_out(jobs: &Receiver<Job>, discard: impl Fn(&File, [u64; 2]) -> io::Result<()>) {
+    while let Ok(Job { file, range, reply }) = jobs.recv() {
+        // I-C8: nobody waits for it, so nobody keeps the range out of use until it is done.
+        if reply.is_canceled() {
+            continue;
+        }
+        let done = discard(&file, range);
+        drop(file); // whoever hears of the end may close the device
+        let _gone = reply.send(done);
+    }
 }
 
 fn discard_blocking(file: &File, range: [u64; 2]) -> io::Result<()> {
@@ -123,14 +130,18 @@ fn discard_blocking(file: &File, range: [u64; 2]) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::BlockDiscard;
+    use super::{BlockDiscard, Job, carry_out};
     use crate::file_device::{create_image, open_device};
     use crate::ring::RingOptions;
     use crate::testing::on_executor;
+    use futures::channel::oneshot;
     use kiseki_types::{BlockCount, BlockIndex, IoBuf};
+    use std::cell::RefCell;
     use std::os::unix::fs::MetadataExt;
     use std::path::{Path, PathBuf};
     use std::process::Command;
+    use std::sync::Arc;
+    use std::sync::mpsc::sync_channel;
 
     /// A loop device, taken down at the end.
     struct Loop(PathBuf);
@@ -208,6 +219,28 @@ mod tests {
             assert!(kept[..] == noise[..], "I-C8: what was not discarded stays");
             assert!(queue.discard_granularity().is_some());
         });
+    }
+
+    #[test]
+    fn i_c8_a_discard_that_nobody_waits_for_any_more_is_not_carried_out() {
+        let file = Arc::new(tempfile::tempfile().unwrap());
+        let (sender, jobs) = sync_channel(2);
+        let give = |start| {
+            let (reply, answer) = oneshot::channel();
+            sender.send(Job { file: file.clone(), range: [start, 4096], reply }).unwrap();
+            answer
+        };
+        drop(give(0));
+        let awaited = give(8192);
+        drop(sender);
+        let told = RefCell::new(Vec::new());
+        carry_out(&jobs, |_, range| {
+            told.borrow_mut().push(range);
+            Ok(())
+        });
+        assert_eq!(told.take(), [[8192, 4096]], "I-C8");
+        on_executor(async { awaited.await.unwrap().unwrap() });
+        assert_eq!(Arc::strong_count(&file), 1, "what was left out holds no file either");
     }
 
     #[test]

@@ -203,13 +203,18 @@ pub fn open_device_by(
     }
     let opened = DirectFile::open(path, Access::ReadWrite)?;
     let geometry = opened.geometry;
-    let discard_unit = crate::discard_unit::of(&opened.file, geometry.block_len_bytes);
+    let mut discard_unit = crate::discard_unit::of(&opened.file, geometry.block_len_bytes);
     let is_block = opened.file.metadata().is_ok_and(|found| found.file_type().is_block_device());
     let (file, backend) = choice.open()?.unwrap_or((opened.file, Backend::File));
     let block_discard = match &backend {
-        Backend::File if is_block && discard_unit.is_some() => {
-            Some(BlockDiscard::start(&file).map_err(|source| DeviceError::io(&name, "preparing discards", source))?)
-        }
+        Backend::File if is_block && discard_unit.is_some() => match BlockDiscard::start(&file) {
+            Ok(started) => Some(started),
+            Err(error) => {
+                tracing::warn!(device = %name, %error, "no thread for its discards, so freed space is not told to it until it is opened again");
+                discard_unit = None;
+                None
+            }
+        },
         Backend::File | Backend::Commands(_) => None,
     };
     let ring = Ring::start(&name, file, backend, options, pool)
@@ -271,6 +276,8 @@ impl Device for FileDevice {
         match (len_bytes, &self.block_discard) {
             (0, _) => Box::pin(std::future::ready(Ok(()))),
             (_, Some(block)) => block.discard(offset, len_bytes),
+            // On a block device the ring would write zeros.
+            (_, None) if self.discard_unit.is_none() => Box::pin(std::future::ready(Ok(()))),
             (_, None) => self.ring.discard(offset, len_bytes),
         }
     }

@@ -156,6 +156,8 @@ pub(crate) struct DeviceOnCore {
     pub opened: Instant,
     /// A discard failed: none is tried until it is opened again.
     pub discard_failed: Cell<bool>,
+    /// A round of discards is under way.
+    pub is_discarding: Cell<bool>,
     /// Blocks that the rate left over, up to one unit of the device: a rate below that discards now and then, not never.
     pub discard_credit: Cell<u64>,
     /// Which lane's discards come first in the next round, so that a busy one does not take all of the rate.
@@ -182,6 +184,7 @@ impl DeviceOnCore {
             failure_is_known: Cell::new(false),
             opened: ports.now(),
             discard_failed: Cell::new(false),
+            is_discarding: Cell::new(false),
             discard_credit: Cell::new(0),
             discard_turn: Cell::new(0),
             read_errors: Cell::new(0),

@@ -19,8 +19,11 @@ use std::rc::Rc;
 pub const TABLE_EXTENTS: TableId = 1;
 /// Table of fragments whose locator hashes to the lane: (locator, generation, index, device) -> extent and meta.
 pub const TABLE_FRAGMENTS: TableId = 2;
-/// Table of what the lane knows about itself: `folded` + device -> sequence.
+/// Table of what the lane knows about itself: `folded` + device -> sequence, `rebuilt` + device -> incarnation.
 pub const TABLE_META: TableId = 3;
+
+/// In front of a device's id: its rows of this lane were made anew from its bytes, beside the journal of that incarnation.
+pub(crate) const REBUILT_PREFIX: &[u8] = b"rebuilt";
 
 /// Version of the rows' values: 1 is the first.
 const ROW_VERSION: u8 = 1;
@@ -165,6 +168,11 @@ pub(crate) fn fragment_row_key(key: &FragmentKey, device: DeviceId) -> Vec<u8> {
 /// Key of an extent's row.
 pub(crate) fn extent_row_key(device: DeviceId, start: BlockIndex) -> Vec<u8> {
     [&device.0[..], &start.0.to_be_bytes()].concat()
+}
+
+/// Key of the row in [`TABLE_META`] that says beside which incarnation of the journal a device's rows were made anew.
+pub(crate) fn rebuilt_key(device: DeviceId) -> Vec<u8> {
+    [REBUILT_PREFIX, &device.0].concat()
 }
 
 /// Value of a row of either table.

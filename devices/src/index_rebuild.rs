@@ -23,14 +23,18 @@
 //! damaged one gives way to any other. Of two of one key on the device one row remains, the journal's if it has one; the
 //! other's blocks are free, since no table could name both and its blocks would be lost for good.
 //!
+//! **What such an index is no proof of**: that a write was flushed. Of the writes that the last, torn frame of a journal
+//! names, those whose fragments are whole get rows like any others. So each lane notes, with the rows, the incarnation of
+//! the journal that they were made beside; until the next start raises it, `verify` does not go by the rows there.
+//!
 //! **Writing** ([`replace_rows`]) is safe to cut off: "folded through" of the devices goes first, durably, so that a node
 //! refuses what is half done; then all rows of all lanes; then "folded through" again, as far as each journal was trimmed.
 //! The start that follows replays the journals over the rows as after any crash.
 
 use crate::fragment_store::folded_key;
 use crate::index::{
-    TABLE_EXTENTS, TABLE_FRAGMENTS, TABLE_META, damaged_row, decode_row, encode_row, extent_row_key, fragment_row_key,
-    write,
+    REBUILT_PREFIX, TABLE_EXTENTS, TABLE_FRAGMENTS, TABLE_META, damaged_row, decode_row, encode_row, extent_row_key,
+    fragment_row_key, rebuilt_key, write,
 };
 use crate::verify::Verdict;
 use kiseki_types::fragment::{FragmentKey, StoredFragment};
@@ -60,6 +64,8 @@ pub struct NodeRows {
     fragments: BTreeMap<DeviceId, Vec<StoredFragment>>,
     /// "Folded through" of each lane on each device.
     folded: BTreeMap<(DeviceId, LaneId), Sequence>,
+    /// Where the rows were made anew from the bytes: the incarnation of the lane's journal then.
+    made_anew: BTreeMap<(DeviceId, LaneId), u64>,
 }
 
 impl NodeRows {
@@ -82,8 +88,10 @@ impl NodeRows {
             .await?;
             for_each_row(table, TABLE_META, |(key, value)| {
                 if let Some(id) = key.strip_prefix(b"folded") {
-                    let value: [u8; 8] = value.try_into().map_err(|_| damaged_row("a sequence is eight bytes"))?;
-                    rows.folded.insert((device_in(Some(id))?, *lane), Sequence::from_le_bytes(value));
+                    rows.folded.insert((device_in(Some(id))?, *lane), number(&value)?);
+                }
+                if let Some(id) = key.strip_prefix(REBUILT_PREFIX) {
+                    rows.made_anew.insert((device_in(Some(id))?, *lane), number(&value)?);
                 }
                 Ok(())
             })
@@ -102,6 +110,12 @@ impl NodeRows {
         self.extents.get(&device)?.get(&start.0).map(|(_, row)| row.meta.key)
     }
 
+    /// Whether the rows of a lane's extents on a device are what the node wrote when they were flushed: not those that were
+    /// made anew from the bytes since the journal, now of this incarnation, was opened last.
+    pub(crate) fn are_first_hand(&self, device: DeviceId, lane: LaneId, incarnation: u64) -> bool {
+        self.made_anew.get(&(device, lane)) != Some(&incarnation)
+    }
+
     /// Whether a start would take the device: no journal was trimmed beyond what the tables hold.
     #[must_use]
     pub fn holds_all_of(&self, rebuilt: &RebuiltDevice) -> bool {
@@ -114,6 +128,10 @@ impl NodeRows {
 
 fn decode(device: DeviceId, value: &[u8]) -> Result<StoredFragment, TableError> {
     decode_row(device, value).map_err(|error| damaged_row(&error.to_string()))
+}
+
+fn number(value: &[u8]) -> Result<u64, TableError> {
+    value.try_into().map(u64::from_le_bytes).map_err(|_| damaged_row("a number of the lane is not eight bytes"))
 }
 
 fn device_in(key: Option<&[u8]>) -> Result<DeviceId, TableError> {
@@ -146,6 +164,7 @@ async fn for_each_row(
 struct RebuiltLane {
     rows: Vec<StoredFragment>,
     trimmed_through: Sequence,
+    incarnation: u64,
 }
 
 /// The index rows of one device, made from its bytes.
@@ -193,7 +212,10 @@ pub fn rebuild(verdict: &Verdict) -> Result<RebuiltDevice, String> {
     let mut lanes: BTreeMap<LaneId, RebuiltLane> = verdict
         .lanes
         .iter()
-        .map(|lane| (lane.lane, RebuiltLane { rows: Vec::new(), trimmed_through: lane.trimmed_through }))
+        .map(|lane| {
+            let (trimmed_through, incarnation) = (lane.trimmed_through, lane.incarnation);
+            (lane.lane, RebuiltLane { rows: Vec::new(), trimmed_through, incarnation })
+        })
         .collect();
     for fragment in claims.by_start.into_values() {
         let lane = layout.zone_of(fragment.extent.start).map(|zone| layout.lane_of_zone(zone));
@@ -320,9 +342,13 @@ pub async fn replace_rows(
     on_progress: &dyn Fn(ReplaceProgress),
 ) -> Result<u64, TableError> {
     let devices: BTreeSet<DeviceId> = rebuilt.iter().map(|device| device.device).collect();
-    for (_, table) in tables {
+    for (lane, table) in tables {
         let forget = devices.iter().map(|device| write(TABLE_META, folded_key(*device), None));
-        table.write(forget.collect());
+        let note = |device: &RebuiltDevice| {
+            let incarnation = device.lanes.get(lane).map(|lane| lane.incarnation.to_le_bytes().to_vec());
+            write(TABLE_META, rebuilt_key(device.device), incarnation)
+        };
+        table.write(forget.chain(rebuilt.iter().map(note)).collect());
         table.checkpoint().await?;
     }
     let rows: u64 = rebuilt.iter().map(|device| device.rows().count() as u64).sum();

@@ -112,6 +112,8 @@ pub(crate) struct LaneOnDevice {
     pub recovered: RefCell<Vec<Recovered>>,
     /// Those who found no room and wait for the end of a discard.
     discard_waiters: RefCell<Vec<oneshot::Sender<()>>>,
+    /// A discard failed: the device may still carry it out, so its run stays out of use.
+    has_discard_in_doubt: Cell<bool>,
 }
 
 impl LaneOnDevice {
@@ -132,6 +134,7 @@ impl LaneOnDevice {
             releasing: RefCell::default(),
             recovered: RefCell::new(recovered),
             discard_waiters: RefCell::default(),
+            has_discard_in_doubt: Cell::new(false),
         }
     }
 
@@ -170,9 +173,10 @@ impl LaneOnDevice {
         self.free_blocks() >= len.0 && used + len.0 <= share(total, fill.read_only_percent)
     }
 
-    /// When there would be room but for a discard under way: the end of that.
+    /// When there would be room but for a discard under way: the end of that. One in doubt has none.
     pub fn discard_ended(&self, len: BlockCount, fill: &FillLevels) -> Option<oneshot::Receiver<()>> {
-        if self.zones.borrow().discarding_blocks().0 == 0 || !self.has_room(len, fill) {
+        let is_under_way = self.zones.borrow().discarding_blocks().0 > 0 && !self.has_discard_in_doubt.get();
+        if !is_under_way || !self.has_room(len, fill) {
             return None;
         }
         let (sender, receiver) = oneshot::channel();
@@ -180,9 +184,20 @@ impl LaneOnDevice {
         Some(receiver)
     }
 
-    /// A discard is done, or failed: the run may be given out again.
+    /// A discard is done: the run may be given out again.
     pub fn discarded(&self, start: BlockIndex, len: BlockCount) {
         self.zones.borrow_mut().discarded(start, len);
+        self.wake_discard_waiters();
+    }
+
+    /// A discard failed, the lane's last one until the device is opened again: nobody knows whether and when the device
+    /// does it, so the run is given to nobody (I-C8).
+    pub fn discard_in_doubt(&self) {
+        self.has_discard_in_doubt.set(true);
+        self.wake_discard_waiters();
+    }
+
+    fn wake_discard_waiters(&self) {
         for waiter in self.discard_waiters.take() {
             let _not_waited_for = waiter.send(());
         }

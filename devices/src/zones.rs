@@ -265,7 +265,7 @@ impl Zones {
         (first < end).then(|| (first, end - first))
     }
 
-    /// The discard of a run is done, or failed: it is free again.
+    /// The discard of a run is done: it is free again. (The run of one that failed does not come back.)
     pub fn discarded(&mut self, start: BlockIndex, len: BlockCount) {
         let found = self.discarding.remove(start.0);
         assert_eq!(found, Some(len.0), "I-C8: block {}+{} is not being discarded as such", start.0, len.0);

@@ -18,7 +18,7 @@ pub struct DeviceBoard {
     records: RefCell<BTreeMap<DeviceId, DeviceRecord>>,
     /// Which change of the records these are.
     version: Cell<u64>,
-    /// Devices that nothing more is placed on, whatever a stripe would need: they are being retired.
+    /// Devices that nothing more is placed on, whatever a stripe would need: they are being retired, or perhaps were.
     closed: RefCell<BTreeSet<DeviceId>>,
     /// Raised by each change of what may be placed where.
     turn: Cell<u64>,
@@ -63,7 +63,15 @@ impl DeviceBoard {
             return;
         }
         self.version.set(version);
-        self.records.replace(records.into_iter().map(|record| (record.device, record)).collect());
+        let records: BTreeMap<_, _> = records.into_iter().map(|record| (record.device, record)).collect();
+        // A removal whose outcome is unknown leaves its device closed. What is recorded as staying stays: no removal that was
+        // tried before comes after that.
+        let may_leave = |device: &DeviceId| {
+            let state = records.get(device).map(DeviceRecord::state_in_use);
+            matches!(state, Some(DeviceState::Evacuating | DeviceState::Removed))
+        };
+        self.closed.borrow_mut().retain(may_leave);
+        self.records.replace(records);
         self.turn.set(self.turn.get() + 1);
     }
 

@@ -95,7 +95,8 @@ pub async fn would_retire(calls: &Calls, device: DeviceId, give_up: GiveUp) -> R
 
 /// Removes a device from the node. On Ok that is durable, and no core reads or writes it any more.
 ///
-/// Errors: `Invalid` with what still lives there, and what to do; the device is as it was then.
+/// Errors: `Invalid` with what still lives there, and what to do; the device is as it was then. After any other error it is
+/// perhaps removed, so it stays closed for placement: retire it again, or cancel its drain.
 pub async fn retire(
     calls: &Calls,
     ports: &Ports,
@@ -108,19 +109,25 @@ pub async fn retire(
     if record.state() == DeviceState::Evacuating
         && let Err(error) = await_empty(calls, ports, &record).await
     {
-        calls.look_at_device(device, Closing::Open).await?;
-        return Err(error);
+        return Err(not_retired(calls, device, error).await);
     }
     // I-D5: what was looked at counts only as long as nobody took the device back.
     let update = DeviceUpdate::Remove { reason: reason.to_owned(), seen: Some(record.last().clone()) };
     match calls.control(ControlRequest::UpdateDevice { device, update }).await {
         Ok(ControlResponse::Device(record)) => Ok(*record),
         Ok(_) => panic!("the control shard answers UpdateDevice with Device"),
-        Err(error) => {
-            calls.look_at_device(device, Closing::Open).await?;
-            Err(error)
-        }
+        Err(error) => Err(not_retired(calls, device, error).await),
     }
+}
+
+/// Opens a device again that was refused. I-D5: where it is unknown what became of the removal, of this attempt's or an earlier
+/// one's, it may be recorded already, or may be yet, so nothing must come to the device any more.
+async fn not_retired(calls: &Calls, device: DeviceId, error: StoreError) -> StoreError {
+    let is_refusal = matches!(error, StoreError::Invalid { .. } | StoreError::NotFound { .. });
+    if is_refusal && calls.look_at_device(device, Closing::Open).await.is_err() {
+        tracing::warn!(%device, "a core did not answer; there the device takes no fragments until its drain is cancelled");
+    }
+    error
 }
 
 /// Closes the device and waits until nothing is left on it and nothing can come.

@@ -227,6 +227,7 @@ impl ShardService {
             let located = self.locate(path).await?;
             check_condition(condition, located.current.as_ref())?;
             self.check_open(path.namespace).await?;
+            let _loose = self.latch_loose(&written.loose).await;
             let mut draft = self.draft_of(path.namespace, &written).await?;
             draft.added_bytes = file.len_bytes;
             drop_file(located.current.as_ref(), &mut draft);
@@ -237,6 +238,13 @@ impl ShardService {
             Ok(file.info(path.key.clone()))
         })
         .await
+    }
+
+    /// I-C2: loose pages are named or given up, never both. A client that goes away gives them up while the delta that names
+    /// them may still be on its way to the log. The first page stands for all of a writer.
+    async fn latch_loose(&self, pages: &[PageId]) -> Option<LatchGuard> {
+        let first = pages.first()?;
+        Some(self.leader.latches.hold(page_key(*first), Hold::Exclusive).await)
     }
 
     /// The part of a draft that a writer's pages make: the last page is put and counted, the loose ones are loose no

@@ -3,6 +3,9 @@
 //! An extent is free, and so may be discarded, only when its release is durable and its reads have ended (see
 //! `release`). A run leaves the allocator for as long as its discard takes: discards and writes in flight are done in
 //! any order, and the new bytes would be gone (I-C8). What is given out before its turn comes is not discarded at all.
+//! A discard that failed may still be carried out, by a drive behind a network even long after: its run stays out of use
+//! until the device is opened again, and no other discard follows it. Each device has rounds of its own, so a slow one
+//! holds up no other.
 //! Nothing of this needs to survive a crash: a block that was not discarded is still free, and after a start all free
 //! space counts as not discarded and is passed over once.
 
@@ -10,17 +13,16 @@ use super::{Core, DeviceOnCore, add};
 use crate::lane::LaneOnDevice;
 use crate::space::{DeviceSpace, DiscardPolicy};
 use crate::zones::DiscardWish;
-use futures::future::join_all;
 use kiseki_types::BlockCount;
 use kiseki_types::limits::{DEVICE_BLOCK_BYTES_MAX, ENVELOPE_LEN_BYTES_MAX, FRAGMENT_HEADER_BYTES};
 use kiseki_types::runtime::RuntimeExt;
-use std::rc::Weak;
+use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 /// Between two rounds; neighbors that are freed within one become one run.
 const ROUND_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Longest run of one discard: so much of a lane is out of use meanwhile.
+/// Longest run of one discard: so much of a lane is out of use meanwhile, and for longer when it fails.
 const RUN_LEN_BYTES_MAX: u64 = 64 << 20;
 
 /// Most discards of a lane on a device in one round: many small ones cost a drive more than their bytes say.
@@ -73,10 +75,20 @@ impl DeviceOnCore {
 }
 
 impl Core {
-    /// Discards what has become free since the last round, as far as the rate allows.
-    async fn discard_round(&self) {
-        let devices = self.devices.all().into_iter().map(|device| async move { self.discard_on(&device).await });
-        join_all(devices).await;
+    /// Begins to discard what has become free since the last round, as far as the rate allows, on every device whose last
+    /// round has ended.
+    fn start_round(self: &Rc<Core>) {
+        for device in self.devices.all() {
+            if device.discard_policy().is_none() || device.is_discarding.replace(true) {
+                continue;
+            }
+            let core = self.clone();
+            let round = async move {
+                core.discard_on(&device).await;
+                device.is_discarding.set(false);
+            };
+            self.ports.spawn("discard round", Box::pin(round));
+        }
     }
 
     async fn discard_on(&self, device: &DeviceOnCore) {
@@ -109,17 +121,21 @@ impl Core {
             };
             let Some((start, len)) = lane.zones.borrow_mut().take_discard(wish) else { return };
             let result = device.device.discard(start, len).await;
-            lane.discarded(start, len);
             *left -= len.0;
             match result {
                 Ok(()) => {
+                    lane.discarded(start, len);
                     add(&self.counters.discards, 1);
                     add(&self.counters.discarded_bytes, len.0 * block);
                 }
                 Err(error) => {
                     add(&self.counters.discard_errors, 1);
                     device.discard_failed.set(true);
-                    tracing::warn!(device = %device.id, name = %device.name, %error, "discard failed; no more until it is opened again");
+                    lane.discard_in_doubt();
+                    tracing::warn!(
+                        device = %device.id, name = %device.name, %error, len_bytes = len.0 * block,
+                        "discard failed; until the device is opened again there are no more, and what this one was about stays unused"
+                    );
                 }
             }
         }
@@ -132,6 +148,6 @@ pub(super) async fn discard_forever(weak: Weak<Core>) {
     loop {
         ports.sleep(ROUND_INTERVAL).await;
         let Some(core) = weak.upgrade() else { return };
-        core.discard_round().await;
+        core.start_round();
     }
 }

@@ -6,6 +6,8 @@
 //!   where another core could not read it.
 //! - A device is *removed* at once for all that comes later. What is in flight ends first: writes with an error, reads
 //!   with their bytes. Then its queue goes, and with it the file. Rows that name it stay.
+//! - While anything of an earlier opening is in flight, of one that was removed or of one that could not be added, the
+//!   device is not opened again.
 
 use super::{Core, CoreFragmentStore, DeviceOnCore, DeviceReport, StoreDevice};
 use crate::recovery;
@@ -32,7 +34,7 @@ const LEAVE_LOOK: Duration = Duration::from_millis(1);
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum AddDeviceError {
-    /// A device of that id is there.
+    /// A device of that id is there, or something of an earlier opening is still in flight.
     #[error("device {device} is in use on this core already; remove it first")]
     Present {
         /// Which.
@@ -89,7 +91,7 @@ pub(crate) struct DeviceTable {
     devices: RefCell<BTreeMap<DeviceId, Rc<DeviceOnCore>>>,
     /// Devices being added: the journals of one are never opened twice.
     coming: RefCell<Vec<DeviceId>>,
-    /// Openings that were taken out and still have something in flight.
+    /// Openings that were taken out, or did not come in, and may still have something in flight.
     leaving: RefCell<BTreeMap<DeviceId, Leaving>>,
     /// Flushes, and their waiters, of devices that have gone: the sums never fall.
     gone_flushes: Cell<(u64, u64)>,
@@ -134,6 +136,7 @@ impl CoreFragmentStore {
         let core = &self.core;
         core.check_published()?;
         // I-D6: what is in flight of an earlier opening would land in what a new one gives out.
+        core.devices.leaving.borrow_mut().retain(|_, left| left.queue.strong_count() > 0);
         let is_leaving = core.devices.leaving.borrow().contains_key(&id);
         if is_leaving || core.devices.get(id).is_some() || core.devices.coming.borrow().contains(&id) {
             return Err(AddDeviceError::Present { device: id });
@@ -197,11 +200,15 @@ impl Core {
         self: Rc<Core>,
         given: StoreDevice,
     ) -> Result<(Rc<DeviceOnCore>, DeviceReport), AddDeviceError> {
-        let (queue, name) = (Rc::downgrade(&given.device), given.name.clone());
+        let (id, queue, name) = (given.id, Rc::downgrade(&given.device), given.name.clone());
         let opened = self.open_and_publish(given).await;
         if opened.is_err() {
-            // The next attempt must not meet a task of this one.
-            let _late = self.queue_gone(queue, &name).await;
+            // I-D6: the next attempt must not meet a task of this one, however long that takes.
+            let left = Leaving { queue: queue.clone(), name: name.clone() };
+            self.devices.leaving.borrow_mut().insert(id, left);
+            if self.queue_gone(queue, &name).await.is_ok() {
+                self.devices.leaving.borrow_mut().remove(&id);
+            }
         }
         opened
     }

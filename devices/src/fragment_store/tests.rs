@@ -1,5 +1,6 @@
 //! The store of one or two cores on simulated devices, with power cuts at any write.
 
+mod discards;
 mod explained;
 mod faults;
 mod holding;

@@ -108,6 +108,7 @@ fn check_read(
         BlockIndex(lane.journal_block.0 + page * PAGE_LEN_BYTES as u64 / u64::from(layout.block_len_bytes()))
     };
     lane.is_sound = true;
+    (lane.incarnation, lane.records) = (journal.incarnation, journal.records.len() as u64);
     match &journal.end {
         ChainEnd::Whole => {}
         ChainEnd::Torn { page, rest } => {
@@ -129,7 +130,6 @@ fn check_read(
             verdict.problem(Problem::at(ProblemKind::JournalDamaged, Some(lane.lane), block_of(*page), text));
         }
     }
-    (lane.incarnation, lane.records) = (journal.incarnation, journal.records.len() as u64);
     lane.trimmed_through = journal.trimmed_through;
     match decode_records(superblock.device, layout, lane.lane, 0, &journal.records) {
         Ok(records) => lane.history = History::of(records),
@@ -167,7 +167,8 @@ fn judge_tail(
         .collect();
     let whole = writes.iter().filter(|write| is_there(write, found)).count();
     lane.torn_writes = (writes.len() as u64, whole as u64);
-    // A table hears of a write when it is flushed.
+    // A node's table hears of a write when it is flushed. One that was made from the bytes has a row of every whole fragment.
+    let known = known.filter(|rows| rows.are_first_hand(superblock.device, lane.lane, lane.incarnation));
     let is_known = |write: &&StoredFragment| {
         known.is_some_and(|rows| rows.extent_at(superblock.device, write.extent.start) == Some(write.meta.key))
     };

@@ -131,6 +131,7 @@ impl ShardService {
 
     /// Loose pages whose writer is gone are dropped.
     pub(super) async fn abandon(&self, pages: &[PageId]) -> Result<(), StoreError> {
+        let _loose = self.latch_loose(pages).await;
         for pages in pages.chunks(PAGES_PER_DELTA * 64) {
             self.decide(async |term| {
                 let mut draft = Draft::default();

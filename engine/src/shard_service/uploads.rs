@@ -91,6 +91,7 @@ impl ShardService {
                 let key = part_key(upload, part);
                 let _part = self.leader.latches.hold(key.clone(), Hold::Exclusive).await;
                 self.upload(path, upload).await?;
+                let _loose = self.latch_loose(&written.loose).await;
                 let mut draft = self.draft_of(path.namespace, &written).await?;
                 let old = self.leader.row(PARTS, &key).await?;
                 if let Some(old) = &old {

@@ -1,7 +1,8 @@
 //! Pin epochs: fences are forgotten, but only with every delta that they would have refused.
 
-use crate::support::{MemoryTables, World, noise};
+use crate::support::{MemoryTables, NODE, World, noise};
 use bytes::Bytes;
+use futures::future::select;
 use kiseki_engine::api::{Condition, FinishWrite, StoreError};
 use kiseki_engine::delta::{ChunkName, Command, Delta, Outcome, Payload, encode_rows};
 use kiseki_engine::keys::MetaSealer;
@@ -10,9 +11,11 @@ use kiseki_engine::message::Dedup;
 use kiseki_simulator::{NodeId, Sim};
 use kiseki_types::group::{LogPosition, StateMachine};
 use kiseki_types::ids::{Generation, Locator, NamespaceId, PinEpoch, RequestId, Term};
+use kiseki_types::runtime::RuntimeExt;
 use kiseki_types::secret::SecretKey;
 use kiseki_types::table::{Scan, TableReader};
 use std::rc::Rc;
+use std::time::Duration;
 
 /// One shard's machine, fed by hand.
 struct Shard {
@@ -153,4 +156,41 @@ fn i_c2_a_writer_that_stands_still_is_refused_and_leaves_nothing() {
     assert!(world.run(world.store.delete(tenant, "bucket", "other", Condition::None)).unwrap());
     world.sleep(60);
     assert_eq!(world.fragments.count(), 0);
+}
+
+#[test]
+fn i_c2_a_write_whose_client_goes_away_while_it_is_named_is_whole_or_absent() {
+    let world = World::new(4);
+    let tenant = world.tenant("a", Dedup::Shared);
+    world.run(world.store.create_bucket(tenant, "bucket")).unwrap();
+    let key = |index: usize| format!("slow{index}");
+    let content = |index: usize| noise(1000 + index as u64, 6 << 20);
+    let mut writers: Vec<_> =
+        (0..16).map(|index| world.run(world.store.put(tenant, "bucket", &key(index), None)).unwrap()).collect();
+    // Slow ones, so that they commit pages that no name reaches yet.
+    for round in 0..6 {
+        for (index, writer) in writers.iter_mut().enumerate() {
+            let piece = Bytes::copy_from_slice(&content(index)[round << 20..(round + 1) << 20]);
+            world.run(writer.write(piece)).unwrap();
+        }
+        world.put(tenant, "bucket", "other", &noise(100 + round as u64, 10_000)).unwrap();
+        world.sleep(240);
+    }
+    for (index, mut writer) in writers.into_iter().enumerate() {
+        world.run(writer.drain()).unwrap();
+        let patience = world.sim.ports(NODE).sleep(Duration::from_micros(20 * index as u64));
+        world.run(async move { drop(select(writer.finish(FinishWrite::default()), patience).await) });
+    }
+    world.sleep(60);
+    let mut named = 0;
+    for index in 0..16 {
+        match world.get(tenant, "bucket", &key(index)) {
+            Ok(read) => {
+                assert!(read == content(index), "I-C2: {index}");
+                named += 1;
+            }
+            Err(error) => assert_eq!(error, StoreError::NoSuchKey, "I-C2: what was named lost its pages: {index}"),
+        }
+    }
+    assert!((1..16).contains(&named), "{named} were named");
 }

@@ -1,9 +1,10 @@
 //! What a device that is emptied still takes, whose fragments hold it, and when it may go.
 
 use crate::evacuation::{assert_whole, refusal, retire_now};
-use crate::support::{CODED, MemoryFragments, NODE, World, assert_readable, content, filled, put};
+use crate::support::{CODED, Lost, MemoryFragments, NODE, World, assert_readable, content, filled, put};
 use futures::channel::oneshot;
 use kiseki_engine::api::{FinishWrite, ObjectInfo, StoreError};
+use kiseki_engine::device_record::DeviceUpdate;
 use kiseki_engine::retirement::{GiveUp, retire};
 use kiseki_types::buf::IoBuf;
 use kiseki_types::fragment::{DeviceState, FragmentKey, FragmentMeta, FragmentStore};
@@ -161,4 +162,34 @@ fn i_d5_a_device_that_a_core_knows_nothing_of_does_not_leave() {
     assert!(matches!(retired, Err(StoreError::Unavailable { .. })), "I-D5: nobody knows what lies there: {retired:?}");
     world.fragments.bring_back(3);
     assert_readable(&world, tenant, 8);
+}
+
+#[test]
+fn i_d5_a_device_that_was_perhaps_removed_takes_nothing_until_that_is_settled() {
+    for lost in [Lost::Answer, Lost::Command] {
+        let world = World::with_devices(77, 7, CODED);
+        world.record_opened();
+        world.fragments.fail(6);
+        world.evacuate(0);
+        let (world, tenant) = filled(world, 0);
+        let write = |index: u64| world.put(tenant, "bucket", &index.to_string(), &content(index)).unwrap();
+        world.logs.lose_next_control_answer(lost);
+        let retired = retire_now(&world, 0, GiveUp::Nothing);
+        assert!(matches!(retired, Err(StoreError::Unavailable { .. })), "{lost:?}: {retired:?}");
+        // Five other devices are left for six fragments.
+        (0..4).for_each(|index| drop(write(index)));
+        assert_eq!(world.held_by(0), 0, "I-D5: {lost:?}: it is removed, or may be yet");
+        let cancel = DeviceUpdate::CancelEvacuation { reason: "test".to_owned() };
+        let cancelled = world.record(0, cancel);
+        match lost {
+            Lost::Answer => assert!(cancelled.unwrap_err().to_string().contains("was removed"), "it is settled"),
+            Lost::Command => {
+                cancelled.unwrap();
+                world.evacuate(0);
+                write(5);
+                assert_eq!(world.held_by(0), 1, "it stayed, and is the last resort again");
+            }
+        }
+        assert_readable(&world, tenant, 4);
+    }
 }

@@ -91,6 +91,17 @@ struct MemoryGroup {
     ports: Ports,
     /// How long a commit takes, see [`Logs::set_home_delay`].
     delay: Rc<Cell<Duration>>,
+    /// What becomes of the next command, see [`Logs::lose_next_control_answer`].
+    next_lost: Rc<Cell<Option<Lost>>>,
+}
+
+/// A command whose answer does not come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lost {
+    /// It was committed.
+    Answer,
+    /// It was not.
+    Command,
 }
 
 impl RaftGroup for MemoryGroup {
@@ -101,14 +112,19 @@ impl RaftGroup for MemoryGroup {
     fn propose(&self, command: Vec<u8>) -> LocalBoxFuture<'static, Result<Vec<u8>, ProposeError>> {
         let (machine, tables, index) = (self.machine.clone(), self.tables.clone(), self.index.clone());
         let (turn, ports, delay) = (self.turn.clone(), self.ports.clone(), self.delay.get());
+        let (shard, lost) = (self.shard, self.next_lost.take());
         Box::pin(async move {
             ports.sleep(Duration::from_micros(100) + delay).await;
+            let unknown = || ProposeError::Unavailable { shard, reason: "the answer is lost".to_owned() };
+            if lost == Some(Lost::Command) {
+                return Err(unknown());
+            }
             let _turn = turn.lock().await;
             index.set(index.get() + 1);
             let at = LogPosition { term: Term(1), index: index.get() };
             let applied = machine.apply(at, &command, &tables).await.expect("commands of this engine apply");
             tables.write(applied.writes);
-            Ok(applied.response)
+            if lost.is_some() { Err(unknown()) } else { Ok(applied.response) }
         })
     }
 
@@ -129,9 +145,15 @@ type GroupState = (MemoryTables, Rc<Cell<u64>>);
 pub struct Logs {
     groups: Rc<RefCell<BTreeMap<ShardId, GroupState>>>,
     home_delay: Rc<Cell<Duration>>,
+    control_lost: Rc<Cell<Option<Lost>>>,
 }
 
 impl Logs {
+    /// Whoever proposes the next change of the control shard does not hear what became of it.
+    pub fn lose_next_control_answer(&self, lost: Lost) {
+        self.control_lost.set(Some(lost));
+    }
+
     /// How much longer commits of homes take from now on than those of shards.
     pub fn set_home_delay(&self, delay: Duration) {
         self.home_delay.set(delay);
@@ -151,7 +173,9 @@ impl GroupHost for MemoryHost {
         let (turn, ports) = (Rc::default(), self.ports.clone());
         let is_home = spec.shard != ShardId::CONTROL && spec.shard.0 < ShardId::TENANT_FIRST;
         let delay = if is_home { self.logs.home_delay.clone() } else { Rc::default() };
-        let group = MemoryGroup { shard: spec.shard, machine: spec.machine, tables, index, turn, ports, delay };
+        let next_lost = if spec.shard == ShardId::CONTROL { self.logs.control_lost.clone() } else { Rc::default() };
+        let (shard, machine) = (spec.shard, spec.machine);
+        let group = MemoryGroup { shard, machine, tables, index, turn, ports, delay, next_lost };
         Box::pin(async move { Ok(Rc::new(group) as Rc<dyn RaftGroup>) })
     }
 }

@@ -567,6 +567,20 @@ fn rows_are_replaced_with_three_checkpoints_a_table_and_every_row_is_told() {
     assert_eq!(checkpoints, [3, 3], "forget, rows, folded: a checkpoint a batch made large devices slow");
 }
 
+/// A lane whose journal ends with a frame of more than a sector, and where that lies.
+fn last_long_frame(bytes: &[u8], layout: &DeviceLayout) -> Option<(u16, usize)> {
+    let frame = |lane: u16| {
+        let (start, len) = layout.journal_extent(LaneId(lane));
+        let block = layout.block_len_bytes() as usize;
+        let pages = (0..len.0 as usize * block / PAGE).map(|page| start.0 as usize * block + page * PAGE);
+        let page_of = |at: usize| u64::from_le_bytes(bytes[at + 36..at + 44].try_into().unwrap());
+        let frames = pages.filter(|at| bytes[*at..].starts_with(FRAME));
+        frames.max_by_key(|at| page_of(*at)).expect("a frame")
+    };
+    let payload_len = |at: usize| u32::from_le_bytes(bytes[at + 56..at + 60].try_into().unwrap());
+    (0..LANES).map(|lane| (lane, frame(lane))).find(|(_, at)| payload_len(*at) > 1000)
+}
+
 #[test]
 fn a_frame_that_a_crash_tore_says_how_many_of_its_writes_are_whole_and_the_index_whether_they_were_flushed() {
     let rig = Rig::new(14, 1, 1);
@@ -578,15 +592,7 @@ fn a_frame_that_a_crash_tore_says_how_many_of_its_writes_are_whole_and_the_index
         join_all(puts).await;
     });
     let (bytes, layout) = (rig.bytes(0), rig.disks[0].2);
-    let frame = |lane: u16| {
-        let (start, len) = layout.journal_extent(LaneId(lane));
-        let block = layout.block_len_bytes() as usize;
-        let mut pages = (0..len.0 as usize * block / PAGE).map(|page| start.0 as usize * block + page * PAGE);
-        pages.rfind(|at| bytes[*at..].starts_with(FRAME)).expect("a frame")
-    };
-    let payload_len = |at: usize| u32::from_le_bytes(bytes[at + 56..at + 60].try_into().unwrap());
-    let (lane, last) =
-        (0..LANES).map(|lane| (lane, frame(lane))).find(|(_, at)| payload_len(*at) > 1000).expect("a long one");
+    let (lane, last) = last_long_frame(&bytes, &layout).expect("a long one");
     let mut torn = bytes.clone();
     torn[last + 512..last + 1024].fill(0);
     let verdict = verified(torn.clone(), None);
@@ -609,6 +615,42 @@ fn a_frame_that_a_crash_tore_says_how_many_of_its_writes_are_whole_and_the_index
     let known = verified(torn, Some(&rig.node_rows()));
     assert!(kinds(&known).contains(&ProblemKind::JournalTail), "{:?}", known.problems);
     assert_eq!(known.lanes[usize::from(lane)].torn_tail, None);
+}
+
+#[test]
+fn an_index_that_was_made_from_the_bytes_is_no_proof_that_a_torn_frame_was_flushed_until_the_next_start() {
+    let rig = Rig::new(14, 1, 1);
+    rig.write_superblocks();
+    let write_some = |from: u64| {
+        rig.run(async {
+            let (stores, _) = rig.start().await;
+            let bytes: Vec<_> = (from..from + 24).map(|chunk| payload(chunk, 1)).collect();
+            join_all((from..).zip(&bytes).map(|(chunk, bytes)| put(&stores[0], rig.disks[0].0, chunk, bytes))).await;
+        });
+        rig.sim.kill(NODE);
+    };
+    let torn = || {
+        let mut bytes = rig.bytes(0);
+        let (lane, last) = last_long_frame(&bytes, &rig.disks[0].2)?;
+        bytes[last + 512..last + 1024].fill(0);
+        Some((usize::from(lane), bytes))
+    };
+    write_some(0);
+    let (lane, bytes) = torn().expect("a long frame");
+    let before = verified(bytes.clone(), None);
+    assert!(before.lanes[lane].torn_writes.1 > 0, "some of the frame's writes are whole, so they get rows");
+    let rebuilt = [rebuild(&before).unwrap()];
+    rig.run(async { replace_rows(&rig.lane_tables(), &rebuilt, &|_| ()).await.unwrap() });
+    let after = verified(bytes, Some(&rig.node_rows()));
+    assert!(after.is_clean() && after.lanes[lane].torn_tail.is_some(), "{:?}", after.problems);
+    // The next start writes rows of its own.
+    let mut starts = (1..10).map(|start| {
+        write_some(start * 100);
+        torn()
+    });
+    let (_, bytes) = starts.find_map(|torn| torn).expect("a long frame");
+    let later = verified(bytes, Some(&rig.node_rows()));
+    assert_eq!(kinds(&later), [ProblemKind::JournalTail], "{:?}", later.problems);
 }
 
 /// A table that takes so many more writes, of all its siblings together, and forgets the rest.

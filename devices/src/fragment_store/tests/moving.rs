@@ -352,3 +352,25 @@ fn i_d6_a_device_is_not_opened_again_while_an_earlier_opening_has_something_in_f
         stores[0].add_device(queue_on(&spare)).await.unwrap();
     });
 }
+
+#[test]
+fn i_d6_nor_while_an_opening_that_did_not_succeed_has_something_in_flight() {
+    let rig = Rig::new(14, 1, 1);
+    let spare = rig.spare(9);
+    rig.run(async {
+        let (stores, _) = rig.start().await;
+        let in_flight: Rc<dyn Device> = spare.1.open();
+        // Its journal can't be read at first.
+        let at = spare.2.journal_extent(LaneId(1)).0;
+        let header = in_flight.read(at, IoBuf::zeroed(8192)).await.unwrap().freeze();
+        in_flight.write(at, vec![IoBuf::copy_of(&[0xee; 8192]).freeze()]).await.unwrap();
+        let failed = stores[0].add_device(StoreDevice { device: in_flight.clone(), ..queue_on(&spare) }).await;
+        assert!(matches!(failed, Err(AddDeviceError::Unusable { .. })), "{failed:?}");
+        in_flight.write(at, vec![header]).await.unwrap();
+        let again = stores[0].add_device(queue_on(&spare)).await;
+        assert!(matches!(again, Err(AddDeviceError::Present { .. })), "I-D6: {again:?}");
+        assert!(stores[0].remove_device(spare.0).await.is_err(), "nor can it be pulled");
+        drop(in_flight);
+        stores[0].add_device(queue_on(&spare)).await.expect("it has ended, so nobody needs to take it out first");
+    });
+}
