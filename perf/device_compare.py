@@ -26,7 +26,7 @@ def run(cpu, command):
 
 def measure(who, options, rw, bs, depth):
     if who.startswith("fio"):
-        engine = ["--ioengine=io_uring", f"--filename={options.file}"]
+        engine = ["--ioengine=io_uring", "--direct=1", f"--filename={options.file}"]
         command = beside.fio_arguments(engine, rw, bs, depth, options.runtime)
     else:
         command = beside.bench_arguments(who, rw, bs, depth, options.runtime, options.file, destroy=True)
