@@ -1,7 +1,7 @@
 //! One core's queue on one device.
 //!
 //! All devices of a core share its executor's io_uring: what is queued in a turn, on whatever device, goes to the kernel
-//! together or two at a time. The buffers of an operation belong to the queue until the kernel is done with them, whatever becomes of
+//! together or a few at a time. The buffers of an operation belong to the queue until the kernel is done with them, whatever becomes of
 //! the caller's future.
 
 #![allow(unsafe_code)]

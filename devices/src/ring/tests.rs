@@ -10,10 +10,11 @@ use crate::ring::patience::RetryLimits;
 use crate::testing::on_executor;
 use kiseki_types::device::Device;
 use kiseki_types::{BlockCount, BlockIndex, IoBuf, IoBytes};
+use std::cell::Cell;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const LEN: u64 = 32 << 20;
 
@@ -338,6 +339,28 @@ fn a_drive_starts_in_the_middle_of_a_turn_and_one_operation_costs_no_extra_call(
         for done in [first, second, third] {
             done.await.unwrap();
         }
+    });
+}
+
+#[test]
+fn what_was_queued_does_not_wait_behind_long_tasks() {
+    let (_dir, path) = image();
+    on_executor(async move {
+        let device = open(&path, 8, None);
+        let calls = || kiseki_executor::stats().enters;
+        let (before, seen) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
+        let (noted, looked) = (before.clone(), seen.clone());
+        kiseki_executor::spawn(async move {
+            noted.set(calls());
+            drop(device.read(BlockIndex(0), IoBuf::zeroed(4096)));
+            let start = Instant::now();
+            while start.elapsed() < Duration::from_micros(50) {}
+        });
+        kiseki_executor::spawn(async move { looked.set(calls()) });
+        while seen.get() == 0 {
+            kiseki_executor::yield_now().await;
+        }
+        assert!(seen.get() > before.get(), "the next task runs after it was handed over");
     });
 }
 
