@@ -20,7 +20,7 @@ def case_name(rw, bs, depth):
 
 def fio_arguments(engine, rw, bs, depth, runtime_s):
     """fio's lat is compared, submission included, since ours begins when the caller asks. engine: what names it comes first."""
-    return ["fio", "--name=x", *engine, "--direct=1", f"--rw={rw}", f"--bs={bs}", f"--iodepth={depth}", f"--runtime={runtime_s}",
+    return ["fio", "--name=x", *engine, f"--rw={rw}", f"--bs={bs}", f"--iodepth={depth}", f"--runtime={runtime_s}",
             "--time_based", "--norandommap", "--fixedbufs", "--registerfiles", "--lat_percentiles=1",
             "--output-format=json"]
 

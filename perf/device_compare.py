@@ -17,8 +17,9 @@ import sys
 import beside
 
 
-def run(cpu, command):
-    done = subprocess.run(["taskset", "-c", cpu, *command], capture_output=True, text=True)
+def run(options, command):
+    priority = ["chrt", "--fifo", "10"] if options.realtime else []
+    done = subprocess.run([*priority, "taskset", "-c", options.cpu, *command], capture_output=True, text=True)
     if done.returncode != 0:
         sys.exit(f"{' '.join(command)}\n{done.stderr}")
     return done.stdout
@@ -26,11 +27,11 @@ def run(cpu, command):
 
 def measure(who, options, rw, bs, depth):
     if who.startswith("fio"):
-        engine = ["--ioengine=io_uring", f"--filename={options.file}"]
+        engine = ["--ioengine=io_uring", "--direct=1", f"--filename={options.file}"]
         command = beside.fio_arguments(engine, rw, bs, depth, options.runtime)
     else:
         command = beside.bench_arguments(who, rw, bs, depth, options.runtime, options.file, destroy=True)
-    return beside.figures(run(options.cpu, command), rw)
+    return beside.figures(run(options, command), rw)
 
 
 def main():
@@ -42,6 +43,8 @@ def main():
     parser.add_argument("--runtime", type=int, default=1, help="seconds for each measurement")
     parser.add_argument("--case", action="append", help="only cases whose name contains this; repeatable")
     parser.add_argument("--noise", action="store_true", help="run fio twice")
+    parser.add_argument("--realtime", action="store_true", help="at real-time priority, all of them: for a machine with other "
+                        "programs on it (root)")
     parser.add_argument("--out", help="every run as JSON")
     options = parser.parse_args()
     if not os.path.exists(options.file):

@@ -21,7 +21,8 @@ import beside
 BLOCK, GENERIC = "/dev/nvme0n1", "/dev/ng0n1"
 
 # In fio's and our words, by who is compared with whom.
-FIO_BLOCK = ["--ioengine=io_uring", f"--filename={BLOCK}"]
+FIO_BLOCK = ["--ioengine=io_uring", "--direct=1", f"--filename={BLOCK}"]
+# Commands are direct by themselves, and the character device refuses the flag.
 FIO_COMMANDS = ["--ioengine=io_uring_cmd", "--cmd_type=nvme", f"--filename={GENERIC}"]
 MACHINES = {
     "interrupts": ("nvme.poll_queues=0", {

@@ -1,12 +1,13 @@
 //! One core's queue on one device.
 //!
 //! All devices of a core share its executor's io_uring: what is queued in a turn, on whatever device, goes to the kernel
-//! together or two at a time. The buffers of an operation belong to the queue until the kernel is done with them, whatever becomes of
+//! together or a few at a time. The buffers of an operation belong to the queue until the kernel is done with them, whatever becomes of
 //! the caller's future.
 
 #![allow(unsafe_code)]
 
 pub(crate) mod backend;
+pub(crate) mod cache_watch;
 mod flush;
 mod operation;
 pub(crate) mod patience;
@@ -17,6 +18,7 @@ mod tests;
 use crate::nvme::path::PathPreference;
 use crate::pool::BufferPool;
 use backend::Backend;
+use cache_watch::CacheWatch;
 use flush::FlushGate;
 use futures::future::join_all;
 use kiseki_executor::{Completion, CoreRing, FileSlot, core_ring};
@@ -78,6 +80,8 @@ struct Shared {
     /// Operations that will be submitted again after a while.
     resting: Cell<usize>,
     flush: RefCell<FlushGate>,
+    /// Of a drive with a volatile cache.
+    cache: Option<CacheWatch>,
     /// The first failed write or flush; nothing is written after it (I-D6).
     failed: RefCell<Option<StoredError>>,
 }
@@ -121,6 +125,7 @@ impl Ring {
         let shared = Rc::new(Shared {
             name: name.to_owned(),
             core,
+            cache: backend.cache_watch(),
             backend,
             slot,
             _file: file,
@@ -269,10 +274,14 @@ impl Completion for Shared {
         let taken = self.in_flight.borrow_mut()[usize::from(slot)].take();
         self.free.borrow_mut().push(slot);
         let mut operation = taken.expect("a completion belongs to an operation in flight");
+        self.look_for_reset(result);
         match operation.progress(&self.backend, result) {
             operation::Progress::Continue => self.waiting.borrow_mut().push_front(operation),
             operation::Progress::After(wait, error) => self.start_later(operation, wait, &error),
-            operation::Progress::Done => self.finish(operation.into_operation(), Ok(())),
+            operation::Progress::Done => {
+                let kept = self.is_kept(&operation);
+                self.finish(operation.into_operation(), kept);
+            }
             operation::Progress::Failed(error) => self.finish(operation.into_operation(), Err(error)),
         }
         self.start_waiting();
@@ -282,8 +291,8 @@ impl Completion for Shared {
 impl Shared {
     /// Takes an operation: it starts in this turn of the executor, whether or not anyone waits for it.
     fn queue(self: &Rc<Self>, operation: Operation) {
-        let refused = match &*self.failed.borrow() {
-            Some(failed) if operation.needs_trust() => Some(failed.fenced()),
+        let refused = match self.refusal(&operation) {
+            Some(refusal) => Some(refusal),
             _ if self.waiting.borrow().len() + self.resting.get() >= RING_WAITING_MAX => Some(io::Error::new(
                 io::ErrorKind::ResourceBusy,
                 format!("{RING_WAITING_MAX} operations wait already (I-O5)"),
@@ -311,13 +320,48 @@ impl Shared {
         }
     }
 
-    /// Gives waiting operations to the core's ring as far as the queue has room.
+    /// Why an operation is not tried any more: it needs trust, and the device has failed (I-D6).
+    fn refusal(&self, operation: &Operation) -> Option<io::Error> {
+        let failed = self.failed.borrow();
+        failed.as_ref().filter(|_| operation.needs_trust()).map(StoredError::fenced)
+    }
+
+    /// Gives waiting operations to the core's ring as far as the queue has room. What waited while the device failed is not
+    /// tried: it has been out of trust since (I-D6).
     fn start_waiting(self: &Rc<Self>) {
         while !self.waiting.borrow().is_empty() {
             let Some(slot) = self.free.borrow_mut().pop() else { return };
-            let operation = self.waiting.borrow_mut().pop_front().expect("looked above");
-            self.submit(slot, operation);
+            let next = self.waiting.borrow_mut().pop_front().expect("looked above");
+            match self.refusal(next.operation()) {
+                None => self.submit(slot, next),
+                Some(error) => {
+                    self.free.borrow_mut().push(slot);
+                    self.finish(next.into_operation(), Err(error));
+                }
+            }
         }
+    }
+
+    /// A reset of the drive counts against the device when its cache may have held writes: others would rest on a flush that
+    /// can't know of them (I-D6).
+    fn look_for_reset(&self, result: i32) {
+        let Some(cache) = &self.cache else { return };
+        if self.backend.tells_of_reset(result) && cache.reset_seen() && self.failed.borrow().is_none() {
+            let error = operation::cache_lost();
+            tracing::warn!(device = %self.name, %error, "nothing is written to it any more until it is reopened (I-D6)");
+            *self.failed.borrow_mut() = Some(StoredError::of(&error));
+        }
+    }
+
+    /// Whether what the drive has done can be believed after all that was seen meanwhile.
+    fn is_kept(&self, done: &InFlight) -> io::Result<()> {
+        let Some(cache) = &self.cache else { return Ok(()) };
+        let is_kept = match done.operation() {
+            Operation::Write { .. } => cache.is_write_kept(done.stamp),
+            Operation::Flush => cache.is_flush_kept(),
+            Operation::Read { .. } | Operation::ReadPiece { .. } | Operation::Discard { .. } => true,
+        };
+        if is_kept { Ok(()) } else { Err(operation::cache_lost()) }
     }
 
     /// Submits an operation again when `wait` has passed, unless the device has failed meanwhile. The kernel has none of its
@@ -331,11 +375,7 @@ impl Shared {
         kiseki_executor::spawn(async move {
             kiseki_executor::sleep(wait).await;
             shared.resting.set(shared.resting.get() - 1);
-            let refused = match &*shared.failed.borrow() {
-                Some(failed) if operation.needs_trust() => Some(failed.fenced()),
-                _ => None,
-            };
-            match refused {
+            match shared.refusal(operation.operation()) {
                 Some(error) => shared.finish(operation.into_operation(), Err(error)),
                 None => {
                     shared.waiting.borrow_mut().push_front(operation);
@@ -348,6 +388,12 @@ impl Shared {
     fn submit(self: &Rc<Self>, slot: u16, operation: InFlight) {
         let mut table = self.in_flight.borrow_mut();
         let placed = table[usize::from(slot)].insert(operation);
+        if let Some(cache) = &self.cache {
+            placed.stamp = cache.stamp();
+            if matches!(placed.operation(), Operation::Flush) {
+                cache.flush_starts();
+            }
+        }
         let (submission, way) = placed.submission(&self.backend, self.slot.fixed(), self.pool.as_deref());
         // SAFETY: everything that the submission points to (buffers, lists of parts and of ranges) is owned by the
         // table, on the heap, and stays there unmoved until `complete` takes it out; the ring keeps us until then.

@@ -17,6 +17,9 @@ use std::time::{Duration, Instant};
 /// long loops yield.
 const TURN_MAX: Duration = Duration::from_micros(200);
 
+/// After a task that ran for so long there may be others like it: what was queued until then does not wait for them.
+const GATHERING_MAX: Duration = Duration::from_micros(20);
+
 /// How an executor is made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ExecutorOptions {
@@ -164,13 +167,22 @@ impl Core {
 
     /// Runs the tasks that are ready now; those that they make ready have their turn after the ring.
     fn run_ready(&self, start: Instant) {
+        let mut before = start;
         for left in (0..self.tasks.ready_count()).rev() {
             let Some(task) = self.tasks.next_ready() else { return };
             task.run();
             self.polls.set(self.polls.get() + 1);
-            if left > 0 && start.elapsed() > TURN_MAX {
+            if left == 0 {
                 return;
             }
+            let now = Instant::now();
+            if now.duration_since(start) > TURN_MAX {
+                return;
+            }
+            if now.duration_since(before) > GATHERING_MAX && self.ring.has_gathered() {
+                self.ring.hand_over();
+            }
+            before = now;
         }
     }
 }

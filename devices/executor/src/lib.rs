@@ -3,7 +3,7 @@
 //! A core is a thread with an [`Executor`]. All its devices, journals and sockets share one ring, so a turn of the
 //! loop ends with at most one system call, however much completed: run what is ready, hand over what was queued, take what
 //! is done, and sleep in the same call when there is nothing left to run. Where several device operations start in one
-//! turn they are handed over two at a time in the middle of it, so that a drive does not stand still meanwhile. Other threads
+//! turn they are handed over in the middle of it, two to four at a time, so that a drive does not stand still meanwhile. Other threads
 //! reach a core by waking one of its tasks, which costs a system call only when the core sleeps.
 //!
 //! What it guarantees, and what its tests try to break: an executor never sleeps while a task of it can run; a wake-up

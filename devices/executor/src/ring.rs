@@ -243,10 +243,13 @@ impl CoreRing {
         self.operations.set(self.operations.get() + 1);
         let submission = submission.user_data(user_data);
         match way {
-            Way::Interrupt => self.main.push_operation(submission),
+            Way::Interrupt => {
+                self.main.push_operation(submission, self.operations.get() - self.operations_polled.get());
+            }
             Way::Polled => {
                 self.operations_polled.set(self.operations_polled.get() + 1);
-                self.polled.get().expect("whoever polls has added the ring").push_operation(submission);
+                let polled = self.polled.get().expect("whoever polls has added the ring");
+                polled.push_operation(submission, self.operations_polled.get());
             }
         }
     }
@@ -273,6 +276,16 @@ impl CoreRing {
     /// Whether something is on the polled ring, so that nothing wakes a core that sleeps when it is done.
     pub(crate) fn is_polling(&self) -> bool {
         self.operations_polled.get() > 0
+    }
+
+    /// Whether operations wait to be handed over.
+    pub(crate) fn has_gathered(&self) -> bool {
+        self.queues().any(Queue::has_gathered)
+    }
+
+    /// Hands over operations in the middle of a turn.
+    pub(crate) fn hand_over(&self) {
+        self.queues().filter(|queue| queue.has_gathered()).for_each(Queue::hand_over);
     }
 
     /// Hands over what is queued and lets the kernel post what is done, if there is any of that; never waits.

@@ -2,6 +2,7 @@
 
 use crate::nvme::status::NvmeStatus;
 use crate::ring::backend::Step;
+use crate::ring::cache_watch::ResetCount;
 use crate::ring::patience::RetryLimits;
 use io_uring::{opcode, types};
 use kiseki_executor::{Submission, Way};
@@ -74,8 +75,12 @@ pub(crate) struct CommandBackend {
     /// Whether it is on this machine's bus: a controller that was reset there does nothing that it was told before. Over
     /// a network a command may still be on its way.
     pub is_local: bool,
+    /// Whether it has several controllers, of which none may work for a while.
+    pub has_paths: bool,
     /// Whether completed writes may be lost until a flush.
     pub has_volatile_cache: bool,
+    /// Resets that were seen on it.
+    pub resets: ResetCount,
     /// Whether it takes Deallocate.
     pub can_deallocate: bool,
     /// How long it is waited for when it asks for that.
@@ -174,8 +179,8 @@ pub(crate) enum CommandAnswer {
     Done,
     /// It never reached the drive, which had no room for it.
     Crowded,
-    /// It never reached the drive: none of the paths to it works now. The kernel has no other error for that than for a command
-    /// that makes no sense, and such a one would have shown when the way was chosen.
+    /// It never reached the drive, which has several paths, of which none works now. The kernel has no other error for that than
+    /// for a command that makes no sense; such a one would have shown when the way was chosen.
     NoPath,
     /// The drive refused it.
     Refused(NvmeStatus),
@@ -187,7 +192,7 @@ pub(crate) enum CommandAnswer {
 
 impl CommandAnswer {
     /// From the result of a completion: 0, a status of the drive, or an error number below 0.
-    pub fn of(result: i32) -> CommandAnswer {
+    pub fn of(result: i32, backend: &CommandBackend) -> CommandAnswer {
         match u16::try_from(result) {
             Ok(status) => match NvmeStatus::new(status) {
                 None => CommandAnswer::Done,
@@ -196,10 +201,19 @@ impl CommandAnswer {
             },
             Err(_) => match -result {
                 libc::EAGAIN => CommandAnswer::Crowded,
-                libc::EINVAL => CommandAnswer::NoPath,
+                libc::EINVAL if backend.has_paths => CommandAnswer::NoPath,
                 libc::EINTR => CommandAnswer::TakenBack,
                 errno => CommandAnswer::Failed(errno),
             },
+        }
+    }
+
+    /// Whether the kernel gave it because a controller is reset, or all ways to it are broken: then the drive may have restarted.
+    pub fn tells_of_reset(self) -> bool {
+        match self {
+            CommandAnswer::NoPath | CommandAnswer::TakenBack => true,
+            CommandAnswer::Refused(status) => status.tells_of_reset(),
+            CommandAnswer::Done | CommandAnswer::Crowded | CommandAnswer::Failed(_) => false,
         }
     }
 }
@@ -216,7 +230,9 @@ mod tests {
             limits: TransferLimits { len_bytes_max: 16384, boundary_bytes: None },
             is_polled: true,
             is_local: true,
+            has_paths: false,
             has_volatile_cache: true,
+            resets: ResetCount::default(),
             can_deallocate: true,
             retry: RetryLimits { span_max: Duration::from_secs(30), named: [Duration::ZERO; 3] },
         }
@@ -273,13 +289,27 @@ mod tests {
 
     #[test]
     fn answers() {
-        assert_eq!(CommandAnswer::of(0), CommandAnswer::Done);
-        assert_eq!(CommandAnswer::of(-libc::EAGAIN), CommandAnswer::Crowded);
-        assert_eq!(CommandAnswer::of(-libc::EINVAL), CommandAnswer::NoPath);
-        assert_eq!(CommandAnswer::of(-libc::EINTR), CommandAnswer::TakenBack);
-        assert_eq!(CommandAnswer::of(0x008), CommandAnswer::TakenBack);
-        assert!(matches!(CommandAnswer::of(0x4008), CommandAnswer::Refused(_)), "for good");
-        assert_eq!(CommandAnswer::of(-libc::ENODEV), CommandAnswer::Failed(libc::ENODEV));
-        assert_eq!(CommandAnswer::of(0x4281), CommandAnswer::Refused(NvmeStatus::new(0x4281).unwrap()));
+        let single = backend(4096);
+        let answer = |result| CommandAnswer::of(result, &single);
+        assert_eq!(answer(0), CommandAnswer::Done);
+        assert_eq!(answer(-libc::EAGAIN), CommandAnswer::Crowded);
+        assert_eq!(answer(-libc::EINTR), CommandAnswer::TakenBack);
+        assert_eq!(answer(0x008), CommandAnswer::TakenBack);
+        assert!(matches!(answer(0x4008), CommandAnswer::Refused(_)), "for good");
+        assert_eq!(answer(-libc::ENODEV), CommandAnswer::Failed(libc::ENODEV));
+        assert_eq!(answer(0x4281), CommandAnswer::Refused(NvmeStatus::new(0x4281).unwrap()));
+        assert_eq!(
+            answer(-libc::EINVAL),
+            CommandAnswer::Failed(libc::EINVAL),
+            "a single controller is no missing path"
+        );
+        let several = CommandBackend { has_paths: true, ..backend(4096) };
+        assert_eq!(CommandAnswer::of(-libc::EINVAL, &several), CommandAnswer::NoPath);
+        for result in [-libc::EINTR, 0x008, 0x4008, 0x370, 0x371, -libc::EINVAL] {
+            assert!(CommandAnswer::of(result, &several).tells_of_reset(), "I-D6: {result}");
+        }
+        for result in [0, -libc::EAGAIN, -libc::EINVAL, -libc::EIO, 0x281, 0x021] {
+            assert!(!answer(result).tells_of_reset(), "{result}");
+        }
     }
 }

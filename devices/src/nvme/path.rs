@@ -11,6 +11,7 @@ use super::queue_facts::QueueFacts;
 use crate::error::DeviceError;
 use crate::file_device::BLOCK_LEN_BYTES;
 use crate::ring::backend::{Backend, Step};
+use crate::ring::cache_watch::ResetCount;
 use crate::ring::patience::RetryLimits;
 use io_uring::{IoUring, cqueue, squeue};
 use kiseki_executor::Submission;
@@ -256,7 +257,9 @@ fn decide(found: &Found) -> Result<CommandBackend, String> {
         },
         is_polled: queue.can_poll,
         is_local: queue.is_local,
+        has_paths: queue.has_paths,
         has_volatile_cache: controller.has_volatile_cache,
+        resets: ResetCount::default(),
         can_deallocate: controller.commands.dataset_management,
         retry: RetryLimits {
             span_max: queue.io_timeout.clamp(RETRY_SPAN_MIN, RETRY_SPAN_MAX),
@@ -332,7 +335,7 @@ fn read_first_block(file: &File, backend: &CommandBackend) -> io::Result<Option<
             break answer.result();
         }
     };
-    match CommandAnswer::of(answer) {
+    match CommandAnswer::of(answer, backend) {
         CommandAnswer::Done => Ok(Some(buf)),
         CommandAnswer::Refused(status) if status.is_media_error() => Ok(None),
         CommandAnswer::Refused(status) => Err(status.io_error()),
@@ -384,6 +387,7 @@ mod tests {
             segments_max: 127,
             can_poll: false,
             is_local: true,
+            has_paths: false,
             io_timeout: Duration::from_secs(30),
         };
         Found {

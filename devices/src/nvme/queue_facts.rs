@@ -22,6 +22,8 @@ pub(super) struct QueueFacts {
     pub can_poll: bool,
     /// Whether the drive is on this machine's bus.
     pub is_local: bool,
+    /// Whether the kernel has the namespace as one of several controllers, each a path to it.
+    pub has_paths: bool,
     /// How long the kernel gives a command.
     pub io_timeout: Duration,
 }
@@ -39,6 +41,7 @@ impl QueueFacts {
         };
         let entries = |dir: PathBuf| std::fs::read_dir(dir).into_iter().flatten().flatten();
         let is_partition = |name: &str| name.strip_prefix(block_name).is_some_and(|rest| rest.starts_with('p'));
+        let transports = Transports::read(&dir);
         let partitions = entries(dir.clone()).filter(|entry| entry.file_name().to_str().is_some_and(is_partition));
         Ok(QueueFacts {
             // Counted in 512 bytes, whatever the block.
@@ -49,22 +52,40 @@ impl QueueFacts {
             transfer_len_bytes_max: number("queue/max_hw_sectors_kb")?.saturating_mul(1024),
             segments_max: number("queue/max_segments")?,
             can_poll: number("queue/io_poll").is_ok_and(|poll| poll == 1),
-            is_local: is_local(&dir),
+            is_local: transports.is_local(),
+            has_paths: transports.has_paths(),
             io_timeout: number("queue/io_timeout").map_or(IO_TIMEOUT_DEFAULT, Duration::from_millis),
         })
     }
 }
 
-/// Whether every controller of the namespace at `dir` is on this machine's bus. Below a namespace of several controllers
-/// lie the subsystem's, in `device`; below one of a single controller that itself.
-fn is_local(dir: &Path) -> bool {
-    let device = dir.join("device");
-    let transport = |dir: &Path| std::fs::read_to_string(dir.join("transport")).ok();
-    let own = transport(&device);
-    let others = std::fs::read_dir(&device).into_iter().flatten().flatten();
-    let others = others.filter_map(|entry| transport(&entry.path()));
-    let found: Vec<String> = own.into_iter().chain(others).collect();
-    !found.is_empty() && found.iter().all(|transport| transport.trim() == "pcie")
+/// How the controllers of a namespace are reached. Below a namespace of several controllers lie the subsystem's, in
+/// `device`; below one of a single controller that itself.
+struct Transports {
+    own: Option<String>,
+    of_paths: Vec<String>,
+}
+
+impl Transports {
+    /// Of the namespace at `dir`.
+    fn read(dir: &Path) -> Transports {
+        let device = dir.join("device");
+        let transport =
+            |dir: &Path| std::fs::read_to_string(dir.join("transport")).ok().map(|text| text.trim().to_owned());
+        let below = std::fs::read_dir(&device).into_iter().flatten().flatten();
+        Transports { own: transport(&device), of_paths: below.filter_map(|entry| transport(&entry.path())).collect() }
+    }
+
+    /// Whether every controller is on this machine's bus.
+    fn is_local(&self) -> bool {
+        let mut all = self.own.iter().chain(&self.of_paths).peekable();
+        all.peek().is_some() && all.all(|transport| transport == "pcie")
+    }
+
+    /// Whether there may be several.
+    fn has_paths(&self) -> bool {
+        self.own.is_none() && !self.of_paths.is_empty()
+    }
 }
 
 #[cfg(test)]
@@ -99,12 +120,18 @@ mod tests {
             segments_max: 33,
             can_poll: true,
             is_local: true,
+            has_paths: true,
             io_timeout: Duration::from_secs(60),
         };
         assert_eq!(QueueFacts::read(sys.path(), "nvme0n1"), Ok(facts));
         std::fs::create_dir_all(dir.join("device/nvme1")).unwrap();
         std::fs::write(dir.join("device/nvme1/transport"), "tcp\n").unwrap();
         assert!(!QueueFacts::read(sys.path(), "nvme0n1").unwrap().is_local, "one way leads over a network");
+        std::fs::write(dir.join("device/transport"), "pcie\n").unwrap();
+        std::fs::remove_dir_all(dir.join("device/nvme0")).unwrap();
+        std::fs::remove_dir_all(dir.join("device/nvme1")).unwrap();
+        let single = QueueFacts::read(sys.path(), "nvme0n1").unwrap();
+        assert!(single.is_local && !single.has_paths, "a controller of its own");
         std::fs::remove_file(dir.join("queue/max_segments")).unwrap();
         assert!(QueueFacts::read(sys.path(), "nvme0n1").unwrap_err().contains("max_segments"));
     }

@@ -96,6 +96,12 @@ impl NvmeStatus {
         !self.is_final() && self.code() == 0x008
     }
 
+    /// Whether the kernel gave it because it resets the controller or lost the way to it, with whatever advice to try again.
+    #[must_use]
+    pub fn tells_of_reset(self) -> bool {
+        matches!(self.code(), 0x008 | 0x370 | 0x371)
+    }
+
     /// Which of the waits that the controller's identity lists is to pass first (CRD), 1 to 3; 0: none.
     #[must_use]
     pub fn retry_delay_number(self) -> u8 {

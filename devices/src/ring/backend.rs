@@ -1,6 +1,7 @@
 //! How the operations of a queue become submissions: reads and writes of a file or a block device, or commands to a drive.
 
-use crate::nvme::command::CommandBackend;
+use super::cache_watch::CacheWatch;
+use crate::nvme::command::{CommandAnswer, CommandBackend};
 use io_uring::{opcode, squeue, types};
 use kiseki_executor::{Submission, Way};
 use std::ops::Range;
@@ -58,6 +59,24 @@ impl Backend {
         match self {
             Backend::File => true,
             Backend::Commands(commands) => commands.has_volatile_cache,
+        }
+    }
+
+    /// Watches over a volatile cache that only a flush empties. Files and block devices have the kernel between.
+    pub fn cache_watch(&self) -> Option<CacheWatch> {
+        match self {
+            Backend::Commands(commands) if commands.has_volatile_cache => {
+                Some(CacheWatch::new(commands.resets.clone()))
+            }
+            Backend::File | Backend::Commands(_) => None,
+        }
+    }
+
+    /// Whether an answer of the kernel tells of a reset of the drive.
+    pub fn tells_of_reset(&self, result: i32) -> bool {
+        match self {
+            Backend::File => false,
+            Backend::Commands(commands) => CommandAnswer::of(result, commands).tells_of_reset(),
         }
     }
 

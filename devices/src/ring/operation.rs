@@ -103,20 +103,23 @@ pub(super) struct InFlight {
     patience: Patience,
     /// The polled queue had no room for it.
     crowded: bool,
+    /// Resets that were seen on the drive when it was submitted last.
+    pub stamp: u64,
 }
 
 impl InFlight {
     pub fn new(operation: Operation) -> InFlight {
-        InFlight { operation, done: 0, asked: 0, retries: 0, patience: Patience::default(), crowded: false }
+        let patience = Patience::default();
+        InFlight { operation, done: 0, asked: 0, retries: 0, patience, crowded: false, stamp: 0 }
     }
 
     pub fn into_operation(self) -> Operation {
         self.operation
     }
 
-    /// See [`Operation::needs_trust`].
-    pub fn needs_trust(&self) -> bool {
-        self.operation.needs_trust()
+    /// What was asked for.
+    pub fn operation(&self) -> &Operation {
+        &self.operation
     }
 
     /// The submission for what is left. It points into `self`'s heap memory: see the caller for why that is sound.
@@ -173,7 +176,7 @@ impl InFlight {
         match backend {
             Backend::File if result < 0 => self.failed(-result),
             Backend::File => self.moved(result as usize),
-            Backend::Commands(commands) => self.command_answered(commands, CommandAnswer::of(result)),
+            Backend::Commands(commands) => self.command_answered(commands, CommandAnswer::of(result, commands)),
         }
     }
 
@@ -195,10 +198,10 @@ impl InFlight {
             CommandAnswer::TakenBack if self.is_safe_after_reset(commands) => {
                 self.later(commands, None, taken_back("it is told again"))
             }
-            CommandAnswer::TakenBack => Progress::Failed(taken_back(match commands.has_volatile_cache {
-                true => "what the drive's volatile cache held may be lost with it",
-                false => "whether it was done is unknown",
-            })),
+            CommandAnswer::TakenBack => Progress::Failed(match commands.has_volatile_cache {
+                true => cache_lost(),
+                false => taken_back("whether it was done is unknown"),
+            }),
             CommandAnswer::Crowded | CommandAnswer::NoPath if !is_flush => {
                 let text = "the kernel has no way to the drive now, or no room for the command";
                 self.later(commands, None, io::Error::new(io::ErrorKind::ResourceBusy, text))
@@ -272,6 +275,11 @@ fn taken_back(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::TimedOut, text)
 }
 
+/// Why a drive with a volatile cache is not trusted after a reset.
+pub(super) fn cache_lost() -> io::Error {
+    taken_back("what the drive's volatile cache held may be lost with it")
+}
+
 /// The slot to name to the kernel, when the bytes lie in memory that this ring registered.
 fn registered(pool: Option<&BufferPool>, slot: Option<u16>, bytes: &[u8]) -> Option<u16> {
     slot.filter(|slot| pool.is_some_and(|pool| pool.holds(*slot, bytes)))
@@ -299,6 +307,7 @@ fn list_parts(parts: &[IoBytes], done: usize, iovecs: &mut Vec<libc::iovec>) {
 mod tests {
     use super::*;
     use crate::nvme::command::TransferLimits;
+    use crate::ring::cache_watch::ResetCount;
     use crate::ring::patience::RetryLimits;
 
     fn read(len: usize) -> InFlight {
@@ -310,19 +319,25 @@ mod tests {
     }
 
     fn drive(has_volatile_cache: bool, is_local: bool) -> Backend {
-        Backend::Commands(CommandBackend {
+        Backend::Commands(with_paths(has_volatile_cache, is_local))
+    }
+
+    fn with_paths(has_volatile_cache: bool, is_local: bool) -> CommandBackend {
+        CommandBackend {
             namespace: 1,
             block_len_bytes: 512,
             limits: TransferLimits { len_bytes_max: 1 << 20, boundary_bytes: None },
             is_polled: true,
             is_local,
+            has_paths: true,
             has_volatile_cache,
+            resets: ResetCount::default(),
             can_deallocate: true,
             retry: RetryLimits {
                 span_max: Duration::from_secs(30),
                 named: [Duration::from_millis(500), Duration::ZERO, Duration::ZERO],
             },
-        })
+        }
     }
 
     fn commands() -> Backend {
@@ -362,6 +377,10 @@ mod tests {
             assert_eq!(waits[..at_once], vec![0; at_once], "I-O5: {result}");
             assert_eq!(waits[at_once..at_once + 3], [10, 20, 40], "a drive that is busy is not hammered: {result}");
             assert_eq!(waits.iter().sum::<u128>(), 30_000, "I-O5: {result}");
+        }
+        let single = Backend::Commands(CommandBackend { has_paths: false, ..with_paths(true, true) });
+        for operation in [read(4096), write(4096)] {
+            assert_eq!(waits(operation, &single, -libc::EINVAL).len(), 0, "refused, not out of reach");
         }
     }
 

@@ -1,15 +1,20 @@
 //! Tests of the ring on real files through the kernel's io_uring.
 
 use crate::file_device::{DeviceLock, create_image, open_device};
+use crate::nvme::command::{CommandBackend, TransferLimits};
 use crate::pool::{BufferPool, SlabClass};
 use crate::ring::RingOptions;
 use crate::ring::backend::Backend;
+use crate::ring::cache_watch::ResetCount;
+use crate::ring::patience::RetryLimits;
 use crate::testing::on_executor;
 use kiseki_types::device::Device;
 use kiseki_types::{BlockCount, BlockIndex, IoBuf, IoBytes};
+use std::cell::Cell;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 const LEN: u64 = 32 << 20;
 
@@ -97,7 +102,7 @@ fn an_operation_starts_without_being_awaited_and_outlives_its_future() {
             drop(device.read(BlockIndex(block), IoBuf::zeroed(4096)));
         }
         for _ in 0..100 {
-            kiseki_executor::sleep(std::time::Duration::from_millis(20)).await;
+            kiseki_executor::sleep(Duration::from_millis(20)).await;
             let found = device.read(BlockIndex(0), IoBuf::zeroed(64 * 4096)).await.unwrap();
             if found.iter().all(|byte| *byte == 7) {
                 return;
@@ -149,7 +154,7 @@ fn an_idle_device_wakes_up_again() {
     on_executor(async move {
         let device = open(&path, 16, None);
         for round in 0..20u8 {
-            kiseki_executor::sleep(std::time::Duration::from_millis(u64::from(round % 5))).await;
+            kiseki_executor::sleep(Duration::from_millis(u64::from(round % 5))).await;
             device.write(BlockIndex(u64::from(round)), vec![filled(4096, round)]).await.unwrap();
             device.flush().await.unwrap();
         }
@@ -189,6 +194,90 @@ fn i_d6_after_a_failed_write_nothing_is_written_or_flushed() {
         ring.read(0, IoBuf::zeroed(4096)).await.unwrap();
         assert_eq!(ring.depth_now(), (0, 0));
         drop((dir, path));
+    });
+}
+
+#[test]
+fn i_d6_what_waits_when_a_write_fails_is_not_tried() {
+    on_executor(async move {
+        let file = std::fs::OpenOptions::new().read(true).write(true).open("/dev/full").unwrap();
+        let options = RingOptions { depth: 1, ..RingOptions::default() };
+        let ring = super::Ring::start("full", file, Backend::File, options, None).unwrap();
+        let writes: Vec<_> = (0..8).map(|_| ring.write(0, vec![filled(4096, 1)])).collect();
+        let (flush, read) = (ring.flush(), ring.read(0, IoBuf::zeroed(4096)));
+        let errors: Vec<String> =
+            futures::future::join_all(writes).await.into_iter().map(|done| done.unwrap_err().to_string()).collect();
+        assert!(!errors[0].contains("I-D6"), "{}", errors[0]);
+        assert!(errors[1..].iter().all(|error| error.contains("I-D6")), "{errors:?}");
+        assert!(flush.await.unwrap_err().to_string().contains("I-D6"));
+        read.await.unwrap();
+        assert_eq!(ring.depth_now(), (0, 0));
+    });
+}
+
+/// A namespace behind the kernel's device that takes every command and does nothing.
+fn null_drive() -> CommandBackend {
+    CommandBackend {
+        namespace: 1,
+        block_len_bytes: 4096,
+        limits: TransferLimits { len_bytes_max: 1 << 20, boundary_bytes: None },
+        is_polled: false,
+        is_local: true,
+        has_paths: false,
+        has_volatile_cache: true,
+        resets: ResetCount::default(),
+        can_deallocate: false,
+        retry: RetryLimits { span_max: Duration::from_secs(1), named: [Duration::ZERO; 3] },
+    }
+}
+
+#[test]
+fn i_d6_a_reset_over_unflushed_writes_fences_a_drive_with_a_volatile_cache() {
+    const TAKEN_BACK: i32 = -libc::EINTR;
+    on_executor(async move {
+        let drive = |backend: &CommandBackend| {
+            let file = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null").unwrap();
+            let backend = Backend::Commands(backend.clone());
+            super::Ring::start("null", file, backend, RingOptions::default(), None).unwrap()
+        };
+        let write = |ring: &super::Ring| ring.write(0, vec![filled(4096, 1)]);
+
+        let backend = null_drive();
+        let ring = drive(&backend);
+        write(&ring).await.unwrap();
+        ring.flush().await.unwrap();
+        ring.shared.look_for_reset(TAKEN_BACK);
+        write(&ring).await.expect("all was flushed, so nothing was lost");
+        ring.shared.look_for_reset(0x281);
+        ring.flush().await.expect("a bad block is no reset");
+        write(&ring).await.unwrap();
+        // As a read is answered that was under way.
+        ring.shared.look_for_reset(TAKEN_BACK);
+        for error in [ring.flush().await.unwrap_err(), write(&ring).await.unwrap_err()] {
+            let text = error.to_string();
+            assert!(text.contains("volatile cache") && text.contains("I-D6"), "{text}");
+        }
+        ring.read(0, IoBuf::zeroed(4096)).await.expect("reads go on");
+
+        // Seen by another core, which has nothing to lose itself.
+        let backend = null_drive();
+        let (mine, other) = (drive(&backend), drive(&backend));
+        write(&mine).await.unwrap();
+        other.shared.look_for_reset(0x370);
+        assert!(mine.flush().await.unwrap_err().to_string().contains("volatile cache"));
+        assert!(write(&mine).await.unwrap_err().to_string().contains("I-D6"));
+        write(&other).await.unwrap();
+        let under_way = write(&other);
+        other.flush().await.unwrap();
+        under_way.await.unwrap();
+        other.shared.look_for_reset(0x371);
+        assert!(other.flush().await.unwrap_err().to_string().contains("I-D6"), "one that no flush covered");
+
+        let ring = drive(&CommandBackend { has_volatile_cache: false, ..null_drive() });
+        write(&ring).await.unwrap();
+        ring.shared.look_for_reset(TAKEN_BACK);
+        write(&ring).await.expect("what is written there is kept");
+        ring.flush().await.unwrap();
     });
 }
 
@@ -254,6 +343,28 @@ fn a_drive_starts_in_the_middle_of_a_turn_and_one_operation_costs_no_extra_call(
 }
 
 #[test]
+fn what_was_queued_does_not_wait_behind_long_tasks() {
+    let (_dir, path) = image();
+    on_executor(async move {
+        let device = open(&path, 8, None);
+        let calls = || kiseki_executor::stats().enters;
+        let (before, seen) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
+        let (noted, looked) = (before.clone(), seen.clone());
+        kiseki_executor::spawn(async move {
+            noted.set(calls());
+            drop(device.read(BlockIndex(0), IoBuf::zeroed(4096)));
+            let start = Instant::now();
+            while start.elapsed() < Duration::from_micros(50) {}
+        });
+        kiseki_executor::spawn(async move { looked.set(calls()) });
+        while seen.get() == 0 {
+            kiseki_executor::yield_now().await;
+        }
+        assert!(seen.get() > before.get(), "the next task runs after it was handed over");
+    });
+}
+
+#[test]
 fn files_work_on_rings_of_every_kind() {
     use kiseki_executor::{Executor, ExecutorOptions, Rings};
     let (_dir, path) = image();
@@ -280,7 +391,7 @@ fn files_work_on_rings_of_every_kind() {
             assert_eq!(again.read(BlockIndex(16), IoBuf::zeroed(4096)).await.unwrap()[0], byte + 10, "{rings:?}");
             // Nothing is on the polled ring, so the core sleeps.
             let sleeps = kiseki_executor::stats().sleeps;
-            kiseki_executor::sleep(std::time::Duration::from_millis(5)).await;
+            kiseki_executor::sleep(Duration::from_millis(5)).await;
             assert!(kiseki_executor::stats().sleeps > sleeps, "{rings:?}");
         });
     }

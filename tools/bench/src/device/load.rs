@@ -11,17 +11,18 @@ use crate::progress::{Progress, TICK, Tally};
 use crate::stop::Stop;
 use crate::units::ns;
 use anyhow::{Context, Result, anyhow};
+use futures::channel::mpsc;
 use futures::stream::{FuturesUnordered, StreamExt};
 use kiseki_devices::file_device::{open_device, open_device_by};
 use kiseki_devices::pool::{BufferPool, POOL_SLOTS_MAX, SlabClass};
 use kiseki_devices::ring::RingOptions;
-use kiseki_executor::{Executor, ExecutorOptions};
+use kiseki_executor::{Executor, ExecutorOptions, spawn};
 use kiseki_types::device::Device;
 use kiseki_types::{BlockIndex, IoBytes};
 use serde_json::json;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
-use std::sync::{Barrier, OnceLock};
+use std::sync::{Arc, Barrier, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -34,7 +35,7 @@ struct Common<'a> {
     args: &'a DeviceArgs,
     targets: &'a [Target],
     stop: &'a Stop,
-    tally: Tally,
+    tally: Arc<Tally>,
     /// All rings are open before any of them works; the main thread waits too.
     ready: Barrier,
     epoch: OnceLock<Instant>,
@@ -47,7 +48,7 @@ pub fn run(args: &DeviceArgs, targets: &[Target], stop: &Stop, warnings: &mut Ve
         args,
         targets,
         stop,
-        tally: Tally::default(),
+        tally: Arc::default(),
         ready: Barrier::new(usize::from(args.numjobs) + 1),
         epoch: OnceLock::new(),
         seed: fresh_seed(),
@@ -189,12 +190,20 @@ async fn load_all(common: &Common<'_>, job: u16) -> Result<JobResult> {
         .collect();
     let shared_args = Rc::new(args.clone());
     let mut noise = Noise::new(common.seed ^ u64::from(job).wrapping_mul(0x5851_f42d_4c95_7f2d));
-    let working: FuturesUnordered<_> = loads
-        .iter()
-        .flat_map(|load| (0..args.iodepth).map(move |_| load.clone()))
-        .map(|load| work(load, shared_args.clone(), noise.word(), &common.tally, common.stop))
-        .collect();
-    working.collect::<()>().await;
+    // Tasks, as the product has them: a set of futures polled as one would cost the executor a second call in every turn that
+    // all of them are ready in, at depth 1 each.
+    let (working, mut ended) = mpsc::unbounded::<()>();
+    for load in loads.iter().flat_map(|load| (0..args.iodepth).map(move |_| load.clone())) {
+        let (args, tally, stop, working) =
+            (shared_args.clone(), common.tally.clone(), common.stop.clone(), working.clone());
+        let seed = noise.word();
+        spawn(async move {
+            work(load, args, seed, &tally, &stop).await;
+            drop(working);
+        });
+    }
+    drop(working);
+    assert_eq!(ended.next().await, None, "the last one closes it");
     let unregistered = pool.usage().missed;
     let counts = loads.iter().map(|load| load.counts.replace(Counts::new(load.window))).collect();
     Ok(JobResult { counts, unregistered })
