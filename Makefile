@@ -1,12 +1,15 @@
 # Kiseki. `make run` starts a node, `make test` is the whole gate; `make help` lists the rest.
 #
 # make run [KISEKI_DIR=.kiseki] [S3_PORT=9000] [ADMIN_PORT=9090] [S3_TLS=on|off]
+# make cluster [KISEKI_DIR=.kiseki] [NODES=6], make cluster-stop
 
 KISEKI_DIR ?= .kiseki
 S3_PORT ?= 9000
 ADMIN_PORT ?= 9090
 S3_TLS ?= on
+NODES ?= 6
 SECONDS ?= 60
+ROUNDS ?= 1
 TARGETS ?=
 PREFIX ?= /usr/local
 DESTDIR ?=
@@ -16,10 +19,12 @@ CARGO_FLAGS := --release --ignore-rust-version
 CARGO := cargo
 SERVER := target/release/kiseki-server
 
-.PHONY: help run build init test check clippy fmt docs tidy unit client-test bench bench-smoke fuzz test-nvme deps test-deps install man fence-test
+.PHONY: help run build init test check clippy fmt docs tidy unit client-test bench bench-smoke fuzz test-nvme deps test-deps install man fence-test cluster cluster-stop cluster-test
 
 help:
 	@echo 'make run        build, make $(KISEKI_DIR) ready, serve S3 on port $(S3_PORT) in the foreground'
+	@echo 'make cluster    NODES=6 nodes on this machine, in the background; make cluster-stop (docs/cluster.md)'
+	@echo 'make cluster-test  three nodes join, serve, are killed one by one and all at once (ROUNDS=1: longer)'
 	@echo 'make test       the whole gate: fmt, clippy, tests, docs, tidy, real clients'
 	@echo 'make build      server and command line tools'
 	@echo 'make check      the gate without real clients'
@@ -46,6 +51,12 @@ init: build
 run: init
 	@exec $(SERVER) run --dir "$(KISEKI_DIR)" --s3-port $(S3_PORT) --admin-port $(ADMIN_PORT) --s3-tls $(S3_TLS)
 
+cluster: build
+	@scripts/cluster.py up "$(KISEKI_DIR)" --nodes $(NODES)
+
+cluster-stop:
+	@scripts/cluster.py down "$(KISEKI_DIR)"
+
 fmt:
 	$(CARGO) fmt --all --check
 
@@ -69,6 +80,9 @@ check: deps fmt clippy unit docs tidy
 
 client-test: build
 	scripts/client-test.sh
+
+cluster-test: build
+	scripts/client-test.sh cluster --rounds $(ROUNDS)
 
 bench: deps
 	$(CARGO) build $(CARGO_FLAGS) -p kiseki-bench

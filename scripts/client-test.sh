@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Real clients against real nodes in a temporary directory on free ports: boto3, rclone, s3cmd, kill -9, a lost index, administration from elsewhere,
-# lost disks, a full pool.
+# lost disks, a full pool. With `cluster`: several nodes, of which some and all are killed.
 # The Python packages live in a virtual environment below target/, made once.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -18,6 +18,11 @@ done
 mkdir -p target/client-test
 work=$(mktemp -d target/client-test/run.XXXXXX)
 trap 'rm -rf "$work"' EXIT
+
+if [ "${1:-}" = cluster ]; then
+    "$venv/bin/python" scripts/cluster_test.py "$work/cluster" "${@:2}"
+    exit
+fi
 
 status=0
 "$venv/bin/python" scripts/clients_test.py "$work/clients" --conformance gateway/tests/conformance.py || status=1

@@ -55,6 +55,7 @@ step unit make -s unit
 step docs make -s docs
 step tidy make -s tidy
 step clients make -s client-test
+step cluster make -s cluster-test
 step bench make -s bench-smoke
 # Not through make, which has one exit code for every failure of a script.
 step nvme scripts/nvme-test.sh

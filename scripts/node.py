@@ -26,26 +26,33 @@ def free_port() -> int:
 
 
 class Node:
-    """A node in `directory`, made ready on first use."""
+    """A node in `directory`, made ready on first use; `init` are further words for `kiseki-server init`."""
 
-    def __init__(self, directory, device_gib=1, devices=8):
+    def __init__(self, directory, device_gib=1, devices=8, init=()):
         self.dir = pathlib.Path(directory).resolve()
         self.s3_port, self.admin_port = free_port(), free_port()
         self.process = None
         self.log = self.dir.parent / (self.dir.name + ".log")
         subprocess.run(
-            [SERVER, "init", "--dir", self.dir, "--devices", str(devices), "--device-gib", str(device_gib)],
+            [SERVER, "init", "--dir", self.dir, "--devices", str(devices), "--device-gib", str(device_gib), *map(str, init)],
             check=True,
             stdout=subprocess.DEVNULL,
         )
 
     def start(self):
+        self.launch()
+        return self.await_ready()
+
+    def launch(self):
+        """Starts it and waits for nothing: some nodes have to wait for others."""
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
                 [SERVER, "run", "--dir", self.dir, "--s3-port", str(self.s3_port), "--admin-port", str(self.admin_port)],
                 stdout=log,
                 stderr=log,
             )
+
+    def await_ready(self):
         deadline = time.monotonic() + START_SECONDS_MAX
         while time.monotonic() < deadline:
             if self.process.poll() is not None:

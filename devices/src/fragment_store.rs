@@ -36,13 +36,13 @@ use crate::space::{DeviceSpace, PutPurpose, SpacePolicy};
 use kiseki_types::buf::{BufferSource, IoBuf, IoBytes};
 use kiseki_types::device::Device;
 use kiseki_types::fragment::{
-    DeviceState, DeviceStatus, DeviceUse, FragmentError, FragmentMeta, FragmentStore, StoredFragment,
+    DeviceState, DeviceStatus, DeviceUse, FragmentError, FragmentMeta, FragmentStore, Located, StoredFragment,
 };
 use kiseki_types::link::Link;
 use kiseki_types::runtime::{LocalBoxFuture, Ports};
 use kiseki_types::table::{TableError, TableStore};
 use kiseki_types::units::Extent;
-use kiseki_types::{BlockIndex, DeviceId, Generation, Instant, LaneId, Locator, PoolId};
+use kiseki_types::{BlockIndex, DeviceId, Generation, Instant, LaneId, Locator, NodeId, PoolId};
 use put::PutScope;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -81,6 +81,8 @@ pub type LaneLink = Rc<dyn Link<LaneRequest, LaneResponse>>;
 
 /// What a core's store is opened with.
 pub struct FragmentStoreConfig {
+    /// The node that this is.
+    pub node: NodeId,
     /// Time and tasks of the core.
     pub ports: Ports,
     /// Lanes of the node, as the devices were formatted.
@@ -213,6 +215,7 @@ impl DeviceOnCore {
 
 /// Everything of one core's store.
 pub(crate) struct Core {
+    pub node: NodeId,
     pub ports: Ports,
     pub lane_count: u16,
     pub indexes: BTreeMap<LaneId, LaneIndex>,
@@ -270,6 +273,7 @@ impl CoreFragmentStore {
         }
         let indexes = config.lanes.into_iter().map(|own| (own.lane, LaneIndex::new(own.table))).collect();
         let core = Rc::new(Core {
+            node: config.node,
             ports: config.ports,
             lane_count: config.lane_count,
             indexes,
@@ -469,6 +473,7 @@ impl Core {
         let reserve = reserve_blocks(kiseki_types::BlockCount(zones_per_lane)) * u64::from(self.lane_count) * block;
         DeviceStatus {
             id: device.id,
+            node: self.node,
             name: device.name.clone(),
             pool: device.pool,
             capacity_bytes: device.layout.capacity_bytes().saturating_sub(reserve),
@@ -526,12 +531,12 @@ impl FragmentStore for CoreFragmentStore {
         &self,
         locator: Locator,
         generation: Generation,
-    ) -> LocalBoxFuture<'static, Result<Vec<StoredFragment>, FragmentError>> {
+    ) -> LocalBoxFuture<'static, Result<Located, FragmentError>> {
         let core = self.core.clone();
         Box::pin(async move {
             let lane = core.index_lane(locator);
             match core.call(lane, LaneRequest::IndexLookup { locator, generation }).await? {
-                LaneResponse::Found(fragments) => Ok(fragments),
+                LaneResponse::Found(found) => Ok(Located { found, unanswered: Vec::new() }),
                 other => Err(FragmentError::Unknown { reason: format!("lane {lane} answered {other:?}") }),
             }
         })

@@ -1,54 +1,140 @@
-//! Typed calls to shards, over a link.
+//! Typed calls to shards, wherever they are led: over the mesh when that is here, in a parcel when it is on another node.
+//! The caller does not know which.
 
 use crate::api::StoreError;
+use crate::control_cache::DISBELIEF_WAIT;
 use crate::device_record::DeviceRecord;
 use crate::message::{
-    Closing, ControlRequest, ControlResponse, DeviceLook, EngineRequest, EngineResponse, HomeRequest, HomeResponse,
-    OpenShard, RequestBody, ResponseBody, ShardRequest, ShardResponse,
+    Closing, ControlRequest, ControlResponse, CoreRequest, DeviceLook, EngineRequest, EngineResponse, Holdings,
+    HomeRequest, HomeResponse, NodeEntry, OpenShard, RequestBody, ResponseBody, ShardRequest, ShardResponse,
 };
+use crate::nodes::NodeBoard;
+use crate::routes::{Asked, Attempt, Routes, may_repeat};
+use crate::wire;
 use futures::future::join_all;
-use kiseki_types::ids::{DeviceId, LaneId, Locator, ShardId};
+use kiseki_types::LocalBoxFuture;
+use kiseki_types::group::VoterId;
+use kiseki_types::ids::{DeviceId, LaneId, Locator, NodeId, ShardId};
 use kiseki_types::link::Link;
+use kiseki_types::peer::{Parcel, PeerCallError, PeerCalls, PeerLane, ServiceId};
+use kiseki_types::runtime::{Ports, RuntimeExt};
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::time::Duration;
 
-/// The engine's way to every shard of the node.
+/// How long somebody who leads the shard is looked for: several elections fit. Nothing has happened when it is over.
+const LEADER_WAIT: Duration = Duration::from_secs(10);
+
+/// Another node answers a request that may be asked again within this time, or the next one is asked.
+const READ_WITHIN: Duration = Duration::from_secs(3);
+
+/// And one that may not be: a commit may wait for a majority that is slow.
+const CHANGE_WITHIN: Duration = Duration::from_secs(20);
+
+/// All cores of another node answer within this time.
+const CORES_WITHIN: Duration = Duration::from_secs(3);
+
+/// The engine's way to every shard of the cluster, and to every core.
 #[derive(Clone)]
 pub struct Calls {
+    inner: Rc<Inner>,
+}
+
+struct Inner {
+    ports: Ports,
     link: Rc<dyn Link<EngineRequest, EngineResponse>>,
     lane_count: u16,
     home_count: u16,
+    nodes: Rc<NodeBoard>,
+    peers: Rc<dyn PeerCalls>,
+    routes: Routes,
+}
+
+/// What [`Calls`] are made of.
+pub struct CallsInputs {
+    /// Time.
+    pub ports: Ports,
+    /// To the lanes of this node.
+    pub link: Rc<dyn Link<EngineRequest, EngineResponse>>,
+    /// Lanes of this node, fixed when it was formatted.
+    pub lane_count: u16,
+    /// Homes of the cluster, fixed when it was formed.
+    pub home_count: u16,
+    /// This node, and the others.
+    pub nodes: Rc<NodeBoard>,
+    /// To other nodes.
+    pub peers: Rc<dyn PeerCalls>,
 }
 
 impl Calls {
-    /// `lane_count` and `home_count` are fixed when the node is formatted.
+    /// Calls of one core.
     #[must_use]
-    pub fn new(link: Rc<dyn Link<EngineRequest, EngineResponse>>, lane_count: u16, home_count: u16) -> Calls {
-        Calls { link, lane_count, home_count }
+    pub fn new(inputs: CallsInputs) -> Calls {
+        let CallsInputs { ports, link, lane_count, home_count, nodes, peers } = inputs;
+        let routes = Routes::new(nodes.clone());
+        Calls { inner: Rc::new(Inner { ports, link, lane_count, home_count, nodes, peers, routes }) }
+    }
+
+    /// Whether there is no other node.
+    #[must_use]
+    pub fn is_alone(&self) -> bool {
+        self.inner.nodes.is_alone()
     }
 
     /// Number of homes.
     #[must_use]
     pub fn home_count(&self) -> u16 {
-        self.home_count
+        self.inner.home_count
     }
 
     /// The home of a chunk.
     #[must_use]
     pub fn home_of(&self, locator: &Locator) -> ShardId {
-        locator.home(self.home_count)
+        locator.home(self.inner.home_count)
     }
 
+    /// Asks whoever leads a shard.
+    ///
+    /// Errors: `Unavailable`. When it says that nobody leads the shard nothing has happened; otherwise that is unknown.
     async fn call(&self, shard: ShardId, body: RequestBody) -> EngineResponse {
-        let answer = self.link.call(shard.lane(self.lane_count), EngineRequest { shard, body }).await;
-        answer.unwrap_or_else(|error| Err(StoreError::Unavailable { reason: error.to_string() }))
+        let inner = &*self.inner;
+        let may_repeat = may_repeat(&body);
+        let mut asked = Asked::Here(body);
+        let mut deadline = None;
+        let mut route = inner.routes.begin(shard);
+        loop {
+            let attempt = match route.node == inner.nodes.own() {
+                true => inner.ask_here(shard, &mut asked).await,
+                false => inner.ask_there(route.node, shard, &mut asked, may_repeat).await,
+            };
+            let leader = match attempt {
+                Attempt::Answered(answer) => {
+                    inner.routes.found(shard, route.node);
+                    return answer;
+                }
+                Attempt::Failed(error) => {
+                    inner.routes.lost(shard, route.node);
+                    return Err(error);
+                }
+                Attempt::NotThere(leader) => leader,
+            };
+            inner.routes.lost(shard, route.node);
+            let deadline = *deadline.get_or_insert_with(|| inner.ports.now() + LEADER_WAIT);
+            if inner.ports.now() >= deadline {
+                let reason = format!("nobody leads shard {shard}; a majority of its voters has to be up");
+                return Err(StoreError::Unavailable { reason });
+            }
+            if let Some(pause) = route.next(&inner.nodes, leader) {
+                inner.ports.sleep(pause).await;
+            }
+        }
     }
 
     /// Asks the control shard.
     pub async fn control(&self, request: ControlRequest) -> Result<ControlResponse, StoreError> {
         match self.call(ShardId::CONTROL, RequestBody::Control(request)).await? {
             ResponseBody::Control(response) => Ok(response),
-            _ => panic!("the control shard answers control requests"),
+            other => Err(unfit(&other)),
         }
     }
 
@@ -56,7 +142,7 @@ impl Calls {
     pub async fn home(&self, shard: ShardId, request: HomeRequest) -> Result<HomeResponse, StoreError> {
         match self.call(shard, RequestBody::Home(request)).await? {
             ResponseBody::Home(response) => Ok(response),
-            _ => panic!("a home answers home requests"),
+            other => Err(unfit(&other)),
         }
     }
 
@@ -64,49 +150,193 @@ impl Calls {
     pub async fn shard(&self, shard: ShardId, request: ShardRequest) -> Result<ShardResponse, StoreError> {
         match self.call(shard, RequestBody::Shard(Box::new(request))).await? {
             ResponseBody::Shard(response) => Ok(response),
-            _ => panic!("a tenant's shard answers shard requests"),
+            other => Err(unfit(&other)),
         }
     }
 
-    /// Has every core of the node forget what it remembers of the control shard. A core that does not answer is stopping
-    /// and serves nobody.
+    /// Has every core of every node forget what it remembers of the control shard. A core of this node that does not answer is
+    /// stopping and serves nobody; for a node that does not answer the time is waited out after which it believes nothing any more.
     pub async fn forget_everywhere(&self) {
-        let calls = (0..self.lane_count).map(|lane| {
-            let request = EngineRequest { shard: ShardId::CONTROL, body: RequestBody::Forget };
-            self.link.call(LaneId(lane), request)
-        });
-        join_all(calls).await;
+        let (_, others) = futures::future::join(
+            join_all(self.inner.ask_own_cores(&CoreRequest::Forget)),
+            join_all(self.inner.ask_other_nodes(&CoreRequest::Forget)),
+        )
+        .await;
+        if others.iter().any(Result::is_err) {
+            self.inner.ports.sleep(DISBELIEF_WAIT).await;
+        }
     }
 
-    /// Has every core of the node act on what is recorded of the devices. A core that does not answer is stopping; the
-    /// next start reads the records.
+    /// Has every core of every node act on what is recorded of the devices. A core that does not answer is stopping, or its node is
+    /// away: it reads the records before it places anything, or asks for them again soon.
     pub async fn tell_devices_everywhere(&self, version: u64, records: &[DeviceRecord]) {
-        let calls = (0..self.lane_count).map(|lane| {
-            let body = RequestBody::Devices { version, records: records.to_vec() };
-            self.link.call(LaneId(lane), EngineRequest { shard: ShardId::CONTROL, body })
-        });
-        join_all(calls).await;
+        let request = CoreRequest::Devices { version, records: records.to_vec() };
+        self.tell_everywhere(&request).await;
     }
 
-    /// What every core knows of a device, each once. Errors: a core that does not answer.
+    /// Has every core of every node act on what is recorded of the nodes. Who does not answer asks again soon.
+    pub async fn tell_nodes_everywhere(&self, version: u64, entries: &[NodeEntry]) {
+        self.tell_everywhere(&CoreRequest::Nodes { version, entries: entries.to_vec() }).await;
+    }
+
+    async fn tell_everywhere(&self, request: &CoreRequest) {
+        let own = join_all(self.inner.ask_own_cores(request));
+        futures::future::join(own, join_all(self.inner.ask_other_nodes(request))).await;
+    }
+
+    /// What every core of every node knows of a device, each once. Errors: a core that does not answer.
     pub async fn look_at_device(&self, device: DeviceId, closing: Closing) -> Result<Vec<DeviceLook>, StoreError> {
-        let calls = (0..self.lane_count).map(|lane| {
-            let body = RequestBody::LookAtDevice(device, closing);
-            self.link.call(LaneId(lane), EngineRequest { shard: ShardId::CONTROL, body })
-        });
+        let request = CoreRequest::LookAtDevice(device, closing);
+        let own = join_all(self.inner.ask_own_cores(&request));
+        let (own, others) = futures::future::join(own, join_all(self.inner.ask_other_nodes(&request))).await;
         let mut looks = BTreeMap::new();
-        for answer in join_all(calls).await {
-            let answer = answer.unwrap_or_else(|error| Err(StoreError::Unavailable { reason: error.to_string() }));
+        for answer in own.into_iter().chain(others) {
             match answer? {
-                ResponseBody::Look(look) => looks.insert(look.core, look),
-                _ => panic!("a core answers a look with what it knows"),
-            };
+                ResponseBody::Looks(answers) => {
+                    looks.extend(answers.into_iter().map(|look| ((look.node, look.core), look)));
+                }
+                other => return Err(unfit(&other)),
+            }
         }
         Ok(looks.into_values().collect())
     }
 
-    /// Has a tenant's shard opened where its lane is.
-    pub async fn open(&self, shard: ShardId, open: OpenShard) -> Result<(), StoreError> {
-        self.call(shard, RequestBody::Open(open)).await.map(|_| ())
+    /// Asks all cores of this node, and puts their answers together: what a [`RequestBody::Node`] wants.
+    pub async fn ask_whole_node(&self, request: &CoreRequest) -> EngineResponse {
+        let mut looks = BTreeMap::new();
+        let mut holdings = BTreeMap::new();
+        for answer in join_all(self.inner.ask_own_cores(request)).await {
+            match answer? {
+                ResponseBody::Looks(answers) => looks.extend(answers.into_iter().map(|look| (look.core, look))),
+                ResponseBody::Holdings(held) => drop(holdings.insert(held.core, held)),
+                _ => {}
+            }
+        }
+        Ok(match holdings.into_values().reduce(Holdings::and) {
+            Some(held) => ResponseBody::Holdings(held),
+            None if looks.is_empty() => ResponseBody::Done,
+            None => ResponseBody::Looks(looks.into_values().collect()),
+        })
+    }
+
+    /// Has a tenant's shard opened on a node, where its lane is there.
+    pub async fn open(&self, node: NodeId, shard: ShardId, open: OpenShard) -> Result<(), StoreError> {
+        self.inner.ask_node(node, shard, RequestBody::Open(open)).await.map(|_| ())
+    }
+
+    /// What a node holds that would be missing without it. Errors: it does not answer.
+    pub async fn holdings(&self, node: NodeId) -> Result<Holdings, StoreError> {
+        match self.inner.ask_node(node, ShardId::CONTROL, RequestBody::Node(CoreRequest::Holdings)).await? {
+            ResponseBody::Holdings(held) => Ok(held),
+            other => Err(unfit(&other)),
+        }
+    }
+
+    /// Has a node keep a replica of a shard; the voter that it is.
+    pub async fn host(&self, node: NodeId, shard: ShardId) -> Result<VoterId, StoreError> {
+        match self.inner.ask_node(node, shard, RequestBody::Core(CoreRequest::Host)).await? {
+            ResponseBody::Hosted(voter) => Ok(voter),
+            other => Err(unfit(&other)),
+        }
+    }
+}
+
+impl Inner {
+    /// A request to a shard that may be led here.
+    async fn ask_here(&self, shard: ShardId, asked: &mut Asked) -> Attempt {
+        let body = match asked.take() {
+            Ok(body) => body,
+            Err(error) => return Attempt::Failed(error),
+        };
+        match self.link.call(shard.lane(self.lane_count), EngineRequest { shard, body }).await {
+            Ok(Ok(ResponseBody::NotHere { leader, request: Some(request) })) => {
+                *asked = Asked::Here(*request);
+                Attempt::NotThere(leader)
+            }
+            Ok(answer) => Attempt::Answered(answer),
+            Err(error) => Attempt::Failed(StoreError::Unavailable { reason: error.to_string() }),
+        }
+    }
+
+    /// The same on another node.
+    async fn ask_there(&self, node: NodeId, shard: ShardId, asked: &mut Asked, may_repeat: bool) -> Attempt {
+        let message = match asked.encode(shard) {
+            Ok(message) => message,
+            Err(error) => return Attempt::Failed(error),
+        };
+        let within = if may_repeat { READ_WITHIN } else { CHANGE_WITHIN };
+        match self.exchange(node, shard, message, within).await {
+            Ok(Ok(ResponseBody::NotHere { leader, .. })) => Attempt::NotThere(leader),
+            Ok(answer) => Attempt::Answered(answer),
+            Err(PeerCallError::Refused { .. }) => Attempt::NotThere(None),
+            Err(PeerCallError::TooLarge { what, .. }) => Attempt::Failed(StoreError::TooLarge { what }),
+            Err(_) if may_repeat => Attempt::NotThere(None),
+            Err(error) => {
+                let reason = format!("{error}; whether the change was made is not known, ask again");
+                Attempt::Failed(StoreError::Unavailable { reason })
+            }
+        }
+    }
+
+    /// A request to one node, which nobody else can answer.
+    async fn ask_node(&self, node: NodeId, shard: ShardId, body: RequestBody) -> EngineResponse {
+        let unavailable = |reason: String| StoreError::Unavailable { reason };
+        if node == self.nodes.own() {
+            let answer = self.link.call(shard.lane(self.lane_count), EngineRequest { shard, body }).await;
+            return answer.map_err(|error| unavailable(error.to_string()))?;
+        }
+        let message = wire::encode_request(&EngineRequest { shard, body });
+        let message = message.map_err(|error| unavailable(error.to_string()))?;
+        self.exchange(node, shard, message, CHANGE_WITHIN).await.map_err(|error| unavailable(error.to_string()))?
+    }
+
+    async fn exchange(
+        &self,
+        node: NodeId,
+        shard: ShardId,
+        message: Vec<u8>,
+        within: Duration,
+    ) -> Result<EngineResponse, PeerCallError> {
+        let lanes = self.nodes.entry(node).map_or(1, |entry| entry.lanes.max(1));
+        let to = PeerLane { node, lane: shard.lane(lanes) };
+        let answer = self.peers.call(to, ServiceId::ENGINE, Parcel { message, bulk: Vec::new() }, within).await?;
+        self.nodes.heard(node, self.ports.now());
+        wire::decode_response(&answer.message)
+            .map_err(|error| PeerCallError::Unreachable { node, reason: format!("its answer is bad: {error}") })
+    }
+
+    /// Asks the core of each lane of this node.
+    fn ask_own_cores(&self, request: &CoreRequest) -> Vec<LocalBoxFuture<'static, EngineResponse>> {
+        let ask = |lane| -> LocalBoxFuture<'static, EngineResponse> {
+            let body = RequestBody::Core(request.clone());
+            let asked = self.link.call(LaneId(lane), EngineRequest { shard: ShardId::CONTROL, body });
+            Box::pin(async move {
+                asked.await.unwrap_or_else(|error| Err(StoreError::Unavailable { reason: error.to_string() }))
+            })
+        };
+        (0..self.lane_count).map(ask).collect()
+    }
+
+    /// Asks all cores of each other member.
+    fn ask_other_nodes(self: &Rc<Self>, request: &CoreRequest) -> Vec<LocalBoxFuture<'static, EngineResponse>> {
+        let ask = |entry: NodeEntry| -> LocalBoxFuture<'static, EngineResponse> {
+            let body = RequestBody::Node(request.clone());
+            let (inner, shard) = (self.clone(), ShardId::CONTROL);
+            Box::pin(async move {
+                let unavailable = |reason: String| StoreError::Unavailable { reason };
+                let message = wire::encode_request(&EngineRequest { shard, body });
+                let message = message.map_err(|error| unavailable(error.to_string()))?;
+                let answer = inner.exchange(entry.node, shard, message, CORES_WITHIN).await;
+                answer.map_err(|error| unavailable(error.to_string()))?
+            })
+        };
+        self.nodes.others().into_iter().map(ask).collect()
+    }
+}
+
+/// Whoever answers something else than was asked runs another program.
+fn unfit(_answer: &ResponseBody) -> StoreError {
+    StoreError::Unavailable {
+        reason: "the answer is none to the question: do all nodes run the same version?".to_owned(),
     }
 }

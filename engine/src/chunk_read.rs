@@ -23,6 +23,8 @@ struct Fragments {
     by_index: BTreeMap<u8, StoredFragment>,
     shape: StripeShape,
     payload_len: u32,
+    /// Whether what was not found is nowhere: otherwise a node that does not answer may have it.
+    is_all: bool,
 }
 
 /// Reads and opens the bytes `wanted` of a chunk's plaintext; not none, and inside.
@@ -52,12 +54,13 @@ pub async fn read_chunk(
 
 async fn locate(core: &Rc<Core>, reference: &ChunkReference) -> Result<Fragments, StoreError> {
     let readable = core.devices.readable();
-    let stored = core.fragments.locate(reference.locator, reference.generation).await;
-    let stored = stored.map_err(|error| StoreError::Unavailable { reason: error.to_string() })?;
+    let located = core.fragments.locate(reference.locator, reference.generation).await;
+    let located = located.map_err(|error| StoreError::Unavailable { reason: error.to_string() })?;
+    let (is_all, stored) = (located.is_all(), located.found);
     // Generations are never combined: `locate` was asked for exactly one, and all its fragments are of one shape.
     let shape = match stored.first() {
         Some(first) => first.meta.shape,
-        None => return Err(too_few(reference, 0, 1)),
+        None => return Err(too_few(reference, 0, 1, is_all)),
     };
     let by_index: BTreeMap<u8, StoredFragment> = stored
         .into_iter()
@@ -65,17 +68,18 @@ async fn locate(core: &Rc<Core>, reference: &ChunkReference) -> Result<Fragments
         .map(|fragment| (fragment.meta.key.index, fragment))
         .collect();
     if by_index.len() < usize::from(shape.data) {
-        return Err(too_few(reference, by_index.len(), usize::from(shape.data)));
+        return Err(too_few(reference, by_index.len(), usize::from(shape.data), is_all));
     }
     let payload_len = fragment_payload_len(envelope_len(reference.len_bytes), shape);
     let name = ChunkName { locator: reference.locator, generation: reference.generation };
-    Ok(Fragments { name, by_index, shape, payload_len })
+    Ok(Fragments { name, by_index, shape, payload_len, is_all })
 }
 
-fn too_few(reference: &ChunkReference, usable: usize, needed: usize) -> StoreError {
+fn too_few(reference: &ChunkReference, usable: usize, needed: usize, is_all: bool) -> StoreError {
     let locator = reference.locator;
+    let back = if is_all { "bring devices back" } else { "nodes don't answer, bring them back" };
     StoreError::Unavailable {
-        reason: format!("{usable} fragments of {locator} can be read, {needed} are needed; bring devices back"),
+        reason: format!("{usable} fragments of {locator} can be read, {needed} are needed; {back}"),
     }
 }
 
@@ -102,6 +106,9 @@ async fn read_envelope(core: &Rc<Core>, fragments: &Fragments, range: Range<u32>
 fn want_repair(core: &Rc<Core>, fragments: &Fragments, cause: RepairCause) {
     let gone = usize::from(cause == RepairCause::Unreadable);
     let margin = (fragments.by_index.len() - gone) as Margin - Margin::from(fragments.shape.data);
+    if cause == RepairCause::Missing && !fragments.is_all && margin > 0 {
+        return; // a silent node may have it, and there is time to wait for that one
+    }
     repairer::report(core, fragments.name, margin.max(0), cause);
 }
 

@@ -10,13 +10,14 @@ use crate::message::{BeginChunk, Bucket, Decision, HomeRequest, HomeResponse, Pi
 use crate::placement::{self, PlacementCandidate};
 use crate::repair_queue::{Margin, RepairCause};
 use crate::repairer;
+use crate::spread::ByNode;
 use crate::stripe::{fragment_payload_len, padded_len, parity_buffer_count, shape_for};
 use futures::StreamExt;
 use futures::future::join;
 use futures::stream::FuturesUnordered;
 use kiseki_types::buf::{BufferSource, IoBuf, IoBytes};
-use kiseki_types::fragment::{FragmentError, FragmentKey, FragmentMeta, StripeShape};
-use kiseki_types::ids::{ChunkId, DeviceId, MapEpoch, PinEpoch};
+use kiseki_types::fragment::{DeviceStatus, FragmentError, FragmentKey, FragmentMeta, StripeShape};
+use kiseki_types::ids::{ChunkId, DeviceId, MapEpoch, NodeId, PinEpoch};
 use kiseki_types::limits::CHUNK_LEN_BYTES_MAX;
 use kiseki_types::runtime::RuntimeExt;
 use kiseki_types::secret::SecretKey;
@@ -166,10 +167,9 @@ fn encode(core: &Core, stripe: &Stripe, envelope: IoBuf) -> Vec<IoBytes> {
     data.chain(parity.into_iter().map(IoBuf::freeze)).collect()
 }
 
-/// The devices that may take fragments of a stripe, in placement order. Those that are being emptied come last: a stripe
-/// gets its full width even so.
-fn usable_devices(core: &Core, stripe: &Stripe) -> Vec<DeviceId> {
-    let devices = core.devices.devices();
+/// The devices that may take fragments of a stripe, in placement order, with the nodes taking turns (I-D4). Those that are
+/// being emptied come last: a stripe gets its full width even so.
+fn usable_devices(core: &Core, stripe: &Stripe, devices: &[DeviceStatus]) -> Vec<DeviceId> {
     let candidates: Vec<PlacementCandidate> = devices
         .iter()
         .filter(|device| device.pool == stripe.pool)
@@ -177,21 +177,37 @@ fn usable_devices(core: &Core, stripe: &Stripe) -> Vec<DeviceId> {
         .collect();
     let order = placement::order(&stripe.name.locator, &candidates);
     let takes = |id: DeviceId| devices.iter().any(|device| device.id == id && device.state.takes_fragments());
-    let mut usable = placement::choose(&order, order.len(), takes);
+    let by_turns = |chosen| placement::by_turns(chosen, |id| node_of(devices, *id), &ByNode::new());
+    let mut usable = by_turns(placement::choose(&order, order.len(), takes));
     if usable.len() < stripe.shape.width() {
         let last = core.devices.last_resort(stripe.pool);
-        usable.extend(placement::choose(&order, order.len(), |id| last.contains(&id)));
+        usable.extend(by_turns(placement::choose(&order, order.len(), |id| last.contains(&id))));
     }
     usable
 }
 
+fn node_of(devices: &[DeviceStatus], id: DeviceId) -> NodeId {
+    devices.iter().find(|device| device.id == id).expect("devices are chosen among those there are").node
+}
+
 /// Writes all fragments of a stripe to distinct devices (I-D4). A fragment may be missing only because no usable device
-/// is left for it, and only down to the ack width; a full device is no excuse.
+/// is left for it, and only down to what survives the loss of a device and a node ([`crate::spread`]); a full device is no excuse.
+///
+/// A put that its node did not answer in time counts as failed, and another device takes the fragment; should it have been
+/// done all the same, repair frees the second one.
 async fn write_stripe(core: &Rc<Core>, stripe: &Stripe, envelope: IoBuf) -> Result<(), StoreError> {
-    let payloads = encode(core, stripe, envelope);
     let _placement = core.devices.place();
-    let mut usable = usable_devices(core, stripe);
+    let devices = core.devices.devices();
+    let spread = core.devices.spread(&core.nodes, &devices, stripe.pool, core.ports.now());
+    let mut usable = usable_devices(core, stripe, &devices);
     let spare = usable.split_off(usable.len().min(stripe.shape.width()));
+    let count = |by_node: &mut ByNode, device| *by_node.entry(node_of(&devices, device)).or_default() += 1;
+    let mut planned = ByNode::new();
+    usable.iter().for_each(|device| count(&mut planned, *device));
+    if !spread.survives_a_node(stripe.shape, &planned) {
+        return Err(too_few_nodes(stripe, &planned)); // nothing is written that could not be acknowledged
+    }
+    let payloads = encode(core, stripe, envelope);
     let mut spare = spare.into_iter();
     let hint = usable.clone();
     let put = |index: usize, device: DeviceId| {
@@ -206,15 +222,15 @@ async fn write_stripe(core: &Rc<Core>, stripe: &Stripe, envelope: IoBuf) -> Resu
             devices: hint.clone(),
         };
         let put = core.fragments.put(device, meta, vec![payload]);
-        async move { (index, put.await) }
+        async move { (index, device, put.await) }
     };
     let mut pending: FuturesUnordered<_> =
         usable.iter().enumerate().map(|(index, device)| put(index, *device)).collect();
-    let mut durable = 0;
+    let mut by_node = ByNode::new();
     let mut full = None;
-    while let Some((index, result)) = pending.next().await {
+    while let Some((index, device, result)) = pending.next().await {
         match result {
-            Ok(_) => durable += 1,
+            Ok(_) => count(&mut by_node, device),
             Err(error) => {
                 if error.is_space() {
                     full = Some(error.to_string());
@@ -229,11 +245,8 @@ async fn write_stripe(core: &Rc<Core>, stripe: &Stripe, envelope: IoBuf) -> Resu
             }
         }
     }
-    let width = stripe.shape.width();
-    if durable == width {
-        return Ok(());
-    }
-    if let Some(reason) = full {
+    let (durable, width) = (by_node.values().sum::<usize>(), stripe.shape.width());
+    if let Some(reason) = full.filter(|_| durable < width) {
         return Err(StoreError::Full { reason });
     }
     if durable < stripe.shape.ack_width() {
@@ -241,8 +254,24 @@ async fn write_stripe(core: &Rc<Core>, stripe: &Stripe, envelope: IoBuf) -> Resu
         let reason = format!("{durable} of {width} fragments could be written, {needed} are needed; replace devices");
         return Err(StoreError::Unavailable { reason });
     }
-    DataCounters::add(&core.counters.stripes_degraded, 1);
-    let margin = (durable - usize::from(stripe.shape.data)) as Margin;
-    repairer::report(core, stripe.name, margin, RepairCause::Missing);
+    if !spread.is_enough(stripe.shape, &by_node) {
+        return Err(too_few_nodes(stripe, &by_node));
+    }
+    if durable < width {
+        DataCounters::add(&core.counters.stripes_degraded, 1);
+        let margin = (durable - usize::from(stripe.shape.data)) as Margin;
+        repairer::report(core, stripe.name, margin, RepairCause::Missing);
+    }
     Ok(())
+}
+
+fn too_few_nodes(stripe: &Stripe, by_node: &ByNode) -> StoreError {
+    let (most, nodes) = (by_node.values().max().unwrap_or(&0), by_node.len());
+    let StripeShape { data, parity } = stripe.shape;
+    StoreError::Unavailable {
+        reason: format!(
+            "a stripe of {data}+{parity} would have {most} fragments on one of {nodes} nodes and not survive its loss; \
+             bring nodes back or add some"
+        ),
+    }
 }

@@ -18,14 +18,17 @@ pub const PAGE_REFERENCES_MAX: usize = 256;
 pub const PAGES_MAX: usize = 40_000;
 
 /// Bytes of plaintext in one page.
-const PAGE_LEN_BYTES_MAX: u64 = (PAGE_REFERENCES_MAX * CHUNK_LEN_BYTES_MAX) as u64;
+pub(crate) const PAGE_LEN_BYTES_MAX: u64 = (PAGE_REFERENCES_MAX * CHUNK_LEN_BYTES_MAX) as u64;
 
 /// Bytes of one composition, far below what makes a sum of parts or pages overflow.
 const LEN_BYTES_MAX: u64 = PAGES_MAX as u64 * PAGE_LEN_BYTES_MAX;
 
 /// Attributes of one object, and bytes of one name or value. S3 allows 2 KiB of user metadata.
-const ATTRIBUTES_MAX: usize = 256;
-const ATTRIBUTE_LEN_BYTES_MAX: usize = 16 * 1024;
+pub(crate) const ATTRIBUTES_MAX: usize = 256;
+pub(crate) const ATTRIBUTE_LEN_BYTES_MAX: usize = 16 * 1024;
+
+/// Bytes of all names and values of one object.
+pub(crate) const ATTRIBUTES_LEN_BYTES_MAX: usize = COMMAND_LEN_BYTES_MAX / 16;
 
 /// Parts of one upload, as in AWS.
 pub const PARTS_MAX: usize = 10_000;
@@ -152,23 +155,14 @@ impl Entry {
     /// The bytes of a row.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        let mut writer = Writer::new();
-        writer.u8(FORMAT);
         match self {
-            Entry::File(file) => {
-                writer.u8(1).u64(file.len_bytes).u64(file.modified_unix_ms).str(&file.etag);
-                encode_attributes(&mut writer, &file.attributes);
-                writer.u32(file.part_lens_bytes.len() as u32);
-                for len in &file.part_lens_bytes {
-                    writer.u64(*len);
-                }
-                encode_pages(&mut writer, &file.pages);
-            }
+            Entry::File(file) => file.encode(),
             Entry::Directory { id, shard } => {
-                writer.u8(2).raw(&id.0).u64(shard.0);
+                let mut writer = Writer::new();
+                writer.u8(FORMAT).u8(2).raw(&id.0).u64(shard.0);
+                writer.finish()
             }
         }
-        writer.finish()
     }
 
     /// Back from a row.
@@ -199,6 +193,20 @@ impl Entry {
 }
 
 impl FileEntry {
+    /// The bytes of the row of its entry.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut writer = Writer::new();
+        writer.u8(FORMAT).u8(1).u64(self.len_bytes).u64(self.modified_unix_ms).str(&self.etag);
+        encode_attributes(&mut writer, &self.attributes);
+        writer.u32(self.part_lens_bytes.len() as u32);
+        for len in &self.part_lens_bytes {
+            writer.u64(*len);
+        }
+        encode_pages(&mut writer, &self.pages);
+        writer.finish()
+    }
+
     /// As gateways see it.
     #[must_use]
     pub fn info(&self, key: String) -> ObjectInfo {
@@ -307,14 +315,14 @@ fn versioned<'a>(what: &'static str, bytes: &'a [u8]) -> Result<Reader<'a>, Code
     }
 }
 
-fn encode_attributes(writer: &mut Writer, attributes: &Attributes) {
+pub(crate) fn encode_attributes(writer: &mut Writer, attributes: &Attributes) {
     writer.u32(attributes.len() as u32);
     for (name, value) in attributes {
         writer.str(name).str(value);
     }
 }
 
-fn decode_attributes(reader: &mut Reader<'_>) -> Result<Attributes, CodecError> {
+pub(crate) fn decode_attributes(reader: &mut Reader<'_>) -> Result<Attributes, CodecError> {
     let count = reader.count(ATTRIBUTES_MAX)?;
     let mut attributes = Attributes::new();
     for _ in 0..count {
@@ -329,7 +337,7 @@ fn decode_attributes(reader: &mut Reader<'_>) -> Result<Attributes, CodecError> 
 pub fn attributes_fit(attributes: &Attributes) -> bool {
     attributes.len() <= ATTRIBUTES_MAX
         && attributes.iter().all(|(name, value)| name.len().max(value.len()) <= ATTRIBUTE_LEN_BYTES_MAX)
-        && attributes.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>() <= COMMAND_LEN_BYTES_MAX / 16
+        && attributes.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>() <= ATTRIBUTES_LEN_BYTES_MAX
 }
 
 fn encode_pages(writer: &mut Writer, pages: &[PageReference]) {

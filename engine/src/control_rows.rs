@@ -3,11 +3,11 @@
 
 use crate::api::{BucketInfo, EtagMode};
 use crate::chunker::ChunkFormat;
-use crate::message::Dedup;
+use crate::message::{Dedup, NodeEntry, NodeState};
 use crate::stripe::check_shape;
 use kiseki_types::codec::{CodecError, Reader, Writer};
 use kiseki_types::fragment::StripeShape;
-use kiseki_types::ids::{DirId, NamespaceId, PoolId, ShardId, TenantId};
+use kiseki_types::ids::{DirId, NamespaceId, NodeId, PoolId, ShardId, TenantId};
 
 /// Tenant -> [`TenantRow`].
 pub const TENANTS: u8 = 1;
@@ -27,9 +27,24 @@ pub const COUNTERS: u8 = 7;
 pub const POOLS: u8 = 8;
 /// Device -> [`DeviceRecord`](crate::device_record::DeviceRecord).
 pub const DEVICES: u8 = 9;
+/// Node -> see [`encode_node`].
+pub const NODES: u8 = 10;
+
+/// Records of nodes, those that were removed among them (I-O5).
+pub const NODES_MAX: usize = 1024;
+/// Addresses of a node.
+pub const NODE_ADDRESSES_MAX: usize = 8;
+/// Longest address of a node.
+pub const NODE_ADDRESS_LEN_BYTES_MAX: usize = 255;
+/// Longest version of a node's program.
+pub const NODE_VERSION_LEN_BYTES_MAX: usize = 64;
 
 const FORMAT: u8 = 1;
-const NAME_LEN_BYTES_MAX: usize = 1024;
+/// Rows of shards that name their founder, since it is not the first node.
+const SHARD_FORMAT: u8 = 2;
+/// The node that formed the cluster.
+const FIRST_NODE: NodeId = NodeId(1);
+pub(crate) const NAME_LEN_BYTES_MAX: usize = 1024;
 const SEALED_LEN_BYTES_MAX: usize = 4096;
 
 fn versioned<'a>(what: &'static str, bytes: &'a [u8]) -> Result<Reader<'a>, CodecError> {
@@ -164,6 +179,8 @@ pub struct ShardRow {
     pub tenant: TenantId,
     /// Whether every group of it has been made; until then it may start empty (I-L10).
     pub active: bool,
+    /// The node that made it, or is to: nobody else may (I-O4).
+    pub founder: NodeId,
     /// Its metadata key, wrapped by the tenant's KEK.
     pub wrapped_metadata_key: Vec<u8>,
 }
@@ -173,21 +190,34 @@ impl ShardRow {
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut writer = Writer::new();
-        writer.u8(FORMAT).u64(self.tenant.0).u8(u8::from(self.active)).bytes(&self.wrapped_metadata_key);
+        let is_first = self.founder == FIRST_NODE;
+        writer.u8(if is_first { FORMAT } else { SHARD_FORMAT }).u64(self.tenant.0).u8(u8::from(self.active));
+        if !is_first {
+            writer.u64(self.founder.0);
+        }
+        writer.bytes(&self.wrapped_metadata_key);
         writer.finish()
     }
     /// Back from a row.
     pub fn decode(bytes: &[u8]) -> Result<ShardRow, CodecError> {
-        let mut reader = versioned("shard", bytes)?;
+        let mut reader = Reader::new("shard", bytes);
+        let format = reader.u8()?;
+        if format != FORMAT && format != SHARD_FORMAT {
+            return Err(reader.unknown(u64::from(format)));
+        }
         let tenant = TenantId(reader.u64()?);
         let active = match reader.u8()? {
             0 => false,
             1 => true,
             other => return Err(reader.unknown(u64::from(other))),
         };
+        let founder = if format == FORMAT { FIRST_NODE } else { NodeId(reader.u64()?) };
+        if format == SHARD_FORMAT && founder == FIRST_NODE {
+            return Err(reader.unknown(founder.0)); // such a row is of format 1
+        }
         let wrapped_metadata_key = reader.bytes(SEALED_LEN_BYTES_MAX)?.to_vec();
         reader.end()?;
-        Ok(ShardRow { tenant, active, wrapped_metadata_key })
+        Ok(ShardRow { tenant, active, founder, wrapped_metadata_key })
     }
 }
 
@@ -207,9 +237,78 @@ pub fn decode_pool(bytes: &[u8]) -> Result<StripeShape, CodecError> {
     Ok(shape)
 }
 
+/// What is recorded of a node; its number is the key.
+#[must_use]
+pub fn encode_node(entry: &NodeEntry) -> Vec<u8> {
+    let mut writer = Writer::new();
+    let state = match entry.state {
+        NodeState::Invited => 0,
+        NodeState::Active => 1,
+        NodeState::Draining => 2,
+        NodeState::Removed => 3,
+    };
+    writer.u8(FORMAT).u8(state).u64(entry.since_unix_ms).u16(entry.lanes).u16(entry.cores).str(&entry.version);
+    let count = u32::try_from(entry.addresses.len()).expect("a node has few addresses");
+    writer.u32(count);
+    for address in &entry.addresses {
+        writer.str(address);
+    }
+    writer.finish()
+}
+
+/// Back from a row of [`NODES`].
+pub fn decode_node(node: NodeId, bytes: &[u8]) -> Result<NodeEntry, CodecError> {
+    let mut reader = versioned("node", bytes)?;
+    let state = match reader.u8()? {
+        0 => NodeState::Invited,
+        1 => NodeState::Active,
+        2 => NodeState::Draining,
+        3 => NodeState::Removed,
+        other => return Err(reader.unknown(u64::from(other))),
+    };
+    let since_unix_ms = reader.u64()?;
+    let (lanes, cores) = (reader.u16()?, reader.u16()?);
+    let version = reader.str(NODE_VERSION_LEN_BYTES_MAX)?.to_owned();
+    let mut addresses = Vec::new();
+    for _ in 0..reader.count(NODE_ADDRESSES_MAX)? {
+        addresses.push(reader.str(NODE_ADDRESS_LEN_BYTES_MAX)?.to_owned());
+    }
+    reader.end()?;
+    Ok(NodeEntry { node, state, addresses, lanes, cores, version, since_unix_ms })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_node_comes_back_as_it_was_and_nothing_longer_than_allowed() {
+        let entry = |state, addresses: &[&str]| NodeEntry {
+            node: NodeId(7),
+            state,
+            addresses: addresses.iter().map(|&address| address.to_owned()).collect(),
+            lanes: 16,
+            cores: 4,
+            version: "0.3.1".to_owned(),
+            since_unix_ms: 1_700_000_000_000,
+        };
+        for state in [NodeState::Invited, NodeState::Active, NodeState::Draining, NodeState::Removed] {
+            for addresses in [&[][..], &["10.0.0.7:9000"], &["node7.example:9000", "[fd00::7]:9000"]] {
+                let before = entry(state, addresses);
+                let row = encode_node(&before);
+                assert_eq!(decode_node(NodeId(7), &row).ok(), Some(before));
+                for len in 0..row.len() {
+                    assert!(decode_node(NodeId(7), &row[..len]).is_err(), "{len} of {} bytes", row.len());
+                }
+                assert!(decode_node(NodeId(7), &[&row[..], &[0]].concat()).is_err(), "a byte follows");
+            }
+        }
+        let long = "a".repeat(NODE_ADDRESS_LEN_BYTES_MAX + 1);
+        for addresses in [&["a:1"; NODE_ADDRESSES_MAX + 1][..], &[long.as_str()]] {
+            assert!(decode_node(NodeId(7), &encode_node(&entry(NodeState::Active, addresses))).is_err());
+        }
+        assert!(decode_node(NodeId(7), &[FORMAT, 4]).is_err(), "no such state");
+    }
 
     #[test]
     fn a_pool_that_stores_nothing_is_refused() {

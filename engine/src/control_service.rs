@@ -1,6 +1,7 @@
-//! The leader of the control shard: tenants, access keys, buckets, pools, the shard map, devices.
+//! The leader of the control shard: tenants, access keys, buckets, pools, the shard map, devices, nodes.
 
 mod devices;
+mod nodes;
 
 use crate::api::{BucketInfo, EtagMode, StoreError};
 use crate::calls::Calls;
@@ -17,20 +18,24 @@ use crate::leader::{CommitError, DECISIONS_MAX, Draft, Leader, row_damaged};
 use crate::message::{Bucket, ControlRequest, ControlResponse, Dedup, OpenShard, TenantInfo, TenantSecrets};
 use kiseki_kernels::sha256::HmacSha256Key;
 use kiseki_types::fragment::StripeShape;
-use kiseki_types::ids::{DirId, NamespaceId, PoolId, ShardId, TenantId, Term};
+use kiseki_types::ids::{DirId, NamespaceId, NodeId, PoolId, ShardId, TenantId, Term};
 use kiseki_types::runtime::RuntimeExt;
 use kiseki_types::secret::SecretKey;
+use nodes::Presence;
 use std::rc::Rc;
 use zeroize::{Zeroize, Zeroizing};
 
 /// Tenants and access keys of one cluster, buckets of one tenant: what one answer lists.
-const LISTED_MAX: usize = 100_000;
+pub(crate) const LISTED_MAX: usize = 100_000;
 
 /// The pool that buckets use until there are several.
 pub const FIRST_POOL: PoolId = PoolId(0);
 
 /// Every change of tenants, keys and buckets holds this latch: they are rare, and names must not be given out twice.
 const CHANGES: &[u8] = b"changes";
+
+/// Row of the counters that holds the number of homes.
+const HOMES: &[u8] = b"homes";
 
 /// Characters of an access key id behind its prefix, and of a secret: letters and digits, so that no client has to
 /// escape them.
@@ -40,6 +45,7 @@ const ALPHABET: &[u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
 pub struct ControlService {
     leader: Leader,
     calls: Calls,
+    own: NodeId,
     secrets: MetaSealer,
     bucket_names: HmacSha256Key,
     shards_per_tenant: u16,
@@ -48,39 +54,76 @@ pub struct ControlService {
 impl ControlService {
     /// Takes the leader's part of the control shard.
     #[must_use]
-    pub fn new(leader: Leader, calls: Calls, keys: &NodeKeys, shards_per_tenant: u16) -> Rc<ControlService> {
+    pub fn new(
+        leader: Leader,
+        calls: Calls,
+        keys: &NodeKeys,
+        own: NodeId,
+        shards_per_tenant: u16,
+    ) -> Rc<ControlService> {
         let secrets = MetaSealer::new(keys.tenant_secrets(), &**leader.ports());
         let bucket_names = HmacSha256Key::new(keys.bucket_names().expose());
-        Rc::new(ControlService { leader, calls, secrets, bucket_names, shards_per_tenant })
+        Rc::new(ControlService { leader, calls, own, secrets, bucket_names, shards_per_tenant })
     }
 
-    /// What a leader does before it takes requests: writes down the pool of a new cluster.
+    /// What a leader does before it takes requests: writes down the pool of a new cluster, and how many homes it has. A
+    /// cluster from before the homes were written down has those of its only node, which starts here.
     pub async fn start(&self, first_pool: StripeShape) -> Result<(), StoreError> {
         self.decide(async |term| {
-            if self.leader.row(POOLS, &FIRST_POOL.0.to_be_bytes()).await?.is_some() {
+            let mut rows = Vec::new();
+            if self.leader.row(POOLS, &FIRST_POOL.0.to_be_bytes()).await?.is_none() {
+                rows.push(RowChange::put(POOLS, FIRST_POOL.0.to_be_bytes().to_vec(), encode_pool(first_pool)));
+            }
+            if self.leader.row(COUNTERS, HOMES).await?.is_none() {
+                let homes = u64::from(self.calls.home_count()).to_be_bytes().to_vec();
+                rows.push(RowChange::put(COUNTERS, HOMES.to_vec(), homes));
+            }
+            if rows.is_empty() {
                 return Ok(());
             }
-            let row = RowChange::put(POOLS, FIRST_POOL.0.to_be_bytes().to_vec(), encode_pool(first_pool));
-            self.leader.commit(term, Draft { rows: vec![row], ..Draft::default() }).await
+            self.leader.commit(term, Draft { rows, ..Draft::default() }).await
         })
         .await
     }
 
-    /// Opens every tenant's shard where its lane is. Shards that a crash left half made are made now.
-    pub async fn open_tenant_shards(&self) -> Result<(), StoreError> {
+    /// Homes of the cluster: fixed when it was formed, whatever nodes there are by now.
+    ///
+    /// Errors: `Damaged` before [`ControlService::start`] of the cluster's first leader.
+    pub async fn home_count(&self) -> Result<u16, StoreError> {
+        self.leader.barrier().await?;
+        let row = self.leader.row(COUNTERS, HOMES).await?;
+        let homes = read_be(&row.ok_or_else(|| damaged(&"the number of homes is not there"))?)?;
+        u16::try_from(homes)
+            .ok()
+            .filter(|homes| *homes > 0)
+            .ok_or_else(|| damaged(&"the number of homes makes no sense"))
+    }
+
+    /// Has tenants' shards opened: all of them on a node that is alone; otherwise those that a crash left half made, by the
+    /// nodes where that began, since nobody else may make them (I-O4).
+    pub async fn open_tenant_shards(&self, is_alone: bool) -> Result<(), StoreError> {
         self.leader.barrier().await?;
         for (key, value) in self.leader.rows(SHARDS, &[], LISTED_MAX).await? {
             let shard = ShardId(read_be(&key)?);
             let row = ShardRow::decode(&value).map_err(row_damaged)?;
-            let tenant = self.tenant(row.tenant).await?;
-            let (kek, _) = self.open_secrets(row.tenant, &tenant)?;
-            let metadata_key = self.unwrap_metadata_key(&kek, shard, &row)?;
-            self.calls.open(shard, OpenShard { tenant: row.tenant, metadata_key, create: !row.active }).await?;
+            if row.active && !is_alone {
+                continue;
+            }
+            let open = OpenShard { create: !row.active, ..self.opened(shard, &row).await? };
+            self.calls.open(row.founder, shard, open).await?;
             if !row.active {
                 self.activate(&[shard]).await?;
             }
         }
         Ok(())
+    }
+
+    /// What opens a shard.
+    async fn opened(&self, shard: ShardId, row: &ShardRow) -> Result<OpenShard, StoreError> {
+        let tenant = self.tenant(row.tenant).await?;
+        let (kek, _) = self.open_secrets(row.tenant, &tenant)?;
+        let metadata_key = self.unwrap_metadata_key(&kek, shard, row)?;
+        Ok(OpenShard { tenant: row.tenant, metadata_key, create: false })
     }
 
     /// Answers a request.
@@ -123,6 +166,24 @@ impl ControlService {
             ControlRequest::Devices => {
                 let (version, records) = self.device_records().await?;
                 Ok(ControlResponse::Devices(version, records))
+            }
+            ControlRequest::Nodes => {
+                let (version, entries) = self.node_entries().await?;
+                Ok(ControlResponse::Nodes(version, entries))
+            }
+            ControlRequest::InviteNode => self.invite_node().await.map(ControlResponse::Node),
+            ControlRequest::NodeHere { node, addresses, lanes, cores, version } => {
+                let here = Presence { addresses, lanes, cores, version };
+                self.node_here(node, here).await.map(ControlResponse::Node)
+            }
+            ControlRequest::SetNodeState { node, state } => {
+                self.set_node_state(node, state).await.map(ControlResponse::Node)
+            }
+            ControlRequest::ShardKey(shard) => {
+                let row = self.leader.row(SHARDS, &shard.0.to_be_bytes()).await?;
+                let row = row.ok_or_else(|| StoreError::NotFound { what: format!("shard {shard}") })?;
+                let row = ShardRow::decode(&row).map_err(row_damaged)?;
+                self.opened(shard, &row).await.map(ControlResponse::ShardKey)
             }
             ControlRequest::UpdateDevice { device, update } => {
                 let record = self.update_device(device, update).await?;
@@ -195,7 +256,7 @@ impl ControlService {
                 for shard in (first..first + shard_count).map(ShardId) {
                     let metadata_key = SecretKey::take(&mut ports.random());
                     let wrapped_metadata_key = wrapper.seal(&shard.0.to_le_bytes(), metadata_key.expose());
-                    let row = ShardRow { tenant, active: false, wrapped_metadata_key };
+                    let row = ShardRow { tenant, active: false, founder: self.own, wrapped_metadata_key };
                     draft.rows.push(RowChange::put(SHARDS, shard.0.to_be_bytes().to_vec(), row.encode()));
                     shards.push((shard, metadata_key));
                 }
@@ -206,7 +267,7 @@ impl ControlService {
         bytes.zeroize();
         let ids: Vec<ShardId> = shards.iter().map(|(shard, _)| *shard).collect();
         for (shard, metadata_key) in shards {
-            self.calls.open(shard, OpenShard { tenant, metadata_key, create: true }).await?;
+            self.calls.open(self.own, shard, OpenShard { tenant, metadata_key, create: true }).await?;
         }
         self.activate(&ids).await?;
         Ok(TenantInfo { tenant, name: name.to_owned(), dedup, created_unix_ms })

@@ -4,12 +4,14 @@ use crate::api::StoreError;
 use crate::background::Background;
 use crate::calls::Calls;
 use crate::chunker::{ChunkFormat, Chunker};
-use crate::control_cache::ControlCache;
+use crate::control_cache::{BELIEF_MAX, ControlCache};
 use crate::delta::ChunkName;
 use crate::device_board::DeviceBoard;
 use crate::hash_queue::HashQueue;
+use crate::homes::Homes;
 use crate::keyring::{Keyring, NodeKeys};
 use crate::message::{Bucket, ControlRequest, ControlResponse};
+use crate::nodes::NodeBoard;
 use crate::repair::RepairCounters;
 use crate::repair_queue::RepairQueue;
 use crate::stripe::StripeCoder;
@@ -19,6 +21,7 @@ use kiseki_types::Ports;
 use kiseki_types::buf::BufferSource;
 use kiseki_types::fragment::FragmentStore;
 use kiseki_types::ids::TenantId;
+use kiseki_types::runtime::Instant;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::rc::Rc;
@@ -62,7 +65,9 @@ pub struct Core {
     pub ports: Ports,
     /// The way to every shard.
     pub calls: Calls,
-    /// The fragments of this node.
+    /// This node, and the others.
+    pub nodes: Rc<NodeBoard>,
+    /// The fragments of all nodes.
     pub fragments: Rc<dyn FragmentStore>,
     /// The devices that they lie on, and what is recorded of those.
     pub devices: Rc<DeviceBoard>,
@@ -90,6 +95,8 @@ pub struct Core {
     pub repair_reports: RefCell<BTreeSet<ChunkName>>,
     /// What repair has done.
     pub repair_counters: RepairCounters,
+    /// Homes that this core leads.
+    pub homes: Rc<Homes>,
     /// Work behind the answers.
     pub background: Rc<Background>,
     /// How often a writer asks for the pin epoch.
@@ -103,6 +110,7 @@ impl Core {
     pub fn new(
         ports: Ports,
         calls: Calls,
+        nodes: Rc<NodeBoard>,
         fragments: Rc<dyn FragmentStore>,
         buffers: BufferSource,
         keys: Rc<NodeKeys>,
@@ -112,7 +120,8 @@ impl Core {
         let (coder, counters) = (StripeCoder::new(), DataCounters::default());
         Rc::new(Core {
             background: Background::new(ports.clone()),
-            devices: DeviceBoard::new(fragments.clone()),
+            homes: Rc::default(),
+            devices: DeviceBoard::new(fragments.clone(), nodes.clone()),
             control_cache: ControlCache::default(),
             unreadable: Throttle::default(),
             repairs: Rc::default(),
@@ -122,6 +131,7 @@ impl Core {
             hash_queue: HashQueue::new(ports.clone()),
             ports,
             calls,
+            nodes,
             fragments,
             buffers,
             keys,
@@ -147,15 +157,25 @@ impl Core {
         Ok(chunker)
     }
 
+    /// What was asked for before this is not believed any more: with other nodes in the cluster, one that can't be told of a
+    /// change must have stopped believing by itself.
+    fn believed_since(&self) -> Instant {
+        match self.nodes.is_alone() {
+            true => Instant(0),
+            false => self.ports.now() - BELIEF_MAX,
+        }
+    }
+
     /// A tenant's bucket.
     pub async fn bucket(&self, tenant: TenantId, name: &str) -> Result<Bucket, StoreError> {
-        let asked = match self.control_cache.bucket(tenant, name) {
+        let asked = match self.control_cache.bucket(tenant, name, self.believed_since()) {
             Ok(bucket) => return Ok(bucket),
             Err(asked) => asked,
         };
+        let asked_at = self.ports.now();
         match self.calls.control(ControlRequest::Bucket { tenant, name: name.to_owned() }).await? {
             ControlResponse::Bucket(bucket) => {
-                self.control_cache.keep_bucket(asked, tenant, name, &bucket);
+                self.control_cache.keep_bucket(asked, tenant, name, &bucket, asked_at);
                 Ok(*bucket)
             }
             _ => panic!("the control shard answers Bucket with Bucket"),
@@ -164,14 +184,15 @@ impl Core {
 
     /// Whose an access key is, and its secret.
     pub async fn access_key(&self, id: &str) -> Result<Option<(TenantId, Zeroizing<String>)>, StoreError> {
-        let asked = match self.control_cache.access_key(id) {
+        let asked = match self.control_cache.access_key(id, self.believed_since()) {
             Ok(entry) => return Ok(Some(entry)),
             Err(asked) => asked,
         };
+        let asked_at = self.ports.now();
         match self.calls.control(ControlRequest::AccessKey(id.to_owned())).await? {
             ControlResponse::AccessKey(found) => {
                 if let Some(entry) = &found {
-                    self.control_cache.keep_access_key(asked, id, entry);
+                    self.control_cache.keep_access_key(asked, id, entry, asked_at);
                 }
                 Ok(found)
             }

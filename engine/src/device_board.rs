@@ -6,8 +6,11 @@
 //! is empty for good only when those have ended.
 
 use crate::device_record::DeviceRecord;
+use crate::nodes::{NodeBoard, Standing};
+use crate::spread::Spread;
 use kiseki_types::fragment::{DeviceState, DeviceStatus, FragmentStore};
 use kiseki_types::ids::{DeviceId, PoolId};
+use kiseki_types::runtime::Instant;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -15,6 +18,7 @@ use std::rc::Rc;
 /// One core's view of the devices.
 pub struct DeviceBoard {
     fragments: Rc<dyn FragmentStore>,
+    nodes: Rc<NodeBoard>,
     records: RefCell<BTreeMap<DeviceId, DeviceRecord>>,
     /// Which change of the records these are.
     version: Cell<u64>,
@@ -46,9 +50,10 @@ impl Drop for Placement {
 impl DeviceBoard {
     /// Nothing recorded yet.
     #[must_use]
-    pub fn new(fragments: Rc<dyn FragmentStore>) -> Rc<DeviceBoard> {
+    pub fn new(fragments: Rc<dyn FragmentStore>, nodes: Rc<NodeBoard>) -> Rc<DeviceBoard> {
         Rc::new(DeviceBoard {
             fragments,
+            nodes,
             records: RefCell::default(),
             version: Cell::new(0),
             closed: RefCell::default(),
@@ -94,6 +99,10 @@ impl DeviceBoard {
                 (DeviceState::Healthy, Some(recorded)) => recorded,
                 (state, _) => state,
             };
+            // What a node holds that is to leave moves to others, as from a device that is to be emptied.
+            if device.state.takes_fragments() && self.nodes.is_draining(device.node) {
+                device.state = DeviceState::Evacuating;
+            }
         }
         devices
     }
@@ -103,6 +112,25 @@ impl DeviceBoard {
     pub fn readable(&self) -> BTreeSet<DeviceId> {
         let devices = self.devices().into_iter();
         devices.filter(|device| device.state.is_readable()).map(|device| device.id).collect()
+    }
+
+    /// Devices that stripes count on, and their pools: those that can be read, and those of nodes that are awaited. A node
+    /// that is restarted changes nothing of it.
+    #[must_use]
+    pub fn counted_on(&self, nodes: &NodeBoard, now: Instant) -> BTreeMap<DeviceId, PoolId> {
+        let comes_back = |device: &DeviceStatus| {
+            device.state == DeviceState::Unreachable && nodes.standing(device.node, now) == Standing::Awaited
+        };
+        let devices = self.devices().into_iter();
+        let counted = devices.filter(|device| device.state.is_readable() || comes_back(device));
+        counted.map(|device| (device.id, device.pool)).collect()
+    }
+
+    /// How a pool lies on the nodes, for whoever acknowledges.
+    #[must_use]
+    pub fn spread(&self, nodes: &NodeBoard, devices: &[DeviceStatus], pool: PoolId, now: Instant) -> Spread {
+        let is_awaited = |node| nodes.standing(node, now) == Standing::Awaited;
+        Spread::of(devices, pool, is_awaited, nodes.never_heard(now).len())
     }
 
     /// Devices of a pool that are to be emptied.

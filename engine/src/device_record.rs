@@ -18,10 +18,10 @@ pub const DEVICE_RECORDS_MAX: usize = 1024;
 pub const REASON_LEN_BYTES_MAX: usize = 512;
 
 /// Longest path that is kept: as long as the kernel takes one.
-const PATH_LEN_BYTES_MAX: usize = 4096;
+pub(crate) const PATH_LEN_BYTES_MAX: usize = 4096;
 
 /// Longest name of a device class.
-const CLASS_LEN_BYTES_MAX: usize = 16;
+pub(crate) const CLASS_LEN_BYTES_MAX: usize = 16;
 
 const FORMAT: u8 = 1;
 

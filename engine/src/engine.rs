@@ -1,35 +1,42 @@
 //! The engine of one core: opens the shards of its lanes, answers requests for them, runs collection.
 
 use crate::api::{Store, StoreError};
-use crate::calls::Calls;
-use crate::control_service::ControlService;
+use crate::calls::{Calls, CallsInputs};
+use crate::cluster_fragments::ClusterFragments;
 use crate::core::Core;
 use crate::device_record::{DeviceRecord, DeviceUpdate};
 use crate::evacuation::{EvacuationState, Evacuator};
 use crate::home_service::HomeService;
-use crate::host::{FileSpec, GroupHost, GroupSpec};
+use crate::host::{FileSpec, GroupHost, GroupSpec, Opening};
 use crate::keyring::{NodeKeys, shard_deltas, shard_pages};
 use crate::keys::MetaSealer;
-use crate::leader::Leader;
 use crate::machine::Machine;
 use crate::message::{
-    Closing, ControlRequest, ControlResponse, DeviceLook, EngineRequest, EngineResponse, OpenShard, RequestBody,
-    ResponseBody,
+    Closing, ControlRequest, ControlResponse, CoreRequest, DeviceLook, EngineRequest, EngineResponse, Holdings,
+    NodeState, OpenShard, RequestBody, ResponseBody,
 };
+use crate::nodes::NodeBoard;
 use crate::orphans;
 use crate::repairer::{RepairSettings, RepairState, Repairer};
+use crate::replica_keeper::voters_wanted;
 use crate::scrubber::{LaneShare, ScrubSettings, ScrubState, Scrubber};
+use crate::seats::{Seats, Service};
 use crate::shard_service::ShardService;
 use crate::store::EngineStore;
+use crate::wire;
 use kiseki_types::Ports;
 use kiseki_types::buf::BufferSource;
 use kiseki_types::fragment::{FragmentStore, StripeShape};
-use kiseki_types::ids::{DeviceId, LaneId, ShardId};
+use kiseki_types::group::{Leadership, RaftGroup, VoterId, node_of};
+use kiseki_types::ids::{DeviceId, LaneId, NodeId, ShardId};
 use kiseki_types::link::Link;
+use kiseki_types::peer::{Parcel, PeerCalls, PeerHandler, PeerIdentity};
+use kiseki_types::runtime::RuntimeExt;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::time::Duration;
+use tracing::{debug, warn};
 
 /// What an engine is made of.
 pub struct EngineInputs {
@@ -37,6 +44,10 @@ pub struct EngineInputs {
     pub ports: Ports,
     /// The way to all lanes.
     pub link: Rc<dyn Link<EngineRequest, EngineResponse>>,
+    /// This node, and the others.
+    pub nodes: Rc<NodeBoard>,
+    /// The way to other nodes.
+    pub peers: Rc<dyn PeerCalls>,
     /// Opens groups on this core.
     pub host: Rc<dyn GroupHost>,
     /// The fragments of this node.
@@ -67,42 +78,81 @@ pub struct EngineInputs {
 /// under an older one, so only one that makes no progress for most of this time is refused.
 pub const PIN_EPOCH_AGE: Duration = Duration::from_secs(600);
 
+/// Before others are asked again that a start waits for.
+const OTHERS_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Between two events that tell of that.
+const TOLD_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Between two looks at the records of devices and nodes: a core that could not be told of a change learns of it so.
+const RECORDS_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Takes up what is recorded of devices and nodes, again and again while there are other nodes.
+async fn refresh_records(engine: Weak<Engine>, ports: Ports) {
+    loop {
+        ports.sleep(RECORDS_INTERVAL).await;
+        let Some(engine) = engine.upgrade() else { return };
+        if !engine.core.nodes.is_alone()
+            && let Err(error) = engine.take_up_records().await
+        {
+            debug!(%error, "the records of devices and nodes can't be read now");
+        }
+    }
+}
+
 /// The engine of one core.
 pub struct Engine {
-    inputs: EngineInputs,
+    inputs: Rc<EngineInputs>,
     calls: Calls,
     core: Rc<Core>,
-    control: RefCell<Option<Rc<ControlService>>>,
-    homes: RefCell<BTreeMap<ShardId, Rc<HomeService>>>,
-    shards: RefCell<BTreeMap<ShardId, Rc<ShardService>>>,
+    seats: Rc<Seats>,
     repairer: RefCell<Option<Rc<Repairer>>>,
     scrubber: RefCell<Option<Rc<Scrubber>>>,
     evacuator: RefCell<Option<Rc<Evacuator>>>,
+    /// Replicas that are being opened.
+    opening: futures::lock::Mutex<()>,
 }
 
 impl Engine {
     /// Puts an engine together; nothing is open yet.
     #[must_use]
     pub fn new(inputs: EngineInputs) -> Rc<Engine> {
-        let calls = Calls::new(inputs.link.clone(), inputs.lane_count, inputs.home_count);
+        let calls = Calls::new(CallsInputs {
+            ports: inputs.ports.clone(),
+            link: inputs.link.clone(),
+            lane_count: inputs.lane_count,
+            home_count: inputs.home_count,
+            nodes: inputs.nodes.clone(),
+            peers: inputs.peers.clone(),
+        });
+        let fragments = ClusterFragments::new(
+            inputs.ports.clone(),
+            inputs.nodes.clone(),
+            inputs.peers.clone(),
+            inputs.fragments.clone(),
+            inputs.buffers.clone(),
+        );
         let core = Core::new(
             inputs.ports.clone(),
             calls.clone(),
-            inputs.fragments.clone(),
+            inputs.nodes.clone(),
+            Rc::new(fragments.clone()),
             inputs.buffers.clone(),
             inputs.keys.clone(),
             inputs.pin_epoch_age,
         );
+        fragments.start(&core.background);
+        let inputs = Rc::new(inputs);
+        let seats = Seats::new(core.clone(), inputs.clone());
         Rc::new(Engine {
             inputs,
             calls,
             core,
-            control: RefCell::default(),
-            homes: RefCell::default(),
-            shards: RefCell::default(),
+            seats,
             repairer: RefCell::default(),
             scrubber: RefCell::default(),
             evacuator: RefCell::default(),
+            opening: futures::lock::Mutex::new(()),
         })
     }
 
@@ -124,16 +174,36 @@ impl Engine {
         &self.calls
     }
 
-    /// Homes of this core, for their counters.
+    /// Homes that this core leads, for their counters.
     #[must_use]
     pub fn homes(&self) -> Vec<Rc<HomeService>> {
-        self.homes.borrow().values().cloned().collect()
+        self.core.homes.all()
     }
 
-    /// Tenants' shards of this core, for their counters.
+    /// Tenants' shards that this core leads, for their counters.
     #[must_use]
     pub fn shards(&self) -> Vec<Rc<ShardService>> {
-        self.shards.borrow().values().cloned().collect()
+        let shard = |service| match service {
+            Service::Shard(shard) => Some(shard),
+            Service::Control(_) | Service::Home(_) => None,
+        };
+        self.seats.services().into_iter().filter_map(shard).collect()
+    }
+
+    /// Every replica of this core, who leads it, and its voters.
+    #[must_use]
+    pub fn replicas(&self) -> Vec<(ShardId, Leadership, Vec<VoterId>)> {
+        self.seats.leaderships()
+    }
+
+    /// Shards that this core leads, and votes that they lack.
+    #[must_use]
+    pub fn led(&self) -> (u64, u64) {
+        let members = self.core.nodes.members().len() + 1;
+        let led = self.seats.leaderships().into_iter().filter(|(_, leadership, _)| leadership.is_here);
+        led.fold((0, 0), |(led, missing), (shard, _, voters)| {
+            (led + 1, missing + voters_wanted(shard, members).saturating_sub(voters.len()) as u64)
+        })
     }
 
     fn holds(&self, shard: ShardId) -> bool {
@@ -142,43 +212,36 @@ impl Engine {
 
     /// Step 1 of a start, on every core: opens the control shard and the homes of this core's lanes. `create` only
     /// when the cluster is being made (I-O4).
+    ///
+    /// A node that is alone has them all; another one opens those that its logs know, and does not wait for leaders: others may
+    /// have to start for that.
     pub async fn open_system_shards(&self, create: bool) -> Result<(), StoreError> {
-        if self.holds(ShardId::CONTROL) {
-            let keys = &self.inputs.keys;
-            let sealer = Rc::new(MetaSealer::new(keys.control_deltas(), &*self.inputs.ports));
-            let group = self.inputs.host.open(GroupSpec {
-                shard: ShardId::CONTROL,
-                files: vec![FileSpec { name: "control.redb".to_owned(), seal: Some(keys.control_pages()) }],
-                create,
-                machine: Rc::new(Machine::of_control_shard(sealer.clone())),
-            });
-            let leader = Leader::new(self.inputs.ports.clone(), group.await?, Some(sealer));
-            let control = ControlService::new(leader, self.calls.clone(), keys, self.inputs.shards_per_tenant);
-            control.start(self.inputs.first_pool).await?;
-            self.control.replace(Some(control));
-        }
-        for home in (0..u64::from(self.inputs.home_count)).map(|index| ShardId(ShardId::HOME_FIRST + index)) {
-            if !self.holds(home) {
-                continue;
+        let is_alone = self.core.nodes.is_alone();
+        let all = std::iter::once(ShardId::CONTROL)
+            .chain((0..u64::from(self.inputs.home_count)).map(|index| ShardId(ShardId::HOME_FIRST + index)));
+        let opening = if create { Opening::Create } else { Opening::Existing };
+        let hosted = self.inputs.host.hosted();
+        for shard in all.filter(|shard| self.holds(*shard)).filter(|shard| is_alone || hosted.contains(shard)) {
+            self.open_system_shard(shard, opening).await?;
+            if is_alone {
+                self.seats.until_led(shard).await?;
             }
-            let group = self.inputs.host.open(GroupSpec {
-                shard: home,
-                files: vec![FileSpec { name: format!("home-{}.redb", home.0), seal: None }],
-                create,
-                machine: Rc::new(Machine::of_home()),
-            });
-            let leader = Leader::new(self.inputs.ports.clone(), group.await?, None);
-            let service = HomeService::new(
-                leader,
-                self.calls.clone(),
-                self.inputs.fragments.clone(),
-                self.core.devices.clone(),
-                self.core.background.clone(),
-                self.core.repairs.clone(),
-            );
-            service.start().await?;
-            self.homes.borrow_mut().insert(home, service);
         }
+        Ok(())
+    }
+
+    async fn open_system_shard(&self, shard: ShardId, opening: Opening) -> Result<(), StoreError> {
+        let ports = &self.inputs.ports;
+        let (sealer, file, machine) = if shard == ShardId::CONTROL {
+            let keys = &self.inputs.keys;
+            let sealer = Rc::new(MetaSealer::new(keys.control_deltas(), &**ports));
+            let file = FileSpec::sealed("control.redb".to_owned(), keys.control_pages());
+            (Some(sealer.clone()), file, Machine::of_control_shard(sealer))
+        } else {
+            (None, FileSpec::clear(format!("home-{}.redb", shard.0)), Machine::of_home())
+        };
+        let spec = GroupSpec { shard, files: vec![file], opening, machine: Rc::new(machine) };
+        self.seats.add(self.inputs.host.open(spec).await?, sealer);
         Ok(())
     }
 
@@ -203,39 +266,96 @@ impl Engine {
         }
     }
 
-    /// Step 2, when step 1 is done on every core: this core takes up what is recorded of the devices, and the core of
-    /// the control shard has all tenants' shards opened.
+    /// Step 2, when step 1 is done on every core: this core takes up what is recorded of the devices and nodes, and tenants'
+    /// shards are opened. With other nodes this waits for as long as it takes until the control shard is led.
     pub async fn open_tenant_shards(&self) -> Result<(), StoreError> {
-        let (version, records) = self.recorded_devices().await?;
-        self.core.devices.take_up(version, records);
-        let control = self.control.borrow().clone();
-        match control {
-            Some(control) => control.open_tenant_shards().await,
-            None => Ok(()),
+        let is_alone = self.core.nodes.is_alone();
+        self.patiently(is_alone, async || self.take_up_records().await).await?;
+        if is_alone {
+            return match self.seats.control() {
+                Some(control) => control.open_tenant_shards(true).await,
+                None => Ok(()),
+            };
+        }
+        for shard in self.inputs.host.hosted() {
+            if shard.0 >= ShardId::TENANT_FIRST && self.holds(shard) {
+                self.patiently(false, async || self.open_replica(shard, Opening::Existing).await.map(drop)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Does something again until the others answer.
+    async fn patiently(&self, is_alone: bool, act: impl AsyncFn() -> Result<(), StoreError>) -> Result<(), StoreError> {
+        let mut told = None;
+        loop {
+            match act().await {
+                Err(StoreError::Unavailable { reason }) if !is_alone => {
+                    let now = self.inputs.ports.now();
+                    if told.is_none_or(|at| now.since(at) >= TOLD_INTERVAL) {
+                        told = Some(now);
+                        warn!(%reason, "this node waits for others of its cluster");
+                    }
+                    self.inputs.ports.sleep(OTHERS_INTERVAL).await;
+                }
+                other => return other,
+            }
         }
     }
 
-    /// Shape of the first pool's stripes, from step 1 on, on the core of the control shard; `None` on others.
+    async fn take_up_records(&self) -> Result<(), StoreError> {
+        let (version, records) = self.recorded_devices().await?;
+        self.core.devices.take_up(version, records);
+        match self.calls.control(ControlRequest::Nodes).await? {
+            ControlResponse::Nodes(version, entries) => self.core.nodes.take_up(version, &entries),
+            _ => panic!("the control shard answers Nodes with Nodes"),
+        };
+        Ok(())
+    }
+
+    /// Opens the replica of a tenant's shard, or makes an empty one.
+    async fn open_replica(&self, shard: ShardId, opening: Opening) -> Result<Rc<dyn RaftGroup>, StoreError> {
+        match self.calls.control(ControlRequest::ShardKey(shard)).await? {
+            ControlResponse::ShardKey(open) => self.open_shard(shard, open, opening).await,
+            _ => panic!("the control shard answers ShardKey with ShardKey"),
+        }
+    }
+
+    /// Keeps a replica of a shard from now on, and says which voter it is.
+    async fn host(&self, shard: ShardId) -> Result<VoterId, StoreError> {
+        if let Some(group) = self.seats.group(shard) {
+            return Ok(group.voter());
+        }
+        if shard.0 >= ShardId::TENANT_FIRST {
+            return self.open_replica(shard, Opening::Join).await.map(|group| group.voter());
+        }
+        let _one = self.opening.lock().await;
+        if self.seats.group(shard).is_none() {
+            self.open_system_shard(shard, Opening::Join).await?;
+        }
+        self.seats.group(shard).map(|group| group.voter()).ok_or_else(|| not_open(shard))
+    }
+
+    /// Shape of the first pool's stripes, from step 1 on, on the core that leads the control shard; `None` on others.
     pub async fn first_pool(&self) -> Result<Option<StripeShape>, StoreError> {
-        let control = self.control.borrow().clone();
-        match control {
+        match self.seats.control() {
             Some(control) => control.first_pool().await.map(Some),
             None => Ok(None),
         }
     }
 
     /// Step 3, when step 2 is done: settles what writers left when the node went down, looks for orphans, repairs, scrubs.
-    pub fn start_background(&self) {
-        for home in self.homes() {
-            home.settle_stale_pins();
-        }
+    pub fn start_background(self: &Rc<Self>) {
+        self.seats.activate();
         orphans::start(&self.core);
-        self.repairer.replace(Some(Repairer::start(&self.core, self.homes(), self.inputs.repair)));
+        self.repairer.replace(Some(Repairer::start(&self.core, self.inputs.repair)));
         self.evacuator.replace(Some(Evacuator::start(&self.core)));
         if let Some(settings) = self.inputs.scrub {
             let share = LaneShare { lanes: self.inputs.lanes.len(), of: usize::from(self.inputs.lane_count) };
-            self.scrubber.replace(Some(Scrubber::start(&self.core, self.homes(), share, settings)));
+            self.scrubber.replace(Some(Scrubber::start(&self.core, share, settings)));
         }
+        let engine = Rc::downgrade(self);
+        self.core.background.repeat("records", Box::pin(refresh_records(engine, self.inputs.ports.clone())));
     }
 
     /// What repair is about on this core; nothing before step 3.
@@ -260,6 +380,7 @@ impl Engine {
         let repair = self.repair_state();
         let has_walked = repair.devices_walked > 0;
         DeviceLook {
+            node: self.inputs.nodes.own(),
             core: self.inputs.lanes.first().copied().expect("a core that is asked has a lane"),
             used: self.core.fragments.use_of(device),
             older_placements: self.core.devices.older_placements(),
@@ -275,57 +396,141 @@ impl Engine {
 
     /// Ends what goes on behind the answers, on every core before any core closes its groups.
     pub async fn stop_background(&self) {
-        self.core.background.stop().await;
+        futures::future::join(self.core.background.stop(), self.seats.stop()).await;
     }
 
-    async fn open_shard(&self, shard: ShardId, open: OpenShard) -> Result<(), StoreError> {
-        if self.shards.borrow().contains_key(&shard) {
-            return Ok(());
+    async fn open_shard(
+        &self,
+        shard: ShardId,
+        open: OpenShard,
+        opening: Opening,
+    ) -> Result<Rc<dyn RaftGroup>, StoreError> {
+        let _one = self.opening.lock().await;
+        if let Some(group) = self.seats.group(shard) {
+            return Ok(group);
         }
         let sealer = Rc::new(MetaSealer::new(shard_deltas(&open.metadata_key), &*self.inputs.ports));
         let group = self.inputs.host.open(GroupSpec {
             shard,
             files: vec![
-                FileSpec { name: format!("shard-{}-names.redb", shard.0), seal: Some(shard_pages(&open.metadata_key)) },
-                FileSpec { name: format!("shard-{}-counts.redb", shard.0), seal: None },
+                FileSpec::sealed(format!("shard-{}-names.redb", shard.0), shard_pages(&open.metadata_key)),
+                FileSpec::clear(format!("shard-{}-counts.redb", shard.0)),
             ],
-            create: open.create,
+            opening,
             machine: Rc::new(Machine::of_tenant_shard(sealer.clone())),
         });
-        let leader = Leader::new(self.inputs.ports.clone(), group.await?, Some(sealer));
-        let service =
-            ShardService::new(leader, self.calls.clone(), self.core.background.clone(), self.inputs.pin_epoch_age);
-        service.start().await?;
-        self.shards.borrow_mut().insert(shard, service);
-        Ok(())
+        let group = group.await?;
+        self.seats.add(group.clone(), Some(sealer));
+        Ok(group)
+    }
+
+    /// Opens or makes the only replica of a tenant's shard, and waits until it is served.
+    async fn found_shard(&self, shard: ShardId, open: OpenShard) -> Result<(), StoreError> {
+        let opening = if open.create { Opening::Create } else { Opening::Existing };
+        self.open_shard(shard, open, opening).await?;
+        self.seats.until_led(shard).await
+    }
+
+    /// Answers requests of other nodes.
+    #[must_use]
+    pub fn peer_handler(self: &Rc<Self>) -> PeerHandler {
+        let engine = Rc::downgrade(self);
+        Rc::new(move |from, _lane, parcel: Parcel| {
+            let engine = engine.upgrade();
+            Box::pin(async move {
+                let PeerIdentity::Node(from) = from else {
+                    return Err("only nodes of the cluster ask shards".to_owned());
+                };
+                let engine = engine.ok_or_else(|| "the node is stopping".to_owned())?;
+                engine.answer(from, parcel).await
+            })
+        })
+    }
+
+    async fn answer(&self, from: NodeId, parcel: Parcel) -> Result<Parcel, String> {
+        let nodes = &self.core.nodes;
+        if nodes.entry(from).is_some_and(|entry| entry.state == NodeState::Removed) {
+            return Err(format!("{from} has been removed from the cluster"));
+        }
+        let request = wire::decode_request(&parcel.message).map_err(|error| error.to_string())?;
+        drop(parcel);
+        nodes.heard(from, self.inputs.ports.now());
+        let shard = request.shard;
+        let answer = match request.body {
+            RequestBody::Node(body) => self.calls.ask_whole_node(&body).await,
+            body => {
+                let lane = shard.lane(self.inputs.lane_count);
+                let answer = self.inputs.link.call(lane, EngineRequest { shard, body }).await;
+                answer.unwrap_or_else(|error| Err(StoreError::Unavailable { reason: error.to_string() }))
+            }
+        };
+        let message = wire::encode_response(&answer).map_err(|error| error.to_string())?;
+        Ok(Parcel { message, bulk: Vec::new() })
+    }
+
+    /// What is said of a shard that is not served here, with the request for whoever asks elsewhere.
+    fn not_here(&self, shard: ShardId, request: RequestBody) -> EngineResponse {
+        let leader = self.seats.leader(shard);
+        Ok(ResponseBody::NotHere { leader, request: Some(Box::new(request)) })
     }
 
     /// Answers a request that arrived at this core.
     pub async fn handle(&self, request: EngineRequest) -> EngineResponse {
         let shard = request.shard;
-        match request.body {
-            RequestBody::Control(body) => {
-                let control = self.control.borrow().clone().ok_or_else(|| not_open(shard))?;
+        match (request.body, self.seats.service(shard)) {
+            (RequestBody::Control(body), Some(Service::Control(control))) => {
                 control.handle(body).await.map(ResponseBody::Control)
             }
-            RequestBody::Home(body) => {
-                let home = self.homes.borrow().get(&shard).cloned().ok_or_else(|| not_open(shard))?;
-                home.handle(body).await.map(ResponseBody::Home)
-            }
-            RequestBody::Shard(body) => {
-                let service = self.shards.borrow().get(&shard).cloned().ok_or_else(|| not_open(shard))?;
+            (RequestBody::Home(body), Some(Service::Home(home))) => home.handle(body).await.map(ResponseBody::Home),
+            (RequestBody::Shard(body), Some(Service::Shard(service))) => {
                 service.handle(*body).await.map(ResponseBody::Shard)
             }
-            RequestBody::Open(open) => self.open_shard(shard, open).await.map(|()| ResponseBody::Done),
-            RequestBody::Forget => {
+            (RequestBody::Open(open), _) => self.found_shard(shard, open).await.map(|()| ResponseBody::Done),
+            (RequestBody::Core(request), _) => self.handle_core(shard, request).await,
+            (RequestBody::Node(request), _) => self.calls.ask_whole_node(&request).await,
+            (body, _) => self.not_here(shard, body),
+        }
+    }
+
+    /// What this core holds that would be missing without its node.
+    fn holdings(&self) -> Holdings {
+        let core = self.inputs.lanes.first().copied().expect("a core that is asked has a lane");
+        let mut held = Holdings { core, fragments: 0, bytes: 0, votes: 0, is_whole: true };
+        for device in self.inputs.fragments.devices() {
+            if self.core.devices.is_removed(device.id) {
+                continue;
+            }
+            match self.inputs.fragments.use_of(device.id) {
+                Some(used) => {
+                    held.fragments += used.fragments;
+                    held.bytes += used.bytes;
+                }
+                None => held.is_whole = false,
+            }
+        }
+        let own = self.core.nodes.own();
+        let votes = self.seats.leaderships().into_iter();
+        held.votes = votes.filter(|(_, _, voters)| voters.iter().any(|voter| node_of(*voter) == own)).count() as u64;
+        held
+    }
+
+    async fn handle_core(&self, shard: ShardId, request: CoreRequest) -> EngineResponse {
+        match request {
+            CoreRequest::Forget => {
                 self.core.control_cache.forget();
                 Ok(ResponseBody::Done)
             }
-            RequestBody::LookAtDevice(device, closing) => Ok(ResponseBody::Look(self.look_at(device, closing))),
-            RequestBody::Devices { version, records } => {
+            CoreRequest::LookAtDevice(device, closing) => Ok(ResponseBody::Looks(vec![self.look_at(device, closing)])),
+            CoreRequest::Devices { version, records } => {
                 self.core.devices.take_up(version, records);
                 Ok(ResponseBody::Done)
             }
+            CoreRequest::Nodes { version, entries } => {
+                self.inputs.nodes.take_up(version, &entries);
+                Ok(ResponseBody::Done)
+            }
+            CoreRequest::Host => self.host(shard).await.map(ResponseBody::Hosted),
+            CoreRequest::Holdings => Ok(ResponseBody::Holdings(self.holdings())),
         }
     }
 }

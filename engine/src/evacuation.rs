@@ -11,10 +11,11 @@
 use crate::core::Core;
 use crate::delta::ChunkName;
 use crate::device_board::DeviceBoard;
+use crate::home_service::RepairGuard;
 use crate::message::{HomeRequest, HomeResponse};
-use crate::repair::{Glance, StripeRecord, add, fragment_meta, placement_order};
+use crate::repair::{Glance, StripeRecord, add, by_node, fragment_meta, placement_order};
 use futures::future::join_all;
-use kiseki_types::fragment::{DeviceStatus, FragmentError, StoredFragment};
+use kiseki_types::fragment::{DeviceState, DeviceStatus, FragmentError, StoredFragment};
 use kiseki_types::ids::{DeviceId, ShardId};
 use kiseki_types::runtime::RuntimeExt;
 use std::cell::{Cell, RefCell};
@@ -50,6 +51,8 @@ pub enum Moved {
     Short,
     /// Devices there are, but they took nothing, most likely because they are full.
     NoRoom,
+    /// A node does not answer that may hold the rest of it.
+    Awaited,
     /// The stripe has to be repaired first.
     NotWhole,
 }
@@ -69,8 +72,8 @@ pub struct EvacuationAnswer {
     pub no_room: bool,
 }
 
-/// Moves what a whole stripe has on devices that are to be emptied. The caller holds a
-/// [`RepairGuard`](crate::home_service::RepairGuard) for it.
+/// Moves what a whole stripe has on devices that are to be emptied. `guard` as of
+/// [`repair_stripe`](crate::repair::repair_stripe).
 ///
 /// Errors mean "unknown", as of [`repair_stripe`](crate::repair::repair_stripe); `moved` counts bytes read and written.
 pub async fn move_stripe(
@@ -78,11 +81,14 @@ pub async fn move_stripe(
     name: ChunkName,
     stripe: &StripeRecord,
     moved: &Cell<u64>,
+    guard: &RepairGuard,
 ) -> Result<Moved, FragmentError> {
     let _placement = core.devices.place();
     let located = core.fragments.locate(name.locator, name.generation).await?;
+    let is_all = located.is_all();
+    let located = located.found;
     if !Glance::at(name, stripe, &located, &core.devices.readable()).is_whole {
-        return Ok(Moved::NotWhole);
+        return Ok(if is_all { Moved::NotWhole } else { Moved::Awaited });
     }
     let devices = core.devices.devices();
     let mut held_by: BTreeMap<u8, DeviceId> =
@@ -111,7 +117,9 @@ pub async fn move_stripe(
                     held_by = hint;
                     break;
                 }
-                Err(unknown @ FragmentError::Unknown { .. }) => return Err(unknown),
+                Err(unknown @ (FragmentError::Unknown { .. } | FragmentError::Unanswered { .. })) => {
+                    return Err(unknown);
+                }
                 Err(error) if error.is_space() => refused = true,
                 Err(error) => {
                     refused = true;
@@ -124,6 +132,7 @@ pub async fn move_stripe(
         assert_eq!(distinct.len(), held_by.len(), "I-D4: a move of {name:?} used a device twice");
         add(moved, u64::from(len));
         // Only now: the copy is durable and the index answers for it.
+        guard.check().await?;
         match core.fragments.release(found).await {
             // A device that has just failed keeps it; should it come back, the walk after that finds it twice.
             Ok(()) | Err(FragmentError::DeviceFailed { .. }) => {}
@@ -145,7 +154,9 @@ fn free_devices(
     located: &[StoredFragment],
 ) -> Vec<DeviceId> {
     let takes = devices.iter().filter(|device| device.pool == stripe.pool && device.state.takes_fragments());
-    let mut order = placement_order(&name.locator, takes);
+    let leaves = |id: &DeviceId| devices.iter().any(|own| own.id == *id && own.state == DeviceState::Evacuating);
+    let stays = located.iter().map(|found| &found.extent.device).filter(|id| !leaves(id));
+    let mut order = placement_order(&name.locator, takes, &by_node(devices, stays));
     order.retain(|device| !located.iter().any(|found| found.extent.device == *device));
     order
 }

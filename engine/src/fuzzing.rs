@@ -3,6 +3,12 @@
 //! Each function decodes bytes and gives back what the encoder makes of the result (`None`: refused), so that no private
 //! type leaves the room.
 
+pub use crate::wire::fuzz::{
+    fragment_call_seeds, fragment_reply_seeds, fuzz_fragment_call as fragment_call,
+    fuzz_fragment_reply as fragment_reply, fuzz_request as engine_request, fuzz_response as engine_response,
+    request_seeds as engine_request_seeds, response_seeds as engine_response_seeds,
+};
+
 use crate::home_service::{fuzz_generation, fuzz_generation_seed, fuzz_pin_key};
 
 /// A home's record of a generation.

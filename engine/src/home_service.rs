@@ -22,10 +22,10 @@ use futures::FutureExt;
 use futures::channel::oneshot;
 use futures::future::Shared;
 use kiseki_types::codec::{CodecError, Reader, Writer};
-use kiseki_types::fragment::{FragmentStore, StripeShape};
+use kiseki_types::fragment::{FragmentStore, Located, StripeShape};
 use kiseki_types::ids::{Generation, Locator, MasterEpoch, PinEpoch, PoolId, ShardId, Term};
 use kiseki_types::limits::ENVELOPE_LEN_BYTES_MAX;
-use kiseki_types::runtime::RuntimeExt;
+use kiseki_types::runtime::{Instant, RuntimeExt};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -169,6 +169,16 @@ pub struct HomeCounters {
 /// How a commit ends, for everyone who waits for it.
 type Committing = Shared<oneshot::Receiver<Result<(), StoreError>>>;
 
+/// How long a home waits for writers of which it hears nothing. A clock decides only how soon their pins are settled; whoever comes too
+/// late after that meets the fence (I-C2).
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// How long writers of earlier terms may still be at work.
+    pub grace: Duration,
+    /// How long a writer on another node may rely on a pin without ending it.
+    pub pin_life: Duration,
+}
+
 /// One home on the core that leads it.
 pub struct HomeService {
     leader: Leader,
@@ -179,11 +189,17 @@ pub struct HomeService {
     /// that was handed out but not committed before a crash never comes again.
     incarnation: Cell<u64>,
     sequence: Cell<u64>,
-    /// Pins of this incarnation whose writers have not settled them. Pins in the table but not here belong to writers
-    /// that went down with the node.
-    live_pins: RefCell<BTreeSet<PinId>>,
+    /// Pins of this incarnation whose writers have not settled them, and since when. Pins in the table but not here belong to
+    /// writers that went down with their node.
+    live_pins: RefCell<BTreeMap<PinId, Instant>>,
     /// Pins and intents that are being committed, until their writers have asked.
     committing: RefCell<BTreeMap<PinId, Committing>>,
+    /// Pins of earlier terms whose writers have ended them here.
+    ended_pins: RefCell<BTreeSet<PinId>>,
+    /// Until then writers of earlier terms may be at work: a new leader does not know which of them live.
+    grace_until: Instant,
+    /// Where there are other nodes, a pin that is so old belongs to a writer that is gone, or whose goodbye was lost.
+    pin_life: Duration,
     /// Whether there may be such pins.
     unsettled: Cell<bool>,
     /// Generations that are not collected because a repair has them.
@@ -197,6 +213,7 @@ pub struct HomeService {
 
 impl HomeService {
     /// Takes the leader's part of a home.
+    ///
     #[must_use]
     pub fn new(
         leader: Leader,
@@ -205,8 +222,13 @@ impl HomeService {
         devices: Rc<DeviceBoard>,
         background: Rc<Background>,
         repairs: Rc<RepairQueue>,
+        patience: Patience,
     ) -> Rc<HomeService> {
+        let grace_until = leader.ports().now() + patience.grace;
         Rc::new(HomeService {
+            grace_until,
+            pin_life: patience.pin_life,
+            ended_pins: RefCell::default(),
             leader,
             background,
             repairs,
@@ -241,12 +263,16 @@ impl HomeService {
         Ok(())
     }
 
-    /// Settles the pins and intents that writers left when the node went down, or that could not be settled when a
+    /// Settles the pins and intents that writers left when their node went down, or that could not be settled when a
     /// writer gave up. Call it when all shards answer.
-    pub fn settle_stale_pins(self: &Rc<Self>) {
+    ///
+    /// - `grace`: not before that, since writers of earlier terms may live.
+    pub fn settle_stale_pins(self: &Rc<Self>, grace: Duration) {
         let service = self.clone();
         let task = async move {
+            service.leader.ports().sleep(grace).await;
             loop {
+                service.let_old_pins_go();
                 if service.unsettled.replace(false)
                     && let Err(error) = service.settle_round().await
                 {
@@ -265,7 +291,7 @@ impl HomeService {
         let limit = PINS_PER_ROUND + self.live_pins.borrow().len();
         for (key, _) in self.leader.rows(PINS, &[], limit).await? {
             let (name, pin) = parse_pin_key(&key)?;
-            if !self.live_pins.borrow().contains(&pin) {
+            if !self.live_pins.borrow().contains_key(&pin) {
                 names.insert(name);
             }
         }
@@ -293,7 +319,7 @@ impl HomeService {
             HomeRequest::Settle { complete, abort } => {
                 self.complete(&complete).await?;
                 for (name, pin) in abort {
-                    self.live_pins.borrow_mut().remove(&pin);
+                    self.pin_ended(pin);
                     self.committing.borrow_mut().remove(&pin);
                     if self.collect(name).await? == Collected::Busy {
                         self.unsettled.set(true);
@@ -322,7 +348,8 @@ impl HomeService {
         // Fragments of an intent that a crash cuts off here are orphans: the next start finds that no home knows them.
         let (sender, committed) = oneshot::channel();
         let committed = committed.shared();
-        self.live_pins.borrow_mut().extend(chunks.iter().map(|chunk| chunk.pin));
+        let now = self.leader.ports().now();
+        self.live_pins.borrow_mut().extend(chunks.iter().map(|chunk| (chunk.pin, now)));
         self.committing.borrow_mut().extend(chunks.iter().map(|chunk| (chunk.pin, committed.clone())));
         let leader = self.leader.clone();
         self.background.finish("commit pins", async move {
@@ -403,6 +430,7 @@ impl HomeService {
         let stored = self.fragments.locate(name.locator, name.generation).await;
         let stored = stored.map_err(|error| StoreError::Unavailable { reason: error.to_string() })?;
         let usable: BTreeSet<u8> = stored
+            .found
             .iter()
             .filter(|fragment| readable.contains(&fragment.extent.device))
             .map(|fragment| fragment.meta.key.index)
@@ -423,6 +451,38 @@ impl HomeService {
     async fn record(&self, name: ChunkName) -> Result<Option<GenerationRecord>, StoreError> {
         let row = self.leader.row(GENERATIONS, &name.to_key()).await?;
         row.map(|bytes| GenerationRecord::decode(&bytes).map_err(row_damaged)).transpose()
+    }
+
+    /// Whether a writer may still rely on a pin: one of this term that has not ended it, or one of an earlier term that has
+    /// had no time to do so.
+    fn may_live(&self, pin: &PinId) -> bool {
+        if self.live_pins.borrow().contains_key(pin) {
+            return true;
+        }
+        self.leader.ports().now() < self.grace_until && !self.ended_pins.borrow().contains(pin)
+    }
+
+    /// Writers on other nodes may be gone without a word. One that makes progress ends its pins with each page that it
+    /// commits.
+    fn let_old_pins_go(&self) {
+        if self.calls.is_alone() {
+            return;
+        }
+        let now = self.leader.ports().now();
+        let mut live = self.live_pins.borrow_mut();
+        let before = live.len();
+        live.retain(|_, since| now.since(*since) < self.pin_life);
+        if live.len() < before {
+            self.committing.borrow_mut().retain(|pin, _| live.contains_key(pin));
+            self.unsettled.set(true);
+        }
+    }
+
+    fn pin_ended(&self, pin: PinId) {
+        let was_of_this_term = self.live_pins.borrow_mut().remove(&pin).is_some();
+        if !was_of_this_term && self.leader.ports().now() < self.grace_until {
+            self.ended_pins.borrow_mut().insert(pin);
+        }
     }
 
     /// Whether this home has given out the number.
@@ -478,7 +538,7 @@ impl HomeService {
             return Ok(Collected::Busy);
         }
         let pins = self.pins(name).await?;
-        if pins.iter().any(|pin| self.live_pins.borrow().contains(pin)) {
+        if pins.iter().any(|pin| self.may_live(pin)) {
             return Ok(Collected::Busy);
         }
         if record.state != GenerationState::Freeing {
@@ -537,9 +597,10 @@ impl HomeService {
         Ok(Collected::Named)
     }
 
-    /// Frees the fragments; false when a device did not answer.
+    /// Frees the fragments; false when a device or a node did not answer.
     async fn release(&self, name: ChunkName) -> Result<bool, StoreError> {
-        let stored = match self.fragments.locate(name.locator, name.generation).await {
+        let located = self.fragments.locate(name.locator, name.generation).await;
+        let stored = match located.and_then(Located::all) {
             Ok(stored) => stored,
             Err(error) => {
                 warn!(%error, "fragments of a condemned generation could not be listed; tried again");
@@ -589,20 +650,6 @@ impl HomeService {
     async fn pins(&self, name: ChunkName) -> Result<Vec<PinId>, StoreError> {
         let rows = self.leader.rows(PINS, &name.to_key(), ROWS_PER_CHUNK_MAX).await?;
         rows.iter().map(|(key, _)| parse_pin_key(key).map(|(_, pin)| pin)).collect()
-    }
-
-    /// Generations that this home numbered before its last start and does not know: their intents were never
-    /// committed, so no delta can name them.
-    async fn unknown(&self, names: &[ChunkName]) -> Result<Vec<ChunkName>, StoreError> {
-        self.leader.barrier().await?;
-        let mut unknown = Vec::new();
-        for name in names {
-            let earlier = name.generation.0 >> 32 < self.incarnation.get();
-            if earlier && self.record(*name).await?.is_none() {
-                unknown.push(*name);
-            }
-        }
-        Ok(unknown)
     }
 
     /// Latches chunks in the order of their locators, so that nobody waits in a circle.

@@ -65,6 +65,12 @@ pub fn shard_deltas(metadata_key: &SecretKey) -> SecretKey {
     derive(metadata_key, &[], &[b"kiseki/shard-deltas/1"])
 }
 
+/// Key that seals the rows of a sealed file on their way to another node, from the key of its pages. The same on all nodes.
+#[must_use]
+pub fn snapshot_rows(pages: &SecretKey) -> SecretKey {
+    derive(pages, &[], &[b"kiseki/snapshot-rows/1"])
+}
+
 /// Key under which a tenant's KEK wraps the metadata keys of its shards.
 #[must_use]
 pub fn metadata_wrap(kek: &SecretKey) -> SecretKey {

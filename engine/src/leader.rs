@@ -59,15 +59,18 @@ pub struct Leader {
     ports: Ports,
     group: Rc<dyn RaftGroup>,
     sealer: Option<Rc<MetaSealer>>,
+    /// The term that this leader leads in; nothing of it outlives that.
+    term: Term,
     /// Latches of this shard.
     pub latches: Latches,
 }
 
 impl Leader {
-    /// `sealer` seals payloads; `None` for a home.
+    /// - `sealer` seals payloads; `None` for a home.
+    /// - `term`: everything that was committed in earlier ones is applied.
     #[must_use]
-    pub fn new(ports: Ports, group: Rc<dyn RaftGroup>, sealer: Option<Rc<MetaSealer>>) -> Leader {
-        Leader { ports, group, sealer, latches: Latches::default() }
+    pub fn new(ports: Ports, group: Rc<dyn RaftGroup>, sealer: Option<Rc<MetaSealer>>, term: Term) -> Leader {
+        Leader { ports, group, sealer, term, latches: Latches::default() }
     }
 
     /// The ports of this core.
@@ -82,9 +85,16 @@ impl Leader {
         self.group.shard()
     }
 
-    /// Waits until reads are linearizable; the term that decisions rest on.
+    /// Waits until reads are linearizable; the term that decisions rest on. Latches and everything else that is
+    /// remembered beside the tables are of one term: in another one this leader decides nothing any more.
     pub async fn barrier(&self) -> Result<Term, StoreError> {
-        self.group.read_barrier().await.map_err(unavailable)
+        let term = self.group.read_barrier().await.map_err(unavailable)?;
+        match term == self.term {
+            true => Ok(term),
+            false => Err(StoreError::Unavailable {
+                reason: format!("shard {} has changed its leader; try again", self.group.shard()),
+            }),
+        }
     }
 
     /// The shard's tables.

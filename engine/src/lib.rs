@@ -3,8 +3,9 @@
 //! It knows nothing of devices, Raft, sockets or protocols: it meets them through the ports of `kiseki-types` and
 //! offers [`api`] to gateways. Reading order: [`api`]; the write path [`writer`], [`chunk_write`]; the read path
 //! [`reader`], [`chunk_read`]; what they are made of ([`chunker`], [`chunk_id`], [`keys`], [`envelope`], [`stripe`],
-//! [`placement`]); then what shards do: [`delta`], [`machine`], [`leader`], [`shard_service`], [`home_service`],
-//! [`control_service`]; what keeps it whole: [`device_record`], [`device_board`],
+//! [`placement`], [`spread`], [`cluster_fragments`]); then what shards do: [`delta`], [`machine`], [`leader`],
+//! [`shard_service`], [`home_service`], [`control_service`]; how nodes ask each other: [`message`], [`wire`]; what keeps it
+//! whole: [`device_record`], [`device_board`],
 //! [`repairer`], [`repair`], [`evacuation`], [`retirement`], [`scrubber`]; and [`engine`], which puts one core
 //! together.
 #![forbid(unsafe_code)]
@@ -16,6 +17,7 @@ pub mod chunk_id;
 pub mod chunk_read;
 pub mod chunk_write;
 pub mod chunker;
+pub mod cluster_fragments;
 pub mod composition;
 pub mod control_cache;
 pub mod control_rows;
@@ -31,6 +33,7 @@ pub mod evacuation;
 pub mod fuzzing;
 pub mod hash_queue;
 pub mod home_service;
+pub mod homes;
 pub mod host;
 pub mod keyring;
 pub mod keys;
@@ -39,6 +42,7 @@ pub mod leader;
 pub mod machine;
 pub mod message;
 pub mod names;
+pub mod nodes;
 pub mod orphans;
 pub mod pace;
 pub mod placement;
@@ -46,13 +50,20 @@ pub mod reader;
 pub mod repair;
 pub mod repair_queue;
 pub mod repairer;
+pub mod replica_keeper;
 pub mod retirement;
+mod routes;
 pub mod scrubber;
+mod seats;
 pub mod shard_service;
 pub mod shard_tables;
+pub mod spread;
 pub mod store;
 pub mod stripe;
 pub mod throttle;
 pub mod walk;
+pub mod wire;
 pub mod write_budget;
 pub mod writer;
+
+mod engine_capnp;

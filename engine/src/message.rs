@@ -1,5 +1,5 @@
-//! Requests between cores, as the engine sees them: each goes to the core that holds a shard. Plain structs; a wire
-//! format comes with a cluster.
+//! Requests between cores, as the engine sees them: each goes to the core that holds a shard, on whichever node leads it.
+//! Between cores of a node they change hands as they are, between nodes in their wire format.
 
 use crate::api::{
     Attributes, BucketInfo, CompletePart, Condition, EtagMode, ListPage, ListRequest, ObjectInfo, PartInfo, StoreError,
@@ -12,8 +12,9 @@ use crate::device_record::{DeviceRecord, DeviceUpdate};
 use crate::evacuation::EvacuationAnswer;
 use crate::repair_queue::{Margin, RepairCause};
 use kiseki_types::fragment::{DeviceUse, StripeShape};
+use kiseki_types::group::VoterId;
 use kiseki_types::ids::{
-    DeviceId, DirId, Generation, LaneId, Locator, MasterEpoch, NamespaceId, PageId, PinEpoch, PoolId, ShardId,
+    DeviceId, DirId, Generation, LaneId, Locator, MasterEpoch, NamespaceId, NodeId, PageId, PinEpoch, PoolId, ShardId,
     TenantId, UploadId,
 };
 use kiseki_types::secret::SecretKey;
@@ -37,17 +38,89 @@ pub enum RequestBody {
     Shard(Box<ShardRequest>),
     /// Of whoever holds the lane: open a tenant's shard.
     Open(OpenShard),
-    /// Of the core of the lane: forget what it remembers of the control shard.
+    /// Of the core of the lane.
+    Core(CoreRequest),
+    /// Of all cores of the node that gets it.
+    Node(CoreRequest),
+}
+
+/// What is asked of a core.
+#[derive(Clone)]
+#[cfg_attr(test, derive(Debug))]
+pub enum CoreRequest {
+    /// Forget what you remember of the control shard.
     Forget,
-    /// Of the core of the lane: act on what is recorded of the devices from now on.
+    /// Act on what is recorded of the devices from now on.
     Devices {
         /// Which change of the records this is.
         version: u64,
         /// All of them.
         records: Vec<DeviceRecord>,
     },
-    /// Of the core of the lane: what it knows of a device that is to be removed.
+    /// What do you know of a device that is to be removed?
     LookAtDevice(DeviceId, Closing),
+    /// Act on what is recorded of the nodes from now on.
+    Nodes {
+        /// Which change of the records this is.
+        version: u64,
+        /// All of them.
+        entries: Vec<NodeEntry>,
+    },
+    /// Have a replica of the request's shard, as a learner where there is none yet.
+    Host,
+    /// What do you hold that would be missing without you?
+    Holdings,
+}
+
+/// What the control shard records of a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeEntry {
+    /// Its number.
+    pub node: NodeId,
+    /// What it is to the cluster.
+    pub state: NodeState,
+    /// Where it was last: host and port of its links, the best first.
+    pub addresses: Vec<String>,
+    /// Its lanes, fixed when it was formatted; 0 while it is only invited.
+    pub lanes: u16,
+    /// Cores that it had when it started last.
+    pub cores: u16,
+    /// The version of the program that it started last.
+    pub version: String,
+    /// Since when it is in this state, milliseconds since 1970.
+    pub since_unix_ms: u64,
+}
+
+/// What a node is to the cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NodeState {
+    /// It has a number and has not joined yet.
+    Invited,
+    /// It holds replicas and fragments.
+    Active,
+    /// What it holds is to move to others.
+    Draining,
+    /// It left for good: whoever comes in its name is refused.
+    Removed,
+}
+
+impl NodeState {
+    /// Whether it may hold replicas and fragments.
+    #[must_use]
+    pub fn is_member(self) -> bool {
+        matches!(self, NodeState::Active | NodeState::Draining)
+    }
+
+    /// The name in reports and messages.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            NodeState::Invited => "invited",
+            NodeState::Active => "active",
+            NodeState::Draining => "draining",
+            NodeState::Removed => "removed",
+        }
+    }
 }
 
 /// What a shard answers.
@@ -63,8 +136,48 @@ pub enum ResponseBody {
     Home(HomeResponse),
     /// From a tenant's shard.
     Shard(ShardResponse),
-    /// From a core.
-    Look(DeviceLook),
+    /// From a core, or from all of a node.
+    Looks(Vec<DeviceLook>),
+    /// To `Host`: the voter that the replica here is.
+    Hosted(VoterId),
+    /// To `Holdings`: of a core, or of all of a node.
+    Holdings(Holdings),
+    /// The shard is not led here; nothing happened.
+    NotHere {
+        /// The node to ask, as far as it is known.
+        leader: Option<NodeId>,
+        /// What was asked, given back within a node.
+        request: Option<Box<RequestBody>>,
+    },
+}
+
+/// What a core or a node holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Holdings {
+    /// The first lane of the core that answers: a core may be asked through each of its lanes.
+    pub core: LaneId,
+    /// Fragments on its devices.
+    pub fragments: u64,
+    /// Bytes of those.
+    pub bytes: u64,
+    /// Shards of which it has a vote.
+    pub votes: u64,
+    /// Whether this is all: no device of it is out of reach.
+    pub is_whole: bool,
+}
+
+impl Holdings {
+    /// What two cores hold together. Each core has lanes of its own, and each shard is in one lane.
+    #[must_use]
+    pub fn and(self, other: Holdings) -> Holdings {
+        Holdings {
+            core: self.core,
+            fragments: self.fragments + other.fragments,
+            bytes: self.bytes + other.bytes,
+            votes: self.votes + other.votes,
+            is_whole: self.is_whole && other.is_whole,
+        }
+    }
 }
 
 /// What a look at a device does to it.
@@ -81,6 +194,8 @@ pub enum Closing {
 /// What a core knows of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeviceLook {
+    /// The node that answers.
+    pub node: NodeId,
     /// The first lane of the core that answers: a core may be asked through each of its lanes.
     pub core: LaneId,
     /// What the core's lanes hold on it; `None` when that is not known.
@@ -117,6 +232,7 @@ pub struct BeginChunk {
 }
 
 /// What a home is asked.
+#[cfg_attr(test, derive(Debug))]
 pub enum HomeRequest {
     /// Looks chunks up and pins what is there; notes an intent for what is not. Answered when it is decided, so that the
     /// writer writes while the home commits; no delta may name the chunks before [`HomeRequest::Confirm`] is answered.
@@ -181,6 +297,7 @@ pub enum Collected {
 }
 
 /// What a home answers.
+#[cfg_attr(test, derive(Debug))]
 pub enum HomeResponse {
     /// To `Begin`, in order; none to requests that only want to be heard.
     Decisions(Vec<Decision>),
@@ -204,6 +321,7 @@ pub struct ObjectPath {
 }
 
 /// Pages of a write: all but the last are committed already and reached by no name.
+#[cfg_attr(test, derive(Debug))]
 pub struct WrittenPages {
     /// All pages, in order.
     pub pages: Vec<PageReference>,
@@ -216,6 +334,7 @@ pub struct WrittenPages {
 }
 
 /// What a tenant's shard is asked.
+#[cfg_attr(test, derive(Debug))]
 pub enum ShardRequest {
     /// The pin epoch that a write starting now states.
     PinEpoch,
@@ -343,6 +462,7 @@ pub enum ShardRequest {
 }
 
 /// What a tenant's shard answers.
+#[cfg_attr(test, derive(Debug))]
 pub enum ShardResponse {
     /// To `PinEpoch`.
     PinEpoch(PinEpoch),
@@ -427,6 +547,7 @@ pub struct TenantSecrets {
 }
 
 /// What the control shard is asked.
+#[cfg_attr(test, derive(Debug))]
 pub enum ControlRequest {
     /// An access key.
     AccessKey(String),
@@ -492,6 +613,32 @@ pub enum ControlRequest {
         /// How.
         update: DeviceUpdate,
     },
+    /// What is recorded of all nodes.
+    Nodes,
+    /// Gives a number to a node that is to join.
+    InviteNode,
+    /// A node joins, or is back: where it is and what it has. Answered when every core of every node that can be reached knows.
+    NodeHere {
+        /// Which.
+        node: NodeId,
+        /// Where its links are.
+        addresses: Vec<String>,
+        /// Its lanes.
+        lanes: u16,
+        /// Its cores.
+        cores: u16,
+        /// The version of its program.
+        version: String,
+    },
+    /// Changes what a node is to the cluster.
+    SetNodeState {
+        /// Which.
+        node: NodeId,
+        /// What from now on.
+        state: NodeState,
+    },
+    /// The key of a tenant's shard, for a node that has a replica of it.
+    ShardKey(ShardId),
 }
 
 /// What the control shard answers.
@@ -516,4 +663,10 @@ pub enum ControlResponse {
     Devices(u64, Vec<DeviceRecord>),
     /// To `UpdateDevice`: the record as it is now.
     Device(Box<DeviceRecord>),
+    /// To `Nodes`: which change of the records this is, and all of them.
+    Nodes(u64, Vec<NodeEntry>),
+    /// To `InviteNode`, `NodeHere`, `SetNodeState`: the record as it is now.
+    Node(NodeEntry),
+    /// To `ShardKey`: what opens it.
+    ShardKey(OpenShard),
 }

@@ -1,5 +1,6 @@
-//! Orphan fragments: written by a node that went down before their intent was committed. The home does not know them,
-//! no delta can name them, and they are freed.
+//! Orphan fragments: written by a node that went down before their intent was committed, put long after their writer gave
+//! up waiting, or finished by a repair whose home was led by another node by then. The home does not know them, no delta can
+//! name them, and they are freed. Each node looks at what its own devices hold.
 
 use crate::core::Core;
 use crate::delta::ChunkName;
@@ -21,21 +22,30 @@ const PACE: Duration = Duration::from_millis(50);
 /// Pause before a pass that failed begins again.
 const RETRY: Duration = Duration::from_secs(10);
 
-/// One pass over the index slices of this core, after each start: only a start leaves orphans behind.
+/// Between two passes where nothing happened that leaves orphans behind.
+const INTERVAL: Duration = Duration::from_secs(3600);
+
+/// Between two looks whether a pass is due.
+const LOOK_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Passes over the index slices of this core: after a start, when a node was heard again after a silence (others led its
+/// homes meanwhile), and every hour.
 pub fn start(core: &Rc<Core>) {
     let pass_core = core.clone();
     let task = async move {
         loop {
+            let (began, returns) = (pass_core.ports.now(), pass_core.nodes.returns());
             match pass(&pass_core).await {
-                Ok(0) => return,
-                Ok(freed) => {
-                    info!(freed, "generations that no home knows were freed");
-                    return;
-                }
+                Ok(0) => {}
+                Ok(freed) => info!(freed, "generations that no home knows were freed"),
                 Err(reason) => {
                     warn!(%reason, "the search for orphan fragments stopped; it begins again");
                     pass_core.ports.sleep(RETRY).await;
+                    continue;
                 }
+            }
+            while pass_core.nodes.returns() == returns && pass_core.ports.now().since(began) < INTERVAL {
+                pass_core.ports.sleep(LOOK_INTERVAL).await;
             }
         }
     };
@@ -59,7 +69,7 @@ async fn pass(core: &Core) -> Result<u64, String> {
                 panic!("a home answers Unknown with Unknown");
             };
             for name in unknown {
-                let stored = core.fragments.locate(name.locator, name.generation).await;
+                let stored = core.fragments.locate_here(name.locator, name.generation).await;
                 let readable = core.devices.readable();
                 for fragment in stored.map_err(|error| error.to_string())? {
                     let device = fragment.extent.device;

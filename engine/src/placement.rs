@@ -5,10 +5,13 @@
 //! device d is `-log2(u) / weight`, u uniform in (0, 1]: the smallest of such exponential draws is d's with probability
 //! weight / sum of weights. The logarithm is computed bit by bit in fixed point, and draws are compared by cross
 //! multiplication, so every processor orders alike; floats would not promise that.
+//!
+//! Several nodes take turns ([`by_turns`]): the draws decide which of a node's devices comes first and which node begins,
+//! and a node is taken once more only when every node with a device left has been taken as often.
 
-use kiseki_types::ids::{DeviceId, Locator};
+use kiseki_types::ids::{DeviceId, Locator, NodeId};
 use std::cmp::Ordering;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A device as a candidate for fragments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +36,29 @@ pub fn order(locator: &Locator, candidates: &[PlacementCandidate]) -> Vec<Device
     let mut draws: Vec<Draw> = with_weight.map(|candidate| Draw::of(locator, candidate)).collect();
     draws.sort_unstable_by(Draw::compare);
     draws.into_iter().map(|draw| draw.device).collect()
+}
+
+/// The devices of an [`order`] with their nodes taking turns, so that a node's loss costs a stripe as little as it can (I-D4):
+/// no node takes more than a fair share while others have devices left. With one node the order stays as it is.
+///
+/// - `held`: fragments that the stripe has on nodes already; those have had as many turns.
+///
+/// A device that joins displaces at most one of the first `width`, one that leaves makes room for one; nothing else moves.
+#[must_use]
+pub fn by_turns(
+    order: Vec<DeviceId>,
+    node_of: impl Fn(&DeviceId) -> NodeId,
+    held: &BTreeMap<NodeId, usize>,
+) -> Vec<DeviceId> {
+    let mut turns = held.clone();
+    let mut take = |device: DeviceId| {
+        let turn = turns.entry(node_of(&device)).or_default();
+        *turn += 1;
+        (*turn, device)
+    };
+    let mut devices: Vec<(usize, DeviceId)> = order.into_iter().map(&mut take).collect();
+    devices.sort_by_key(|(turn, _)| *turn); // stable: within a turn the draws decide
+    devices.into_iter().map(|(_, device)| device).collect()
 }
 
 /// The first `width` devices of an [`order`] that are usable; fewer when there are not enough.

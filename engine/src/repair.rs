@@ -1,17 +1,26 @@
 //! Repair of one stripe: which fragments are good, what the others were, and each of those again on a device of its
-//! own (I-D4).
+//! own (I-D4), and as evenly over the nodes as devices allow.
+//!
+//! While a node is awaited, nobody knows what it holds: a stripe that can afford another loss waits for it, one that can't is
+//! repaired as if those fragments were gone. Should they come back, they are needless and freed. A node that is silent for
+//! too long counts as lost ([`crate::nodes`]).
 //!
 //! A good fragment is never touched but for a second copy of it. A bad one is freed when its replacement is durable;
 //! only where no other device is left it makes room first, which costs nothing, since it is not readable anyway.
 
 use crate::core::Core;
 use crate::delta::ChunkName;
+use crate::home_service::RepairGuard;
+use crate::nodes::Standing;
 use crate::placement::{self, PlacementCandidate};
 use crate::repair_queue::Margin;
+use crate::spread::ByNode;
 use crate::stripe::fragment_payload_len;
 use futures::future::join_all;
 use kiseki_types::buf::IoBytes;
-use kiseki_types::fragment::{DeviceStatus, FragmentError, FragmentKey, FragmentMeta, StoredFragment, StripeShape};
+use kiseki_types::fragment::{
+    DeviceStatus, FragmentError, FragmentKey, FragmentMeta, Located, StoredFragment, StripeShape,
+};
 use kiseki_types::ids::{DeviceId, Locator, MapEpoch, PoolId};
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -66,6 +75,8 @@ pub enum Repaired {
     },
     /// Devices there are, but they took nothing, most likely because they are full.
     NoRoom,
+    /// A node is awaited that may hold what is missing.
+    Awaited,
     /// Fewer fragments are good than the data need.
     Lost {
         /// Good ones.
@@ -102,11 +113,46 @@ pub(crate) fn add(counter: &Cell<u64>, amount: u64) {
     counter.set(counter.get() + amount);
 }
 
+/// What it means for repair that nodes did not say what they hold of a stripe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Silence {
+    /// Every node answered, or counts as lost: what was not found is to be rebuilt.
+    None,
+    /// A node is awaited: what was not found may come back with it.
+    Awaited,
+}
+
+impl Silence {
+    /// Errors: a node that is there did not answer; nothing follows from that.
+    pub fn of(core: &Core, located: &Located) -> Result<Silence, FragmentError> {
+        let now = core.ports.now();
+        let mut silence = Silence::None;
+        for node in &located.unanswered {
+            match core.nodes.standing(*node, now) {
+                Standing::Lost => {}
+                Standing::Awaited => silence = Silence::Awaited,
+                Standing::Here => {
+                    let reason = format!("{node} does not say which fragments it holds");
+                    return Err(FragmentError::Unknown { reason });
+                }
+            }
+        }
+        Ok(silence)
+    }
+
+    /// Whether a stripe with so many good fragments waits for the node: a stripe that can't afford another loss does not,
+    /// and one with fewer can't be helped.
+    #[must_use]
+    pub fn holds_back(self, margin: Margin) -> bool {
+        self == Silence::Awaited && margin != 0
+    }
+}
+
 /// A stripe as the index has it: nothing is read.
 pub struct Glance {
     /// Indices that lie on usable devices.
     pub good: usize,
-    /// Whether there is exactly one fragment for each index, each on a device of its own.
+    /// Whether exactly one fragment was found for each index, each on a device of its own.
     pub is_whole: bool,
 }
 
@@ -145,8 +191,8 @@ struct Examined {
     unusable: BTreeMap<u8, DeviceId>,
 }
 
-/// Brings one stripe to full width, as far as devices are usable. The caller holds a
-/// [`RepairGuard`](crate::home_service::RepairGuard) for it.
+/// Brings one stripe to full width, as far as devices are usable. `guard` is the caller's for this stripe; before anything is
+/// freed it is asked whether this node still leads, so that two leaders never free two different copies.
 ///
 /// Errors mean "unknown": an index lane or a device did not answer as it should, and the stripe has to be looked at again.
 /// `moved` counts the payload bytes read and written, however it ends.
@@ -155,15 +201,24 @@ pub async fn repair_stripe(
     name: ChunkName,
     stripe: &StripeRecord,
     moved: &Cell<u64>,
+    guard: &RepairGuard,
 ) -> Result<Repaired, FragmentError> {
     let _placement = core.devices.place();
+    let located = core.fragments.locate(name.locator, name.generation).await?;
+    let silence = Silence::of(core, &located)?;
+    let located = located.found;
     let devices = core.devices.devices();
     let readable = core.devices.readable();
-    let order = destinations(core, name, stripe, &devices);
-    let located = core.fragments.locate(name.locator, name.generation).await?;
+    if silence.holds_back(stripe.margin(Glance::at(name, stripe, &located, &readable).good)) {
+        return Ok(Repaired::Awaited);
+    }
+    let order = destinations(core, name, stripe, &devices, &ByNode::new());
     let holders: BTreeSet<DeviceId> = located.iter().map(|found| found.extent.device).collect();
     let mut examined = examine(core, name, stripe, located, &readable, &order, moved).await?;
     let good = examined.payloads.len();
+    if silence.holds_back(stripe.margin(good)) {
+        return Ok(Repaired::Awaited);
+    }
     if good < usize::from(stripe.shape.data) {
         return Ok(Repaired::Lost { good });
     }
@@ -171,13 +226,16 @@ pub async fn repair_stripe(
     let sources: Vec<(u8, &[u8])> = examined.payloads.iter().map(|(index, payload)| (*index, &**payload)).collect();
     let rebuilt = core.coder.rebuild(stripe.shape, &sources, &missing);
     let rebuilt = rebuilt.map_err(|error| FragmentError::Unknown { reason: error.to_string() })?;
+    let held = by_node(&devices, examined.good.values());
+    let order_of_rest = destinations(core, name, stripe, &devices, &held);
     let mut work = Work {
         core,
+        guard,
         name,
         stripe,
         devices: &devices,
         moved,
-        free: order.iter().copied().filter(|device| !holders.contains(device)).collect(),
+        free: order_of_rest.into_iter().filter(|device| !holders.contains(device)).collect(),
         held_by: examined.good.clone(),
         refused: false,
     };
@@ -197,21 +255,44 @@ pub async fn repair_stripe(
 }
 
 /// The devices that fragments of a stripe may be put on, in placement order; one that is being emptied comes last, and
-/// only while the stripe would not get its full width on the others.
-fn destinations(core: &Core, name: ChunkName, stripe: &StripeRecord, devices: &[DeviceStatus]) -> Vec<DeviceId> {
+/// only while the stripe would not get its full width on the others. `held` as of [`placement::by_turns`].
+fn destinations(
+    core: &Core,
+    name: ChunkName,
+    stripe: &StripeRecord,
+    devices: &[DeviceStatus],
+    held: &ByNode,
+) -> Vec<DeviceId> {
     let of_pool = || devices.iter().filter(|device| device.pool == stripe.pool);
-    let mut all = placement_order(&name.locator, of_pool().filter(|device| device.state.takes_fragments()));
+    let mut all = placement_order(&name.locator, of_pool().filter(|device| device.state.takes_fragments()), held);
     if all.len() < stripe.shape.width() {
         let last = core.devices.last_resort(stripe.pool);
-        all.extend(placement_order(&name.locator, of_pool().filter(|device| last.contains(&device.id))));
+        all.extend(placement_order(&name.locator, of_pool().filter(|device| last.contains(&device.id)), held));
     }
     all
 }
 
-/// Devices in the order in which they hold the stripe of `locator`.
-pub(crate) fn placement_order<'a>(locator: &Locator, devices: impl Iterator<Item = &'a DeviceStatus>) -> Vec<DeviceId> {
-    let weigh = |device: &DeviceStatus| PlacementCandidate { device: device.id, weight: device.capacity_bytes };
-    placement::order(locator, &devices.map(weigh).collect::<Vec<_>>())
+/// Devices in the order in which they hold the stripe of `locator`, of which nodes hold so many fragments already.
+pub(crate) fn placement_order<'a>(
+    locator: &Locator,
+    devices: impl Iterator<Item = &'a DeviceStatus>,
+    held: &ByNode,
+) -> Vec<DeviceId> {
+    let (mut candidates, mut nodes) = (Vec::new(), BTreeMap::new());
+    for device in devices {
+        candidates.push(PlacementCandidate { device: device.id, weight: device.capacity_bytes });
+        nodes.insert(device.id, device.node);
+    }
+    placement::by_turns(placement::order(locator, &candidates), |device| nodes[device], held)
+}
+
+/// How many of some devices each node has.
+pub(crate) fn by_node<'a>(devices: &[DeviceStatus], some: impl Iterator<Item = &'a DeviceId>) -> ByNode {
+    let mut counts = ByNode::new();
+    for device in some.filter_map(|id| devices.iter().find(|device| device.id == *id)) {
+        *counts.entry(device.node).or_default() += 1;
+    }
+    counts
 }
 
 /// What the header of a fragment says that is written for a stripe that is there already.
@@ -280,6 +361,7 @@ async fn examine(
 /// The writing part of one repair.
 struct Work<'a> {
     core: &'a Core,
+    guard: &'a RepairGuard,
     name: ChunkName,
     stripe: &'a StripeRecord,
     devices: &'a [DeviceStatus],
@@ -308,7 +390,10 @@ impl Work<'_> {
                     add(self.moved, len);
                     return Ok(());
                 }
-                Err(unknown @ FragmentError::Unknown { .. }) => return Err(unknown),
+                // It may be there, or come to be there: what comes next has to see that first.
+                Err(unknown @ (FragmentError::Unknown { .. } | FragmentError::Unanswered { .. })) => {
+                    return Err(unknown);
+                }
                 Err(error) => {
                     self.refused = true;
                     if !error.is_space() {
@@ -377,6 +462,7 @@ impl Work<'_> {
     }
 
     async fn release(&self, found: &StoredFragment) -> Result<(), FragmentError> {
+        self.guard.check().await?;
         self.core.fragments.release(found).await?;
         add(&self.core.repair_counters.released, 1);
         Ok(())

@@ -2,7 +2,9 @@
 //! something changed, and has every stripe repaired that is not whole, the most endangered first.
 //!
 //! - A walk reads the index only. It runs at each start and whenever the usable devices change, a minute after that once
-//!   more (for what was being written meanwhile), and now and then while stripes wait for devices.
+//!   more (for what was being written meanwhile), and now and then while stripes wait for devices. Devices of a node that
+//!   is awaited count as usable, so the restart of a node repairs nothing that has time; when every node answers again, or
+//!   counts as lost, a walk looks at what waited, and at what was repaired although it came back.
 //! - While a walk goes on only stripes are repaired that can't afford another loss: none is more urgent. The rest waits
 //!   until the walk has found those.
 //! - Reads, writes and scrub offer what they meet through [`report`].
@@ -11,16 +13,16 @@ use crate::api::StoreError;
 use crate::core::Core;
 use crate::delta::ChunkName;
 use crate::evacuation::{Moved, move_stripe};
-use crate::home_service::{HeldGeneration, HomeService, RepairPermit};
+use crate::home_service::{HeldGeneration, RepairPermit};
 use crate::message::HomeRequest;
 use crate::pace::Pace;
-use crate::repair::{Glance, Repaired, StripeRecord, add, repair_stripe};
+use crate::repair::{Glance, Repaired, Silence, StripeRecord, add, repair_stripe};
 use crate::repair_queue::{MOVE_MARGIN, Margin, NO_ROOM_MARGIN, RepairCause};
 use crate::throttle::Throttle;
 use futures::channel::oneshot;
 use futures::future::{join_all, select};
 use kiseki_types::fragment::FragmentError;
-use kiseki_types::ids::{DeviceId, PoolId, ShardId};
+use kiseki_types::ids::{DeviceId, PoolId};
 use kiseki_types::runtime::{Instant, RuntimeExt};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -48,6 +50,9 @@ const NOT_YET_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Before a repair that did not work is tried again.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Before a stripe is looked at again that waits for a node.
+const AWAITED_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Before a stripe that found no room is tried again, behind all others.
 const NO_ROOM_INTERVAL: Duration = Duration::from_secs(30);
@@ -103,12 +108,13 @@ type UsableDevices = BTreeMap<DeviceId, PoolId>;
 /// Repair on one core.
 pub struct Repairer {
     core: Rc<Core>,
-    homes: BTreeMap<ShardId, Rc<HomeService>>,
     settings: RepairSettings,
     pace: Pace,
-    /// Devices that the last whole walk counted on.
-    walked: RefCell<Option<UsableDevices>>,
+    /// Devices that the last whole walk counted on, and which turn of the homes it was.
+    walked: RefCell<Option<(UsableDevices, u64)>>,
     is_walking: Cell<bool>,
+    /// Whether stripes were walked over or repaired while a node was awaited that may hold more of them.
+    met_silence: Cell<bool>,
     /// How many more devices the widest waiting stripe needs.
     devices_wanted: Cell<usize>,
     /// No stripe is tried before this: the last one found no room. 0 when the last one did.
@@ -139,14 +145,14 @@ pub struct RepairState {
 
 impl Repairer {
     /// Starts walks and repairs; they end with the core's background work.
-    pub fn start(core: &Rc<Core>, homes: Vec<Rc<HomeService>>, settings: RepairSettings) -> Rc<Repairer> {
+    pub fn start(core: &Rc<Core>, settings: RepairSettings) -> Rc<Repairer> {
         let repairer = Rc::new(Repairer {
             core: core.clone(),
-            homes: homes.into_iter().map(|home| (home.shard(), home)).collect(),
             settings,
             pace: Pace::new(core.ports.clone()),
             walked: RefCell::default(),
             is_walking: Cell::new(true),
+            met_silence: Cell::new(false),
             devices_wanted: Cell::new(0),
             no_room_until: Cell::default(),
             foreground: Cell::default(),
@@ -164,7 +170,8 @@ impl Repairer {
     pub fn state(&self) -> RepairState {
         let queue = &self.core.repairs;
         let walked = self.walked.borrow();
-        let is_current = !self.is_walking.get() && walked.as_ref() == Some(&self.usable());
+        let state = (self.usable(), self.core.homes.turn());
+        let is_current = !self.is_walking.get() && !self.met_silence.get() && walked.as_ref() == Some(&state);
         RepairState {
             backlog: queue.backlog(),
             moving: queue.moving(),
@@ -172,29 +179,41 @@ impl Repairer {
             lost: queue.lost_count(),
             devices_wanted: if queue.waiting_count() > 0 { self.devices_wanted.get() } else { 0 },
             no_room: self.no_room_until.get() > Instant(0),
-            devices_walked: walked.as_ref().filter(|_| is_current).map_or(0, BTreeMap::len),
+            devices_walked: walked.as_ref().filter(|_| is_current).map_or(0, |(devices, _)| devices.len()),
         }
     }
 
     fn usable(&self) -> UsableDevices {
-        let devices = self.core.devices.devices().into_iter();
-        devices.filter(|device| device.state.is_readable()).map(|device| (device.id, device.pool)).collect()
+        self.core.devices.counted_on(&self.core.nodes, self.core.ports.now())
+    }
+
+    /// Just after a start nobody has been heard yet, and silence means nothing.
+    async fn settle(&self) {
+        while !self.core.nodes.has_settled(self.core.ports.now()) {
+            self.core.ports.sleep(LOOK_INTERVAL).await;
+        }
+    }
+
+    fn is_any_awaited(&self) -> bool {
+        !self.core.nodes.awaited(self.core.ports.now()).is_empty()
     }
 
     async fn walk_forever(self: Rc<Self>) {
         let mut next_walk: Option<Instant> = None;
         loop {
+            self.settle().await;
             self.serves_clients(); // what was moved long ago must not look new when the first repair asks
-            let devices = self.usable();
-            let has_changed = self.walked.borrow().as_ref() != Some(&devices);
+            let state = (self.usable(), self.core.homes.turn());
+            let has_changed = self.walked.borrow().as_ref() != Some(&state);
             let is_due = next_walk.is_some_and(|at| at <= self.core.ports.now());
             let is_drained = self.core.repairs.has_overflowed() && self.core.repairs.backlog() == 0;
-            if has_changed || is_due || is_drained {
+            let is_silence_over = self.met_silence.get() && !self.is_any_awaited();
+            if has_changed || is_due || is_drained || is_silence_over {
                 self.is_walking.set(true);
-                match self.walk(&devices).await {
+                match self.walk(&state.0).await {
                     Ok(true) => {
                         let is_first = self.walked.borrow().is_none();
-                        self.walked.replace(Some(devices));
+                        self.walked.replace(Some(state));
                         self.is_walking.set(false);
                         add(&self.core.repair_counters.walks, 1);
                         let now = self.core.ports.now();
@@ -222,14 +241,17 @@ impl Repairer {
         self.core.repairs.waiting_count() > 0 || self.core.repairs.lost_count() > 0
     }
 
-    /// One walk over all generations of this core's homes; false when the devices changed on the way.
+    /// One walk over all generations of this core's homes; false when the devices or the homes changed on the way.
     async fn walk(&self, devices: &UsableDevices) -> Result<bool, StoreError> {
         let queue = &self.core.repairs;
         queue.take_overflow();
         queue.forget_waiting();
+        self.met_silence.set(self.is_any_awaited());
         let lost: BTreeSet<ChunkName> = queue.lost().into_iter().collect();
         let mut still_lost = BTreeSet::new();
-        for home in self.homes.values() {
+        let turn = self.core.homes.turn();
+        let is_as_it_was = || self.usable() == *devices && self.core.homes.turn() == turn;
+        for home in self.core.homes.all() {
             let mut after = None;
             loop {
                 let batch = home.generations_after(after, WALK_STEP).await?;
@@ -242,7 +264,7 @@ impl Repairer {
                 if after.is_none() {
                     break;
                 }
-                if self.usable() != *devices {
+                if !is_as_it_was() {
                     return Ok(false);
                 }
                 self.core.ports.sleep(WALK_PACE).await;
@@ -251,7 +273,7 @@ impl Repairer {
         for name in lost.difference(&still_lost) {
             queue.forget_lost(name); // deleted
         }
-        Ok(self.usable() == *devices)
+        Ok(is_as_it_was())
     }
 
     /// Queues one generation if it is not whole.
@@ -259,13 +281,20 @@ impl Repairer {
         let queue = &self.core.repairs;
         let located = self.core.fragments.locate(held.name.locator, held.name.generation).await;
         // "Unknown" is not "missing": the walk stops and begins again.
-        let located = located.map_err(|error| StoreError::Unavailable { reason: error.to_string() })?;
+        let unknown = |error: FragmentError| StoreError::Unavailable { reason: error.to_string() };
+        let located = located.map_err(unknown)?;
+        let silence = Silence::of(&self.core, &located).map_err(unknown)?;
+        let located = located.found;
         let healthy: BTreeSet<DeviceId> = devices.keys().copied().collect();
         let glance = Glance::at(held.name, &held.stripe, &located, &healthy);
         if glance.is_whole && !was_lost {
             return Ok(());
         }
         let margin = held.stripe.margin(glance.good);
+        if silence.holds_back(margin) {
+            self.met_silence.set(true);
+            return Ok(());
+        }
         if !held.is_complete {
             // Its writer may just be writing it; the permit tells.
             let later = self.core.ports.now() + NOT_YET_INTERVAL;
@@ -283,6 +312,7 @@ impl Repairer {
     async fn repair_forever(self: Rc<Self>) {
         let queue = self.core.repairs.clone();
         loop {
+            self.settle().await;
             self.pace.ready().await;
             if self.core.ports.now() < self.no_room_until.get() {
                 self.core.ports.sleep(LOOK_INTERVAL).await;
@@ -316,7 +346,8 @@ impl Repairer {
         let queue = &self.core.repairs;
         let counters = &self.core.repair_counters;
         let again = |after: Duration| Some((margin, self.core.ports.now() + after));
-        let home = self.homes.get(&self.core.calls.home_of(&name.locator))?;
+        // A stripe whose home is led elsewhere by now is looked after there.
+        let home = self.core.homes.get(self.core.calls.home_of(&name.locator))?;
         let (guard, stripe) = match home.permit_repair(name).await {
             Ok(RepairPermit::Granted(guard, stripe)) => (guard, stripe),
             Ok(RepairPermit::NotYet) => return again(NOT_YET_INTERVAL),
@@ -332,16 +363,19 @@ impl Repairer {
         };
         let moved = Cell::new(0);
         if margin == MOVE_MARGIN {
-            let result = move_stripe(&self.core, name, &stripe, &moved).await;
+            let result = move_stripe(&self.core, name, &stripe, &moved, &guard).await;
             drop(guard);
             add(&counters.bytes_moved, moved.get());
             self.pace.pay(moved.get(), self.rate(margin));
             return self.moved(name, result);
         }
-        let result = repair_stripe(&self.core, name, &stripe, &moved).await;
+        let result = repair_stripe(&self.core, name, &stripe, &moved, &guard).await;
         drop(guard);
         add(&counters.bytes_moved, moved.get());
         self.pace.pay(moved.get(), self.rate(margin));
+        if self.is_any_awaited() {
+            self.met_silence.set(true);
+        }
         if !matches!(result, Ok(Repaired::NoRoom)) {
             self.no_room_until.set(Instant(0));
         }
@@ -356,6 +390,7 @@ impl Repairer {
                 self.no_room_until.set(self.core.ports.now() + NO_ROOM_PAUSE);
                 return Some((NO_ROOM_MARGIN, self.core.ports.now() + NO_ROOM_INTERVAL));
             }
+            Ok(Repaired::Awaited) => return again(AWAITED_INTERVAL),
             Ok(Repaired::Lost { good }) => self.lost(name, &stripe, good),
             Err(error) => {
                 add(&counters.failures, 1);
@@ -371,7 +406,7 @@ impl Repairer {
         let (queue, now) = (&self.core.repairs, self.core.ports.now());
         queue.note_room(!matches!(result, Ok(Moved::NoRoom)), now + NO_ROOM_PAUSE);
         match result {
-            Ok(Moved::Done | Moved::Short | Moved::NoRoom) => None,
+            Ok(Moved::Done | Moved::Short | Moved::NoRoom | Moved::Awaited) => None,
             // It lost a fragment: how endangered it is, its repair finds out.
             Ok(Moved::NotWhole) => Some((0, now)),
             Err(error) => {

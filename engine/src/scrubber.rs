@@ -12,9 +12,10 @@ use crate::pace::Pace;
 use crate::repair::{Glance, add};
 use crate::repair_queue::RepairCause;
 use kiseki_types::fragment::FragmentError;
-use kiseki_types::ids::Locator;
+use kiseki_types::ids::{Locator, ShardId};
 use kiseki_types::runtime::{Instant, RuntimeExt};
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 use tracing::{info, warn};
@@ -78,12 +79,11 @@ pub struct ScrubState {
 /// Scrub on one core.
 pub struct Scrubber {
     core: Rc<Core>,
-    homes: Vec<Rc<HomeService>>,
     share: LaneShare,
     settings: ScrubSettings,
     pace: Pace,
-    /// One for each home.
-    marks: RefCell<Vec<ScrubMark>>,
+    /// One for each home that is led here and was looked at.
+    marks: RefCell<BTreeMap<ShardId, ScrubMark>>,
     passes: Cell<u64>,
     bytes: Cell<u64>,
     bad: Cell<u64>,
@@ -91,16 +91,10 @@ pub struct Scrubber {
 
 impl Scrubber {
     /// Starts scrubbing; it ends with the core's background work.
-    pub fn start(
-        core: &Rc<Core>,
-        homes: Vec<Rc<HomeService>>,
-        share: LaneShare,
-        settings: ScrubSettings,
-    ) -> Rc<Scrubber> {
+    pub fn start(core: &Rc<Core>, share: LaneShare, settings: ScrubSettings) -> Rc<Scrubber> {
         let scrubber = Rc::new(Scrubber {
             core: core.clone(),
-            marks: RefCell::new(vec![ScrubMark::default(); homes.len()]),
-            homes,
+            marks: RefCell::default(),
             share,
             settings,
             pace: Pace::new(core.ports.clone()),
@@ -117,16 +111,16 @@ impl Scrubber {
     pub fn state(&self) -> ScrubState {
         let marks = self.marks.borrow();
         let now = self.core.ports.unix_time_ms();
-        let parts = marks.iter().map(|mark| mark.after.map_or(1000, |name| permille(&name.locator)));
+        let parts = marks.values().map(|mark| mark.after.map_or(1000, |name| permille(&name.locator)));
         let limit = self.interval_ms() + self.interval_ms() / HEADROOM_DIVISOR;
         let is_overdue = |mark: &&ScrubMark| mark.after.is_some() && now.saturating_sub(mark.started_unix_ms) > limit;
         ScrubState {
-            position_permille: parts.sum::<u64>() / (marks.len().max(1) as u64),
-            last_full_pass_unix_ms: marks.iter().map(|mark| mark.finished_unix_ms).min().unwrap_or_default(),
+            position_permille: if marks.is_empty() { 1000 } else { parts.sum::<u64>() / marks.len() as u64 },
+            last_full_pass_unix_ms: marks.values().map(|mark| mark.finished_unix_ms).min().unwrap_or_default(),
             passes: self.passes.get(),
             bytes: self.bytes.get(),
             bad: self.bad.get(),
-            overdue: marks.iter().filter(is_overdue).count() as u64,
+            overdue: marks.values().filter(is_overdue).count() as u64,
         }
     }
 
@@ -135,10 +129,15 @@ impl Scrubber {
     }
 
     async fn scrub_forever(self: Rc<Self>) {
-        let mut is_loaded = vec![false; self.homes.len()];
+        let mut turn = None;
         loop {
-            for (index, home) in self.homes.iter().enumerate() {
-                if let Err(error) = self.scrub_home(index, home, &mut is_loaded[index]).await {
+            let homes = self.core.homes.all();
+            if turn.replace(self.core.homes.turn()) != Some(self.core.homes.turn()) {
+                // Another node may have gone on with what came or comes back.
+                self.marks.borrow_mut().clear();
+            }
+            for home in &homes {
+                if let Err(error) = self.scrub_home(home).await {
                     warn!(home = %home.shard(), %error, "scrub stopped; it goes on later");
                 }
             }
@@ -147,13 +146,13 @@ impl Scrubber {
     }
 
     /// The rest of a home's pass, when one is due.
-    async fn scrub_home(&self, index: usize, home: &HomeService, is_loaded: &mut bool) -> Result<(), StoreError> {
-        if !*is_loaded {
-            let kept = home.scrub_mark().await?;
-            self.marks.borrow_mut()[index] = kept;
-            *is_loaded = true;
-        }
-        let mut mark = self.marks.borrow()[index];
+    async fn scrub_home(&self, home: &HomeService) -> Result<(), StoreError> {
+        let known = self.marks.borrow().get(&home.shard()).copied();
+        let mut mark = match known {
+            Some(mark) => mark,
+            None => home.scrub_mark().await?,
+        };
+        self.note(home, mark);
         let now = self.core.ports.unix_time_ms();
         if mark.after.is_none() {
             let since = now.checked_sub(mark.started_unix_ms);
@@ -172,7 +171,7 @@ impl Scrubber {
                 has_read = true;
                 self.pace.pay(bytes, self.rate());
                 mark.after = Some(held.name);
-                self.marks.borrow_mut()[index] = mark;
+                self.note(home, mark);
                 self.keep(home, &mark, &mut kept_at).await?;
             }
             match batch.next {
@@ -186,11 +185,15 @@ impl Scrubber {
         }
         mark.finished_unix_ms = self.core.ports.unix_time_ms().max(1);
         home.keep_scrub_mark(mark).await?;
-        self.marks.borrow_mut()[index] = mark;
+        self.note(home, mark);
         self.passes.set(self.passes.get() + 1);
         let (bad, bytes) = (self.bad.get() - bad_before, self.bytes.get() - bytes_before);
         info!(home = %home.shard(), bad, bytes, "scrub has read all of a home");
         Ok(())
+    }
+
+    fn note(&self, home: &HomeService, mark: ScrubMark) {
+        self.marks.borrow_mut().insert(home.shard(), mark);
     }
 
     async fn keep(&self, home: &HomeService, mark: &ScrubMark, kept_at: &mut Instant) -> Result<(), StoreError> {
@@ -207,6 +210,7 @@ impl Scrubber {
         let readable = self.core.devices.readable();
         // "Unknown" is not bad: the next pass looks again, and whoever reads it looks before.
         let located = self.core.fragments.locate(held.name.locator, held.name.generation).await.unwrap_or_default();
+        let (is_all, located) = (located.is_all(), located.found);
         let glance = Glance::at(held.name, &held.stripe, &located, &readable);
         let (mut bytes, mut bad) = (0, 0);
         for found in located.iter().filter(|found| readable.contains(&found.extent.device)) {
@@ -225,7 +229,7 @@ impl Scrubber {
             add(&self.bad, bad);
             let margin = held.stripe.margin(glance.good.saturating_sub(bad as usize)).max(0);
             self.core.repairs.offer(held.name, margin, RepairCause::Unreadable);
-        } else if !located.is_empty() && !glance.is_whole {
+        } else if is_all && !located.is_empty() && !glance.is_whole {
             self.core.repairs.offer(held.name, held.stripe.margin(glance.good).max(0), RepairCause::Missing);
         }
         bytes
@@ -236,7 +240,8 @@ impl Scrubber {
         let share = self.share;
         let of_lanes = |capacity: u64| capacity / share.of.max(1) as u64 * share.lanes as u64;
         let devices = self.core.fragments.devices();
-        let held = devices.iter().map(|device| of_lanes(device.capacity_bytes).saturating_sub(device.free_bytes));
+        let own = devices.iter().filter(|device| device.node == self.core.nodes.own());
+        let held = own.map(|device| of_lanes(device.capacity_bytes).saturating_sub(device.free_bytes));
         let held: u64 = held.sum();
         let rate = held / self.settings.interval.as_secs().max(1);
         (rate + rate / HEADROOM_DIVISOR).max(RATE_MIN).min(self.settings.bytes_per_second_max.max(1))

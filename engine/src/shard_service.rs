@@ -10,10 +10,11 @@ use crate::leader::{CommitError, DECISIONS_MAX, Draft, Leader, row_damaged, tabl
 use crate::machine::current_epoch;
 use crate::message::{ObjectPath, ShardRequest, ShardResponse, WrittenPages};
 use crate::names::{entry_bound, entry_key, split_key};
+use crate::nodes::NodeBoard;
 use crate::shard_tables::{CLOSED, DROPPED, ENTRIES, LOOSE, PAGES, page_key};
 use crate::walk;
 use kiseki_types::ids::{DirId, NamespaceId, PageId, PinEpoch, ShardId, Term};
-use kiseki_types::runtime::RuntimeExt;
+use kiseki_types::runtime::{Instant, RuntimeExt};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -24,11 +25,15 @@ mod uploads;
 
 pub use housekeeping::ShardBacklog;
 
+/// A reader on another node that has read no page for so long is gone.
+const READER_SILENT_MAX: Duration = Duration::from_secs(3600);
+
 /// One tenant's shard on the core that leads it.
 pub struct ShardService {
     leader: Leader,
     /// Pages that readers have open: their counts don't fall until the readers are done.
-    open_pages: RefCell<BTreeMap<PageId, usize>>,
+    open_pages: RefCell<BTreeMap<PageId, Vec<Rc<OpenRead>>>>,
+    nodes: Rc<NodeBoard>,
     /// Times that housekeeping has begun to remove pages.
     pages_vanished: Cell<u64>,
     calls: Calls,
@@ -37,6 +42,12 @@ pub struct ShardService {
     /// Closes pin epochs.
     epochs: housekeeping::EpochClock,
     background: Rc<Background>,
+}
+
+/// One object that is open for reading.
+struct OpenRead {
+    /// When a page of it was read last.
+    touched: Cell<Instant>,
 }
 
 /// A path whose directories are latched and known, and what stands at its end.
@@ -56,11 +67,18 @@ struct Located {
 impl ShardService {
     /// Takes the leader's part of a shard.
     #[must_use]
-    pub fn new(leader: Leader, calls: Calls, background: Rc<Background>, pin_epoch_age: Duration) -> Rc<ShardService> {
+    pub fn new(
+        leader: Leader,
+        calls: Calls,
+        nodes: Rc<NodeBoard>,
+        background: Rc<Background>,
+        pin_epoch_age: Duration,
+    ) -> Rc<ShardService> {
         let epochs = housekeeping::EpochClock::new(pin_epoch_age, leader.ports().now());
         Rc::new(ShardService {
             leader,
             open_pages: RefCell::default(),
+            nodes,
             pages_vanished: Cell::default(),
             calls,
             wake: Rc::default(),
@@ -96,7 +114,10 @@ impl ShardService {
                 Ok(ShardResponse::Object(file.info(path.key)))
             }
             ShardRequest::OpenRead(path) => self.open_read(&path).await,
-            ShardRequest::ReadPage(page) => self.page(page).await.map(ShardResponse::Page),
+            ShardRequest::ReadPage(page) => {
+                self.touch(page);
+                self.page(page).await.map(ShardResponse::Page)
+            }
             ShardRequest::CloseRead(pages) => {
                 self.close_read(&pages);
                 Ok(ShardResponse::Count(0))
@@ -384,22 +405,39 @@ impl ShardService {
     }
 
     fn hold(&self, pages: &[PageReference]) {
+        let read = Rc::new(OpenRead { touched: Cell::new(self.leader.ports().now()) });
         let mut open = self.open_pages.borrow_mut();
         for page in pages {
-            *open.entry(page.page).or_default() += 1;
+            open.entry(page.page).or_default().push(read.clone());
         }
     }
 
+    /// One reader of these pages is done. Which one does not matter: whoever reads a page touches all who hold it.
     fn close_read(&self, pages: &[PageId]) {
         let mut open = self.open_pages.borrow_mut();
         for page in pages {
-            if let Some(count) = open.get_mut(page) {
-                *count -= 1;
-                if *count == 0 {
+            if let Some(reads) = open.get_mut(page) {
+                reads.pop();
+                if reads.is_empty() {
                     open.remove(page);
                 }
             }
         }
+    }
+
+    /// A page is being read: whoever holds it lives.
+    fn touch(&self, page: PageId) {
+        let now = self.leader.ports().now();
+        let open = self.open_pages.borrow();
+        open.get(&page).into_iter().flatten().for_each(|read| read.touched.set(now));
+    }
+
+    /// Whether a reader holds a page. A reader on another node may be gone with its node, or its goodbye lost on the way.
+    fn is_held(&self, page: PageId) -> bool {
+        let open = self.open_pages.borrow();
+        let Some(reads) = open.get(&page) else { return false };
+        let now = self.leader.ports().now();
+        self.nodes.is_alone() || reads.iter().any(|read| now.since(read.touched.get()) < READER_SILENT_MAX)
     }
 
     async fn page(&self, id: PageId) -> Result<Page, StoreError> {

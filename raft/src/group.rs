@@ -11,16 +11,15 @@ use crate::table_set::TableSet;
 use crate::type_config::{Command, TypeConfig, Vote, VoterId};
 use futures::future::{Either, select};
 use futures::stream::{LocalBoxStream, StreamExt};
-use kiseki_types::group::{ProposeError, RaftGroup, StateMachine};
+use kiseki_types::group::{Leadership, ProposeError, RaftGroup, ReplicasError, StateMachine};
 use kiseki_types::limits::COMMAND_LEN_BYTES_MAX;
 use kiseki_types::runtime::{Instant, LocalBoxFuture, Ports, RuntimeExt};
 use kiseki_types::table::TableReader;
 use kiseki_types::{ShardId, Term};
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, RaftError as OpenraftError};
-use openraft::{Config, EmptyNode, Raft, RaftMetrics, Snapshot, SnapshotPolicy};
+use openraft::{Config, Raft, RaftMetrics, Snapshot, SnapshotPolicy};
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -156,7 +155,7 @@ pub struct ShardGroup {
 /// How a replica comes into being.
 enum Start {
     /// The first replica of a new group: it sets the first membership.
-    Bootstrap(BTreeSet<VoterId>),
+    Bootstrap(Vec<VoterId>),
     /// A replica that others add to their group, or that exists.
     Join,
 }
@@ -168,7 +167,7 @@ impl ShardGroup {
     /// Ends when the group has a leader. Errors: `Exists` or `Lost` when the group was made before.
     pub async fn create(parts: GroupParts, voter: VoterId, members: &[VoterId]) -> Result<ShardGroup, RaftError> {
         parts.log.create_group(parts.shard, voter).await?;
-        Self::start(parts, Start::Bootstrap(members.iter().copied().collect())).await
+        Self::start(parts, Start::Bootstrap(members.to_vec())).await
     }
 
     /// Makes an empty replica that a leader elsewhere fills.
@@ -211,8 +210,6 @@ impl ShardGroup {
 
     async fn start(parts: GroupParts, start: Start) -> Result<ShardGroup, RaftError> {
         let instance = build(&parts).await?;
-        let raft = instance.raft.clone();
-        let shard = parts.shard;
         let quiet_until = Cell::new(instance.quiet_until);
         let group = ShardGroup {
             inner: Rc::new(Inner {
@@ -227,13 +224,7 @@ impl ShardGroup {
         };
         supervisor::watch(&group);
         if let Start::Bootstrap(members) = start {
-            let members: BTreeMap<VoterId, EmptyNode> = members.into_iter().map(|id| (id, EmptyNode {})).collect();
-            let stopped = |reason: String| RaftError::Stopped { shard, reason };
-            // A crash may have come behind the first entry and before anything was acknowledged: go on from there.
-            if !raft.is_initialized().await.map_err(|error| stopped(error.to_string()))? {
-                raft.initialize(members).await.map_err(|error| stopped(error.to_string()))?;
-            }
-            group.wait_for_leader().await?;
+            group.form(&members).await?;
         }
         group.stand_if_alone();
         Ok(group)
@@ -335,7 +326,7 @@ impl ShardGroup {
     }
 
     /// Waits until a leader is known and, when it is this replica, until reads here are linearizable.
-    async fn wait_for_leader(&self) -> Result<(), RaftError> {
+    pub(crate) async fn wait_for_leader(&self) -> Result<(), RaftError> {
         let parts = &self.inner.parts;
         let deadline = parts.ports.sleep(parts.settings.leader_wait);
         self.stand_if_alone();
@@ -466,5 +457,38 @@ impl RaftGroup for ShardGroup {
 
     fn tables(&self) -> Rc<dyn TableReader> {
         Rc::new(self.inner.parts.tables.clone())
+    }
+
+    fn leadership(&self) -> Leadership {
+        self.leadership_now()
+    }
+
+    fn leadership_after(&self, seen: Leadership) -> LocalBoxFuture<'static, Leadership> {
+        let group = self.clone();
+        Box::pin(async move { group.leadership_other_than(seen).await })
+    }
+
+    fn voter(&self) -> VoterId {
+        ShardGroup::voter(self)
+    }
+
+    fn voters(&self) -> Vec<VoterId> {
+        ShardGroup::voters(self).into_iter().collect()
+    }
+
+    fn set_voters(&self, voters: Vec<VoterId>) -> LocalBoxFuture<'static, Result<(), ReplicasError>> {
+        let group = self.clone();
+        Box::pin(async move { group.change_voters(&voters).await.map_err(|error| group.unchanged(&error)) })
+    }
+
+    fn transfer_leader(&self, to: VoterId) -> LocalBoxFuture<'static, Result<(), ReplicasError>> {
+        let group = self.clone();
+        Box::pin(async move { ShardGroup::transfer_leader(&group, to).await.map_err(|error| group.unchanged(&error)) })
+    }
+}
+
+impl ShardGroup {
+    fn unchanged(&self, error: &RaftError) -> ReplicasError {
+        ReplicasError { shard: self.shard_id(), reason: error.to_string() }
     }
 }

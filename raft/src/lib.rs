@@ -31,6 +31,7 @@ pub mod type_config;
 
 mod clear_file;
 mod file_header;
+mod leadership;
 mod overlay;
 mod page_ranges;
 mod paged_file;

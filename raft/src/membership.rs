@@ -10,7 +10,7 @@ use kiseki_types::group::ProposeError;
 use kiseki_types::runtime::RuntimeExt;
 use openraft::async_runtime::WatchReceiver;
 use openraft::{EmptyNode, ServerState};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
 use std::time::Duration;
 
@@ -46,6 +46,18 @@ impl ShardGroup {
     #[must_use]
     pub fn voters(&self) -> BTreeSet<VoterId> {
         self.raft().voter_ids().collect()
+    }
+
+    /// Sets the first voters of a group that has none yet, on a replica that was made for it, and waits for a leader. Only
+    /// one node does this, once in the group's life (I-O4). On a group that has voters it changes nothing.
+    pub async fn form(&self, members: &[VoterId]) -> Result<(), RaftError> {
+        let raft = self.raft();
+        // A crash may have come behind the first entry and before anything was acknowledged: go on from there.
+        if !raft.is_initialized().await.map_err(|error| self.stopped(error.to_string()))? {
+            let members: BTreeMap<VoterId, EmptyNode> = members.iter().map(|id| (*id, EmptyNode {})).collect();
+            raft.initialize(members).await.map_err(|error| self.stopped(error.to_string()))?;
+        }
+        self.wait_for_leader().await
     }
 
     pub(crate) fn not_leader(&self, leader: Option<VoterId>) -> ProposeError {

@@ -18,10 +18,12 @@ use std::time::Duration;
 pub const CLOCK_DRIFT_PERCENT: u64 = 10;
 
 impl GroupSettings {
-    /// How long a leader may answer reads after a majority was asked.
+    /// How long a leader may answer reads after a majority was asked: no longer than its voters keep still, who may run with
+    /// the timers of several voters when it was started with those of one.
     #[must_use]
     pub fn lease(&self) -> Duration {
-        Duration::from_millis(self.election_ms_min * (100 - CLOCK_DRIFT_PERCENT) / 100)
+        let election_ms_min = self.election_ms_min.min(GroupSettings::several_voters().election_ms_min);
+        Duration::from_millis(election_ms_min * (100 - CLOCK_DRIFT_PERCENT) / 100)
     }
 
     /// How long a voter gives no vote after a start: it may have promised a leader before.
@@ -77,5 +79,20 @@ impl ShardGroup {
             && metrics.current_term == confirmed
             && metrics.local_committed == metrics.last_applied;
         (alone && leads).then_some(Term(confirmed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_ends_before_any_voter_votes_again() {
+        let of_one = GroupSettings::single_voter();
+        let of_several = GroupSettings::several_voters();
+        let quick = GroupSettings { election_ms_min: 500, ..of_several };
+        for leader in [of_one, of_several, quick] {
+            assert!(leader.lease() < leader.quiet().min(of_several.quiet()), "{leader:?}");
+        }
     }
 }

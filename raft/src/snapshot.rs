@@ -63,7 +63,7 @@ pub struct KeyedRowSeal {
 }
 
 impl KeyedRowSeal {
-    /// `key`: the metadata key of the shard, the same on all of its replicas.
+    /// `key`: the key of the file's rows, the same on all replicas of the shard.
     #[must_use]
     pub fn new(key: SecretKey) -> KeyedRowSeal {
         KeyedRowSeal { key }

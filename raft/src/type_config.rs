@@ -4,40 +4,12 @@
 //! refuse to be applied in another term than the one that it was decided in.
 
 use crate::runtime::PortsRuntime;
-use kiseki_types::NodeId;
 use openraft::alias;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::rc::Rc;
 
-/// Number of a voter: the node's id and, above it, how often the node's replica of this shard began anew. A voter that
-/// lost its vote or log comes back under the next number, never under its old one (I-L10).
-pub type VoterId = u64;
-
-/// Bits of a voter's number that name the node.
-const VOTER_NODE_BITS: u32 = 48;
-
-/// Most new beginnings of one node's replica of one shard.
-pub const BEGINNINGS_MAX: u64 = (1 << (u64::BITS - VOTER_NODE_BITS)) - 1;
-
-/// The node of a voter.
-#[must_use]
-pub fn node_of(voter: VoterId) -> NodeId {
-    NodeId(voter & ((1 << VOTER_NODE_BITS) - 1))
-}
-
-/// The number under which a node's replica votes that began anew `beginnings` times; `None`: no such number.
-#[must_use]
-pub fn voter_of(node: NodeId, beginnings: u64) -> Option<VoterId> {
-    let fits = node.0 >> VOTER_NODE_BITS == 0 && beginnings <= BEGINNINGS_MAX;
-    fits.then_some(beginnings << VOTER_NODE_BITS | node.0)
-}
-
-/// The number under which a replica comes back that must never vote as `lost` again (I-L10).
-#[must_use]
-pub fn voter_after(lost: VoterId) -> Option<VoterId> {
-    voter_of(node_of(lost), (lost >> VOTER_NODE_BITS) + 1)
-}
+pub use kiseki_types::group::{BEGINNINGS_MAX, VoterId, node_of, voter_after, voter_of};
 
 /// A proposed command: the shard's own bytes, sealed where they name anything. Cheap to clone.
 #[derive(Clone, PartialEq, Eq)]

@@ -189,6 +189,7 @@ impl Rig {
         let own = (0..LANES).filter(|lane| lane % self.cores == core);
         let table = |lane: u16| MemoryTable { medium: self.tables[usize::from(lane)].clone(), ports: ports.clone() };
         FragmentStoreConfig {
+            node: kiseki_types::NodeId(1),
             lanes: own.map(|lane| OwnLane { lane: LaneId(lane), table: Rc::new(table(lane)) }).collect(),
             ports: ports.clone(),
             lane_count: LANES,
@@ -285,7 +286,7 @@ struct Model {
 
 async fn find(store: &CoreFragmentStore, chunk: u64) -> Vec<StoredFragment> {
     let key = meta(chunk, 0, &[0; 4096]).key;
-    store.locate(key.locator, key.generation).await.unwrap()
+    store.locate(key.locator, key.generation).await.unwrap().all().unwrap()
 }
 
 async fn put(store: &CoreFragmentStore, device: DeviceId, chunk: u64, bytes: &[u8]) -> Result<Extent, FragmentError> {

@@ -9,7 +9,8 @@ use crate::leader::{Draft, row_damaged};
 use crate::machine::ROWS_FILE;
 use crate::repair::StripeRecord;
 use kiseki_types::codec::{CodecError, Reader, Writer};
-use kiseki_types::ids::ShardId;
+use kiseki_types::fragment::FragmentError;
+use kiseki_types::ids::{ShardId, Term};
 use kiseki_types::table::{Direction, Scan};
 use std::collections::BTreeSet;
 use std::ops::Bound;
@@ -51,6 +52,21 @@ pub enum RepairPermit {
 pub struct RepairGuard {
     home: Rc<HomeService>,
     name: ChunkName,
+    /// The term in which the home let it be repaired.
+    term: Term,
+}
+
+impl RepairGuard {
+    /// Asked right before a fragment is freed: errors unless this node still leads the home in the same term. Another leader
+    /// may have let another repair have the stripe.
+    pub async fn check(&self) -> Result<(), FragmentError> {
+        let unknown = |reason: String| FragmentError::Unknown { reason };
+        match self.home.leader.barrier().await {
+            Ok(term) if term == self.term => Ok(()),
+            Ok(term) => Err(unknown(format!("the home is led in {term} now, its repair began in {}", self.term))),
+            Err(error) => Err(unknown(error.to_string())),
+        }
+    }
 }
 
 impl Drop for RepairGuard {
@@ -150,12 +166,12 @@ impl HomeService {
     /// step, so it either sees the guard or has condemned the generation before. Writers never wait for a repair.
     pub async fn permit_repair(self: &Rc<Self>, name: ChunkName) -> Result<RepairPermit, StoreError> {
         let _guards = self.latch([name.locator].into_iter()).await;
-        self.leader.barrier().await?;
+        let term = self.leader.barrier().await?;
         let Some(record) = self.record(name).await? else { return Ok(RepairPermit::Gone) };
         if record.state != GenerationState::Complete || !self.repairing.borrow_mut().insert(name) {
             return Ok(RepairPermit::NotYet);
         }
-        Ok(RepairPermit::Granted(RepairGuard { home: self.clone(), name }, record.stripe()))
+        Ok(RepairPermit::Granted(RepairGuard { home: self.clone(), name, term }, record.stripe()))
     }
 
     /// Queues stripes that have a fragment on a device that is to be emptied.
@@ -185,7 +201,11 @@ impl HomeService {
     ) -> Result<(), StoreError> {
         let located = self.fragments.locate(name.locator, name.generation).await;
         let located = located.map_err(|error| StoreError::Unavailable { reason: error.to_string() })?;
-        let outlook = MoveOutlook::at(&self.devices, name, stripe, &located);
+        let outlook = MoveOutlook::at(&self.devices, name, stripe, &located.found);
+        if !located.is_all() && located.found.len() < stripe.shape.width() {
+            answer.waiting += 1; // a node that does not answer may have the rest: whether it is whole is not known
+            return Ok(());
+        }
         if outlook.to_move > outlook.free {
             answer.waiting += 1;
             answer.devices_wanted = answer.devices_wanted.max(outlook.to_move - outlook.free);
@@ -194,6 +214,19 @@ impl HomeService {
             answer.refused.push(name);
         }
         Ok(())
+    }
+
+    /// Which of these generations the home does not know, so that no delta can name them: their writers never got as far as
+    /// a committed intent, or what they left came late, when all else was freed.
+    pub(super) async fn unknown(&self, names: &[ChunkName]) -> Result<Vec<ChunkName>, StoreError> {
+        self.leader.barrier().await?;
+        let mut unknown = Vec::new();
+        for name in names {
+            if self.record(*name).await?.is_none() && self.is_unknown(*name).await? {
+                unknown.push(*name);
+            }
+        }
+        Ok(unknown)
     }
 
     /// Whether no delta can ever name the generation. A number that is given out is committed or refused while the

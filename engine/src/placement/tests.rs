@@ -3,6 +3,21 @@
 use super::*;
 use proptest::prelude::*;
 
+/// Which node a device is on, when `nodes` says how many devices each has: the first ones are the first node's.
+fn node_of(nodes: &[usize], id: &DeviceId) -> NodeId {
+    let number = (0..nodes.iter().sum::<usize>()).find(|number| device(*number as u8) == *id).expect("one of them");
+    let ends = nodes.iter().scan(0, |end, count| {
+        *end += count;
+        Some(*end)
+    });
+    NodeId(ends.take_while(|end| *end <= number).count() as u64 + 1)
+}
+
+fn of_nodes(locator: &Locator, nodes: &[usize]) -> Vec<DeviceId> {
+    let weights = vec![1; nodes.iter().sum()];
+    by_turns(order(locator, &candidates(&weights)), |id| node_of(nodes, id), &BTreeMap::new())
+}
+
 fn device(number: u8) -> DeviceId {
     DeviceId([number.wrapping_mul(37).wrapping_add(11); 16])
 }
@@ -134,5 +149,79 @@ proptest! {
         let ordered = order(&Locator(locator), &candidates(&weights));
         prop_assert_eq!(&ordered, &order(&Locator(locator), &shuffled));
         prop_assert_eq!(ordered.len(), weights.iter().filter(|weight| **weight > 0).count());
+    }
+}
+
+/// Devices by node, up to forty in all.
+fn some_nodes() -> impl Strategy<Value = Vec<usize>> {
+    prop::collection::vec(1usize..6, 1..9)
+}
+
+proptest! {
+    #[test]
+    fn one_node_keeps_the_order_of_the_draws(locator: [u8; 32], count in 1usize..30) {
+        let drawn = order(&Locator(locator), &candidates(&vec![1; count]));
+        prop_assert_eq!(of_nodes(&Locator(locator), &[count]), drawn.clone());
+        let held = BTreeMap::from([(NodeId(1), 3), (NodeId(2), 1)]);
+        prop_assert_eq!(by_turns(drawn.clone(), |_| NodeId(1), &held), drawn);
+    }
+
+    #[test]
+    fn i_d4_a_node_is_taken_again_only_when_every_node_with_a_device_left_was(
+        locator: [u8; 32], nodes in some_nodes(), parity in 1usize..4, data in 1usize..9,
+    ) {
+        let turns = of_nodes(&Locator(locator), &nodes);
+        let count = |devices: &[DeviceId]| {
+            let mut counts = vec![0; nodes.len()];
+            devices.iter().for_each(|id| counts[node_of(&nodes, id).0 as usize - 1] += 1);
+            counts
+        };
+        for width in 0..=turns.len() {
+            let counts = count(&turns[..width]);
+            for (taken, (other, has)) in counts.iter().flat_map(|taken| counts.iter().zip(&nodes).map(move |pair| (taken, pair))) {
+                prop_assert!(other == has || other + 1 >= *taken, "{:?} of {:?}", counts, nodes);
+            }
+        }
+        // No node has more than m of a stripe while one with fewer has a device left.
+        let counts = count(&turns[..turns.len().min(data + parity)]);
+        let has_room = counts.iter().zip(&nodes).any(|(taken, has)| *taken < parity && taken < has);
+        prop_assert!(!has_room || counts.iter().all(|taken| *taken <= parity), "{:?} of {:?}", counts, nodes);
+        prop_assert_eq!(turns.iter().collect::<BTreeSet<_>>().len(), nodes.iter().sum::<usize>());
+    }
+
+    #[test]
+    fn a_device_that_joins_or_leaves_moves_one_fragment_at_most(
+        locator: [u8; 32], nodes in some_nodes(), gone in 0usize..40, width in 1usize..12,
+    ) {
+        let locator = Locator(locator);
+        let with = of_nodes(&locator, &nodes);
+        let gone = with[gone % with.len()];
+        let left: Vec<_> = candidates(&vec![1; with.len()]).into_iter().filter(|one| one.device != gone).collect();
+        let without = by_turns(order(&locator, &left), |id| node_of(&nodes, id), &BTreeMap::new());
+        let first = |devices: &[DeviceId]| devices.iter().take(width).copied().collect::<BTreeSet<_>>();
+        let (with, without) = (first(&with), first(&without));
+        prop_assert!(with.difference(&without).all(|device| *device == gone), "only the fragment on it moves");
+        prop_assert!(without.difference(&with).count() <= 1);
+    }
+
+    #[test]
+    fn a_node_that_joins_takes_fragments_and_nobody_else_does(locator: [u8; 32], nodes in some_nodes(), joins in 1usize..6) {
+        let more: Vec<usize> = nodes.iter().copied().chain([joins]).collect();
+        let first = |devices: Vec<DeviceId>| devices.into_iter().take(6).collect::<BTreeSet<_>>();
+        let before = first(of_nodes(&Locator(locator), &nodes));
+        let after = first(of_nodes(&Locator(locator), &more));
+        let new = NodeId(more.len() as u64);
+        prop_assert!(after.difference(&before).all(|device| node_of(&more, device) == new));
+        let fair = 6usize.div_ceil(more.len()).max(6usize.saturating_sub(nodes.iter().sum()));
+        prop_assert!(after.difference(&before).count() <= fair.max(joins.min(6)));
+    }
+
+    #[test]
+    fn nodes_that_hold_fragments_already_come_later(locator: [u8; 32], held in 0usize..4) {
+        let nodes = [4, 4, 4];
+        let drawn = order(&Locator(locator), &candidates(&[1; 12]));
+        let turns = by_turns(drawn, |id| node_of(&nodes, id), &BTreeMap::from([(NodeId(2), held)]));
+        let before = turns.iter().take_while(|id| node_of(&nodes, id) != NodeId(2)).count();
+        prop_assert!((2 * held..=2 * held + 2).contains(&before), "{} before it", before);
     }
 }

@@ -15,7 +15,7 @@ use kiseki_types::ids::PageId;
 use kiseki_types::runtime::{Instant, RuntimeExt};
 use kiseki_types::table::{Direction, Scan, prefix_end};
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::rc::Rc;
 use std::time::Duration;
@@ -29,6 +29,12 @@ const CANDIDATES_PER_ROUND: usize = 256;
 
 /// Time between rounds when nobody wakes the task: what was busy is asked again.
 const ROUND_INTERVAL: Duration = Duration::from_secs(2);
+
+/// How long the loose pages of earlier terms are left to their writers: they may be at work on another node.
+const LOOSE_GRACE: Duration = Duration::from_secs(3600);
+
+/// Loose pages that one scan notes.
+const LOOSE_SCAN: usize = 1024;
 
 const _: () = assert!(PAGES_PER_DELTA * crate::composition::PAGE_REFERENCES_MAX <= REFERENCES_PER_DELTA_MAX);
 
@@ -91,17 +97,14 @@ impl ShardService {
         }
     }
 
-    /// What a leader does before it takes requests: pages that no name reached when the node went down belong to
-    /// writers that are gone with it.
-    pub async fn start(self: &Rc<Self>) -> Result<(), StoreError> {
-        loop {
-            self.leader.barrier().await?;
-            let loose = self.leader.rows(LOOSE, &[], PAGES_PER_DELTA * 64).await?;
-            if loose.is_empty() {
-                break;
-            }
-            let pages: Vec<PageId> = loose.iter().map(|(key, _)| page_of(key)).collect::<Result<_, _>>()?;
-            self.abandon(&pages).await?;
+    /// What a leader does before it takes requests. Pages that no name reaches belong to writers, which are gone with the
+    /// node that is alone, and get their time to name them where they may be on another node.
+    pub async fn start(self: &Rc<Self>, writers_are_gone: bool) -> Result<(), StoreError> {
+        self.leader.barrier().await?;
+        if writers_are_gone {
+            while self.abandon_loose().await? {}
+        } else {
+            self.abandon_loose_later().await?;
         }
         let service = Rc::downgrade(self);
         let ports = self.leader.ports().clone();
@@ -126,6 +129,49 @@ impl ShardService {
             }
         };
         self.background.repeat("shard housekeeping", Box::pin(task));
+        Ok(())
+    }
+
+    /// Abandons some of the loose pages; whether there may be more.
+    async fn abandon_loose(&self) -> Result<bool, StoreError> {
+        self.leader.barrier().await?;
+        let loose = self.leader.rows(LOOSE, &[], PAGES_PER_DELTA * 64).await?;
+        let pages: Vec<PageId> = loose.iter().map(|(key, _)| page_of(key)).collect::<Result<_, _>>()?;
+        self.abandon(&pages).await?;
+        Ok(!pages.is_empty())
+    }
+
+    /// Abandons those pages that are loose now and still are in [`LOOSE_GRACE`].
+    async fn abandon_loose_later(self: &Rc<Self>) -> Result<(), StoreError> {
+        let mut then = BTreeSet::new();
+        let mut from = Bound::Unbounded;
+        loop {
+            let rows = self.scan_from(crate::machine::ROWS_FILE, LOOSE, from, LOOSE_SCAN).await?;
+            let Some((last, _)) = rows.last() else { break };
+            from = Bound::Excluded(last.clone());
+            for (key, _) in &rows {
+                then.insert(page_of(key)?);
+            }
+        }
+        if then.is_empty() {
+            return Ok(());
+        }
+        let (service, ports) = (Rc::downgrade(self), self.leader.ports().clone());
+        let task = async move {
+            ports.sleep(LOOSE_GRACE).await;
+            let pages: Vec<PageId> = then.into_iter().collect();
+            while let Some(service) = service.upgrade() {
+                match service.abandon(&pages).await {
+                    Ok(()) => return,
+                    Err(error) => {
+                        warn!(shard = %service.shard(), %error, "loose pages could not be given up; tried again");
+                    }
+                }
+                drop(service);
+                ports.sleep(ROUND_INTERVAL).await;
+            }
+        };
+        self.background.repeat("loose pages", Box::pin(task));
         Ok(())
     }
 
@@ -203,10 +249,7 @@ impl ShardService {
 
     async fn drop_batch(&self, pages: &[(PageId, Page)]) -> Result<u64, StoreError> {
         // Seen free and counted up in one step, see `open_read`.
-        let free: Vec<&(PageId, Page)> = {
-            let open = self.open_pages.borrow();
-            pages.iter().filter(|(id, _)| !open.contains_key(id)).collect()
-        };
+        let free: Vec<&(PageId, Page)> = pages.iter().filter(|(id, _)| !self.is_held(*id)).collect();
         self.pages_vanished.set(self.pages_vanished.get() + 1);
         if free.is_empty() {
             return Ok(pages.len() as u64);

@@ -1,6 +1,7 @@
 //! Pin epochs: fences are forgotten, but only with every delta that they would have refused.
 
-use crate::support::{MemoryTables, NODE, World, noise};
+use crate::groups::MemoryTables;
+use crate::support::{NODE, World, noise};
 use bytes::Bytes;
 use futures::future::select;
 use kiseki_engine::api::{Condition, FinishWrite, StoreError};
@@ -178,7 +179,7 @@ fn i_c2_a_write_whose_client_goes_away_while_it_is_named_is_whole_or_absent() {
     }
     for (index, mut writer) in writers.into_iter().enumerate() {
         world.run(writer.drain()).unwrap();
-        let patience = world.sim.ports(NODE).sleep(Duration::from_micros(20 * index as u64));
+        let patience = world.sim.ports(NODE).sleep(Duration::from_micros(2 * index as u64));
         world.run(async move { drop(select(writer.finish(FinishWrite::default()), patience).await) });
     }
     world.sleep(60);

@@ -1,7 +1,8 @@
 //! What a device that is emptied still takes, whose fragments hold it, and when it may go.
 
 use crate::evacuation::{assert_whole, refusal, retire_now};
-use crate::support::{CODED, Lost, MemoryFragments, NODE, World, assert_readable, content, filled, put};
+use crate::groups::Lost;
+use crate::support::{CODED, MemoryFragments, NODE, World, assert_readable, content, filled, put};
 use futures::channel::oneshot;
 use kiseki_engine::api::{FinishWrite, ObjectInfo, StoreError};
 use kiseki_engine::device_record::DeviceUpdate;

@@ -1,33 +1,37 @@
 //! A whole engine on one simulated core: real services, with groups that commit at once and fragments in memory.
 //! What devices and logs promise is tested in their own rooms; here it is what the engine makes of it.
 
+use crate::groups::{GroupState, Logs, MemoryHost};
 use bytes::Bytes;
 use futures::FutureExt;
 use kiseki_engine::api::{FinishWrite, ObjectInfo, Store, StoreError};
 use kiseki_engine::calls::Calls;
+use kiseki_engine::cluster_fragments::fragment_handler;
 use kiseki_engine::device_record::{DeviceActor, DevicePlace, DeviceRecord, DeviceUpdate};
 use kiseki_engine::engine::{Engine, EngineInputs};
-use kiseki_engine::host::{GroupHost, GroupSpec};
 use kiseki_engine::keyring::NodeKeys;
 use kiseki_engine::keys::MasterKeys;
 use kiseki_engine::machine;
-use kiseki_engine::message::{ControlRequest, ControlResponse, Dedup, EngineRequest, EngineResponse};
+use kiseki_engine::message::{
+    ControlRequest, ControlResponse, Dedup, EngineRequest, EngineResponse, NodeEntry, NodeState,
+};
+use kiseki_engine::nodes::{NobodyElse, NodeBoard, Standing};
 use kiseki_engine::repairer::RepairSettings;
 use kiseki_engine::scrubber::ScrubSettings;
-use kiseki_simulator::{NodeId, Sim, SimLink};
+use kiseki_simulator::{NodeId, Sim, SimLink, SimNet};
 use kiseki_types::LocalBoxFuture;
 use kiseki_types::buf::{IoBuf, IoBytes, STALE_BYTE, stale_buffers};
 use kiseki_types::fragment::{
-    DeviceState, DeviceStatus, DeviceUse, FragmentError, FragmentKey, FragmentMeta, FragmentStore, StoredFragment,
-    StripeShape,
+    DeviceState, DeviceStatus, DeviceUse, FragmentError, FragmentKey, FragmentMeta, FragmentStore, Located,
+    StoredFragment, StripeShape,
 };
-use kiseki_types::group::{LogPosition, ProposeError, RaftGroup, StateMachine};
-use kiseki_types::ids::{DeviceId, Generation, LaneId, Locator, MasterEpoch, PoolId, ShardId, TenantId, Term};
+use kiseki_types::ids::{DeviceId, Generation, LaneId, Locator, MasterEpoch, PoolId, ShardId, TenantId};
+use kiseki_types::peer::{PeerCalls, PeerHandler, ServiceId};
 use kiseki_types::runtime::{Ports, RuntimeExt};
 use kiseki_types::secret::SecretKey;
-use kiseki_types::table::{Direction, Row, Scan, TableError, TableId, TableReader, TableWrite};
+use kiseki_types::table::TableId;
 use kiseki_types::units::{BlockCount, BlockIndex, Extent};
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::rc::Rc;
@@ -35,156 +39,15 @@ use std::time::Duration;
 
 pub const NODE: NodeId = NodeId(0);
 const LANES: u16 = 2;
-
-type Rows = Rc<RefCell<BTreeMap<(u8, TableId, Vec<u8>), Vec<u8>>>>;
-
-#[derive(Clone, Default)]
-pub struct MemoryTables(Rows);
-
-impl MemoryTables {
-    pub fn write(&self, writes: Vec<TableWrite>) {
-        for write in writes {
-            let key = (write.file, write.table, write.key);
-            match write.value {
-                Some(value) => self.0.borrow_mut().insert(key, value),
-                None => self.0.borrow_mut().remove(&key),
-            };
-        }
-    }
-}
-
-impl TableReader for MemoryTables {
-    fn get(
-        &self,
-        file: u8,
-        table: TableId,
-        key: &[u8],
-    ) -> LocalBoxFuture<'static, Result<Option<Vec<u8>>, TableError>> {
-        let value = self.0.borrow().get(&(file, table, key.to_vec())).cloned();
-        Box::pin(async move { Ok(value) })
-    }
-
-    fn scan(&self, scan: Scan) -> LocalBoxFuture<'static, Result<Vec<Row>, TableError>> {
-        assert_eq!(scan.direction, Direction::Forward);
-        let inside = |key: &[u8]| {
-            use std::ops::RangeBounds;
-            (scan.from.clone(), scan.to.clone()).contains(&key.to_vec())
-        };
-        let rows = self.0.borrow();
-        let rows: Vec<Row> = rows
-            .iter()
-            .filter(|((file, table, key), _)| *file == scan.file && *table == scan.table && inside(key))
-            .take(scan.limit)
-            .map(|((_, _, key), value)| (key.clone(), value.clone()))
-            .collect();
-        Box::pin(async move { Ok(rows) })
-    }
-}
-
-/// A group of one voter whose log needs no disk.
-struct MemoryGroup {
-    shard: ShardId,
-    machine: Rc<dyn StateMachine>,
-    tables: MemoryTables,
-    index: Rc<Cell<u64>>,
-    turn: Rc<futures::lock::Mutex<()>>,
-    ports: Ports,
-    /// How long a commit takes, see [`Logs::set_home_delay`].
-    delay: Rc<Cell<Duration>>,
-    /// What becomes of the next command, see [`Logs::lose_next_control_answer`].
-    next_lost: Rc<Cell<Option<Lost>>>,
-}
-
-/// A command whose answer does not come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lost {
-    /// It was committed.
-    Answer,
-    /// It was not.
-    Command,
-}
-
-impl RaftGroup for MemoryGroup {
-    fn shard(&self) -> ShardId {
-        self.shard
-    }
-
-    fn propose(&self, command: Vec<u8>) -> LocalBoxFuture<'static, Result<Vec<u8>, ProposeError>> {
-        let (machine, tables, index) = (self.machine.clone(), self.tables.clone(), self.index.clone());
-        let (turn, ports, delay) = (self.turn.clone(), self.ports.clone(), self.delay.get());
-        let (shard, lost) = (self.shard, self.next_lost.take());
-        Box::pin(async move {
-            ports.sleep(Duration::from_micros(100) + delay).await;
-            let unknown = || ProposeError::Unavailable { shard, reason: "the answer is lost".to_owned() };
-            if lost == Some(Lost::Command) {
-                return Err(unknown());
-            }
-            let _turn = turn.lock().await;
-            index.set(index.get() + 1);
-            let at = LogPosition { term: Term(1), index: index.get() };
-            let applied = machine.apply(at, &command, &tables).await.expect("commands of this engine apply");
-            tables.write(applied.writes);
-            if lost.is_some() { Err(unknown()) } else { Ok(applied.response) }
-        })
-    }
-
-    fn read_barrier(&self) -> LocalBoxFuture<'static, Result<Term, ProposeError>> {
-        Box::pin(async { Ok(Term(1)) })
-    }
-
-    fn tables(&self) -> Rc<dyn TableReader> {
-        Rc::new(self.tables.clone())
-    }
-}
-
-/// A group's tables and the index of its last command.
-type GroupState = (MemoryTables, Rc<Cell<u64>>);
-
-/// Tables of all groups; they survive a restart of the engine.
-#[derive(Clone, Default)]
-pub struct Logs {
-    groups: Rc<RefCell<BTreeMap<ShardId, GroupState>>>,
-    home_delay: Rc<Cell<Duration>>,
-    control_lost: Rc<Cell<Option<Lost>>>,
-}
-
-impl Logs {
-    /// Whoever proposes the next change of the control shard does not hear what became of it.
-    pub fn lose_next_control_answer(&self, lost: Lost) {
-        self.control_lost.set(Some(lost));
-    }
-
-    /// How much longer commits of homes take from now on than those of shards.
-    pub fn set_home_delay(&self, delay: Duration) {
-        self.home_delay.set(delay);
-    }
-}
-
-struct MemoryHost {
-    logs: Logs,
-    ports: Ports,
-}
-
-impl GroupHost for MemoryHost {
-    fn open(&self, spec: GroupSpec) -> LocalBoxFuture<'static, Result<Rc<dyn RaftGroup>, StoreError>> {
-        let mut logs = self.logs.groups.borrow_mut();
-        assert!(spec.create || logs.contains_key(&spec.shard), "I-L10: {} was opened but never made", spec.shard);
-        let (tables, index) = logs.entry(spec.shard).or_default().clone();
-        let (turn, ports) = (Rc::default(), self.ports.clone());
-        let is_home = spec.shard != ShardId::CONTROL && spec.shard.0 < ShardId::TENANT_FIRST;
-        let delay = if is_home { self.logs.home_delay.clone() } else { Rc::default() };
-        let next_lost = if spec.shard == ShardId::CONTROL { self.logs.control_lost.clone() } else { Rc::default() };
-        let (shard, machine) = (spec.shard, spec.machine);
-        let group = MemoryGroup { shard, machine, tables, index, turn, ports, delay, next_lost };
-        Box::pin(async move { Ok(Rc::new(group) as Rc<dyn RaftGroup>) })
-    }
-}
+pub const ONLY_NODE: kiseki_types::NodeId = kiseki_types::NodeId(1);
 
 #[derive(Default)]
 struct Medium {
     fragments: BTreeMap<(FragmentKey, DeviceId), (StoredFragment, Vec<u8>)>,
     failed: BTreeSet<DeviceId>,
     capacity_bytes: u64,
+    node: kiseki_types::NodeId,
+    first_device: u8,
     device_count: u8,
     put_delay: Duration,
     /// Puts under way, by device.
@@ -226,6 +89,11 @@ pub struct MemoryFragments {
 }
 
 impl MemoryFragments {
+    fn new(ports: Ports, node: u64, first_device: u8, device_count: u8) -> MemoryFragments {
+        let (capacity_bytes, node) = (1 << 40, kiseki_types::NodeId(node));
+        let medium = Medium { node, first_device, device_count, capacity_bytes, ..Medium::default() };
+        MemoryFragments { medium: Rc::new(RefCell::new(medium)), ports }
+    }
     pub fn device(index: u8) -> DeviceId {
         DeviceId([index; 16])
     }
@@ -304,13 +172,14 @@ impl MemoryFragments {
 impl FragmentStore for MemoryFragments {
     fn devices(&self) -> Vec<DeviceStatus> {
         let medium = self.medium.borrow();
-        (0..medium.device_count)
+        (medium.first_device..medium.first_device + medium.device_count)
             .map(|index| {
                 let id = Self::device(index);
                 let state = if medium.failed.contains(&id) { DeviceState::Failed } else { DeviceState::Healthy };
                 let capacity_bytes = medium.capacity_bytes;
                 let (pool, name, read_errors) = (PoolId(0), format!("d{index}"), 0);
-                DeviceStatus { id, name, pool, capacity_bytes, free_bytes: 0, state, read_errors }
+                let node = medium.node;
+                DeviceStatus { id, node, name, pool, capacity_bytes, free_bytes: 0, state, read_errors }
             })
             .collect()
     }
@@ -349,12 +218,12 @@ impl FragmentStore for MemoryFragments {
         &self,
         locator: Locator,
         generation: Generation,
-    ) -> LocalBoxFuture<'static, Result<Vec<StoredFragment>, FragmentError>> {
+    ) -> LocalBoxFuture<'static, Result<Located, FragmentError>> {
         let medium = self.medium.borrow();
         let of_stripe = |key: &FragmentKey| key.locator == locator && key.generation == generation;
         let found =
             medium.fragments.iter().filter(|((key, _), _)| of_stripe(key)).map(|(_, (stored, _))| stored.clone());
-        self.later(Ok(found.collect()))
+        self.later(Ok(Located { found: found.collect(), unanswered: Vec::new() }))
     }
 
     fn read(
@@ -438,11 +307,43 @@ fn node_keys() -> NodeKeys {
     NodeKeys { masters, locator: key(2), control: key(3) }
 }
 
+/// Other nodes, which hold fragments and nothing else, and the network to them.
+pub struct Apart {
+    pub net: SimNet,
+    pub others: Vec<MemoryFragments>,
+}
+
+impl Apart {
+    fn entries(&self) -> Vec<NodeEntry> {
+        let entry = |node| NodeEntry {
+            node: kiseki_types::NodeId(node),
+            state: NodeState::Active,
+            addresses: Vec::new(),
+            lanes: LANES,
+            cores: 1,
+            version: String::new(),
+            since_unix_ms: 0,
+        };
+        (1..=self.others.len() as u64 + 1).map(entry).collect()
+    }
+
+    /// Nothing gets to a node or from it any more.
+    pub fn cut(&self, node: u64) {
+        for (from, to) in [(1, node), (node, 1)] {
+            self.net.cut(kiseki_types::NodeId(from), kiseki_types::NodeId(to));
+        }
+    }
+}
+
 /// An engine, its media, and the run that drives it.
 pub struct World {
     pub sim: Sim,
     pub logs: Logs,
     pub fragments: MemoryFragments,
+    pub nodes: Rc<NodeBoard>,
+    pub apart: Option<Apart>,
+    /// What the engine uses.
+    pub all_fragments: Rc<dyn FragmentStore>,
     pub engine: Rc<Engine>,
     pub store: Store,
     shape: StripeShape,
@@ -468,12 +369,57 @@ impl World {
 
     pub fn with_upkeep(seed: u64, device_count: u8, shape: StripeShape, upkeep: Upkeep) -> World {
         let sim = Sim::new(seed);
-        let medium = Medium { device_count, capacity_bytes: 1 << 40, ..Medium::default() };
-        let fragments = MemoryFragments { medium: Rc::new(RefCell::new(medium)), ports: sim.ports(NODE) };
+        let fragments = MemoryFragments::new(sim.ports(NODE), 1, 0, device_count);
+        World::over(sim, fragments, None, shape, upkeep)
+    }
+
+    /// One engine, and fragments on several nodes with as many devices each.
+    pub fn on_nodes(seed: u64, node_count: u8, devices: u8, shape: StripeShape) -> World {
+        let (sim, own) = (Sim::new(seed), kiseki_types::NodeId(1));
+        let net = SimNet::new(&sim);
+        let other = |node: u8| {
+            let ports = sim.ports(NodeId(u32::from(node)));
+            let fragments = MemoryFragments::new(ports.clone(), u64::from(node), (node - 1) * devices, devices);
+            let handler = fragment_handler(Rc::new(fragments.clone()));
+            let node = kiseki_types::NodeId(u64::from(node));
+            net.serve(node, ServiceId::FRAGMENTS, ports.clone(), handler);
+            let no_shards: PeerHandler =
+                Rc::new(|_, _, _| Box::pin(async { Err("it holds fragments alone".to_owned()) }));
+            net.serve(node, ServiceId::ENGINE, ports, no_shards);
+            fragments
+        };
+        let others = (2..=node_count).map(other).collect();
+        let fragments = MemoryFragments::new(sim.ports(NODE), own.0, 0, devices);
+        let world = World::over(sim, fragments, Some(Apart { net, others }), shape, Upkeep::default());
+        world.await_all_heard();
+        world
+    }
+
+    fn over(sim: Sim, fragments: MemoryFragments, apart: Option<Apart>, shape: StripeShape, upkeep: Upkeep) -> World {
         let logs = Logs::default();
-        let engine = start(&sim, &logs, &fragments, shape, upkeep, true);
+        let (engine, nodes, all_fragments) = start(&sim, &logs, &fragments, apart.as_ref(), shape, upkeep, true);
         let store = engine.store();
-        World { sim, logs, fragments, engine, store, shape, upkeep }
+        World { sim, logs, fragments, nodes, apart, all_fragments, engine, store, shape, upkeep }
+    }
+
+    pub fn await_all_heard(&self) {
+        self.await_that("every node is heard", |world| {
+            let now = world.sim.ports(NODE).now();
+            let mut entries = world.nodes.entries().into_iter();
+            entries.all(|entry| world.nodes.standing(entry.node, now) == Standing::Here)
+        });
+    }
+
+    /// Fragments that can be read on any node, as (index, node), by stripe.
+    pub fn good_by_node(&self) -> BTreeMap<(Locator, Generation), Vec<(u8, u64)>> {
+        let mut stripes = BTreeMap::<_, Vec<_>>::new();
+        let others = self.apart.iter().flat_map(|apart| &apart.others);
+        for (node, fragments) in (1..).zip(std::iter::once(&self.fragments).chain(others)) {
+            for (name, good) in fragments.good() {
+                stripes.entry(name).or_default().extend(good.iter().map(|(index, _)| (*index, node)));
+            }
+        }
+        stripes
     }
 
     /// The node goes down and comes back with what was committed and durable.
@@ -481,7 +427,8 @@ impl World {
         self.sim.kill(NODE);
         self.fragments.ports = self.sim.ports(NODE);
         self.fragments.medium.borrow_mut().putting.clear();
-        self.engine = start(&self.sim, &self.logs, &self.fragments, self.shape, self.upkeep, false);
+        (self.engine, self.nodes, self.all_fragments) =
+            start(&self.sim, &self.logs, &self.fragments, self.apart.as_ref(), self.shape, self.upkeep, false);
         self.store = self.engine.store();
     }
 
@@ -600,15 +547,23 @@ fn start(
     sim: &Sim,
     logs: &Logs,
     fragments: &MemoryFragments,
+    apart: Option<&Apart>,
     shape: StripeShape,
     upkeep: Upkeep,
     create: bool,
-) -> Rc<Engine> {
+) -> (Rc<Engine>, Rc<NodeBoard>, Rc<dyn FragmentStore>) {
     let ports = sim.ports(NODE);
+    let nodes = NodeBoard::new(ONLY_NODE);
+    let peers: Rc<dyn PeerCalls> = match apart {
+        Some(apart) => apart.net.calls(ONLY_NODE, ports.clone()),
+        None => Rc::new(NobodyElse),
+    };
     let link = SimLink::<EngineRequest, EngineResponse>::new(sim);
     let engine = Engine::new(EngineInputs {
         ports: ports.clone(),
         link: Rc::new(link.clone()),
+        nodes: nodes.clone(),
+        peers,
         host: Rc::new(MemoryHost { logs: logs.clone(), ports: ports.clone() }),
         fragments: Rc::new(fragments.clone()),
         buffers: stale_buffers(),
@@ -632,9 +587,13 @@ fn start(
     sim.block_on(NODE, async {
         engine.open_system_shards(create).await.expect("system shards open");
         engine.open_tenant_shards().await.expect("tenants' shards open");
+        if let Some(apart) = apart {
+            nodes.take_up(u64::from(u32::MAX), &apart.entries()); // newer than what the control shard records
+        }
         engine.start_background();
     });
-    engine
+    let all = engine.core().fragments.clone();
+    (engine, nodes, all)
 }
 
 /// Bytes that don't compress and differ by seed.

@@ -168,6 +168,20 @@ impl IoBytes {
         self.buf.slot()
     }
 
+    /// The part as a buffer of its own, for a link: without a copy when nobody else holds a part of the memory. It begins
+    /// where the part does, so it need not be aligned.
+    #[must_use]
+    pub fn into_part(self) -> IoBuf {
+        let range = self.range;
+        match Rc::try_unwrap(self.buf) {
+            Ok(mut buf) => {
+                (buf.start, buf.capacity) = (buf.start + range.start, buf.capacity - range.start);
+                buf.resized(range.len())
+            }
+            Err(buf) => IoBuf::copy_of(&buf[range]),
+        }
+    }
+
     /// The buffer back, when nobody else holds a part of it.
     pub fn into_buf(self) -> Result<IoBuf, IoBytes> {
         let range = self.range;
@@ -233,5 +247,18 @@ mod tests {
         assert!(home.0.borrow().is_empty(), "a part still lives");
         drop(part);
         assert_eq!(*home.0.borrow(), [3]);
+    }
+
+    #[test]
+    fn a_part_becomes_a_buffer_without_a_copy_when_nobody_else_holds_one() {
+        let bytes = IoBuf::copy_of(&(0..=255).collect::<Vec<u8>>()).freeze();
+        let (first, last) = (bytes.slice(0..10), bytes.slice(200..256));
+        let at = last.as_ptr();
+        drop(bytes);
+        assert_eq!(*first.clone().into_part(), [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
+        drop(first);
+        let last = last.into_part();
+        assert_eq!((last.as_ptr(), last.len(), last[0], last[55]), (at, 56, 200, 255));
+        assert!(last.capacity() >= 56);
     }
 }

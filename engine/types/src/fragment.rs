@@ -1,7 +1,7 @@
 //! The port between the engine (which knows envelopes) and the devices room (which knows extents): fragments.
 
 use crate::buf::IoBytes;
-use crate::ids::{DeviceId, Generation, Locator, MapEpoch, PoolId};
+use crate::ids::{DeviceId, Generation, Locator, MapEpoch, NodeId, PoolId};
 use crate::runtime::LocalBoxFuture;
 use crate::units::{BlockIndex, Extent};
 use std::ops::Range;
@@ -41,7 +41,8 @@ impl StripeShape {
     pub fn width(&self) -> usize {
         usize::from(self.data) + usize::from(self.parity)
     }
-    /// Fewest durable fragments that still survive the loss of any one device: the ack width on one node.
+    /// Fewest durable fragments that still survive the loss of any one device: the ack width on one node. What several
+    /// nodes want beyond it depends on where the fragments lie.
     #[must_use]
     pub fn ack_width(&self) -> usize {
         (usize::from(self.data) + 1).min(self.width())
@@ -76,6 +77,33 @@ pub struct StoredFragment {
     pub extent: Extent,
 }
 
+/// What is known of where the fragments of a generation lie.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Located {
+    /// Those that were found.
+    pub found: Vec<StoredFragment>,
+    /// Nodes that may hold others and did not answer: while there are any, what was not found may be there all the same.
+    pub unanswered: Vec<NodeId>,
+}
+
+impl Located {
+    /// Whether nobody can hold others, so that what was not found is nowhere.
+    #[must_use]
+    pub fn is_all(&self) -> bool {
+        self.unanswered.is_empty()
+    }
+
+    /// All fragments that there are; [`FragmentError::Unknown`] when that is not known.
+    pub fn all(self) -> Result<Vec<StoredFragment>, FragmentError> {
+        match self.unanswered.first() {
+            None => Ok(self.found),
+            Some(node) => Err(FragmentError::Unknown {
+                reason: format!("{node} does not say which fragments it holds; bring it back, or remove it for good"),
+            }),
+        }
+    }
+}
+
 /// State of a device (I-D2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum DeviceState {
@@ -83,7 +111,7 @@ pub enum DeviceState {
     Healthy,
     /// Takes reads and writes, and something about it is not as it should be: worn, and an operator keeps it.
     Degraded,
-    /// Not at its path: neither read nor written; it may come back.
+    /// Not at its path, or its node does not answer: neither read nor written; it may come back.
     Unreachable,
     /// Read, and written only where a stripe would not get its full width otherwise; what it holds moves to others.
     Evacuating,
@@ -141,13 +169,15 @@ impl DeviceState {
 pub struct DeviceStatus {
     /// Which.
     pub id: DeviceId,
+    /// The node that has it.
+    pub node: NodeId,
     /// Its path, for messages.
     pub name: String,
     /// Its pool.
     pub pool: PoolId,
     /// Bytes that fragments can use in all: its weight in placement.
     pub capacity_bytes: u64,
-    /// Bytes that are free, on all lanes of this core.
+    /// Bytes that are free, on all lanes of the core that says so.
     pub free_bytes: u64,
     /// Its state.
     pub state: DeviceState,
@@ -192,6 +222,14 @@ pub enum FragmentError {
         /// Why.
         reason: String,
     },
+    /// The device's node did not answer: whether it was done is unknown, and may be done later still.
+    #[error("the node of device {device} has not answered: {reason}")]
+    Unanswered {
+        /// The device.
+        device: DeviceId,
+        /// What happened.
+        reason: String,
+    },
     /// The bytes on the device are not the fragment asked for; it has to be rebuilt (I-C9).
     #[error("fragment {index} of {locator} at {extent} fails its check; it will be rebuilt")]
     Corrupt {
@@ -220,18 +258,20 @@ pub enum FragmentError {
     },
 }
 
-/// The fragments of this node, as one core uses them.
+/// The fragments of the cluster, or of one node alone, as one core uses them.
 ///
 /// To be correct:
 /// - `put` answers Ok only when header, payload and journal record are durable on the device, and the index (whichever
 ///   lane holds it) answers for the fragment. Waiters on one device share flushes.
-/// - `locate` lists all fragments of a generation that this node's devices hold, of any device state; an error means
-///   "unknown", an empty list means "none here".
+/// - `locate` lists all fragments of a generation, on devices of any state, and names who did not answer; an error means
+///   "unknown", an empty list that names nobody means "none". What the device's node does not answer in time is
+///   [`FragmentError::Unanswered`]: a put that ends so may have put the fragment, or do so later.
+/// - `use_of`, `held_on`, `locate_here` and `list` are about this node's own devices: each node looks after what those hold.
 /// - `read` returns exactly the payload bytes asked for, each of them checked against the header's checksums.
 /// - `release` answers when the release is durable; the extent is reused only then and after its reads have ended. A
 ///   fragment that is not there is no error.
 pub trait FragmentStore {
-    /// All devices of the node, sorted by id.
+    /// All devices, sorted by id.
     fn devices(&self) -> Vec<DeviceStatus>;
     /// Writes a fragment of a client's new data. `payload` is the concatenation of the parts, `meta.payload_len_bytes` in
     /// all. Refused when the pool is at its critical fill (I-C5).
@@ -253,7 +293,16 @@ pub trait FragmentStore {
         &self,
         locator: Locator,
         generation: Generation,
-    ) -> LocalBoxFuture<'static, Result<Vec<StoredFragment>, FragmentError>>;
+    ) -> LocalBoxFuture<'static, Result<Located, FragmentError>>;
+    /// Those of them that this node's own index lists.
+    fn locate_here(
+        &self,
+        locator: Locator,
+        generation: Generation,
+    ) -> LocalBoxFuture<'static, Result<Vec<StoredFragment>, FragmentError>> {
+        let located = self.locate(locator, generation);
+        Box::pin(async move { located.await?.all() })
+    }
     /// Reads part of a payload: `range` in payload bytes, any alignment.
     fn read(
         &self,
@@ -262,7 +311,8 @@ pub trait FragmentStore {
     ) -> LocalBoxFuture<'static, Result<IoBytes, FragmentError>>;
     /// Frees a fragment.
     fn release(&self, fragment: &StoredFragment) -> LocalBoxFuture<'static, Result<(), FragmentError>>;
-    /// What this core's lanes hold on a device; `None` when that is not known, since the device is not open.
+    /// What this core's lanes hold on a device: nothing when another node has it; `None` when that is not known, since
+    /// the device is not open.
     fn use_of(&self, device: DeviceId) -> Option<DeviceUse>;
     /// The fragments that this core's lanes hold on a device and whose puts have ended, in the order of their first
     /// blocks, behind `after`, at most `limit`: for whoever empties it.

@@ -88,12 +88,63 @@ pub enum ProposeError {
     },
 }
 
+/// Number of a voter: the node's id and, above it, how often the node's replica of this shard began anew. A voter that
+/// lost its vote or log comes back under the next number, never under its old one (I-L10).
+pub type VoterId = u64;
+
+/// Bits of a voter's number that name the node.
+const VOTER_NODE_BITS: u32 = 48;
+
+/// Most new beginnings of one node's replica of one shard.
+pub const BEGINNINGS_MAX: u64 = (1 << (u64::BITS - VOTER_NODE_BITS)) - 1;
+
+/// The node of a voter.
+#[must_use]
+pub fn node_of(voter: VoterId) -> NodeId {
+    NodeId(voter & ((1 << VOTER_NODE_BITS) - 1))
+}
+
+/// The number under which a node's replica votes that began anew `beginnings` times; `None`: no such number.
+#[must_use]
+pub fn voter_of(node: NodeId, beginnings: u64) -> Option<VoterId> {
+    let fits = node.0 >> VOTER_NODE_BITS == 0 && beginnings <= BEGINNINGS_MAX;
+    fits.then_some(beginnings << VOTER_NODE_BITS | node.0)
+}
+
+/// The number under which a replica comes back that must never vote as `lost` again (I-L10).
+#[must_use]
+pub fn voter_after(lost: VoterId) -> Option<VoterId> {
+    voter_of(node_of(lost), (lost >> VOTER_NODE_BITS) + 1)
+}
+
+/// Who leads a shard, as far as one replica of it knows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Leadership {
+    /// The replica's term.
+    pub term: Term,
+    /// The node that leads in it, where that is known.
+    pub leader: Option<NodeId>,
+    /// Whether this very replica leads.
+    pub is_here: bool,
+}
+
+/// Why voters or leader of a shard stay as they are.
+#[derive(Debug, Error, Clone, PartialEq, Eq)]
+#[error("the replicas of shard {shard} can't be changed now: {reason}")]
+pub struct ReplicasError {
+    /// The shard.
+    pub shard: ShardId,
+    /// Why.
+    pub reason: String,
+}
+
 /// A handle on one replica of one shard, on the core that holds it.
 ///
 /// To be correct: `propose` answers with the response of [`StateMachine::apply`] only after the command is flushed on
 /// a majority of the voters (I-L2) and applied here; what is applied is visible to `tables` at once. `read_barrier`
 /// answers only while this replica leads and has applied everything that was committed before the call (so reads of
-/// `tables` after it are linearizable), with the term it leads in.
+/// `tables` after it are linearizable), with the term it leads in. `leadership_after` ends soon after what `leadership` says
+/// differs from `seen`, and at once when it does so already; when the replica ends for good it never does.
 pub trait RaftGroup {
     /// Which shard.
     fn shard(&self) -> ShardId;
@@ -103,4 +154,17 @@ pub trait RaftGroup {
     fn read_barrier(&self) -> LocalBoxFuture<'static, Result<Term, ProposeError>>;
     /// The shard's tables.
     fn tables(&self) -> Rc<dyn TableReader>;
+    /// Who leads, as far as this replica knows.
+    fn leadership(&self) -> Leadership;
+    /// Waits until that is something else than `seen`.
+    fn leadership_after(&self, seen: Leadership) -> LocalBoxFuture<'static, Leadership>;
+    /// The voter that this replica is.
+    fn voter(&self) -> VoterId;
+    /// The voters, as far as this replica knows; while they change, those of before and after.
+    fn voters(&self) -> Vec<VoterId>;
+    /// Makes these the voters, one change after the other: new ones learn first and wait until they have caught up. Their replicas
+    /// must be there. A change that was cut off is finished by asking again. Only the leader can.
+    fn set_voters(&self, voters: Vec<VoterId>) -> LocalBoxFuture<'static, Result<(), ReplicasError>>;
+    /// Gives leadership to a voter that has caught up. Only the leader can.
+    fn transfer_leader(&self, to: VoterId) -> LocalBoxFuture<'static, Result<(), ReplicasError>>;
 }

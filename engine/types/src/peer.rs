@@ -28,6 +28,12 @@ impl ServiceId {
     pub const RAFT: ServiceId = ServiceId(1);
     /// Administration: what `kiseki` asks a node.
     pub const ADMIN: ServiceId = ServiceId(2);
+    /// Requests to shards and cores.
+    pub const ENGINE: ServiceId = ServiceId(3);
+    /// Fragments on a node's devices.
+    pub const FRAGMENTS: ServiceId = ServiceId(4);
+    /// What a node asks that joins.
+    pub const JOIN: ServiceId = ServiceId(5);
 }
 
 /// A message and the bulk bytes that belong to it.

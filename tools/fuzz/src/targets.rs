@@ -6,6 +6,7 @@ mod links;
 mod names;
 mod outside;
 mod raft;
+mod wire;
 
 use crate::target::Target;
 
@@ -56,6 +57,10 @@ pub const TARGETS: &[Target] = &[
     raft::SNAPSHOT_ROWS,
     raft::CALLS,
     raft::ANSWERS,
+    wire::REQUEST,
+    wire::RESPONSE,
+    wire::FRAGMENT_CALL,
+    wire::FRAGMENT_REPLY,
     links::PREAMBLE,
     links::HEAD,
     links::FRAMES,

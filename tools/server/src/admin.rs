@@ -5,6 +5,8 @@ pub mod server;
 
 use crate::device_admin::DeviceAnswer;
 use crate::enroll::{ChangeMode, JoinedDevice};
+use crate::join::Invitation;
+use crate::nodes_file::NodeRow;
 use crate::outcome::{NodeError, Outcome};
 use crate::status::NodeReport;
 use kiseki_types::runtime::LocalBoxFuture;
@@ -33,6 +35,21 @@ pub enum Etag {
     Md5,
     /// Opaque: saves the MD5.
     Opaque,
+}
+
+/// A change of what a node is to the cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NodeChange {
+    /// What it holds moves to others.
+    Drain,
+    /// It is kept after all.
+    Keep,
+    /// It left for good.
+    Remove {
+        /// Whether what only it holds is given up: it will not come back.
+        lost: bool,
+    },
 }
 
 /// What can be asked.
@@ -70,6 +87,17 @@ pub enum AdminRequest {
     },
     /// Describes the node.
     Status,
+    /// Gives a number to a node that is to join.
+    NodeInvite,
+    /// Lists the cluster's nodes.
+    NodeList,
+    /// Changes what a node is to the cluster.
+    NodeSet {
+        /// Its number.
+        node: u64,
+        /// How.
+        change: NodeChange,
+    },
     /// Moves everything on a device to the others.
     DeviceDrain {
         /// Its path, its id, or the first digits of its id.
@@ -167,6 +195,15 @@ pub enum AdminResponse {
         /// The ids.
         access_key_ids: Vec<String>,
     },
+    /// A node may join.
+    Invited(Box<Invitation>),
+    /// All nodes that were ever recorded.
+    Nodes {
+        /// The rows.
+        nodes: Vec<NodeRow>,
+    },
+    /// A node, after a request about it.
+    Node(NodeRow),
     /// It is done.
     Done,
     /// The node.
@@ -242,7 +279,10 @@ pub async fn answer(store: &dyn AdminStore, request: AdminRequest) -> AdminRespo
         }
         AdminRequest::DeviceDrain { .. }
         | AdminRequest::DeviceDrainCancel { .. }
-        | AdminRequest::DeviceRetire { .. } => {
+        | AdminRequest::DeviceRetire { .. }
+        | AdminRequest::NodeInvite
+        | AdminRequest::NodeList
+        | AdminRequest::NodeSet { .. } => {
             return AdminResponse::refused("this needs the node, not only its store".to_owned());
         }
     };

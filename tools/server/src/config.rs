@@ -1,7 +1,9 @@
 //! Configuration: flags override the environment, the environment overrides `kiseki.toml`; an unknown key refuses to
 //! start; the result is made of checked types and printed at start.
 
+use crate::nodes_file::is_address;
 use crate::paths::{DEFAULT_DIR, KisekiDir};
+use crate::pool_shape::PoolShape;
 use crate::space::{DiscardSection, FillSection};
 use crate::wear::WearLimits;
 use clap::{Args, ValueEnum};
@@ -83,6 +85,10 @@ pub struct FileConfig {
     pub devices: Vec<PathBuf>,
     /// How NVMe drives are driven.
     pub device_path: DevicePath,
+    /// How the first pool of a new cluster protects chunks; by the number of devices when it is not set. What a cluster has been
+    /// made with stays.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub first_pool: Option<PoolShape>,
     /// One copy of every chunk on one device: a lost device loses data. Needed to run with a single device.
     pub unsafe_single_copy: bool,
     /// Never read what nobody asks for: rot is found when it is too late. The one way to turn scrub off, and named so
@@ -102,7 +108,7 @@ pub struct FileConfig {
     pub discard: DiscardSection,
     /// Health and metrics.
     pub admin: AdminSection,
-    /// Administration from elsewhere.
+    /// Links to other nodes, and administration from elsewhere.
     pub peer: PeerSection,
     /// The key store.
     pub keys: KeysSection,
@@ -179,6 +185,8 @@ pub struct PeerSection {
     /// Where members of the cluster connect; nothing listens when it is not set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub listen: Option<SocketAddr>,
+    /// Where other nodes reach it, HOST:PORT, the best first; `listen` when it is empty.
+    pub addresses: Vec<String>,
     /// Directory of the node's certificate.
     pub certificate_dir: PathBuf,
     /// The list of revoked certificates; it is read again when it changes.
@@ -305,7 +313,8 @@ impl Default for AdminSection {
 
 impl Default for PeerSection {
     fn default() -> PeerSection {
-        PeerSection { listen: None, certificate_dir: "pki/node".into(), revoked_file: "pki/revoked".into() }
+        let (listen, addresses) = (None, Vec::new());
+        PeerSection { listen, addresses, certificate_dir: "pki/node".into(), revoked_file: "pki/revoked".into() }
     }
 }
 
@@ -348,7 +357,7 @@ pub struct Overrides {
     /// Port of health and metrics.
     #[arg(long, env = "KISEKI_ADMIN_PORT")]
     pub admin_port: Option<u16>,
-    /// Address and port where administration from elsewhere connects (see `[peer]` in kiseki.toml); off unless set.
+    /// Address and port where other nodes and administration from elsewhere connect (see `[peer]` in kiseki.toml); off unless set.
     #[arg(long, env = "KISEKI_PEER_LISTEN")]
     pub peer_listen: Option<SocketAddr>,
     /// Executors, each pinned to a CPU; 0 means one for each CPU.
@@ -383,6 +392,8 @@ pub struct Config {
     pub devices: Vec<PathBuf>,
     /// How NVMe drives are driven.
     pub device_path: DevicePath,
+    /// The first pool of a new cluster, where it is chosen.
+    pub first_pool: Option<PoolShape>,
     /// Run with one copy on one device.
     pub unsafe_single_copy: bool,
     /// Never scrub.
@@ -401,7 +412,7 @@ pub struct Config {
     pub discard: DiscardSection,
     /// Health and metrics.
     pub admin: AdminSection,
-    /// Administration from elsewhere.
+    /// Links to other nodes, and administration from elsewhere.
     pub peer: PeerSection,
     /// The key store.
     pub keys: KeysSection,
@@ -478,6 +489,7 @@ impl Config {
             metadata_dirs: file.metadata_dirs.iter().map(|path| dir.resolve(path)).collect(),
             devices: file.devices.iter().map(|path| dir.resolve(path)).collect(),
             device_path: file.device_path,
+            first_pool: file.first_pool,
             unsafe_single_copy: file.unsafe_single_copy,
             unsafe_no_scrub: file.unsafe_no_scrub,
             s3,
@@ -554,6 +566,13 @@ impl Config {
         {
             return refuse("peer.listen", listen.to_string(), "S3 or health listens there; choose another port");
         }
+        if let Some(address) = self.peer.addresses.iter().find(|address| !is_address(address)) {
+            return refuse("peer.addresses", address.clone(), "HOST:PORT, as other nodes reach this one");
+        }
+        if self.first_pool.is_some_and(|pool| pool.stripe().parity == 0) && !self.unsafe_single_copy {
+            let reason = "a lost device loses data; choose another shape, or set unsafe_single_copy = true";
+            return refuse("first_pool", String::from(self.first_pool.expect("it is set")), reason);
+        }
         Ok(())
     }
 
@@ -594,6 +613,7 @@ impl Config {
             metadata_dirs: self.metadata_dirs.clone(),
             devices: self.devices.clone(),
             device_path: self.device_path,
+            first_pool: self.first_pool,
             unsafe_single_copy: self.unsafe_single_copy,
             unsafe_no_scrub: self.unsafe_no_scrub,
             s3: self.s3.clone(),
@@ -674,6 +694,8 @@ mod tests {
             ("metadata_dirs = ['m']\ndevices = ['d']\n[discard]\nmib_per_second_max = 0", "discard.mib_per_second_max"),
             ("metadata_dirs = ['m']\ndevices = ['d']\n[admin]\nlisten = '127.0.0.1:9000'", "admin.listen"),
             ("metadata_dirs = ['m']\ndevices = ['d']\n[peer]\nlisten = '127.0.0.1:9000'", "peer.listen"),
+            ("metadata_dirs = ['m']\ndevices = ['d']\n[peer]\naddresses = ['storage1']", "peer.addresses"),
+            ("first_pool = '1 copy'\nmetadata_dirs = ['m']\ndevices = ['d']", "first_pool"),
         ] {
             let error = combine(text, &Overrides::default()).unwrap_err();
             assert!(error.to_string().starts_with(key), "{text}: {error}");
@@ -692,7 +714,7 @@ mod tests {
 
     #[test]
     fn what_is_printed_at_start_parses_to_the_same() {
-        let text = format!("{SMALL}[peer]\nlisten = '[::]:9100'\n");
+        let text = format!("first_pool = '4+2'\n{SMALL}[peer]\nlisten = '[::]:9100'\naddresses = ['storage1:9100']\n");
         let config = combine(&text, &Overrides::default()).unwrap();
         let again = FileConfig::parse(&config.describe()).unwrap();
         let again = Config::combine(config.dir.clone(), again, &Overrides::default()).unwrap();

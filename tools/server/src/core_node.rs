@@ -9,7 +9,8 @@
 //! 4. [`CoreNode::open_tenant_shards`].
 //! 5. [`CoreNode::start_background`]; the core serves.
 
-use crate::group_host::{CoreGroups, Host};
+use crate::group_host::{CoreGroups, CoreGroupsInputs, Host};
+use crate::peer_directory::{NotedCalls, RecordedNodes};
 use kiseki_devices::fragment_store::{
     AddDeviceError, CoreFragmentStore, DeviceReport, FragmentStoreConfig, LaneLink, LaneRequest, LaneResponse, OwnLane,
     StillInFlight, StoreDevice,
@@ -18,20 +19,23 @@ use kiseki_devices::journal::{self, JournalConfig, JournalId, JournalOpenError, 
 use kiseki_devices::metadata_set::MirroredDir;
 use kiseki_devices::superblock::MemberId;
 use kiseki_engine::api::{Store, StoreError};
+use kiseki_engine::cluster_fragments::fragment_handler;
 use kiseki_engine::engine::{Engine, EngineInputs};
 use kiseki_engine::keyring::NodeKeys;
 use kiseki_engine::message::{EngineRequest, EngineResponse};
+use kiseki_engine::nodes::NodeBoard;
 use kiseki_engine::repairer::RepairSettings;
 use kiseki_engine::scrubber::ScrubSettings;
 use kiseki_raft::table_file::TableFile;
 use kiseki_raft::table_set::TableSettings;
-use kiseki_raft::{GroupSettings, LaneLog, RaftError};
+use kiseki_raft::{GroupSettings, LaneLog, RaftError, RaftPeers, Replicas};
 use kiseki_types::buf::BufferSource;
-use kiseki_types::fragment::{FragmentError, StripeShape};
+use kiseki_types::fragment::{FragmentError, FragmentStore, StripeShape};
 use kiseki_types::ids::{CoreId, DeviceId, LaneId};
 use kiseki_types::journal::Journal;
 use kiseki_types::link::Link;
 use kiseki_types::meta::MetaDir;
+use kiseki_types::peer::{PeerCalls, PeerHandler, ServiceId};
 use kiseki_types::runtime::{Ports, RuntimeExt};
 use kiseki_types::table::TableError;
 use std::collections::BTreeMap;
@@ -129,6 +133,10 @@ pub struct CoreInputs {
     pub lane_link: LaneLink,
     /// To the engines of all lanes.
     pub engine_link: Rc<dyn Link<EngineRequest, EngineResponse>>,
+    /// This node, and the others as they were known last.
+    pub nodes: Rc<NodeBoard>,
+    /// The way to other nodes.
+    pub peers: Rc<dyn PeerCalls>,
     /// Where buffers come from.
     pub buffers: BufferSource,
     /// The node's own keys.
@@ -145,16 +153,21 @@ pub struct CoreInputs {
     pub scrub: Option<ScrubSettings>,
     /// Timers of the Raft groups.
     pub group_settings: GroupSettings,
-    /// Whether the cluster is being made: only then may logs and shards start empty (I-O4, I-L10).
+    /// Homes of the cluster, fixed when it was formed.
+    pub home_count: u16,
+    /// Whether the node is being made: only then may its logs start empty (I-L10).
     pub is_new: bool,
+    /// Whether the cluster is being made with it: only then may shards start empty (I-O4).
+    pub forms_cluster: bool,
 }
 
 /// One core of a node.
 pub struct CoreNode {
     core: CoreId,
-    is_new: bool,
+    forms_cluster: bool,
     fragments: CoreFragmentStore,
     groups: Rc<CoreGroups>,
+    replicas: Replicas,
     engine: Rc<Engine>,
     /// Tables of the lanes, for a clean stop.
     tables: Vec<TableFile>,
@@ -184,6 +197,7 @@ impl CoreNode {
             tables.extend([log_table, index]);
         }
         let (fragments, reports) = CoreFragmentStore::open(FragmentStoreConfig {
+            node: inputs.nodes.own(),
             ports: inputs.ports.clone(),
             lane_count: inputs.lane_count,
             lanes: own_lanes,
@@ -193,25 +207,47 @@ impl CoreNode {
             fold_interval: FOLD_INTERVAL,
         })
         .await?;
-        let groups =
-            CoreGroups::new(inputs.ports.clone(), inputs.meta.clone(), inputs.lane_count, logs, inputs.group_settings);
+        let (nodes, ports) = (inputs.nodes.clone(), inputs.ports.clone());
+        let peers: Rc<dyn PeerCalls> = Rc::new(NotedCalls { calls: inputs.peers, nodes, ports });
+        let directory = Rc::new(RecordedNodes(inputs.nodes.clone()));
+        let replicas = Replicas::new(inputs.ports.clone());
+        let groups = CoreGroups::new(CoreGroupsInputs {
+            ports: inputs.ports.clone(),
+            meta: inputs.meta.clone(),
+            lane_count: inputs.lane_count,
+            logs,
+            settings: inputs.group_settings,
+            nodes: inputs.nodes.clone(),
+            peers: RaftPeers::new(inputs.ports.clone(), peers.clone(), directory, inputs.buffers.clone()),
+            replicas: replicas.clone(),
+        });
         let engine = Engine::new(EngineInputs {
             ports: inputs.ports,
             link: inputs.engine_link,
+            nodes: inputs.nodes,
+            peers,
             host: Rc::new(Host(groups.clone())),
             fragments: Rc::new(fragments.clone()),
             buffers: inputs.buffers,
             keys: inputs.keys,
             lanes,
             lane_count: inputs.lane_count,
-            home_count: inputs.lane_count,
+            home_count: inputs.home_count,
             shards_per_tenant: inputs.shards_per_tenant,
             first_pool: inputs.first_pool,
             pin_epoch_age: inputs.pin_epoch_age,
             repair: inputs.repair,
             scrub: inputs.scrub,
         });
-        let core = CoreNode { core: inputs.core, is_new: inputs.is_new, fragments, groups, engine, tables };
+        let core = CoreNode {
+            core: inputs.core,
+            forms_cluster: inputs.forms_cluster,
+            fragments,
+            groups,
+            replicas,
+            engine,
+            tables,
+        };
         Ok((Rc::new(core), reports))
     }
 
@@ -225,6 +261,17 @@ impl CoreNode {
         self.engine.handle(request).await
     }
 
+    /// What this core answers to other nodes, from step 1 on: whichever of its lanes a parcel names.
+    #[must_use]
+    pub fn peer_services(&self) -> Vec<(ServiceId, PeerHandler)> {
+        let fragments: Rc<dyn FragmentStore> = Rc::new(self.fragments.clone());
+        vec![
+            (ServiceId::RAFT, self.replicas.handler()),
+            (ServiceId::ENGINE, self.engine.peer_handler()),
+            (ServiceId::FRAGMENTS, fragment_handler(fragments)),
+        ]
+    }
+
     /// Step 2.
     pub async fn publish(&self) -> Result<(), CoreError> {
         Ok(self.fragments.publish_recovered().await?)
@@ -232,7 +279,7 @@ impl CoreNode {
 
     /// Step 3.
     pub async fn open_system_shards(&self) -> Result<(), CoreError> {
-        Ok(self.engine.open_system_shards(self.is_new).await?)
+        Ok(self.engine.open_system_shards(self.forms_cluster).await?)
     }
 
     /// Step 4.

@@ -4,6 +4,7 @@ use crate::admin::{AdminRequest, AdminResponse};
 use crate::admin_store::not_done;
 use crate::core_node::CoreNode;
 use crate::device_name::{self, Candidate, Standing};
+use crate::device_places;
 use crate::device_records::parse_id;
 use crate::enroll::{ChangeMode, candidates};
 use crate::executor::CoreShared;
@@ -97,6 +98,7 @@ impl DeviceAdmin {
 
     fn find(&self, name: &str) -> Result<DeviceRecord, NodeError> {
         let records = self.node.engine().core().devices.records();
+        let records = device_places::seen_from(self.shared.membership.own, records);
         let reports = self.shared.board.lock().devices.clone();
         let path = self.shared.config.dir.resolve(Path::new(name));
         let id = resolve(name, &path, &reports, &records).map_err(refused)?;

@@ -3,6 +3,7 @@
 //! One thread at a time gives an order to all cores and waits for all of them; no executor waits for another here.
 
 use crate::core_node::CoreNode;
+use crate::device_places;
 use crate::executor::{CoreShared, open_queue};
 use futures::StreamExt;
 use futures::channel::mpsc;
@@ -159,10 +160,12 @@ async fn carry_out(
         DeviceOrder::Admit(device) => node.admit_device(device).map_err(|error| error.to_string()),
         DeviceOrder::Remove(device) => node.remove_device(device).await.map_err(|error| error.to_string()),
         DeviceOrder::Record { device, update } => {
-            let request = ControlRequest::UpdateDevice { device, update: *update };
+            let update = device_places::update(shared.membership.own, *update);
+            let request = ControlRequest::UpdateDevice { device, update };
             node.engine().calls().control(request).await.map(drop).map_err(|error| error.to_string())
         }
         DeviceOrder::RecordRemoved { device, path, by, reason } => {
+            let path = device_places::recorded(shared.membership.own, &path);
             record_removed(node, device, &path, by, reason).await
         }
     }

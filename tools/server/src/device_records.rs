@@ -6,6 +6,7 @@
 
 use crate::core_node::CoreNode;
 use crate::device_orders::DeviceOrder;
+use crate::device_places;
 use crate::executor::CoreShared;
 use crate::replaced::{Replacement, ReplacementStep, Replacements, next_step, recognized};
 use crate::status::{DeviceChangeReport, DeviceReport, EvacuationReport, NodeReport};
@@ -125,7 +126,14 @@ impl DeviceRecorder {
 
     fn records(&self) -> BTreeMap<DeviceId, DeviceRecord> {
         let records = self.node.engine().core().devices.records();
+        let records = device_places::own(self.shared.membership.own, records);
         records.into_iter().map(|record| (record.device, record)).collect()
+    }
+
+    /// Records a change of one of this node's devices.
+    async fn record(&self, device: DeviceId, update: DeviceUpdate) -> Result<(), StoreError> {
+        let update = device_places::update(self.shared.membership.own, update);
+        self.node.engine().record_device(device, update).await.map(drop)
     }
 
     async fn look(&self) -> Result<(), StoreError> {
@@ -149,7 +157,7 @@ impl DeviceRecorder {
     async fn look_at(&self, board: &NodeReport, report: &DeviceReport, id: DeviceId) -> Result<(), StoreError> {
         let records = self.records();
         if let Some(update) = observed(report, self.place(report, id), records.get(&id)) {
-            self.node.engine().record_device(id, update).await?;
+            self.record(id, update).await?;
         }
         match records.get(&id).map(DeviceRecord::state) {
             // Its next look finds the record, if it was made now.
@@ -182,7 +190,7 @@ impl DeviceRecorder {
                 self.change_notes(move |notes| notes.note(named)).await?;
             }
             ReplacementStep::Record(id, update) => {
-                self.node.engine().record_device(id, update).await?;
+                self.record(id, update).await?;
             }
             ReplacementStep::Wait(why) => {
                 let id = note.device.as_deref().and_then(parse_id);
@@ -244,7 +252,7 @@ impl DeviceRecorder {
             if !is_known && !is_over {
                 let reason = "it is not at any path of `devices`".to_owned();
                 let update = DeviceUpdate::Lost { state: DeviceState::Unreachable, reason };
-                result = result.and(self.node.engine().record_device(id, update).await.map(drop));
+                result = result.and(self.record(id, update).await);
             }
         }
         result
@@ -259,7 +267,7 @@ impl DeviceRecorder {
         if more == 0 || more < READ_ERRORS_STEP && before != 0 {
             return Ok(());
         }
-        self.node.engine().record_device(id, DeviceUpdate::ReadErrors(more)).await?;
+        self.record(id, DeviceUpdate::ReadErrors(more)).await?;
         self.read_errors.borrow_mut().insert(id, now);
         Ok(())
     }
@@ -279,7 +287,7 @@ impl DeviceRecorder {
                 format!("{reason}; it is emptied when another worn device has been")
             }
             WearVerdict::Evacuate(update) => {
-                self.node.engine().record_device(id, update).await?;
+                self.record(id, update).await?;
                 String::new()
             }
         };
@@ -327,6 +335,8 @@ impl DeviceRecorder {
             };
             report.used_fragments = used(|core| &core.device_fragments);
             report.used_bytes = used(|core| &core.device_used_bytes);
+            let says = |core: &crate::status::CoreReport| core.device_fragments.contains_key(&report.id);
+            let is_known = board.core_reports.values().filter(|core| says(core)).count() == usize::from(board.cores);
             show_record(report, record);
             report.evacuation = record.evacuation.as_ref().map(|order| {
                 let mut progress = self.progress.borrow_mut();
@@ -337,6 +347,7 @@ impl DeviceRecorder {
                     actor: order.actor.name().to_owned(),
                     reason: order.reason.clone(),
                     fragments_left: report.used_fragments,
+                    is_known,
                     bytes_left: report.used_bytes,
                     bytes_per_second: rate,
                     eta_seconds: (rate > 0).then(|| report.used_bytes.div_ceil(rate.max(1))),

@@ -25,7 +25,7 @@ pub struct Offline {
 impl Offline {
     /// Holds the node's directory. Errors: it runs after all, or its keys can't be read.
     pub fn begin(config: Config) -> Result<Offline> {
-        let lock = lock_dir(&config)?;
+        let lock = lock_dir(&config.dir)?;
         let passphrase = read_passphrase(&config.keys.passphrase_file)?;
         let cluster = KeyStore::open(&config.keys.key_store_file, &passphrase)?.cluster;
         Ok(Offline { _lock: lock, config, cluster })

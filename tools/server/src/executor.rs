@@ -3,6 +3,7 @@
 use crate::admin::server::{AdminCalls, AdminDesk};
 use crate::admin::{self, AdminStore};
 use crate::admin_store::EngineAdmin;
+use crate::cluster::{self, CoreCluster, Membership, Neighbours};
 use crate::config::Config;
 use crate::core_node::{CoreInputs, CoreNode, LaneInput, LogMirror, RAFT_JOURNAL_LEN_BYTES};
 use crate::device_admin::DeviceAdmin;
@@ -11,6 +12,7 @@ use crate::device_records::DeviceRecorder;
 use crate::device_table::{DeviceTable, OpenDevice};
 use crate::key_store::KeyStore;
 use crate::metadata::{NodeMetadata, mark_formed, raft_journal_path};
+use crate::node_admin::NodeAdmin;
 use crate::peer_port::{self, PeerPort};
 use crate::replaced::Replacements;
 use crate::report;
@@ -30,7 +32,6 @@ use kiseki_engine::keys::MasterKeys;
 use kiseki_engine::message::{EngineRequest, EngineResponse};
 use kiseki_executor::{Executor, ExecutorOptions};
 use kiseki_gateway::{GatewayConfig, S3Service};
-use kiseki_net::peer::PeerServer;
 use kiseki_net::{
     Connection, CoreRuntime, Listener, Mesh, MeshCaller, MeshShape, ServeLimits, SidePool, StopSignal, TlsAcceptor,
     serve,
@@ -73,6 +74,10 @@ pub struct CoreShared {
     pub orders: DeviceOrders,
     /// The port for members of the cluster, where it is open.
     pub peer: Option<PeerPort>,
+    /// Who this node is, and what it knew of the others when it started.
+    pub membership: Membership,
+    /// The other nodes, as the cores share them.
+    pub neighbours: Neighbours,
     /// The metadata set.
     pub meta: NodeMetadata,
     /// Side threads.
@@ -136,6 +141,8 @@ async fn run_core(
     let engine_link = shared.engine_mesh.connect(core, ports.clone());
     let pool = BufferPool::with_len_bytes(BUFFER_POOL_LEN_BYTES);
     let buffer_pool = pool.clone();
+    let cluster = Rc::new(CoreCluster::new(&shared, shared.peer.as_ref().map(|peer| peer.links(&pool, &ports))));
+    cluster.follow(&shared, &ports);
     let lanes = (0..shared.lanes).map(LaneId).filter(|lane| shared.mesh_shape.core_of(*lane) == core);
     let inputs = CoreInputs {
         ports: ports.clone(),
@@ -146,6 +153,8 @@ async fn run_core(
         meta: shared.meta.dir.clone(),
         lane_link: Rc::new(MeshCaller(lane_link.clone())),
         engine_link: Rc::new(MeshCaller(engine_link.clone())),
+        nodes: cluster.board.clone(),
+        peers: cluster.calls(),
         buffers: Rc::new(move |len_bytes| buffer_pool.alloc(len_bytes)),
         keys: Rc::new(node_keys(&shared.keys)?),
         first_pool: shared.shape,
@@ -153,8 +162,13 @@ async fn run_core(
         pin_epoch_age: PIN_EPOCH_AGE,
         repair: shared.config.repair.of_core(shared.config.cores),
         scrub: shared.config.scrub_of_core(),
-        group_settings: GroupSettings::single_voter(),
+        group_settings: match shared.peer {
+            Some(_) => GroupSettings::several_voters(),
+            None => GroupSettings::single_voter(),
+        },
+        home_count: shared.membership.homes,
         is_new: shared.meta.is_new,
+        forms_cluster: shared.meta.forms_cluster(),
     };
     let (node, reports) = CoreNode::open(inputs).await?;
     report::devices_opened(&shared.board, &reports);
@@ -168,23 +182,37 @@ async fn run_core(
         Box::pin(async move { node.handle_engine(request).await })
     }));
     shared.steps.done(1, &ports).await?;
+    if shared.meta.is_new && !shared.meta.forms_cluster() {
+        // All lanes are there now, before anybody has a replica made on them: from here on a missing one is lost (I-L10).
+        note_formed(&shared, core, &ports).await?;
+    }
     node.publish().await?;
     shared.steps.done(2, &ports).await?;
+    // Others need this node's replicas for a majority as it needs theirs, so it answers before it has any majority itself.
+    let services = peer_port::services(&shared, &node, &cluster.board, desk);
+    let server = peer_port::serve(&shared, core, &pool, services, &ports)?;
+    if core == CoreId(0) && shared.membership.has_others() {
+        cluster::tell_while_starting(&shared, &cluster, &ports);
+        cluster::ask_around(&shared, &cluster, &ports);
+    }
     node.open_system_shards().await?;
     shared.steps.done(3, &ports).await?;
     node.open_tenant_shards().await?;
-    if core == CoreId(0) && shared.meta.is_new {
-        let dir = shared.meta.dir.clone();
-        ports.offload(0, move || mark_formed(&dir)).await?.context("the metadata directories can't be written")?;
+    if shared.meta.forms_cluster() {
+        note_formed(&shared, core, &ports).await?;
     }
     shared.steps.done(4, &ports).await?;
-    if let Some(shape) = node.pool_shape().await? {
-        shared.board.lock().set_pool_shape(shape);
-    }
     node.start_background();
-    let peers = peer_port::serve(&shared, core, &pool, desk, &ports)?;
     device_orders::serve(&shared, core, &node, pool, &ports);
-    serve_until_stopped(&shared, core, &node, &ports, calls, peers).await?;
+    if core == CoreId(0) && shared.peer.is_some() {
+        cluster::announce(&shared, &node, &ports);
+    }
+    if cluster::wait_for_control(&shared, &node, &ports).await {
+        if let Some(shape) = node.pool_shape().await? {
+            shared.board.lock().set_pool_shape(shape);
+        }
+        serve_until_stopped(&shared, core, &node, &ports, calls, report::Members { server, cluster }).await?;
+    }
     shared.steps.done(5, &ports).await?;
     // Nobody serves any more; the cores still answer each other while they make everything durable.
     node.stop_background().await;
@@ -201,6 +229,15 @@ async fn run_core(
     closed.context("stopped, but not everything could be checkpointed; the next start replays it")
 }
 
+/// Notes, once for all cores, that what makes the node or its cluster is there.
+async fn note_formed(shared: &CoreShared, core: CoreId, ports: &Ports) -> Result<()> {
+    if core != CoreId(0) {
+        return Ok(());
+    }
+    let dir = shared.meta.dir.clone();
+    ports.offload(0, move || mark_formed(&dir)).await?.context("the metadata directories can't be written")
+}
+
 /// Serves S3 (and on core 0 administration) until the signal, then ends what is in flight.
 async fn serve_until_stopped(
     shared: &Arc<CoreShared>,
@@ -208,17 +245,17 @@ async fn serve_until_stopped(
     node: &Rc<CoreNode>,
     ports: &Ports,
     calls: Option<AdminCalls>,
-    peers: Option<Rc<PeerServer>>,
+    members: report::Members,
 ) -> Result<()> {
     let gateway_config = GatewayConfig { region: shared.config.s3.region.clone(), ..GatewayConfig::default() };
     let gateway = S3Service::new(ports.clone(), node.store(), gateway_config);
-    report::start(shared, core, node, &gateway, peers, ports);
+    report::start(shared, core, node, &gateway, members, ports);
     if let Some(calls) = calls {
         let store = Rc::new(EngineAdmin::new(node.engine().calls().clone()));
-        serve_admin(calls, store.clone(), DeviceAdmin::new(shared.clone(), node.clone(), ports.clone()), ports);
+        let devices = DeviceAdmin::new(shared.clone(), node.clone(), ports.clone());
+        serve_admin(calls, store.clone(), devices, NodeAdmin::new(shared.clone(), node.clone()), ports);
         DeviceRecorder::start(shared, node, ports);
-        let config = shared.config.clone();
-        crate::first_tenant::ensure(&config, &node.store(), &*store).await?;
+        first_tenant(shared, node, &store, ports).await?;
     }
     let listener = Listener::bind(shared.config.s3.listen)?;
     if core == CoreId(0) {
@@ -247,16 +284,35 @@ async fn serve_until_stopped(
     Ok(())
 }
 
+/// The first tenant and the files of clients. Among others a leader may go while it is asked: then it is asked again.
+async fn first_tenant(shared: &CoreShared, node: &CoreNode, store: &EngineAdmin, ports: &Ports) -> Result<()> {
+    loop {
+        let done = crate::first_tenant::ensure(&shared.config, &node.store(), store).await;
+        if done.is_ok() || !shared.membership.has_others() || shared.stop.is_stopped() {
+            return done;
+        }
+        tracing::warn!(error = %format!("{:#}", done.expect_err("it is no Ok")), "the first tenant can't be looked at; tried again");
+        ports.sleep(Duration::from_secs(1)).await;
+    }
+}
+
 /// Answers administration, each request in a task of its own; the socket's side bounds how many there are.
-fn serve_admin(mut calls: AdminCalls, store: Rc<EngineAdmin>, devices: Rc<DeviceAdmin>, ports: &Ports) {
+fn serve_admin(
+    mut calls: AdminCalls,
+    store: Rc<EngineAdmin>,
+    devices: Rc<DeviceAdmin>,
+    nodes: Rc<NodeAdmin>,
+    ports: &Ports,
+) {
     let task_ports = ports.clone();
     let task = async move {
         while let Some(call) = calls.next().await {
-            let (store, devices) = (store.clone(), devices.clone());
+            let (store, devices, nodes) = (store.clone(), devices.clone(), nodes.clone());
             let answering = async move {
-                let response = match DeviceAdmin::answers(&call.request) {
-                    true => devices.answer(call.request).await,
-                    false => admin::answer(&*store as &dyn AdminStore, call.request).await,
+                let response = match &call.request {
+                    request if DeviceAdmin::answers(request) => devices.answer(call.request).await,
+                    request if NodeAdmin::answers(request) => nodes.answer(call.request).await,
+                    _ => admin::answer(&*store as &dyn AdminStore, call.request).await,
                 };
                 // A client that has gone does not want its answer.
                 let _gone = call.answer.try_send(response);

@@ -8,10 +8,12 @@ use crate::config::{DEFAULT_LANES, FileConfig};
 use crate::devices;
 use crate::files::{Readers, sync_parent, write_whole};
 use crate::format::{FormatOptions, format_all};
+use crate::join;
 use crate::key_store::{KeyStore, read_passphrase};
 use crate::metadata;
 use crate::paths::KisekiDir;
 use crate::pki::{Bundle, FIRST_NODE, IssueOptions, PkiDir, authority};
+use crate::pool_shape::PoolShape;
 use anyhow::{Context, Result, bail};
 use kiseki_devices::DeviceError;
 use kiseki_devices::file_device::create_image;
@@ -20,6 +22,7 @@ use kiseki_devices::nvme::path::PathPreference;
 use kiseki_net::peer::PeerRole;
 use kiseki_types::ids::ClusterId;
 use std::fs::DirBuilder;
+use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
@@ -46,6 +49,12 @@ pub struct InitOptions {
     pub lanes: u16,
     /// Further host names and addresses for the server certificate.
     pub names: Vec<String>,
+    /// Where other nodes and administration from elsewhere connect; nothing listens when it is not set.
+    pub peer_listen: Option<SocketAddr>,
+    /// Where other nodes reach it, HOST:PORT; `peer_listen` when it is empty.
+    pub peer_addresses: Vec<String>,
+    /// How the first pool protects chunks, when it is not to follow from the number of devices.
+    pub first_pool: Option<PoolShape>,
 }
 
 impl InitOptions {
@@ -60,6 +69,9 @@ impl InitOptions {
             metadata_dir_count: 2,
             lanes: DEFAULT_LANES,
             names: Vec::new(),
+            peer_listen: None,
+            peer_addresses: Vec::new(),
+            first_pool: None,
         }
     }
 }
@@ -70,8 +82,6 @@ pub type Made = Vec<String>;
 /// Makes what is missing.
 pub fn run(options: &InitOptions) -> Result<Made> {
     let mut made = Made::new();
-    let dir = options.dir.path();
-    make_dir(dir)?;
     let config = write_config(options, &mut made)?;
     write_certificates(options, &config, &mut made)?;
     let keys = make_keys(options, &config, &mut made)?;
@@ -88,14 +98,17 @@ pub fn run(options: &InitOptions) -> Result<Made> {
     Ok(made)
 }
 
-fn make_dir(path: &Path) -> Result<()> {
+/// Makes a directory for the owner only, and those above it.
+pub(crate) fn make_dir(path: &Path) -> Result<()> {
     let mut builder = DirBuilder::new();
     builder.recursive(true).mode(0o700).create(path).with_context(|| format!("can't make {}", path.display()))?;
     sync_parent(path)?;
     Ok(())
 }
 
-fn write_config(options: &InitOptions, made: &mut Made) -> Result<FileConfig> {
+/// Writes the configuration unless there is one, and reads it.
+pub(crate) fn write_config(options: &InitOptions, made: &mut Made) -> Result<FileConfig> {
+    make_dir(options.dir.path())?;
     let path = options.dir.config();
     if !path.exists() {
         write_whole(&path, config_text(options).as_bytes(), Readers::Everybody)
@@ -112,6 +125,15 @@ fn write_config(options: &InitOptions, made: &mut Made) -> Result<FileConfig> {
 fn config_text(options: &InitOptions) -> String {
     let list = |paths: Vec<String>| paths.iter().map(|path| format!("\"{path}\"")).collect::<Vec<_>>().join(", ");
     let metadata = list((0..options.metadata_dir_count).map(|index| format!("meta{index}")).collect());
+    let peer_listen = match options.peer_listen {
+        Some(listen) => format!("listen = \"{listen}\""),
+        None => "# listen = \"0.0.0.0:9100\"".to_owned(),
+    };
+    let peer_addresses = list(options.peer_addresses.clone());
+    let first_pool = match options.first_pool {
+        Some(shape) => format!("first_pool = \"{}\"", String::from(shape)),
+        None => "# first_pool = \"4+2\"".to_owned(),
+    };
     let devices = list((0..options.device_count).map(|index| format!("devices/d{index}.img")).collect());
     format!(
         "# Kiseki node. Relative paths start at this directory. Flags override the environment, the environment\n\
@@ -127,6 +149,9 @@ fn config_text(options: &InitOptions) -> String {
          devices = [{devices}]\n\
          # How NVMe drives are driven: \"auto\" (by commands where that can be done), \"passthrough\" or \"io_uring\".\n\
          device_path = \"auto\"\n\
+         # How a new cluster's first pool protects chunks: \"4+2\" (data and parity), \"2 copies\". Unless this is set it\n\
+         # follows from the number of devices. A cluster that exists keeps what it was made with.\n\
+         {first_pool}\n\
          # Run on a single device, one copy of everything: a lost device loses its data. Shown in health.\n\
          unsafe_single_copy = false\n\
          # Never read what nobody asks for, so that rot is found when it is too late. Shown in health.\n\
@@ -184,9 +209,11 @@ fn config_text(options: &InitOptions) -> String {
          listen = \"127.0.0.1:9090\"\n\
          \n\
          [peer]\n\
-         # Administration from elsewhere (`kiseki --node HOST:PORT --cert DIR`), over TLS, for holders of a certificate made by\n\
-         # `kiseki ca issue-admin`. Nothing listens unless this is set:\n\
-         # listen = \"0.0.0.0:9100\"\n\
+         # Other nodes of the cluster (`kiseki node add`) and administration from elsewhere (`kiseki --node HOST:PORT --cert DIR`),\n\
+         # over TLS, for holders of a certificate of this cluster. Nothing listens unless this is set:\n\
+         {peer_listen}\n\
+         # Where the other nodes reach this one, as HOST:PORT, the best first; needed where `listen` is 0.0.0.0 or [::].\n\
+         addresses = [{peer_addresses}]\n\
          # The node's certificate, and the list of revoked ones, which is read again when it changes.\n\
          certificate_dir = \"pki/node\"\n\
          revoked_file = \"pki/revoked\"\n\
@@ -223,8 +250,7 @@ fn write_certificates(options: &InitOptions, config: &FileConfig, made: &mut Mad
 
 fn make_keys(options: &InitOptions, config: &FileConfig, made: &mut Made) -> Result<KeyStore> {
     let store = options.dir.resolve(&config.keys.key_store_file);
-    let passphrase_file =
-        options.passphrase_file.clone().unwrap_or_else(|| options.dir.resolve(&config.keys.passphrase_file));
+    let passphrase_file = passphrase_file(options, config);
     if store.exists() {
         return Ok(KeyStore::open(&store, &read_passphrase(&passphrase_file)?)?);
     }
@@ -239,6 +265,18 @@ fn make_keys(options: &InitOptions, config: &FileConfig, made: &mut Made) -> Res
             device.display()
         );
     }
+    if options.dir.nodes_file().exists() {
+        bail!("this directory was to join a cluster and has no keys yet: run `kiseki-server init --join BUNDLE` again");
+    }
+    let keys = KeyStore::generate(fill_random);
+    store_keys(options, config, &keys, made)?;
+    Ok(keys)
+}
+
+/// Seals keys under this node's own passphrase, which is made when it is not there.
+pub(crate) fn store_keys(options: &InitOptions, config: &FileConfig, keys: &KeyStore, made: &mut Made) -> Result<()> {
+    let store = options.dir.resolve(&config.keys.key_store_file);
+    let passphrase_file = passphrase_file(options, config);
     for path in [&store, &passphrase_file] {
         make_dir(path.parent().context("a key file lies in a directory")?)?;
     }
@@ -250,10 +288,13 @@ fn make_keys(options: &InitOptions, config: &FileConfig, made: &mut Made) -> Res
         write_whole(&passphrase_file, text.as_bytes(), Readers::Owner)?;
         made.push(format!("passphrase {}", passphrase_file.display()));
     }
-    let keys = KeyStore::generate(fill_random);
     keys.create(&store, &read_passphrase(&passphrase_file)?, fill_random)?;
     made.push(format!("key store {}", store.display()));
-    Ok(keys)
+    Ok(())
+}
+
+fn passphrase_file(options: &InitOptions, config: &FileConfig) -> PathBuf {
+    options.passphrase_file.clone().unwrap_or_else(|| options.dir.resolve(&config.keys.passphrase_file))
 }
 
 /// Makes the cluster's authority and this node's certificate, unless they come from somewhere else.
@@ -368,7 +409,7 @@ fn make_metadata(options: &InitOptions, config: &FileConfig, cluster: ClusterId,
     let knows_of_set = |path: &PathBuf| devices::describe(path).is_ok_and(|found| found.superblock.metadata.epoch > 0);
     let paths = resolve(&config.devices);
     if paths.iter().any(knows_of_set) {
-        return Ok(());
+        return note_joined(options, config, cluster);
     }
     // Bare drives are formatted by name, never by the way.
     if paths.iter().all(|path| was_never_formatted(path)) {
@@ -381,7 +422,28 @@ fn make_metadata(options: &InitOptions, config: &FileConfig, cluster: ClusterId,
     if metadata::create_if_new(cluster, &resolve(&config.metadata_dirs), witness)? {
         made.push("metadata set".to_owned());
     }
-    Ok(())
+    drop(found); // its devices are opened again
+    note_joined(options, config, cluster)
+}
+
+/// Notes in the metadata directories that the node belongs to a cluster that others have formed (I-O4), where that is so.
+fn note_joined(options: &InitOptions, config: &FileConfig, cluster: ClusterId) -> Result<()> {
+    let resolve = |paths: &[PathBuf]| paths.iter().map(|path| options.dir.resolve(path)).collect::<Vec<_>>();
+    let dirs = resolve(&config.metadata_dirs);
+    if !options.dir.nodes_file().exists() || metadata::is_settled(&dirs) {
+        return Ok(());
+    }
+    // A node that runs has noted it, or has formed the cluster.
+    let Ok(_alone) = crate::node::lock_dir(&options.dir) else { return Ok(()) };
+    let devices = resolve(&config.devices);
+    let found = devices::open_all(&devices, cluster, PathPreference::IoUring);
+    let metadata = metadata::open(cluster, &dirs, metadata::witness(&found.usable, devices.len()))?;
+    if metadata.forms_cluster()
+        && let Some(note) = join::note_of(&options.dir, config)?
+    {
+        metadata::note_joined(&metadata.dir, note)?;
+    }
+    metadata.dir.close().context("the metadata directories can't be closed")
 }
 
 #[cfg(test)]
@@ -437,6 +499,34 @@ mod tests {
         std::fs::remove_file(file("peer.key")).unwrap();
         let refused = run(&options).unwrap_err().to_string();
         assert!(refused.contains("elsewhere") && !pki.join("ca.crt").exists(), "{refused}");
+    }
+
+    #[test]
+    fn i_o4_a_directory_that_joins_notes_who_it_is_before_it_can_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = small(&dir.path().join("node"));
+        let config = write_config(&options, &mut Made::new()).unwrap();
+        let keys = KeyStore::generate(fill_random);
+        let (authority, _) =
+            authority::open_or_create(&PkiDir::at(&dir.path().join("authority")), keys.cluster).unwrap();
+        let out = options.dir.resolve(&config.peer.certificate_dir);
+        let role = PeerRole::Node(kiseki_types::ids::NodeId(3));
+        authority.issue(&IssueOptions { role, addresses: Vec::new(), days: 90, out, replace: false }).unwrap();
+        crate::nodes_file::NodesFile::of(keys.cluster, 8, 1, &[]).write(&options.dir).unwrap();
+        let refused = run(&options).unwrap_err().to_string();
+        assert!(refused.contains("--join"), "I-O4: cut off before the keys came, no new ones are made: {refused}");
+        store_keys(&options, &config, &keys, &mut Made::new()).unwrap();
+        run(&options).unwrap();
+        let devices: Vec<PathBuf> = config.devices.iter().map(|path| options.dir.resolve(path)).collect();
+        let dirs: Vec<PathBuf> = config.metadata_dirs.iter().map(|path| options.dir.resolve(path)).collect();
+        let found = devices::open_all(&devices, keys.cluster, PathPreference::IoUring);
+        let metadata = metadata::open(keys.cluster, &dirs, metadata::witness(&found.usable, 3)).unwrap();
+        assert_eq!(metadata.joined, Some(metadata::JoinNote { node: 3, homes: 8 }));
+        assert!(metadata.is_new && !metadata.forms_cluster(), "I-O4: it makes its lanes, and no cluster");
+        let other = metadata::note_joined(&metadata.dir, metadata::JoinNote { node: 4, homes: 8 });
+        assert!(other.unwrap_err().to_string().contains("belongs to node 3"), "I-L10");
+        drop((metadata, found));
+        assert!(run(&options).unwrap().is_empty(), "nothing is left to make");
     }
 
     #[test]

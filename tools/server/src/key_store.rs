@@ -119,6 +119,18 @@ impl KeyStore {
         *self.masters.keys().next_back().expect("a key store holds at least one master key")
     }
 
+    /// Another copy in memory, for a node that joins.
+    #[must_use]
+    pub fn duplicate(&self) -> KeyStore {
+        KeyStore {
+            cluster: self.cluster,
+            masters: self.masters.iter().map(|(epoch, key)| (*epoch, key.duplicate())).collect(),
+            locator: self.locator.duplicate(),
+            control: self.control.duplicate(),
+            system: self.system.duplicate(),
+        }
+    }
+
     /// Writes a new key store; it is durable on return. Never replaces one.
     pub fn create(
         &self,
@@ -150,7 +162,8 @@ impl KeyStore {
         })
     }
 
-    fn encode(&self) -> Zeroizing<Vec<u8>> {
+    /// In clear, for a link that is sealed itself (I-K8).
+    pub(crate) fn encode(&self) -> Zeroizing<Vec<u8>> {
         let mut writer = Writer::new();
         writer.raw(&self.cluster.0).raw(self.locator.expose()).raw(self.control.expose()).raw(self.system.expose());
         writer.u32(u32::try_from(self.masters.len()).expect("bounded by EPOCHS_MAX"));
@@ -160,7 +173,8 @@ impl KeyStore {
         Zeroizing::new(writer.finish())
     }
 
-    fn decode(plain: &[u8]) -> Result<KeyStore, CodecError> {
+    /// From what [`KeyStore::encode`] gave.
+    pub(crate) fn decode(plain: &[u8]) -> Result<KeyStore, CodecError> {
         let mut reader = Reader::new("key store", plain);
         let cluster = ClusterId(reader.array()?);
         let locator = SecretKey::take(&mut reader.array()?);

@@ -6,7 +6,7 @@
 //!
 //! Reading order: [`paths`], [`config`], [`key_store`], [`init`], [`core_node`] (one core, generic over its ports, so
 //! that the simulator runs the same code), [`node`] (all cores), [`enroll`] (devices that join and leave), [`admin`] and
-//! its ends, [`pki`] and [`peer_port`] (administration from elsewhere).
+//! its ends, [`pki`] and [`peer_port`] (links of members), [`join`] and [`cluster`] (a node among others).
 #![forbid(unsafe_code)]
 
 pub mod admin;
@@ -15,6 +15,7 @@ pub mod admin_remote;
 pub mod admin_store;
 pub mod banner;
 pub mod certificates;
+pub mod cluster;
 pub mod config;
 pub mod config_edit;
 pub mod core_node;
@@ -22,6 +23,7 @@ pub mod credentials;
 pub mod device_admin;
 pub mod device_name;
 pub mod device_orders;
+pub mod device_places;
 pub mod device_records;
 pub mod device_table;
 pub mod devices;
@@ -37,15 +39,21 @@ pub mod format_plan;
 pub mod fuzzing;
 pub mod group_host;
 pub mod init;
+pub mod join;
+pub mod join_service;
 pub mod key_store;
 pub mod logging;
 pub mod machine;
 pub mod metadata;
 pub mod node;
+pub mod node_admin;
+pub mod nodes_file;
 pub mod outcome;
 pub mod paths;
+pub mod peer_directory;
 pub mod peer_port;
 pub mod pki;
+pub mod pool_shape;
 pub mod replaced;
 pub mod report;
 pub mod scratch_dir;

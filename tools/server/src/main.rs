@@ -6,7 +6,9 @@ use kiseki_server::config::{Config, DEFAULT_LANES, Overrides};
 use kiseki_server::doctor::{self, Severity};
 use kiseki_server::init::{self, DEFAULT_DEVICE_COUNT, DEFAULT_DEVICE_LEN_BYTES, InitOptions};
 use kiseki_server::paths::{DEFAULT_DIR, KisekiDir};
-use kiseki_server::{logging, node, outcome};
+use kiseki_server::pool_shape::PoolShape;
+use kiseki_server::{join, logging, node, outcome};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -75,6 +77,18 @@ struct InitArgs {
     /// A further host name or address for the server certificate; may be given several times.
     #[arg(long = "name")]
     names: Vec<String>,
+    /// Join the cluster of this bundle, made by `kiseki node add`, instead of making a new one.
+    #[arg(long, value_name = "BUNDLE", requires = "peer_listen", conflicts_with = "pool")]
+    join: Option<PathBuf>,
+    /// Address and port where other nodes and administration from elsewhere connect.
+    #[arg(long, env = "KISEKI_PEER_LISTEN", value_name = "ADDR:PORT")]
+    peer_listen: Option<SocketAddr>,
+    /// Where other nodes reach this one, HOST:PORT; needed where it listens at any address. May be given several times.
+    #[arg(long = "peer-address", value_name = "HOST:PORT")]
+    peer_addresses: Vec<String>,
+    /// How the first pool of a new cluster protects chunks, such as 4+2 or "2 copies"; by the number of devices when absent.
+    #[arg(long)]
+    pool: Option<PoolShape>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -105,7 +119,7 @@ fn run(overrides: &Overrides) -> anyhow::Result<()> {
 }
 
 fn make(arguments: InitArgs) -> anyhow::Result<()> {
-    let made = init::run(&InitOptions {
+    let options = InitOptions {
         dir: KisekiDir::at(&arguments.dir)?,
         passphrase_file: arguments.passphrase_file,
         device_count: arguments.devices,
@@ -113,7 +127,14 @@ fn make(arguments: InitArgs) -> anyhow::Result<()> {
         metadata_dir_count: arguments.metadata_dirs,
         lanes: arguments.lanes,
         names: arguments.names,
-    })?;
+        peer_listen: arguments.peer_listen,
+        peer_addresses: arguments.peer_addresses,
+        first_pool: arguments.pool,
+    };
+    let made = match &arguments.join {
+        Some(bundle) => join::run(&options, bundle)?,
+        None => init::run(&options)?,
+    };
     match arguments.json {
         true => println!("{:#}", serde_json::json!({ "made": made })),
         false => made.iter().for_each(|thing| println!("made {thing}")),

@@ -8,6 +8,7 @@ use kiseki_devices::metadata_set::{EpochWitness, MemberFate, MetadataSet, Metada
 use kiseki_devices::superblock::{SuperblockKeeper, SuperblockWitness};
 use kiseki_types::ids::ClusterId;
 use kiseki_types::meta::MetaDir;
+use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,6 +16,22 @@ use std::sync::Arc;
 /// Says, durably in every metadata directory, that the cluster's first shards exist: from then on a missing one is
 /// lost, never new (I-L10, I-O4).
 const FORMED_FILE: &str = "formed";
+
+/// Says, durably in every metadata directory, which node of a cluster this is. It never forms one (I-O4).
+const JOINED_FILE: &str = "joined";
+
+/// Longest such note.
+const JOINED_LEN_BYTES_MAX: u64 = 4096;
+
+/// What a node that joined a cluster has noted of itself, before its first start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JoinNote {
+    /// Its number.
+    pub node: u64,
+    /// Homes of the cluster.
+    pub homes: u16,
+}
 
 /// The opened metadata set.
 pub struct NodeMetadata {
@@ -26,8 +43,18 @@ pub struct NodeMetadata {
     pub refilled: Vec<usize>,
     /// One report for each configured directory.
     pub reports: Vec<MetadataDirReport>,
-    /// Whether the cluster's first shards are still to be made.
+    /// Whether the node has not been started whole yet: only then may its lanes start empty.
     pub is_new: bool,
+    /// What it noted when it joined; `None` for the node that forms the cluster.
+    pub joined: Option<JoinNote>,
+}
+
+impl NodeMetadata {
+    /// Whether the cluster's first shards are still to be made, by this node: it is new and joined nobody (I-O4).
+    #[must_use]
+    pub fn forms_cluster(&self) -> bool {
+        self.is_new && self.joined.is_none()
+    }
 }
 
 /// Superblocks of the usable devices as the witness of the metadata set; `configured` counts the missing ones too.
@@ -116,7 +143,52 @@ pub fn open(cluster: ClusterId, configured: &[PathBuf], witness: Arc<dyn EpochWi
         Err(error) if error.kind() == io::ErrorKind::NotFound => true,
         Err(error) => return Err(error).context("the metadata directories can't be read"),
     };
-    Ok(NodeMetadata { dir, paths, refilled, reports, is_new })
+    let joined = read_note(&dir)?;
+    Ok(NodeMetadata { dir, paths, refilled, reports, is_new, joined })
+}
+
+fn read_note(dir: &MirroredDir) -> Result<Option<JoinNote>> {
+    let read = || -> io::Result<Option<Vec<u8>>> {
+        let file = match dir.open(JOINED_FILE) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            file => file?,
+        };
+        let mut bytes = vec![0; usize::try_from(file.len()?.min(JOINED_LEN_BYTES_MAX)).expect("bounded")];
+        file.read_at(0, &mut bytes)?;
+        Ok(Some(bytes))
+    };
+    let Some(bytes) = read().context("the metadata directories can't be read")? else { return Ok(None) };
+    let note = serde_json::from_slice(&bytes);
+    note.map(Some).with_context(|| format!("{JOINED_FILE} in the metadata directories makes no sense"))
+}
+
+/// Whether one of the directories says already that the node has formed a cluster, or joined one.
+#[must_use]
+pub fn is_settled(paths: &[PathBuf]) -> bool {
+    paths.iter().any(|path| [FORMED_FILE, JOINED_FILE].iter().any(|name| path.join(name).exists()))
+}
+
+/// Notes which node of a cluster this is; durable on return. What is noted stays: a node never takes another number.
+pub fn note_joined(dir: &MirroredDir, note: JoinNote) -> Result<()> {
+    if let Some(known) = read_note(dir)? {
+        if known != note {
+            bail!(
+                "this directory belongs to node {}; a node never takes another number: join with a new directory and with \
+                 devices that are formatted anew",
+                known.node
+            );
+        }
+        return Ok(());
+    }
+    let write = || -> io::Result<()> {
+        let unready = format!("{JOINED_FILE}.new");
+        dir.remove(&unready)?; // left by a crash
+        let file = dir.create(&unready)?;
+        file.write_at(0, &serde_json::to_vec(&note).map_err(io::Error::other)?)?;
+        file.sync()?;
+        dir.rename(&unready, JOINED_FILE)
+    };
+    write().context("the metadata directories can't be written")
 }
 
 /// Notes that the first shards exist; durable on return. Blocks.

@@ -2,6 +2,7 @@
 
 use crate::admin::http;
 use crate::admin::server::{self, AdminDesk};
+use crate::cluster::{self, Membership, Neighbours};
 use crate::config::Config;
 use crate::device_orders::DeviceOrders;
 use crate::device_table::DeviceTable;
@@ -12,6 +13,8 @@ use crate::files::read_bounded;
 use crate::key_store::{KeyStore, read_passphrase};
 use crate::machine;
 use crate::metadata::{self, NodeMetadata};
+use crate::nodes_file::NodesFile;
+use crate::paths::KisekiDir;
 use crate::peer_port::PeerTrustOfNode;
 use crate::replaced::Replacements;
 use crate::status::{Phase, StatusBoard};
@@ -38,7 +41,7 @@ const SHARDS_PER_CORE: u16 = 2;
 
 /// Runs a node until a signal stops it. An error is one message with its remedy.
 pub fn run(config: Config) -> Result<()> {
-    let _lock = lock_dir(&config)?;
+    let _lock = lock_dir(&config.dir)?;
     raise_open_files();
     tracing::info!("configuration:\n{}", config.describe());
     probe_ports(&config)?;
@@ -72,6 +75,7 @@ pub fn run(config: Config) -> Result<()> {
     if shared.peer.is_some() {
         crate::peer_port::watch(shared.clone()).context("can't start a thread")?;
     }
+    cluster::watch(shared.clone()).context("can't start a thread")?;
     let mut result = Ok(());
     for thread in threads {
         // A panic has ended the process already.
@@ -97,6 +101,7 @@ fn open(
     board: Arc<StatusBoard>,
     stop: kiseki_net::StopSignal,
 ) -> Result<CoreShared> {
+    let nodes = NodesFile::read(&config.dir)?;
     let trust = peer_trust(&config, keys.cluster, &board);
     let found = devices::open_all(&config.devices, keys.cluster, config.device_path.into());
     if found.usable.is_empty() {
@@ -106,10 +111,13 @@ fn open(
     }
     let witness = metadata::witness(&found.usable, config.devices.len());
     let meta = metadata::open(keys.cluster, &config.metadata_dirs, witness.clone())?;
-    let shape = stripe_shape(&config, meta.is_new)?;
+    let membership = Membership::of(nodes, meta.joined, meta.forms_cluster(), found.lanes)?;
+    cluster::check_port(&membership, trust.as_ref().and_then(PeerTrustOfNode::node), &board)?;
+    let shape = stripe_shape(&config, meta.forms_cluster())?;
     let replacements = replacements(&config, &board);
     describe(&config, &board, &found.reports, &meta, found.lanes);
     board.lock().cluster = keys.cluster.to_string();
+    board.lock().node = membership.own.0;
     let mesh_shape = MeshShape { core_count: config.cores, lane_count: found.lanes };
     let peer = trust.map(|trust| trust.open(mesh_shape, &board));
     let side = SidePool::start(usize::from(config.side_threads)).context("can't start side threads")?;
@@ -124,6 +132,8 @@ fn open(
         devices: DeviceTable::new(found.usable, witness),
         orders: DeviceOrders::new(config.cores),
         peer,
+        neighbours: Neighbours::new(&membership),
+        membership,
         meta,
         side,
         keys,
@@ -161,13 +171,13 @@ fn replacements(config: &Config, board: &StatusBoard) -> Replacements {
 }
 
 /// Two nodes in one directory would take each other's devices.
-pub fn lock_dir(config: &Config) -> Result<File> {
-    let path = config.dir.lock_file();
+pub fn lock_dir(dir: &KisekiDir) -> Result<File> {
+    let path = dir.lock_file();
     let file = File::create(&path).with_context(|| format!("can't make {}", path.display()))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(std::fs::TryLockError::WouldBlock) => {
-            bail!("a node is running in {} already; stop it, or name another --dir", config.dir.path().display())
+            bail!("a node is running in {} already; stop it, or name another --dir", dir.path().display())
         }
         Err(std::fs::TryLockError::Error(error)) => {
             Err(error).with_context(|| format!("can't lock {}", path.display()))
@@ -231,10 +241,13 @@ fn raise_open_files() {
     }
 }
 
-/// How the first pool of a new cluster protects chunks: by the number of devices that the node is to have. A cluster that exists
-/// keeps the shape that it was made with; it is recorded in the control shard.
-fn stripe_shape(config: &Config, is_new: bool) -> Result<StripeShape> {
-    if is_new && config.devices.len() == 1 && !config.unsafe_single_copy {
+/// How the first pool of a new cluster protects chunks: as the configuration says, or by the number of devices that the node is to
+/// have. A cluster that exists keeps the shape that it was made with; it is recorded in the control shard.
+fn stripe_shape(config: &Config, forms_cluster: bool) -> Result<StripeShape> {
+    if let Some(shape) = config.first_pool {
+        return Ok(shape.stripe());
+    }
+    if forms_cluster && config.devices.len() == 1 && !config.unsafe_single_copy {
         bail!(
             "a single device keeps a single copy of everything: add a second one to `devices`, or set \
              unsafe_single_copy = true"
@@ -261,6 +274,7 @@ fn describe(
     report.paths_in_use.insert("devices".to_owned(), io_paths(devices));
     report.devices = devices.to_vec();
     report.metadata_dirs = meta.reports.clone();
+    report.pool_is_chosen = config.first_pool.is_some();
     report.unsafe_settings = config.unsafe_settings().into_iter().map(str::to_owned).collect();
     if config.metadata_dirs.len() == 1 {
         report.warnings.push(

@@ -45,6 +45,12 @@ impl KisekiDir {
         self.0.join("pki")
     }
 
+    /// What is known of the cluster's nodes; see [`nodes_file`](crate::nodes_file).
+    #[must_use]
+    pub fn nodes_file(&self) -> PathBuf {
+        self.0.join("nodes.json")
+    }
+
     /// The admin socket.
     #[must_use]
     pub fn admin_socket(&self) -> PathBuf {

@@ -1,21 +1,28 @@
-//! The port for members of the cluster: whom the node believes there, and what it answers: administration, to holders of an
-//! administrator's certificate. Certificates and the list of revoked ones are read again when they change.
+//! The port for members of the cluster: whom the node believes there, and what it answers: other nodes' questions, and
+//! administration, to holders of an administrator's certificate. Certificates and the list of revoked ones are read again when they change.
 
 use crate::admin::server::AdminDesk;
 use crate::admin::{AdminRequest, AdminResponse, LINE_LEN_BYTES_MAX};
 use crate::config::Config;
+use crate::core_node::CoreNode;
 use crate::executor::CoreShared;
+use crate::join_service;
 use crate::pki::issued::{RENEW_BEFORE_S, read_revoked};
 use crate::pki::{Bundle, authority};
 use crate::status::{LinkReport, PeerReport, StatusBoard};
 use anyhow::{Context, Result, anyhow, bail};
 use futures::channel::oneshot;
 use kiseki_devices::pool::BufferPool;
+use kiseki_engine::message::NodeState;
+use kiseki_engine::nodes::NodeBoard;
 use kiseki_net::peer::counters::LinkFigures;
-use kiseki_net::peer::{Arrivals, Callers, PeerGate, PeerRole, PeerServer, PeerServices, PeerTrust};
+use kiseki_net::peer::{
+    Arrivals, Callers, LinkInputs, PeerGate, PeerLinks, PeerRole, PeerServer, PeerServices, PeerTrust,
+};
 use kiseki_net::{Listener, MeshShape};
-use kiseki_types::ids::{ClusterId, CoreId};
-use kiseki_types::peer::{Parcel, PeerHandler, ServiceId};
+use kiseki_types::buf::BufferSource;
+use kiseki_types::ids::{ClusterId, CoreId, NodeId};
+use kiseki_types::peer::{Parcel, PeerHandler, PeerIdentity, ServiceId};
 use kiseki_types::runtime::Ports;
 use std::collections::BTreeMap;
 use std::io;
@@ -61,6 +68,15 @@ impl PeerTrustOfNode {
         Ok(Some(PeerTrustOfNode { listen, trust, report }))
     }
 
+    /// The node that the certificate names.
+    #[must_use]
+    pub fn node(&self) -> Option<NodeId> {
+        match self.trust.own().name.role {
+            PeerRole::Node(node) => Some(node),
+            PeerRole::Admin(_) | PeerRole::Authority => None,
+        }
+    }
+
     /// The port, to be served by the cores.
     #[must_use]
     pub fn open(self, shape: MeshShape, board: &StatusBoard) -> PeerPort {
@@ -85,6 +101,12 @@ impl PeerPort {
     pub fn refused_count(&self) -> u64 {
         self.gate.refused_count()
     }
+
+    /// Links to other nodes, of one core.
+    #[must_use]
+    pub fn links(&self, pool: &Rc<BufferPool>, ports: &Ports) -> Rc<PeerLinks> {
+        PeerLinks::new(LinkInputs { ports: ports.clone(), trust: self.gate.trust().clone(), buffers: buffers(pool) })
+    }
 }
 
 fn describe(trust: &PeerTrust) -> PeerReport {
@@ -92,21 +114,56 @@ fn describe(trust: &PeerTrust) -> PeerReport {
     PeerReport { name: own.name.role.to_string(), not_after_unix: own.not_after, ..PeerReport::default() }
 }
 
+fn buffers(pool: &Rc<BufferPool>) -> BufferSource {
+    let pool = pool.clone();
+    Rc::new(move |len_bytes| pool.alloc(len_bytes))
+}
+
+/// What one core answers there.
+#[must_use]
+pub fn services(
+    shared: &Arc<CoreShared>,
+    node: &Rc<CoreNode>,
+    board: &Rc<NodeBoard>,
+    desk: AdminDesk<CoreShared>,
+) -> Rc<PeerServices> {
+    let services = Rc::new(PeerServices::default());
+    if let Some(port) = &shared.peer {
+        services.serve(ServiceId::ADMIN, Callers::Admins, admin_handler(desk, port.requests.clone()));
+    }
+    // It asks the control shard itself who may.
+    services.serve(ServiceId::JOIN, Callers::Nodes, join_service::handler(shared.clone(), node.clone()));
+    for (service, handler) in node.peer_services() {
+        services.serve(service, Callers::Nodes, for_members(board.clone(), handler));
+    }
+    services
+}
+
+/// Turns away whoever comes in the name of a node that was removed; its certificate may live on.
+fn for_members(board: Rc<NodeBoard>, handler: PeerHandler) -> PeerHandler {
+    Rc::new(move |caller, lane, parcel| {
+        let removed = match caller {
+            PeerIdentity::Node(node) => board.entry(node).is_some_and(|entry| entry.state == NodeState::Removed),
+            PeerIdentity::Admin => false,
+        };
+        match removed {
+            true => Box::pin(async { Err("you were removed from the cluster".to_owned()) }),
+            false => handler(caller, lane, parcel),
+        }
+    })
+}
+
 /// Serves the port on one core; core 0 accepts for all.
 pub fn serve(
     shared: &Arc<CoreShared>,
     core: CoreId,
     pool: &Rc<BufferPool>,
-    desk: AdminDesk<CoreShared>,
+    services: Rc<PeerServices>,
     ports: &Ports,
 ) -> Result<Option<Rc<PeerServer>>> {
     let Some(port) = &shared.peer else { return Ok(None) };
-    let services = Rc::new(PeerServices::default());
-    services.serve(ServiceId::ADMIN, Callers::Admins, admin_handler(desk, port.requests.clone()));
-    let pool = pool.clone();
-    let buffers = Rc::new(move |len_bytes| pool.alloc(len_bytes));
     let (gate, stop) = (port.gate.clone(), shared.stop.clone());
-    let server = PeerServer::new(ports.clone(), core, gate.clone(), buffers, services, stop.clone());
+    let server = PeerServer::new(ports.clone(), core, gate.clone(), buffers(pool), services, stop.clone());
     let mut arrivals = port.arrivals.lock().expect("nothing panics while it takes its arrivals");
     let arrivals = arrivals[usize::from(core.0)].take().expect("a core serves its arrivals once");
     ports.spawn("peer server", Box::pin(server.clone().run(arrivals)));
@@ -186,9 +243,19 @@ pub fn report(peers: &PeerServer, values: &mut BTreeMap<String, u64>) -> Vec<Lin
     ] {
         *values.entry(name.to_owned()).or_default() += value;
     }
-    let link = |(peer, figures): (String, LinkFigures)| LinkReport {
+    peers.figures().into_iter().map(|(peer, figures)| link_report(peer, "in", figures)).collect()
+}
+
+/// What a core says of its links to other nodes, those to the cores of one added up by whoever reads them.
+pub fn report_out(links: &PeerLinks) -> Vec<LinkReport> {
+    let link = |(node, _, figures): (NodeId, u16, LinkFigures)| link_report(format!("node/{}", node.0), "out", figures);
+    links.figures().into_iter().map(link).collect()
+}
+
+fn link_report(peer: String, way: &str, figures: LinkFigures) -> LinkReport {
+    LinkReport {
         peer,
-        way: "in".to_owned(),
+        way: way.to_owned(),
         calls: figures.calls,
         in_flight: figures.in_flight,
         bytes_in: figures.bytes_in,
@@ -198,8 +265,7 @@ pub fn report(peers: &PeerServer, values: &mut BTreeMap<String, u64>) -> Vec<Lin
         refused: figures.refused,
         latency: figures.latency,
         latency_sum_us: figures.latency_sum_us,
-    };
-    peers.figures().into_iter().map(link).collect()
+    }
 }
 
 /// Size, time and number of each file: whether one was changed or replaced.

@@ -1,5 +1,6 @@
 //! What a core tells the status board, a few times a second.
 
+use crate::cluster::{self, CoreCluster};
 use crate::core_node::CoreNode;
 use crate::executor::CoreShared;
 use crate::status::{CoreReport, StatusBoard};
@@ -44,31 +45,32 @@ pub fn start(
     core: CoreId,
     node: &Rc<CoreNode>,
     gateway: &S3Service,
-    peers: Option<Rc<PeerServer>>,
+    members: Members,
     ports: &Ports,
 ) {
     let (shared, node, gateway, ports_of_task) = (shared.clone(), node.clone(), gateway.clone(), ports.clone());
     let task = async move {
         while !shared.stop.is_stopped() {
-            report(&shared, core, &node, &gateway, peers.as_deref(), &ports_of_task);
+            report(&shared, core, &node, &gateway, &members, &ports_of_task);
             ports_of_task.sleep(INTERVAL).await;
         }
     };
     ports.spawn("report", Box::pin(task));
 }
 
+/// A core's connections with members of the cluster.
+pub struct Members {
+    /// From them, where the port is open.
+    pub server: Option<Rc<PeerServer>>,
+    /// To them.
+    pub cluster: Rc<CoreCluster>,
+}
+
 fn add(values: &mut BTreeMap<String, u64>, name: &str, value: u64) {
     *values.entry(name.to_owned()).or_default() += value;
 }
 
-fn report(
-    shared: &CoreShared,
-    core: CoreId,
-    node: &CoreNode,
-    gateway: &S3Service,
-    peers: Option<&PeerServer>,
-    ports: &Ports,
-) {
+fn report(shared: &CoreShared, core: CoreId, node: &CoreNode, gateway: &S3Service, members: &Members, ports: &Ports) {
     let s3 = gateway.counters();
     let mut values: BTreeMap<String, u64> = BTreeMap::new();
     let mut set = |name: &str, value: u64| add(&mut values, name, value);
@@ -127,11 +129,15 @@ fn report(
         add(&mut values, "pin_epochs_closed_total", backlog.epochs_closed.get());
         add(&mut values, "fences_forgotten_total", backlog.fences_forgotten.get());
     }
-    let links = peers.map(|peers| peer_port::report(peers, &mut values)).unwrap_or_default();
+    let mut links = members.server.as_deref().map(|server| peer_port::report(server, &mut values)).unwrap_or_default();
+    links.extend(members.cluster.links.as_deref().map(peer_port::report_out).unwrap_or_default());
     let upkeep = upkeep::of_core(node.engine(), &mut values);
     let device_space = space::of_core(node.fragments(), &mut values);
     let mut set = |name: &str, value: u64| add(&mut values, name, value);
     set("raft_groups", node.groups().count() as u64);
+    let (led, votes_missing) = node.engine().led();
+    set("raft_groups_led", led);
+    set("raft_votes_missing", votes_missing);
     set("raft_groups_fenced", node.groups().fenced().len() as u64);
     let (mut device_free_bytes, mut device_read_errors) = (BTreeMap::new(), BTreeMap::new());
     let (mut device_fragments, mut device_used_bytes) = (BTreeMap::new(), BTreeMap::new());
@@ -165,9 +171,17 @@ fn report(
         evacuations: upkeep::evacuations(node.engine()),
         upkeep,
         links,
+        heard: members.cluster.heard(),
     };
+    shared.board.lock().core_reports.insert(core.0.to_string(), report);
+    if core == CoreId(0) {
+        let mut devices = BTreeMap::new();
+        for device in node.engine().core().fragments.devices().iter().filter(|device| device.state.is_readable()) {
+            *devices.entry(device.node.0).or_default() += 1;
+        }
+        cluster::settle(shared, ports.now(), &devices);
+    }
     let mut board = shared.board.lock();
-    board.core_reports.insert(core.0.to_string(), report);
     let board = &mut *board;
     board.settle_upkeep();
     space::settle(board);

@@ -1,6 +1,7 @@
 //! What a node says about itself: to `kiseki status`, to health checks and to metrics. Cores write their part a few
 //! times a second, side threads read it; nothing here is on the path of a byte.
 
+use crate::nodes_file::NodeRow;
 use crate::space::{CoreSpace, PoolReport, SpaceReport};
 use crate::upkeep::{CoreUpkeep, RepairReport, ScrubReport};
 use crate::wear::WearReading;
@@ -105,6 +106,9 @@ pub struct EvacuationReport {
     pub reason: String,
     /// Fragments that still lie on it.
     pub fragments_left: u64,
+    /// Whether every core has said how many those are: after a start that takes a moment.
+    #[serde(default)]
+    pub is_known: bool,
     /// Bytes of those.
     pub bytes_left: u64,
     /// Bytes that left it a second lately.
@@ -172,6 +176,10 @@ pub struct CoreReport {
     /// Links of this core.
     #[serde(default)]
     pub links: Vec<LinkReport>,
+    /// When other nodes answered this core last, boottime nanoseconds by number: for the node itself, which makes of it what
+    /// it says of each node.
+    #[serde(skip)]
+    pub heard: BTreeMap<u64, u64>,
 }
 
 /// What is counted of a link: to or from another member of the cluster.
@@ -199,6 +207,20 @@ pub struct LinkReport {
     pub latency: Vec<u64>,
     /// Sum of those times in microseconds.
     pub latency_sum_us: u64,
+}
+
+/// A node of the cluster as `status` shows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeSeen {
+    /// What is recorded of it.
+    #[serde(flatten)]
+    pub row: NodeRow,
+    /// Whether it is the one that says this.
+    pub is_here: bool,
+    /// When it answered last, in milliseconds before this report; `None`: not since this node started.
+    pub heard_ms_ago: Option<u64>,
+    /// Devices of it that work, where that is known.
+    pub devices: Option<u64>,
 }
 
 /// The port for members of the cluster as `status` shows it.
@@ -245,6 +267,18 @@ pub struct NodeReport {
     /// The cluster's id.
     #[serde(default)]
     pub cluster: String,
+    /// The number of this node.
+    #[serde(default)]
+    pub node: u64,
+    /// The cluster's nodes, as far as this one knows.
+    #[serde(default)]
+    pub nodes: Vec<NodeSeen>,
+    /// While it starts: the members that have not answered lately, without whom there may be no majority.
+    #[serde(default)]
+    pub waits_for: String,
+    /// While it starts: why it does not serve yet.
+    #[serde(default)]
+    pub waits_because: String,
     /// The port for members of the cluster, where it is open.
     #[serde(default)]
     pub peer: Option<PeerReport>,
@@ -257,6 +291,9 @@ pub struct NodeReport {
     /// The shape behind it: data and parity of a stripe.
     #[serde(default)]
     pub pool_shape: Option<(u8, u8)>,
+    /// Whether the configuration says how a new cluster's first pool is to be.
+    #[serde(default)]
+    pub pool_is_chosen: bool,
     /// Which I/O and CPU paths are in use.
     pub paths_in_use: BTreeMap<String, String>,
     /// Devices, in the order of the configuration.
@@ -312,7 +349,9 @@ impl NodeReport {
         let (shape, count) = (StripeShape { data, parity }, self.devices.len());
         let fitting = shape_for(count);
         self.durability = shape_text(shape);
-        if fitting != shape {
+        // The devices here say nothing about a cluster's.
+        let is_told = self.pool_is_chosen || self.nodes.len() > 1;
+        if fitting != shape && !is_told {
             let fitting = shape_text(fitting);
             self.durability
                 .push_str(&format!(" (as the pool was made; a new cluster on {count} devices would have {fitting})"));

@@ -71,7 +71,7 @@ impl StoppedNode {
     /// Holds the node for oneself. Errors: it runs, or somebody looks.
     pub fn to_change(dir: &Path) -> Result<StoppedNode> {
         let config = load(dir)?;
-        let lock = lock_dir(&config)?;
+        let lock = lock_dir(&config.dir)?;
         Ok(StoppedNode { config, _lock: Some(lock) })
     }
 

@@ -6,7 +6,8 @@
 //!
 //! Reading order: [`content`] (objects made of a seed), [`register`] (what a key may hold), [`model`] (all keys and
 //! uploads), [`node`] (what is driven), [`real`] (the real one), [`client`] (one client's operations), [`listing`] (checked listings),
-//! [`verify`] (after a cut), [`run`] (rounds of work, cut, recovery); [`cluster`] (several nodes: the raft scenario).
+//! [`verify`] (after a cut), [`run`] (rounds of work, cut, recovery); [`cluster`] (Raft groups on several
+//! nodes), [`nodes`] (several whole nodes).
 #![forbid(unsafe_code)]
 
 pub mod client;
@@ -16,6 +17,7 @@ pub mod listing;
 pub mod model;
 pub mod multipart;
 pub mod node;
+pub mod nodes;
 pub mod real;
 pub mod register;
 pub mod run;
@@ -23,4 +25,5 @@ pub mod verify;
 
 pub use cluster::{ClusterOptions, ClusterReport, run_cluster};
 pub use node::{NodeUnderTest, OpenCore, OpenError};
+pub use nodes::{NodesOptions, NodesReport, run_nodes};
 pub use run::{Report, RunOptions, run_seed};

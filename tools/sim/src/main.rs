@@ -4,7 +4,7 @@
 
 use clap::{Parser, ValueEnum};
 use kiseki_sim::real::{Lie, RealNode, RealOptions};
-use kiseki_sim::{ClusterOptions, RunOptions, run_cluster, run_seed};
+use kiseki_sim::{ClusterOptions, NodesOptions, RunOptions, run_cluster, run_nodes, run_seed};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
-    /// What is run: one node with its disks and clients, or Raft groups on several nodes and a network between them.
+    /// What is run: one node with its disks and clients; Raft groups on several nodes and a network between them; or several whole
+    /// nodes with their clients.
     #[arg(long, value_enum, default_value_t = Scenario::Node)]
     scenario: Scenario,
     /// The first seed.
@@ -44,7 +45,7 @@ struct Arguments {
     /// Disks that are emptied and retired in the course of a run.
     #[arg(long, default_value_t = 0)]
     drain: u16,
-    /// Troubles of each seed (of Raft groups); without it as many as the tests have.
+    /// Troubles of each seed (where there are several nodes); without it as many as the tests have.
     #[arg(long)]
     troubles: Option<u64>,
     /// A control that has to fail: media that answer flushes and save nothing.
@@ -62,6 +63,7 @@ struct Arguments {
 enum Scenario {
     Node,
     Raft,
+    Nodes,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -86,6 +88,13 @@ impl Arguments {
     fn run(&self, seed: u64) -> (bool, String) {
         match self.scenario {
             Scenario::Node => self.run_node(seed),
+            Scenario::Nodes => {
+                let usual = NodesOptions::for_seed(seed);
+                let troubles = self.troubles.unwrap_or(usual.troubles);
+                let journals_lie = self.lie == Some(LieArgument::RaftJournals);
+                let report = run_nodes(seed, NodesOptions { troubles, journals_lie, ..usual });
+                (report.is_good(), report.to_string())
+            }
             Scenario::Raft => {
                 let usual = ClusterOptions::for_seed(seed);
                 let troubles = self.troubles.unwrap_or(usual.troubles);
@@ -118,8 +127,12 @@ impl Arguments {
 
     /// What to type to see one seed again.
     fn replay(&self, seed: u64) -> String {
+        let troubles = self.troubles.map(|troubles| format!(" --troubles {troubles}")).unwrap_or_default();
+        if self.scenario == Scenario::Nodes {
+            let lie = if self.lie.is_some() { " --lie raft-journals" } else { "" };
+            return format!("cargo run --release -p kiseki-sim -- --scenario nodes --seed {seed}{troubles}{lie}");
+        }
         if self.scenario == Scenario::Raft {
-            let troubles = self.troubles.map(|troubles| format!(" --troubles {troubles}")).unwrap_or_default();
             let lie = if self.lie.is_some() { " --lie raft-journals" } else { "" };
             return format!("cargo run --release -p kiseki-sim -- --scenario raft --seed {seed}{troubles}{lie}");
         }

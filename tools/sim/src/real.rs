@@ -22,32 +22,37 @@ use kiseki_devices::superblock::{
 use kiseki_engine::engine::PIN_EPOCH_AGE;
 use kiseki_engine::keyring::NodeKeys;
 use kiseki_engine::keys::MasterKeys;
-use kiseki_engine::message::{ControlRequest, ControlResponse, Dedup, EngineRequest, EngineResponse};
+use kiseki_engine::message::{ControlRequest, ControlResponse, Dedup, EngineRequest, EngineResponse, NodeEntry};
+use kiseki_engine::nodes::{NobodyElse, NodeBoard};
 use kiseki_raft::GroupSettings;
 use kiseki_server::core_node::{CoreInputs, CoreNode, LaneInput, LogMirror};
 use kiseki_server::metadata::mark_formed;
 use kiseki_simulator::seed::mix64;
-use kiseki_simulator::{CutSwitch, DiskOptions, NodeId, SeededRng, Sim, SimDisk, SimLink, SimMetaDir};
+use kiseki_simulator::{CutSwitch, DiskOptions, NodeId, SeededRng, Sim, SimDisk, SimLink, SimMetaDir, SimNet};
 use kiseki_types::buf::stale_buffers;
 use kiseki_types::fragment::StripeShape;
 use kiseki_types::ids::{ClusterId, CoreId, DeviceId, LaneId, MasterEpoch, PoolId, TenantId};
 use kiseki_types::meta::MetaDir;
+use kiseki_types::peer::PeerCalls;
 use kiseki_types::runtime::{Ports, RuntimeExt};
 use kiseki_types::secret::SecretKey;
 use kiseki_types::{BlockIndex, LocalBoxFuture};
 use moving::Moving;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The machine.
+/// The machine of a node that is alone.
 const NODE: NodeId = NodeId(1);
 
 /// The cluster of every run.
 const CLUSTER: ClusterId = ClusterId(*b"simulated cluste");
+
+/// Pin epochs of nodes of a cluster: a new leader waits so long before it settles what writers left, and a run is short.
+const MEMBERS_PIN_EPOCH_AGE: Duration = Duration::from_secs(60);
 
 /// The tenant that the clients are.
 const TENANT_NAME: &str = "sim";
@@ -126,9 +131,23 @@ struct Member {
     journals: Vec<SimDisk>,
 }
 
+/// What makes a node one of several.
+#[derive(Clone)]
+pub struct Membership {
+    /// Its number; the first one forms the cluster.
+    pub number: u32,
+    /// The network between them.
+    pub net: SimNet,
+    /// What it knows of the others, as in its file.
+    pub known: Rc<RefCell<(u64, Vec<NodeEntry>)>>,
+    /// Homes of the cluster.
+    pub home_count: u16,
+}
+
 /// The node's media, and while it runs its cores.
 pub struct RealNode {
     options: RealOptions,
+    membership: Option<Membership>,
     switch: Arc<CutSwitch>,
     disks: Vec<SimDisk>,
     members: Vec<Member>,
@@ -149,6 +168,13 @@ impl RealNode {
     /// A node on blank media.
     #[must_use]
     pub fn new(sim: &Sim, options: RealOptions) -> RealNode {
+        RealNode::member(sim, options, None)
+    }
+
+    /// A node on blank media, alone or one of several.
+    #[must_use]
+    pub fn member(sim: &Sim, options: RealOptions, membership: Option<Membership>) -> RealNode {
+        let number = membership.as_ref().map_or(1, |membership| membership.number);
         let switch = Arc::<CutSwitch>::default();
         let disk = |name: String, len| SimDisk::new(sim, DiskOptions::of_len(&name, len), &switch);
         let disks: Vec<SimDisk> = (0..options.devices + options.late)
@@ -156,13 +182,15 @@ impl RealNode {
             .collect();
         let member = |index: u16| {
             let journal = |lane| disk(format!("meta{index}-lane{lane}"), options.raft_journal_len_bytes);
-            let dir = SimMetaDir::new(&format!("meta{index}"), mix64(sim.seed() ^ u64::from(index)), &switch);
+            let seed = mix64(sim.seed() ^ u64::from(index) ^ u64::from(number - 1) << 32);
+            let dir = SimMetaDir::new(&format!("meta{index}"), seed, &switch);
             Member { dir, journals: (0..options.lanes).map(journal).collect() }
         };
         let members: Vec<Member> = (0..options.metadata_dirs).map(member).collect();
         let (seed, repaired) = (sim.seed(), Rc::default());
         RealNode {
             options,
+            membership,
             switch,
             disks,
             members,
@@ -229,9 +257,35 @@ impl RealNode {
         Ok(())
     }
 
+    /// The machine that it is.
+    #[must_use]
+    pub fn machine(&self) -> NodeId {
+        self.membership.as_ref().map_or(NODE, |membership| NodeId(membership.number))
+    }
+
+    /// The cores that run.
+    #[must_use]
+    pub fn running(&self) -> &[Rc<CoreNode>] {
+        &self.running
+    }
+
+    /// Whether this node forms the cluster.
+    fn forms_cluster(&self) -> bool {
+        self.machine() == NODE
+    }
+
     /// The disks that the node opens at a start.
     fn configured(&self) -> &[SimDisk] {
         &self.disks[..self.configured.get()]
+    }
+
+    /// What the cores know of other nodes is in a file by now.
+    fn keep_known(&self) {
+        let (Some(Membership { known, .. }), Some(core)) = (&self.membership, self.running.first()) else { return };
+        let nodes = &core.engine().core().nodes;
+        if nodes.version() >= known.borrow().0 && !nodes.entries().is_empty() {
+            known.replace((nodes.version(), nodes.entries()));
+        }
     }
 
     /// Adds what the running cores have repaired; before they are dropped.
@@ -306,7 +360,7 @@ impl RealNode {
     async fn start(&mut self, sim: &Sim) -> Result<OpenNode, OpenError> {
         self.set_lying(false);
         self.starts += 1;
-        let first_ports = sim.ports(NODE);
+        let first_ports = sim.ports(self.machine());
         if !self.is_formatted {
             self.format(&first_ports).await?;
             self.is_formatted = true;
@@ -320,7 +374,8 @@ impl RealNode {
         let plan = Plan { superblocks, meta, fates: report.fates, is_new };
         let lane_link = SimLink::<LaneRequest, LaneResponse>::new(sim);
         let engine_link = SimLink::<EngineRequest, EngineResponse>::new(sim);
-        let ports: Vec<Ports> = (0..self.options.cores).map(|core| sim.core_ports(NODE, CoreId(core))).collect();
+        let ports: Vec<Ports> =
+            (0..self.options.cores).map(|core| sim.core_ports(self.machine(), CoreId(core))).collect();
 
         let opened = ports.iter().enumerate().map(|(core, ports)| {
             let inputs = self.inputs(&plan, core, ports.clone(), lane_link.clone(), engine_link.clone());
@@ -334,6 +389,7 @@ impl RealNode {
             self.running.push(node);
         }
         self.serve_links(&ports, &lane_link, &engine_link);
+        self.serve_peers(&ports);
         self.on_every_core(&ports, |node| Box::pin(async move { node.publish().await.map_err(failed) })).await?;
         self.on_every_core(&ports, |node| Box::pin(async move { node.open_system_shards().await.map_err(failed) }))
             .await?;
@@ -349,6 +405,7 @@ impl RealNode {
             })
         };
         self.on_every_core(&ports, start_background).await?;
+        self.announce(&ports[0]);
         let tenant = self.tenant().await?;
         self.set_lying(true);
         if self.options.drain > 0 {
@@ -391,6 +448,32 @@ impl RealNode {
                 let node = node.upgrade();
                 Box::pin(async move { node.expect(ALIVE).handle_engine(request).await })
             });
+        }
+    }
+
+    /// Other nodes are answered from now on.
+    fn serve_peers(&self, ports: &[Ports]) {
+        let Some(Membership { number, net, .. }) = &self.membership else { return };
+        for (service, handler) in self.running[0].peer_services() {
+            net.serve(kiseki_types::NodeId(u64::from(*number)), service, ports[0].clone(), handler);
+        }
+    }
+
+    /// This node and what it knows of the others.
+    fn nodes(&self) -> Rc<NodeBoard> {
+        let board = NodeBoard::new(kiseki_types::NodeId(u64::from(self.machine().0)));
+        if let Some(Membership { known, .. }) = &self.membership {
+            let (version, entries) = &*known.borrow();
+            board.take_up(*version, entries);
+        }
+        board
+    }
+
+    /// What it calls other nodes with.
+    fn peers(&self, ports: &Ports) -> Rc<dyn PeerCalls> {
+        match &self.membership {
+            Some(Membership { number, net, .. }) => net.calls(kiseki_types::NodeId(u64::from(*number)), ports.clone()),
+            None => Rc::new(NobodyElse),
         }
     }
 
@@ -437,15 +520,26 @@ impl RealNode {
             meta: plan.meta.clone(),
             lane_link: Rc::new(lane_link),
             engine_link: Rc::new(engine_link),
+            nodes: self.nodes(),
+            peers: self.peers(&ports),
             buffers: stale_buffers(),
             keys: Rc::new(node_keys()),
             first_pool: self.options.shape,
             shards_per_tenant: 2 * self.options.cores,
-            pin_epoch_age: PIN_EPOCH_AGE,
+            pin_epoch_age: if self.membership.is_some() { MEMBERS_PIN_EPOCH_AGE } else { PIN_EPOCH_AGE },
             repair: Default::default(),
             scrub: Some(Default::default()),
-            group_settings: GroupSettings { snapshot_entries: 60, kept_entries: 20, ..GroupSettings::single_voter() },
+            group_settings: GroupSettings {
+                snapshot_entries: 60,
+                kept_entries: 20,
+                ..match &self.membership {
+                    Some(_) => GroupSettings::several_voters(),
+                    None => GroupSettings::single_voter(),
+                }
+            },
+            home_count: self.membership.as_ref().map_or(self.options.lanes, |membership| membership.home_count),
             is_new: plan.is_new,
+            forms_cluster: plan.is_new && self.forms_cluster(),
             ports,
         }
     }
@@ -462,6 +556,25 @@ impl RealNode {
             LogMirror { member: member.id, region }
         };
         LaneInput { lane, log_mirrors: healthy.map(mirror).collect() }
+    }
+
+    /// Tells the cluster that this node is here, until that is known.
+    fn announce(&self, ports: &Ports) {
+        let Some(membership) = &self.membership else { return };
+        let node = kiseki_types::NodeId(u64::from(membership.number));
+        let (lanes, cores) = (self.options.lanes, self.options.cores);
+        let (calls, task_ports) = (self.running[0].engine().calls().clone(), ports.clone());
+        let task = async move {
+            loop {
+                let addresses = vec![format!("{node}")];
+                let here = ControlRequest::NodeHere { node, addresses, lanes, cores, version: "sim".to_owned() };
+                if calls.control(here).await.is_ok() {
+                    return;
+                }
+                task_ports.sleep(Duration::from_millis(500)).await;
+            }
+        };
+        ports.spawn("announce", Box::pin(task));
     }
 
     /// The clients' tenant, made at the first start.
@@ -535,7 +648,7 @@ fn node_keys() -> NodeKeys {
 
 impl NodeUnderTest for RealNode {
     fn id(&self) -> NodeId {
-        NODE
+        self.machine()
     }
 
     fn switch(&self) -> Arc<CutSwitch> {
@@ -548,6 +661,7 @@ impl NodeUnderTest for RealNode {
 
     fn power_cut(&mut self, seed: u64) {
         self.count_repaired();
+        self.keep_known();
         self.running.clear();
         let rng = SeededRng::new(seed);
         self.disks.iter().for_each(|disk| disk.power_cut(rng.next_u64()));

@@ -14,11 +14,7 @@ struct Room {
 const ROOMS: [Room; 8] = [
     Room { path: "engine/types", may: &[], never: &["kiseki-executor", "openraft", "redb"] },
     Room { path: "engine/kernels", may: &["kiseki-types"], never: &["kiseki-executor", "openraft", "redb"] },
-    Room {
-        path: "engine",
-        may: &["kiseki-types", "kiseki-kernels"],
-        never: &["kiseki-executor", "openraft", "capnp", "redb"],
-    },
+    Room { path: "engine", may: &["kiseki-types", "kiseki-kernels"], never: &["kiseki-executor", "openraft", "redb"] },
     Room { path: "devices/executor", may: &[], never: &["openraft", "redb"] },
     Room { path: "devices", may: &["kiseki-types", "kiseki-executor"], never: &["openraft"] },
     Room { path: "raft", may: &["kiseki-types"], never: &[] },

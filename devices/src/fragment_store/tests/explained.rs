@@ -696,7 +696,7 @@ async fn free_orphans(stores: &[CoreFragmentStore], model: &RefCell<Model>) {
                 continue;
             }
             let is_in_doubt = model.borrow().in_doubt.contains_key(&chunk);
-            for fragment in store.locate(locator, generation).await.unwrap() {
+            for fragment in store.locate(locator, generation).await.unwrap().all().unwrap() {
                 let whole = store.read(&fragment, 0..fragment.meta.payload_len_bytes).await;
                 if !is_in_doubt || whole.is_err() {
                     store.release(&fragment).await.unwrap();

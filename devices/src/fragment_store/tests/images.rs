@@ -65,6 +65,7 @@ async fn open_store(
         device: open_device(path, RingOptions { depth: 32, ..RingOptions::default() }, None).unwrap(),
     };
     let config = FragmentStoreConfig {
+        node: kiseki_types::NodeId(1),
         lanes: tables.iter().enumerate().map(lane).collect(),
         ports: ports.clone(),
         lane_count: LANES,

@@ -294,6 +294,7 @@ fn a_removed_device_holds_no_file_descriptor_so_the_drive_can_be_pulled() {
         format_journals(&ports, id, "d0", &layout, &queue).await.unwrap();
         let table = |_| MemoryTable { medium: Rc::default(), ports: ports.clone() };
         let config = FragmentStoreConfig {
+            node: kiseki_types::NodeId(1),
             lanes: (0..LANES).map(|lane| OwnLane { lane: LaneId(lane), table: Rc::new(table(lane)) }).collect(),
             ports: ports.clone(),
             lane_count: LANES,

@@ -4,14 +4,15 @@ use anyhow::Result;
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use kiseki_cli::ca::{self, CaCommand};
+use kiseki_cli::node::{self, NodeCommand};
 use kiseki_server::admin::{AdminRequest, AdminResponse, Dedup, Etag};
 use kiseki_server::admin_client::AdminClient;
 use kiseki_server::outcome::{self, NodeError};
 use kiseki_server::paths::{DEFAULT_DIR, KisekiDir};
 use kiseki_server::space::{PoolReport, SpaceReport};
-use kiseki_server::status::{DeviceReport, EvacuationReport, NodeReport, PeerReport};
+use kiseki_server::status::{DeviceReport, EvacuationReport, NodeReport, NodeSeen, PeerReport, Phase};
 use serde::Serialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// How long `status` shows a device that was removed: one day. `--json` has it for longer.
@@ -61,6 +62,9 @@ enum Command {
     /// Certificates: the authority of the cluster, its nodes, its administrators.
     #[command(subcommand)]
     Ca(CaCommand),
+    /// The cluster's nodes: those that are there, a new one, one that leaves.
+    #[command(subcommand)]
+    Node(NodeCommand),
     /// Shows devices, metadata directories, and what is unsafe or wrong.
     Status {
         /// Print JSON.
@@ -184,13 +188,22 @@ fn run(cli: Cli) -> Result<()> {
             };
             (AdminRequest::BucketSet { tenant, bucket: name, etag }, json)
         }
+        Command::Node(command) => {
+            let dir = KisekiDir::at(&cli.dir)?;
+            return node::run(&dir, command, || connect(cli.node.as_deref(), cli.cert.as_deref(), &dir));
+        }
         Command::Status { json } => (AdminRequest::Status, json),
     };
-    let mut client = match (&cli.node, &cli.cert) {
-        (Some(node), Some(cert)) => AdminClient::remote(node, cert)?,
-        _ => AdminClient::connect(&KisekiDir::at(&cli.dir)?.admin_socket())?,
-    };
+    let mut client = connect(cli.node.as_deref(), cli.cert.as_deref(), &KisekiDir::at(&cli.dir)?)?;
     print(client.call(&request)?, json)
+}
+
+/// A way to the node that is meant.
+fn connect(node: Option<&str>, cert: Option<&Path>, dir: &KisekiDir) -> Result<AdminClient> {
+    match (node, cert) {
+        (Some(node), Some(cert)) => Ok(AdminClient::remote(node, cert)?),
+        _ => Ok(AdminClient::connect(&dir.admin_socket())?),
+    }
 }
 
 fn print(response: AdminResponse, json: bool) -> Result<()> {
@@ -224,6 +237,9 @@ fn print(response: AdminResponse, json: bool) -> Result<()> {
             println!("done");
             Ok(())
         }
+        AdminResponse::Nodes { nodes } => print_json(&nodes),
+        AdminResponse::Node(row) => print_json(&row),
+        AdminResponse::Invited(invitation) => print_json(&invitation),
         AdminResponse::Device(device) => print_json(&device),
         AdminResponse::Joined(joined) => print_json(&joined),
         AdminResponse::Status(report) if json => print_json(&report),
@@ -241,7 +257,7 @@ fn print_json(value: &impl Serialize) -> Result<()> {
 
 fn print_status(report: &NodeReport) {
     let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
-    println!("cluster {}", report.cluster);
+    println!("cluster {}, node {}", report.cluster, report.node);
     println!(
         "{} at {} ({} cores, {} lanes, {})",
         phase(report),
@@ -250,6 +266,12 @@ fn print_status(report: &NodeReport) {
         report.lanes,
         report.durability
     );
+    if report.phase == Phase::Starting && !(report.waits_for.is_empty() && report.waits_because.is_empty()) {
+        println!("  waiting   {}", waiting_line(report));
+    }
+    for node in report.nodes.iter().filter(|_| report.nodes.len() > 1) {
+        println!("  node      {:<9} {}", node.row.state, node_line(node));
+    }
     for device in &report.devices {
         let why = match device.io_path_reason.as_str() {
             "" => String::new(),
@@ -294,6 +316,9 @@ fn print_status(report: &NodeReport) {
     }
     if let Some(peer) = &report.peer {
         println!("  peer      {}", peer_line(peer));
+    }
+    if report.nodes.len() > 1 {
+        println!("  shards    {}", shards_line(report));
     }
     println!("  repair    {}", repair_line(report));
     println!("  scrub     {}", scrub_line(report));
@@ -379,6 +404,24 @@ fn pool_line(pool: &PoolReport) -> String {
     format!("{}: {}.{} % full{advice}", pool.pool, pool.fill_permille / 10, pool.fill_permille % 10)
 }
 
+fn waiting_line(report: &NodeReport) -> String {
+    match (report.waits_for.as_str(), report.waits_because.as_str()) {
+        ("", because) => format!("for the cluster: {because}"),
+        (nodes, "") => format!("for a majority; silent: {nodes}"),
+        (nodes, because) => format!("for a majority; silent: {nodes}; {because}"),
+    }
+}
+
+fn node_line(node: &NodeSeen) -> String {
+    let heard = match node.heard_ms_ago {
+        _ if node.is_here => "this node".to_owned(),
+        Some(ms) => format!("heard {} ago", span(ms / 1000)),
+        None => "not heard since this node started".to_owned(),
+    };
+    let devices = node.devices.map_or(String::new(), |count| format!(", {count} devices"));
+    format!("{} at {}, {heard}{devices}", node.row.node, node.row.addresses.join(", "))
+}
+
 fn peer_line(peer: &PeerReport) -> String {
     let problem = if peer.problem.is_empty() { String::new() } else { format!("; PROBLEM: {}", peer.problem) };
     format!(
@@ -389,6 +432,17 @@ fn peer_line(peer: &PeerReport) -> String {
         peer.revoked,
         peer.refused
     )
+}
+
+/// What a node has of the cluster's shards.
+fn shards_line(report: &NodeReport) -> String {
+    let (replicas, led) = (report.total("raft_groups"), report.total("raft_groups_led"));
+    match report.total("raft_votes_missing") {
+        0 => format!("{replicas} replicas here, {led} lead"),
+        missing => {
+            format!("{replicas} replicas here, {led} lead and lack {missing} votes: they would not survive a node yet")
+        }
+    }
 }
 
 fn repair_line(report: &NodeReport) -> String {
@@ -430,10 +484,10 @@ fn scrub_line(report: &NodeReport) -> String {
 
 fn phase(report: &NodeReport) -> &'static str {
     match report.phase {
-        kiseki_server::status::Phase::Starting => "starting",
-        kiseki_server::status::Phase::Serving if report.is_healthy() => "serving, healthy",
-        kiseki_server::status::Phase::Serving => "serving, not healthy",
-        kiseki_server::status::Phase::Stopping => "stopping",
+        Phase::Starting => "starting",
+        Phase::Serving if report.is_healthy() => "serving, healthy",
+        Phase::Serving => "serving, not healthy",
+        Phase::Stopping => "stopping",
     }
 }
 
@@ -494,6 +548,22 @@ mod tests {
         let line = ["kiseki", "--node", "a:1", "--cert", "c", "ca", "issue-node", "--node", "3"];
         assert!(Cli::try_parse_from(line).is_ok(), "the node to call and the node to issue for are two things");
         assert!(Cli::try_parse_from(["kiseki", "--node", "a:1", "status"]).is_err(), "a certificate is needed");
+        let line = ["kiseki", "--node", "a:1", "--cert", "c", "node", "drain", "3"];
+        assert!(Cli::try_parse_from(line).is_ok(), "the node to call and the node that is meant are two things");
+        assert!(Cli::try_parse_from(["kiseki", "node", "remove"]).is_err(), "which one must be said");
+    }
+
+    #[test]
+    fn status_says_who_is_there_and_for_whom_a_start_waits() {
+        let mut node = NodeSeen { heard_ms_ago: Some(3_500), ..NodeSeen::default() };
+        (node.row.node, node.row.addresses) = (3, vec!["10.0.0.3:9100".to_owned()]);
+        assert_eq!(node_line(&node), "3 at 10.0.0.3:9100, heard 3 s ago");
+        (node.is_here, node.devices) = (true, Some(2));
+        assert_eq!(node_line(&node), "3 at 10.0.0.3:9100, this node, 2 devices");
+        let mut report = NodeReport { waits_because: "no leader".to_owned(), ..NodeReport::default() };
+        assert_eq!(waiting_line(&report), "for the cluster: no leader");
+        report.waits_for = "node 3 at 10.0.0.3:9100 (never heard)".to_owned();
+        assert!(waiting_line(&report).starts_with("for a majority; silent: node 3"), "{}", waiting_line(&report));
     }
 
     #[test]

@@ -101,7 +101,7 @@ pub fn await_empty(client: &mut AdminClient, answer: &DeviceAnswer, asking: &Ask
         bar.set_length(total);
         bar.set_position(total - evacuation.bytes_left);
         bar.set_message(progress(evacuation));
-        if evacuation.fragments_left == 0 {
+        if evacuation.is_known && evacuation.fragments_left == 0 {
             bar.finish_and_clear();
             return Ok(report);
         }

@@ -348,7 +348,16 @@ fn shard_row(bytes: &[u8]) -> Verdict {
 }
 
 fn shard_row_seeds() -> Vec<Seed> {
-    vec![("active", ShardRow { tenant: TenantId(1), active: true, wrapped_metadata_key: vec![7; 72] }.encode())]
+    vec![(
+        "active",
+        ShardRow {
+            tenant: TenantId(1),
+            active: true,
+            founder: kiseki_types::ids::NodeId(1),
+            wrapped_metadata_key: vec![7; 72],
+        }
+        .encode(),
+    )]
 }
 
 fn pool_row(bytes: &[u8]) -> Verdict {

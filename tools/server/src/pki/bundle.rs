@@ -42,7 +42,7 @@ impl Bundle {
     }
 
     /// Writes the files into `dir` (0700). Refuses to write over a key, unless `replace` says so.
-    pub(super) fn write(&self, dir: &Path, replace: bool) -> Result<()> {
+    pub(crate) fn write(&self, dir: &Path, replace: bool) -> Result<()> {
         let [authority, certificate, key] = Bundle::files(dir);
         if key.exists() && !replace {
             bail!("{} exists; --replace writes a new key and certificate over it", key.display());

@@ -1,0 +1,257 @@
+//! The nodes of the cluster as one core knows them: what the control shard has recorded, and which of them answer.
+
+use crate::message::{NodeEntry, NodeState};
+use kiseki_types::ids::NodeId;
+use kiseki_types::peer::{Parcel, PeerCallError, PeerCalls, PeerLane, ServiceId};
+use kiseki_types::runtime::{Instant, LocalBoxFuture};
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// A node that has not answered for so long is silent: it is not asked where an answer is waited for.
+pub const NODE_SILENT_AFTER: Duration = Duration::from_secs(3);
+
+/// A node that has been silent for so long counts as lost: everything is repaired without it. Before, it is awaited, since
+/// most nodes that fall silent are only restarted.
+pub const NODE_LOST_AFTER: Duration = Duration::from_secs(300);
+
+/// So long after a start others are waited for before anything is concluded from their silence.
+const START_GRACE: Duration = Duration::from_secs(10);
+
+/// Whether a node answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It has answered a moment ago.
+    Here,
+    /// It is silent and most likely comes back.
+    Awaited,
+    /// It has been silent for too long.
+    Lost,
+}
+
+/// One core's view of the nodes.
+pub struct NodeBoard {
+    own: NodeId,
+    entries: RefCell<BTreeMap<NodeId, NodeEntry>>,
+    /// Which change of the records these are.
+    version: Cell<u64>,
+    /// Whether records were taken up at all.
+    is_known: Cell<bool>,
+    heard: RefCell<BTreeMap<NodeId, Instant>>,
+    /// Since when a node is waited for that has never answered.
+    waited: RefCell<BTreeMap<NodeId, Instant>>,
+    /// How often a node was heard again after a silence.
+    returns: Cell<u64>,
+}
+
+impl NodeBoard {
+    /// `own` alone, nothing recorded yet.
+    #[must_use]
+    pub fn new(own: NodeId) -> Rc<NodeBoard> {
+        Rc::new(NodeBoard {
+            own,
+            entries: RefCell::default(),
+            version: Cell::new(0),
+            is_known: Cell::new(false),
+            heard: RefCell::default(),
+            waited: RefCell::default(),
+            returns: Cell::new(0),
+        })
+    }
+
+    /// This node.
+    #[must_use]
+    pub fn own(&self) -> NodeId {
+        self.own
+    }
+
+    /// Which change of the records this core knows.
+    #[must_use]
+    pub fn version(&self) -> u64 {
+        self.version.get()
+    }
+
+    /// Takes up what is recorded; what is older than what is known is passed over. Whether anything was taken up.
+    pub fn take_up(&self, version: u64, entries: &[NodeEntry]) -> bool {
+        if version < self.version.get() {
+            return false;
+        }
+        self.version.set(version);
+        self.is_known.set(true);
+        self.entries.replace(entries.iter().map(|entry| (entry.node, entry.clone())).collect());
+        true
+    }
+
+    /// Whether this core has taken up what is recorded, were it nothing. Before, it does not know whether it is alone.
+    #[must_use]
+    pub fn is_known(&self) -> bool {
+        self.is_known.get()
+    }
+
+    /// All nodes that are recorded, in the order of their numbers.
+    #[must_use]
+    pub fn entries(&self) -> Vec<NodeEntry> {
+        self.entries.borrow().values().cloned().collect()
+    }
+
+    /// What is recorded of a node.
+    #[must_use]
+    pub fn entry(&self, node: NodeId) -> Option<NodeEntry> {
+        self.entries.borrow().get(&node).cloned()
+    }
+
+    /// The other nodes that are members: they may hold replicas and fragments.
+    #[must_use]
+    pub fn others(&self) -> Vec<NodeEntry> {
+        let entries = self.entries.borrow();
+        entries.values().filter(|entry| entry.node != self.own && entry.state.is_member()).cloned().collect()
+    }
+
+    /// The other members and how many lanes each has.
+    #[must_use]
+    pub fn members(&self) -> Vec<(NodeId, u16)> {
+        let entries = self.entries.borrow();
+        let others = entries.values().filter(|entry| entry.node != self.own && entry.state.is_member());
+        others.map(|entry| (entry.node, entry.lanes.max(1))).collect()
+    }
+
+    /// How many lanes a member has.
+    #[must_use]
+    pub fn lanes_of(&self, node: NodeId) -> Option<u16> {
+        let entries = self.entries.borrow();
+        entries.get(&node).filter(|entry| entry.state.is_member()).map(|entry| entry.lanes.max(1))
+    }
+
+    /// Whether what a node holds is to move to others.
+    #[must_use]
+    pub fn is_draining(&self, node: NodeId) -> bool {
+        self.entries.borrow().get(&node).is_some_and(|entry| entry.state == NodeState::Draining)
+    }
+
+    /// Whether there is no other member.
+    #[must_use]
+    pub fn is_alone(&self) -> bool {
+        !self.entries.borrow().values().any(|entry| entry.node != self.own && entry.state.is_member())
+    }
+
+    /// A node has answered.
+    pub fn heard(&self, node: NodeId, at: Instant) {
+        let before = self.heard.borrow_mut().insert(node, at).or(self.waited.borrow().get(&node).copied());
+        if before.is_some_and(|before| at.since(before) >= NODE_SILENT_AFTER) {
+            self.returns.set(self.returns.get() + 1);
+        }
+    }
+
+    /// How often a node was heard again after a silence: others have led its shards meanwhile.
+    #[must_use]
+    pub fn returns(&self) -> u64 {
+        self.returns.get()
+    }
+
+    /// Whether a node answers; this one does.
+    #[must_use]
+    pub fn standing(&self, node: NodeId, now: Instant) -> Standing {
+        if node == self.own {
+            return Standing::Here;
+        }
+        let heard = self.last_heard(node);
+        let silent = now.since(heard.unwrap_or_else(|| self.waited_since(node, now)));
+        match heard {
+            Some(_) if silent < NODE_SILENT_AFTER => Standing::Here,
+            _ if silent < NODE_LOST_AFTER => Standing::Awaited,
+            _ => Standing::Lost,
+        }
+    }
+
+    fn waited_since(&self, node: NodeId, now: Instant) -> Instant {
+        *self.waited.borrow_mut().entry(node).or_insert(now)
+    }
+
+    /// The members that are awaited.
+    #[must_use]
+    pub fn awaited(&self, now: Instant) -> Vec<NodeId> {
+        let others = self.entries.borrow();
+        let members = others.values().filter(|entry| entry.state.is_member()).map(|entry| entry.node);
+        members.filter(|node| self.standing(*node, now) == Standing::Awaited).collect()
+    }
+
+    /// The members that are awaited and have not answered since this core started: what they have is not known.
+    #[must_use]
+    pub fn never_heard(&self, now: Instant) -> Vec<NodeId> {
+        let mut awaited = self.awaited(now);
+        awaited.retain(|node| self.last_heard(*node).is_none());
+        awaited
+    }
+
+    /// Whether every member has answered since this core started, or has had the time to: before, silence says nothing.
+    #[must_use]
+    pub fn has_settled(&self, now: Instant) -> bool {
+        let is_due = |node: &NodeId| now.since(self.waited_since(*node, now)) >= START_GRACE;
+        self.never_heard(now).iter().all(is_due)
+    }
+
+    /// When a node answered last; `None`: not since this core started.
+    #[must_use]
+    pub fn last_heard(&self, node: NodeId) -> Option<Instant> {
+        self.heard.borrow().get(&node).copied()
+    }
+}
+
+/// For a node that has no others to call.
+pub struct NobodyElse;
+
+impl PeerCalls for NobodyElse {
+    fn call(
+        &self,
+        to: PeerLane,
+        _service: ServiceId,
+        _parcel: Parcel,
+        _deadline: Duration,
+    ) -> LocalBoxFuture<'static, Result<Parcel, PeerCallError>> {
+        let reason = "this node is not connected to others".to_owned();
+        Box::pin(async move { Err(PeerCallError::Unreachable { node: to.node, reason }) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::NodeState;
+
+    fn at(seconds: u64) -> Instant {
+        Instant(seconds * 1_000_000_000)
+    }
+
+    fn entry(node: u64, state: NodeState) -> NodeEntry {
+        let (addresses, version) = (Vec::new(), String::new());
+        NodeEntry { node: NodeId(node), state, addresses, lanes: 2, cores: 1, version, since_unix_ms: 0 }
+    }
+
+    #[test]
+    fn a_silent_node_is_awaited_then_lost_and_its_return_is_counted() {
+        let board = NodeBoard::new(NodeId(1));
+        let entries = [entry(1, NodeState::Active), entry(2, NodeState::Active), entry(3, NodeState::Removed)];
+        assert!(!board.is_known());
+        assert!(board.take_up(1, &entries) && board.is_known() && !board.is_alone());
+        assert_eq!(board.standing(NodeId(1), at(900)), Standing::Here, "this node");
+        assert_eq!((board.never_heard(at(0)), board.has_settled(at(0))), (vec![NodeId(2)], false));
+        assert!(board.has_settled(at(10)), "its time to answer is over");
+        board.heard(NodeId(2), at(11));
+        assert_eq!(board.returns(), 1, "it was away when this core started");
+        assert!(board.never_heard(at(400)).is_empty() && board.has_settled(at(11)));
+        for (seconds, standing) in [
+            (11, Standing::Here),
+            (13, Standing::Here),
+            (14, Standing::Awaited),
+            (310, Standing::Awaited),
+            (311, Standing::Lost),
+        ] {
+            assert_eq!(board.standing(NodeId(2), at(seconds)), standing, "after {seconds} s");
+        }
+        assert_eq!((board.awaited(at(20)), board.awaited(at(311))), (vec![NodeId(2)], Vec::new()));
+        board.heard(NodeId(2), at(320));
+        board.heard(NodeId(2), at(321));
+        assert_eq!((board.returns(), board.standing(NodeId(2), at(322))), (2, Standing::Here));
+    }
+}

@@ -1,0 +1,233 @@
+//! Who is asked for a shard: the node that answered last, then whom a node names that does not lead it, then one after the
+//! other.
+
+use crate::api::StoreError;
+use crate::message::{ControlRequest, EngineRequest, EngineResponse, HomeRequest, RequestBody, ShardRequest};
+use crate::nodes::NodeBoard;
+use crate::wire;
+use kiseki_types::ids::{NodeId, ShardId};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// Shards whose nodes are remembered; with more all are forgotten (I-O5).
+const ROUTES_MAX: usize = 65_536;
+
+/// Pause when every node has been asked.
+const ROUND_PAUSE: Duration = Duration::from_millis(50);
+
+/// Names that are followed without a pause: two nodes may each name the other while a leader changes.
+const NAMES_FOLLOWED_MAX: u32 = 3;
+
+/// What became of a request to one node.
+pub(crate) enum Attempt {
+    /// It has an answer.
+    Answered(EngineResponse),
+    /// Nothing happened there; the node to ask, if it is known.
+    NotThere(Option<NodeId>),
+    /// It can't be asked again.
+    Failed(StoreError),
+}
+
+/// A request, as it is wanted within a node or between nodes.
+pub(crate) enum Asked {
+    /// As it is.
+    Here(RequestBody),
+    /// Encoded.
+    There(Vec<u8>),
+    /// On its way.
+    Taken,
+}
+
+impl Asked {
+    /// The request as it is, once.
+    pub(crate) fn take(&mut self) -> Result<RequestBody, StoreError> {
+        match std::mem::replace(self, Asked::Taken) {
+            Asked::Here(body) => Ok(body),
+            Asked::There(message) => {
+                let decoded = wire::decode_request(&message);
+                Ok(decoded.map_err(|error| StoreError::Unavailable { reason: error.to_string() })?.body)
+            }
+            Asked::Taken => Err(StoreError::Unavailable { reason: "a request was taken twice".to_owned() }),
+        }
+    }
+
+    /// Its bytes, to be sent.
+    pub(crate) fn encode(&mut self, shard: ShardId) -> Result<Vec<u8>, StoreError> {
+        if let Asked::There(message) = self {
+            return Ok(message.clone());
+        }
+        let request = EngineRequest { shard, body: self.take()? };
+        let message =
+            wire::encode_request(&request).map_err(|error| StoreError::TooLarge { what: error.to_string() })?;
+        *self = Asked::There(message.clone());
+        Ok(message)
+    }
+}
+
+/// Which node answered last for which shard.
+pub(crate) struct Routes {
+    nodes: Rc<NodeBoard>,
+    known: RefCell<BTreeMap<ShardId, NodeId>>,
+}
+
+/// The way of one request.
+pub(crate) struct Route {
+    /// Who is asked now.
+    pub(crate) node: NodeId,
+    followed: u32,
+    tried: usize,
+}
+
+impl Routes {
+    pub(crate) fn new(nodes: Rc<NodeBoard>) -> Routes {
+        Routes { nodes, known: RefCell::default() }
+    }
+
+    /// Where to begin: this node, unless another one answered last.
+    pub(crate) fn begin(&self, shard: ShardId) -> Route {
+        let known = self.known.borrow().get(&shard).copied();
+        Route { node: known.unwrap_or(self.nodes.own()), followed: 0, tried: 0 }
+    }
+
+    /// A node has answered.
+    pub(crate) fn found(&self, shard: ShardId, node: NodeId) {
+        let mut known = self.known.borrow_mut();
+        if node == self.nodes.own() {
+            known.remove(&shard);
+        } else if known.get(&shard) != Some(&node) {
+            if known.len() >= ROUTES_MAX {
+                known.clear();
+            }
+            known.insert(shard, node);
+        }
+    }
+
+    /// A node does not answer for the shard.
+    pub(crate) fn lost(&self, shard: ShardId, node: NodeId) {
+        let mut known = self.known.borrow_mut();
+        if known.get(&shard) == Some(&node) {
+            known.remove(&shard);
+        }
+    }
+}
+
+impl Route {
+    /// Chooses whom to ask next, and how long to wait before.
+    pub(crate) fn next(&mut self, nodes: &NodeBoard, named: Option<NodeId>) -> Option<Duration> {
+        if let Some(named) = named.filter(|named| *named != self.node)
+            && self.followed < NAMES_FOLLOWED_MAX
+        {
+            self.followed += 1;
+            self.node = named;
+            return None;
+        }
+        self.followed = 0;
+        let mut all = vec![nodes.own()];
+        all.extend(nodes.others().iter().map(|entry| entry.node));
+        self.node = all[self.tried % all.len()];
+        self.tried += 1;
+        (self.tried % all.len() == 1 || all.len() == 1).then_some(ROUND_PAUSE)
+    }
+}
+
+/// Whether a request may be asked twice: it changes nothing, or the second time changes nothing more.
+pub(crate) fn may_repeat(body: &RequestBody) -> bool {
+    match body {
+        RequestBody::Control(request) => !matches!(
+            request,
+            ControlRequest::CreateTenant { .. }
+                | ControlRequest::CreateAccessKey { .. }
+                | ControlRequest::CreateBucket { .. }
+                | ControlRequest::DeleteBucket { .. }
+                | ControlRequest::SetBucketEtag { .. }
+                | ControlRequest::UpdateDevice { .. }
+                | ControlRequest::InviteNode
+                | ControlRequest::SetNodeState { .. }
+        ),
+        RequestBody::Home(request) => matches!(
+            request,
+            HomeRequest::Collect(_) | HomeRequest::Unknown(_) | HomeRequest::Repair { .. } | HomeRequest::Evacuate(_)
+        ),
+        RequestBody::Shard(request) => matches!(
+            **request,
+            ShardRequest::PinEpoch
+                | ShardRequest::Parts { .. }
+                | ShardRequest::Uploads { .. }
+                | ShardRequest::Head(_)
+                | ShardRequest::OpenRead(_)
+                | ShardRequest::ReadPage(_)
+                | ShardRequest::List { .. }
+                | ShardRequest::Fence(_)
+                | ShardRequest::Unfence(_)
+        ),
+        RequestBody::Core(_) | RequestBody::Node(_) => true,
+        RequestBody::Open(_) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::{NodeEntry, NodeState};
+
+    fn board(others: &[u64]) -> Rc<NodeBoard> {
+        let board = NodeBoard::new(NodeId(1));
+        let entry = |node: u64| NodeEntry {
+            node: NodeId(node),
+            state: NodeState::Active,
+            addresses: Vec::new(),
+            lanes: 2,
+            cores: 1,
+            version: String::new(),
+            since_unix_ms: 0,
+        };
+        let entries: Vec<NodeEntry> = others.iter().map(|node| entry(*node)).collect();
+        board.take_up(1, &entries);
+        board
+    }
+
+    const SHARD: ShardId = ShardId(7);
+
+    #[test]
+    fn whom_a_node_names_is_asked_next_and_two_that_name_each_other_do_not_keep_it() {
+        let nodes = board(&[2, 3]);
+        let mut route = Routes::new(nodes.clone()).begin(SHARD);
+        assert_eq!(route.node, NodeId(1));
+        let mut asked = Vec::new();
+        for _ in 0..8 {
+            let named = if route.node == NodeId(2) { NodeId(3) } else { NodeId(2) };
+            let pause = route.next(&nodes, Some(named));
+            asked.push((route.node.0, pause.is_some()));
+        }
+        assert_eq!(&asked[..4], &[(2, false), (3, false), (2, false), (1, true)]);
+    }
+
+    #[test]
+    fn where_nobody_names_anybody_all_are_asked_with_a_pause_each_round() {
+        let nodes = board(&[2, 3]);
+        let mut route = Routes::new(nodes.clone()).begin(SHARD);
+        let asked: Vec<(u64, bool)> =
+            (0..6).map(|_| (route.next(&nodes, None).is_some(), route.node.0)).map(|(p, n)| (n, p)).collect();
+        assert_eq!(asked, [(1, true), (2, false), (3, false), (1, true), (2, false), (3, false)]);
+    }
+
+    #[test]
+    fn a_node_that_is_alone_pauses_each_time() {
+        let nodes = board(&[]);
+        let mut route = Routes::new(nodes.clone()).begin(SHARD);
+        assert!((0..3).all(|_| route.next(&nodes, None).is_some() && route.node == NodeId(1)));
+    }
+
+    #[test]
+    fn who_answered_last_is_asked_first() {
+        let routes = Routes::new(board(&[2, 3]));
+        routes.found(SHARD, NodeId(3));
+        assert_eq!(routes.begin(SHARD).node, NodeId(3));
+        routes.lost(SHARD, NodeId(2));
+        assert_eq!(routes.begin(SHARD).node, NodeId(3));
+        routes.lost(SHARD, NodeId(3));
+        assert_eq!(routes.begin(SHARD).node, NodeId(1));
+    }
+}

@@ -1,0 +1,205 @@
+//! What engines of different nodes say to each other, as bytes: requests and responses of shards and cores, and calls for
+//! fragments. The layout, its limits and how it may grow: `docs/formats/engine-messages.md`.
+//!
+//! Whatever a peer sends is input: every count, length and id is checked, and what does not fit is an error that says what
+//! (I-O5). Keys travel here, since the link below is mutually authenticated and encrypted; no error shows one (I-K8).
+
+mod control;
+mod core;
+mod device;
+mod field;
+mod fragment_error;
+mod fragments;
+mod frame;
+pub(crate) mod fuzz;
+mod home;
+mod object;
+mod page;
+mod samples;
+mod shard;
+mod shard_answer;
+mod store_error;
+#[cfg(test)]
+mod tests;
+
+pub use fragments::{
+    FragmentCall, FragmentReply, decode_fragment_call, decode_fragment_reply, encode_fragment_call,
+    encode_fragment_reply,
+};
+
+use crate::engine_capnp::{request, response};
+use crate::message::{ControlResponse, EngineRequest, EngineResponse, RequestBody, ResponseBody};
+use frame::{Draft, count};
+use kiseki_types::ids::{NodeId, ShardId};
+use kiseki_types::limits::LANES_MAX;
+use thiserror::Error;
+
+/// What this release speaks. A message of a higher version is refused; see `docs/formats/engine-messages.md`.
+pub const MESSAGE_VERSION: u16 = 1;
+
+/// Longest text that is meant for people; a longer one is cut.
+pub const REASON_LEN_BYTES_MAX: usize = 2048;
+
+/// Longest secret or id of an access key, and longest name of a version or address.
+pub const WORD_LEN_BYTES_MAX: usize = 512;
+
+/// Nodes that the control shard may record.
+pub const NODES_MAX: usize = 1024;
+
+/// Addresses of one node.
+pub const ADDRESSES_MAX: usize = 16;
+
+/// Why a value is no message, or bytes are none. What is being decoded may have been acted upon by whoever sent it; what is
+/// being encoded was not sent.
+#[derive(Debug, Error, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum WireError {
+    /// The bytes are no message of this schema.
+    #[error("no engine message: {0}")]
+    Malformed(String),
+    /// Only a newer release understands it.
+    #[error("the engine message is of version {version}, this node speaks {MESSAGE_VERSION}; update this node")]
+    TooNew {
+        /// Its version.
+        version: u16,
+    },
+    /// What is to be sent is over a named limit (I-O5); it was not sent.
+    #[error("{what} of an engine message to be sent: {found}, at most {limit} allowed")]
+    TooLarge {
+        /// What.
+        what: &'static str,
+        /// How much.
+        found: u64,
+        /// The limit.
+        limit: u64,
+    },
+    /// What came is over a named limit (I-O5).
+    #[error("{what} of an engine message that came: {found}, at most {limit} allowed")]
+    OverLimit {
+        /// What.
+        what: &'static str,
+        /// How much.
+        found: u64,
+        /// The limit.
+        limit: u64,
+    },
+}
+
+/// A request as the message of a parcel.
+///
+/// Errors: `TooLarge` over [`MESSAGE_LEN_BYTES_MAX`](kiseki_types::peer::MESSAGE_LEN_BYTES_MAX) or a limit of what it holds.
+pub fn encode_request(request: &EngineRequest) -> Result<Vec<u8>, WireError> {
+    frame::encode(|draft| {
+        let mut out = draft.message.init_root::<request::Builder<'_>>();
+        out.set_version(MESSAGE_VERSION);
+        out.set_shard(request.shard.0);
+        put_body(out, &request.body, &mut draft.is_secret)
+    })
+}
+
+fn put_body(out: request::Builder<'_>, body: &RequestBody, is_secret: &mut bool) -> Result<(), WireError> {
+    match body {
+        RequestBody::Control(request) => control::put_request(out.init_control(), request),
+        RequestBody::Home(request) => home::put_request(out.init_home(), request),
+        RequestBody::Shard(request) => shard::put_request(out.init_tenant(), request),
+        RequestBody::Open(open) => {
+            *is_secret = true;
+            core::put_open(out.init_open(), open);
+            Ok(())
+        }
+        RequestBody::Core(request) => core::put_request(out.init_core(), request),
+        RequestBody::Node(request) => core::put_request(out.init_node(), request),
+    }
+}
+
+/// Back from the message of a parcel.
+pub fn decode_request(message: &[u8]) -> Result<EngineRequest, WireError> {
+    frame::decode(message, |reader| {
+        let root = reader.get_root::<request::Reader<'_>>()?;
+        frame::check_version(root.get_version())?;
+        let body = match root.which()? {
+            request::Control(control) => RequestBody::Control(control::take_request(control?)?),
+            request::Home(home) => RequestBody::Home(home::take_request(home?)?),
+            request::Tenant(tenant) => RequestBody::Shard(Box::new(shard::take_request(tenant?)?)),
+            request::Open(open) => RequestBody::Open(core::take_open(open?)?),
+            request::Core(core) => RequestBody::Core(core::take_request(core?)?),
+            request::Node(node) => RequestBody::Node(core::take_request(node?)?),
+        };
+        Ok(EngineRequest { shard: ShardId(root.get_shard()), body })
+    })
+}
+
+/// A response as the message of a parcel. What was asked is not given back with `NotHere`: whoever asked has it.
+///
+/// Errors: as of [`encode_request`].
+pub fn encode_response(response: &EngineResponse) -> Result<Vec<u8>, WireError> {
+    frame::encode(|draft| {
+        let Draft { message, is_secret } = draft;
+        let mut out = message.init_root::<response::Builder<'_>>();
+        out.set_version(MESSAGE_VERSION);
+        match response {
+            Ok(body) => put_answer(out, body, is_secret),
+            Err(error) => {
+                store_error::put(out.init_error(), error);
+                Ok(())
+            }
+        }
+    })
+}
+
+fn put_answer(mut out: response::Builder<'_>, body: &ResponseBody, is_secret: &mut bool) -> Result<(), WireError> {
+    match body {
+        ResponseBody::Done => out.set_done(()),
+        ResponseBody::Control(response) => {
+            *is_secret = control_is_secret(response);
+            control::put_response(out.init_control(), response)?;
+        }
+        ResponseBody::Home(response) => home::put_response(out.init_home(), response)?,
+        ResponseBody::Shard(response) => shard_answer::put_response(out.init_tenant(), response)?,
+        ResponseBody::Looks(looks) => {
+            frame::fits("looks", looks.len(), usize::from(LANES_MAX))?;
+            core::put_looks(out.init_looks(count(looks.len())), looks);
+        }
+        ResponseBody::Hosted(voter) => out.set_hosted(*voter),
+        ResponseBody::Holdings(held) => core::put_holdings(out.init_holdings(), held),
+        ResponseBody::NotHere { leader, request: _ } => {
+            let mut out = out.init_not_here();
+            out.set_is_known(leader.is_some());
+            out.set_leader(leader.map_or(0, |node| node.0));
+        }
+    }
+    Ok(())
+}
+
+fn control_is_secret(response: &ControlResponse) -> bool {
+    matches!(
+        response,
+        ControlResponse::AccessKey(_)
+            | ControlResponse::NewAccessKey(..)
+            | ControlResponse::Secrets(_)
+            | ControlResponse::ShardKey(_)
+    )
+}
+
+/// Back from the message of a parcel.
+pub fn decode_response(message: &[u8]) -> Result<EngineResponse, WireError> {
+    frame::decode(message, |reader| {
+        let root = reader.get_root::<response::Reader<'_>>()?;
+        frame::check_version(root.get_version())?;
+        Ok(Ok(match root.which()? {
+            response::Done(()) => ResponseBody::Done,
+            response::Control(control) => ResponseBody::Control(control::take_response(control?)?),
+            response::Home(home) => ResponseBody::Home(home::take_response(home?)?),
+            response::Tenant(tenant) => ResponseBody::Shard(shard_answer::take_response(tenant?)?),
+            response::Looks(looks) => ResponseBody::Looks(core::take_looks(looks?)?),
+            response::Hosted(voter) => ResponseBody::Hosted(voter),
+            response::Holdings(held) => ResponseBody::Holdings(core::take_holdings(held?)),
+            response::NotHere(not_here) => {
+                let not_here = not_here?;
+                let leader = not_here.get_is_known().then(|| NodeId(not_here.get_leader()));
+                ResponseBody::NotHere { leader, request: None }
+            }
+            response::Error(error) => return Ok(Err(store_error::take(error?)?)),
+        }))
+    })
+}

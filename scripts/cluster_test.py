@@ -1,0 +1,352 @@
+#!/usr/bin/env python3
+"""Several nodes on this machine: joining and its refusals, one data for all, and nodes that die.
+
+    cluster_test.py DIRECTORY [--nodes 3] [--phases join,refusals,data,kill-one,kill-all,leave] [--rounds 1] [--seed 1]
+
+`join` comes first and is always run; `--phases` names those that follow, in this order: refusals (who may not join or start), data (put
+through one node, read through all), kill-one (kill -9 of each node in turn while clients work), kill-all (kill -9 of all, start in random
+order), leave (drain and removal). Needs boto3 (target/client-test-venv, see client-test.sh). Ends with a line "N passed, M failed".
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import pathlib
+import random
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import traceback
+import urllib.request
+
+from node import PROGRAMS, SERVER, Node, free_port
+
+KIB, MIB = 1 << 10, 1 << 20
+KISEKI = PROGRAMS / "kiseki"
+BUCKET = "cluster"
+# Longer than any condition takes on a loaded two-core machine.
+PATIENCE_SECONDS = 90
+# A leader is elected, links time out, a retry: what a client may see of a dead node.
+FAILOVER_SECONDS_MAX = 30
+PHASES = ["refusals", "data", "kill-one", "kill-all", "leave"]
+
+
+class Results:
+    passed = failed = 0
+
+
+def check(ok, what):
+    Results.passed += bool(ok)
+    Results.failed += not ok
+    print(f"{'ok  ' if ok else 'FAIL'} {what}", flush=True)
+    return bool(ok)
+
+
+def until(what, condition, seconds=PATIENCE_SECONDS):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.1)
+    raise RuntimeError(f"waited in vain for {seconds} s: {what}")
+
+
+def command(program, *words, timeout=120):
+    """Exit code, standard output, standard error."""
+    done = subprocess.run([program, *map(str, words)], capture_output=True, text=True, timeout=timeout)
+    return done.returncode, done.stdout, done.stderr
+
+
+def kiseki(node, *words):
+    return command(KISEKI, "--dir", node.dir, *words)
+
+
+def status(node):
+    code, out, error = kiseki(node, "status", "--json")
+    if not out:
+        raise RuntimeError(f"status of {node.dir.name} ended with {code}: {error}")
+    return json.loads(out)
+
+
+def listed(node):
+    code, out, error = kiseki(node, "node", "list", "--json")
+    if code != 0:
+        raise RuntimeError(f"node list: {error}")
+    return {row["node"]: row for row in json.loads(out)}
+
+
+def votes_missing(cluster):
+    """Votes that shards lack, as their leaders count; None while some shard has no leader."""
+    values = [core["values"] for node in cluster.nodes for core in status(node)["core_reports"].values()]
+    led = sum(value.get("raft_groups_led", 0) for value in values)
+    replicas = sum(value.get("raft_groups", 0) for value in values)
+    missing = sum(value.get("raft_votes_missing", 0) for value in values)
+    return missing if led and replicas >= 3 * led else None
+
+
+class Cluster:
+    def __init__(self, work, count):
+        self.work, self.nodes, self.written, self.lock = work, [], {}, threading.Lock()
+        self.peer_ports = {}
+        self.count = count
+
+    def peer_words(self, number):
+        self.peer_ports.setdefault(number, free_port())
+        return ["--peer-listen", f"127.0.0.1:{self.peer_ports[number]}", "--lanes", 2]
+
+    def form(self):
+        first = Node(self.work / "node1", devices=2, init=["--pool", "3 copies", *self.peer_words(1)])
+        os.environ["KISEKI_CORES"] = "1"
+        self.nodes.append(first)
+        first.start()
+
+    def invite(self, name):
+        bundle = self.work / name
+        code, out, error = kiseki(self.nodes[0], "node", "add", "--out", bundle, "--json")
+        if code != 0:
+            raise RuntimeError(f"node add: {error}")
+        return json.loads(out)["node"], bundle
+
+    def join(self):
+        number, bundle = self.invite(f"bundle{len(self.nodes) + 1}")
+        node = Node(self.work / f"node{number}", devices=2, init=["--join", bundle, *self.peer_words(number)])
+        self.nodes.append(node)
+        node.number, node.bundle = number, bundle
+        return node
+
+    def put(self, client, key, size, seed):
+        body = random.Random(seed).randbytes(size)
+        client.put_object(Bucket=BUCKET, Key=key, Body=body)
+        with self.lock:
+            self.written[key] = hashlib.sha256(body).hexdigest()
+
+    def bad_reads(self, node):
+        """Keys that were acknowledged and do not read back through a node."""
+        client, bad = node.client(), []
+        with self.lock:
+            written = dict(self.written)
+        for key, digest in written.items():
+            try:
+                body = client.get_object(Bucket=BUCKET, Key=key)["Body"].read()
+            except Exception as error:  # noqa: BLE001: whatever it is, it is not the object
+                bad.append(f"{key}: {error}")
+                continue
+            if hashlib.sha256(body).hexdigest() != digest:
+                bad.append(f"{key}: other bytes")
+        return bad
+
+    def stop(self):
+        for node in self.nodes:
+            if node.process is not None:
+                node.kill()
+
+
+def join(cluster):
+    cluster.form()
+    first = cluster.nodes[0]
+    recorded = until("the first node is recorded", lambda: 1 in listed(first))
+    check(recorded, "the node that forms the cluster is recorded as node 1")
+    while len(cluster.nodes) < cluster.count:
+        node = cluster.join()
+        check((node.dir / "keys/key-store").exists(), f"node {node.number} has the keys")
+        check((node.dir / "nodes.json").exists() and not (node.dir / "pki/ca.key").exists(), "knows the others, and has no authority")
+        check(listed(first)[node.number]["state"] == "invited", "and is invited until it starts")
+        code, _, error = command(SERVER, "init", "--dir", node.dir, "--join", node.bundle, *cluster.peer_words(node.number))
+        check(code == 0, f"joining again changes nothing {error}")
+        node.start()
+        until("it is recorded as active", lambda: listed(first)[node.number]["state"] == "active")
+        check(status(node)["node"] == node.number, f"node {node.number} serves")
+    for node in cluster.nodes:
+        until("all nodes are active", lambda: [row["state"] for row in status(node)["nodes"]] == ["active"] * cluster.count)
+        check(True, f"all are active as {node.dir.name} sees it")
+    until("every shard has its voters", lambda: votes_missing(cluster) == 0)
+    check(True, "every shard has its voters")
+
+
+def refusals(cluster):
+    first, work = cluster.nodes[0], cluster.work
+    code, _, error = kiseki(first, "node", "add", "--out", work)
+    check(code != 0 and "exists" in error, f"a bundle is not written over: {error.strip()}")
+    before = len(listed(first))
+    check(len(listed(first)) == before, "and no number is lost by it")
+    if len(cluster.nodes) > 1:
+        code, _, error = kiseki(cluster.nodes[1], "node", "add")
+        check(code != 0 and "authority" in error, f"without the authority nobody is added: {error.strip()}")
+    number, bundle = cluster.invite("refused")
+    words = ["--devices", 2, "--device-gib", 1, *cluster.peer_words("spare")]
+    code, _, error = command(SERVER, "init", "--dir", work / "spare", "--join", work, *words)
+    check(code != 0 and "node add" in error, f"what is no bundle is refused: {error.strip()}")
+    code, _, error = command(SERVER, "init", "--dir", first.dir, "--join", bundle, *words)
+    check(code != 0 and "new directory" in error, f"a node's directory joins nothing else: {error.strip()}")
+    code, _, error = kiseki(first, "node", "remove", "1")
+    check(code != 0 and "drain" in error, f"a node in use is not removed by the way: {error.strip()}")
+    code, _, error = kiseki(first, "node", "drain", "99")
+    check(code != 0 and "not recorded" in error, f"nobody is no node: {error.strip()}")
+    code, _, error = kiseki(first, "node", "remove", number)
+    check(code == 0, f"an invitation is taken back {error}")
+    code, _, error = command(SERVER, "init", "--dir", work / "spare", "--join", bundle, *words)
+    check(code != 0 and "removed" in error, f"whoever was removed gets no keys: {error.strip()}")
+    check(not (work / "spare/keys/key-store").exists() and not list((work / "spare").glob("devices/*")), "and nothing was formatted")
+    code, _, error = command(SERVER, "run", "--dir", work / "spare")
+    check(code != 0, f"what has not joined does not start: {error.strip().splitlines()[-1:]}")
+
+    number, bundle = cluster.invite("copied")
+    spare = Node(work / "copied-node", devices=2, init=["--join", bundle, *cluster.peer_words("copied")])
+    certificate = spare.dir / "pki/node"
+    shutil.move(certificate, work / "own-certificate")
+    shutil.copytree(first.dir / "pki/node", certificate)
+    try:
+        spare.start()
+        check(False, "a certificate of another node is refused")
+    except RuntimeError as error:
+        check("belongs to node" in str(error), "a certificate of another node is refused, and that is said")
+    if spare.process is not None and spare.process.poll() is None:
+        spare.kill()
+    kiseki(first, "node", "remove", number)
+
+
+def data(cluster, rng):
+    writer = cluster.nodes[0].client()
+    writer.create_bucket(Bucket=BUCKET)
+    for index in range(40):
+        cluster.put(writer, f"data/{index}", rng.choice([1, 10 * KIB, 300 * KIB, 3 * MIB]), index)
+    for node in cluster.nodes:
+        bad = cluster.bad_reads(node)
+        check(not bad, f"everything reads back through {node.dir.name} {bad[:3]}")
+    for node in cluster.nodes[1:]:
+        cluster.put(node.client(), f"by/{node.dir.name}", 200 * KIB, node.number)
+    check(not cluster.bad_reads(cluster.nodes[0]), "what others wrote reads back through the first")
+
+
+class Load:
+    """Puts and gets through the nodes that live, and how long they failed in one go."""
+
+    def __init__(self, cluster, nodes, name):
+        self.cluster, self.nodes, self.name, self.ending = cluster, nodes, name, threading.Event()
+        self.puts, self.longest, self.threads = 0, 0.0, []
+        for number, node in enumerate(nodes):
+            thread = threading.Thread(target=self.work, args=(number, node))
+            thread.start()
+            self.threads.append(thread)
+
+    def work(self, number, node):
+        client, index, good_at = node.client(read_timeout=10, connect_timeout=5), 0, time.monotonic()
+        while not self.ending.is_set():
+            key = f"{self.name}/{number}/{index}"
+            try:
+                self.cluster.put(client, key, 50 * KIB, hash((number, index)) & 0xFFFF)
+                client.get_object(Bucket=BUCKET, Key=key)["Body"].read()
+            except Exception:  # noqa: BLE001: it counts as time without service
+                self.ending.wait(0.2)
+            else:
+                self.puts, good_at = self.puts + 1, time.monotonic()
+            self.longest = max(self.longest, time.monotonic() - good_at)
+            index += 1
+
+    def end(self):
+        self.ending.set()
+        for thread in self.threads:
+            thread.join()
+
+
+def kill_one(cluster, rng, rounds):
+    for number in range(rounds):
+        for victim in rng.sample(cluster.nodes, len(cluster.nodes)):
+            living = [node for node in cluster.nodes if node is not victim]
+            load = Load(cluster, living, f"kill-{number}-{victim.dir.name}")
+            try:
+                until("clients are at work", lambda: load.puts > 5)
+                victim.kill()
+                before = load.puts
+                until("puts go on", lambda: load.puts > before + 5, FAILOVER_SECONDS_MAX)
+                check(True, f"without {victim.dir.name} puts and gets go on")
+                victim.start()
+                before = load.puts
+                until("puts go on", lambda: load.puts > before + 5)
+            finally:
+                load.end()
+            check(load.longest < FAILOVER_SECONDS_MAX, f"clients failed for {load.longest:.1f} s at most")
+            bad = cluster.bad_reads(victim)
+            check(not bad, f"everything reads back through {victim.dir.name}, which came back {bad[:3]}")
+
+
+def kill_all(cluster, rng, rounds):
+    for _ in range(rounds):
+        load = Load(cluster, cluster.nodes, f"all-{rng.randrange(1 << 30)}")
+        until("clients are at work", lambda: load.puts > 5)
+        order = rng.sample(cluster.nodes, len(cluster.nodes))
+        for node in order:
+            node.kill()
+        load.end()
+        first, *others = rng.sample(cluster.nodes, len(cluster.nodes))
+        first.launch()
+        waits = until("a node alone says for whom it waits", lambda: kiseki(first, "status", "--json")[0] == 0 and status(first)["waits_for"])
+        check("node" in waits, f"a node alone waits and says so: {waits}")
+        for node in others:
+            node.launch()
+        for node in cluster.nodes:
+            node.await_ready()
+        for node in cluster.nodes:
+            bad = cluster.bad_reads(node)
+            check(not bad, f"after a start in any order everything reads back through {node.dir.name} {bad[:3]}")
+
+
+def leave(cluster):
+    first, last = cluster.nodes[0], cluster.nodes[-1]
+    code, _, error = kiseki(first, "node", "drain", last.number)
+    check(code == 0 and listed(first)[last.number]["state"] == "draining", f"a node is drained {error}")
+    code, _, error = kiseki(first, "node", "drain", last.number, "--cancel")
+    check(code == 0 and listed(first)[last.number]["state"] == "active", f"and kept after all {error}")
+    last.kill()
+    code, _, error = kiseki(first, "node", "remove", last.number, "--lost")
+    check(code == 0 and listed(first)[last.number]["state"] == "removed", f"a lost one is removed {error}")
+    bad = cluster.bad_reads(first)
+    check(not bad, f"everything reads back without it {bad[:3]}")
+    metrics = urllib.request.urlopen(f"http://127.0.0.1:{first.admin_port}/metrics", timeout=5).read().decode()
+    check('way="out"' in metrics, "links to others are in /metrics")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("directory", type=pathlib.Path)
+    parser.add_argument("--nodes", type=int, default=3)
+    parser.add_argument("--phases", default=",".join(PHASES))
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=1)
+    arguments = parser.parse_args()
+    phases = [phase for phase in arguments.phases.split(",") if phase and phase != "join"]
+    strange = set(phases) - set(PHASES)
+    if strange:
+        parser.error(f"no such phase: {', '.join(strange)}")
+    work = arguments.directory.resolve()
+    work.mkdir(parents=True)
+    rng, cluster = random.Random(arguments.seed), Cluster(work, arguments.nodes)
+    steps = {
+        "refusals": lambda: refusals(cluster),
+        "data": lambda: data(cluster, rng),
+        "kill-one": lambda: kill_one(cluster, rng, arguments.rounds),
+        "kill-all": lambda: kill_all(cluster, rng, arguments.rounds),
+        "leave": lambda: leave(cluster),
+    }
+    try:
+        join(cluster)
+        for phase in [phase for phase in PHASES if phase in phases]:
+            print(f"== {phase}", flush=True)
+            steps[phase]()
+    except Exception:  # noqa: BLE001: what can't go on is a failure
+        traceback.print_exc()
+        for node in cluster.nodes:
+            print(f"--- {node.log}\n{node.log_tail(15) if node.log.exists() else ''}", file=sys.stderr)
+        check(False, "went on to the end")
+    finally:
+        cluster.stop()
+    print(f"{Results.passed} passed, {Results.failed} failed")
+    return Results.failed != 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
