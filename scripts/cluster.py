@@ -36,6 +36,7 @@ class LocalNode:
         self.number, self.home = number, home
         self.dir = home / f"node{number}"
         self.log, self.pid_file = home / f"node{number}.log", home / f"node{number}.pid"
+        self.process = None
         self.s3, self.admin, self.peer = (base + number - 1 for base in (S3_PORT, ADMIN_PORT, PEER_PORT))
 
     def pid(self):
@@ -65,7 +66,9 @@ class LocalNode:
     def await_ready(self):
         deadline = time.monotonic() + START_SECONDS_MAX
         while time.monotonic() < deadline:
-            if self.pid() is None:
+            # Of one that was started a moment ago the kernel does not tell the words yet.
+            ended = self.process.poll() is not None if self.process else self.pid() is None
+            if ended:
                 sys.exit(f"node {self.number} ended; {self.log} says:\n{tail(self.log)}")
             try:
                 with urllib.request.urlopen(f"http://127.0.0.1:{self.admin}/readyz", timeout=2) as answer:

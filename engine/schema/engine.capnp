@@ -114,7 +114,7 @@ struct CoreRequest {
     lookAtDevice @2 :LookAtDevice;
     nodes        @3 :NodeEntries;
     host         @4 :Void;
-    holdings     @5 :Void;
+    holdings     @5 :UInt64;  # of which node
   }
 }
 

@@ -224,12 +224,19 @@ impl Calls {
         self.inner.ask_node(node, shard, RequestBody::Open(open)).await.map(|_| ())
     }
 
-    /// What a node holds that would be missing without it. Errors: it does not answer.
+    /// What would be missing without a node. Errors: a node that does not answer, be it that one or a leader of shards.
     pub async fn holdings(&self, node: NodeId) -> Result<Holdings, StoreError> {
-        match self.inner.ask_node(node, ShardId::CONTROL, RequestBody::Node(CoreRequest::Holdings)).await? {
-            ResponseBody::Holdings(held) => Ok(held),
-            other => Err(unfit(&other)),
+        let request = CoreRequest::Holdings(node);
+        let (own, others) =
+            futures::future::join(self.ask_whole_node(&request), join_all(self.inner.ask_other_nodes(&request))).await;
+        let mut sum: Option<Holdings> = None;
+        for answer in std::iter::once(own).chain(others) {
+            match answer? {
+                ResponseBody::Holdings(held) => sum = Some(sum.map_or(held, |sum| sum.and(held))),
+                other => return Err(unfit(&other)),
+            }
         }
+        sum.ok_or_else(|| StoreError::Unavailable { reason: "no core answers; the node is stopping".to_owned() })
     }
 
     /// Has a node keep a replica of a shard; the voter that it is.

@@ -492,12 +492,13 @@ impl Engine {
         }
     }
 
-    /// What this core holds that would be missing without its node.
-    fn holdings(&self) -> Holdings {
+    /// What would be missing without a node, as far as this core knows.
+    fn holdings(&self, node: NodeId) -> Holdings {
         let core = self.inputs.lanes.first().copied().expect("a core that is asked has a lane");
         let mut held = Holdings { core, fragments: 0, bytes: 0, votes: 0, is_whole: true };
+        let is_own = node == self.core.nodes.own();
         for device in self.inputs.fragments.devices() {
-            if self.core.devices.is_removed(device.id) {
+            if !is_own || self.core.devices.is_removed(device.id) {
                 continue;
             }
             match self.inputs.fragments.use_of(device.id) {
@@ -508,9 +509,8 @@ impl Engine {
                 None => held.is_whole = false,
             }
         }
-        let own = self.core.nodes.own();
-        let votes = self.seats.leaderships().into_iter();
-        held.votes = votes.filter(|(_, _, voters)| voters.iter().any(|voter| node_of(*voter) == own)).count() as u64;
+        let led = self.seats.leaderships().into_iter().filter(|(_, leadership, _)| leadership.is_here);
+        held.votes = led.filter(|(_, _, voters)| voters.iter().any(|voter| node_of(*voter) == node)).count() as u64;
         held
     }
 
@@ -530,7 +530,7 @@ impl Engine {
                 Ok(ResponseBody::Done)
             }
             CoreRequest::Host => self.host(shard).await.map(ResponseBody::Hosted),
-            CoreRequest::Holdings => Ok(ResponseBody::Holdings(self.holdings())),
+            CoreRequest::Holdings(node) => Ok(ResponseBody::Holdings(self.holdings(node))),
         }
     }
 }

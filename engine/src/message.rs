@@ -68,8 +68,8 @@ pub enum CoreRequest {
     },
     /// Have a replica of the request's shard, as a learner where there is none yet.
     Host,
-    /// What do you hold that would be missing without you?
-    Holdings,
+    /// What would be missing without this node, as far as you know: its own cores know its fragments, leaders know who has votes.
+    Holdings(NodeId),
 }
 
 /// What the control shard records of a node.
@@ -160,7 +160,7 @@ pub struct Holdings {
     pub fragments: u64,
     /// Bytes of those.
     pub bytes: u64,
-    /// Shards of which it has a vote.
+    /// Shards led by whoever answers in which the node has a vote: one that lost its vote may not know.
     pub votes: u64,
     /// Whether this is all: no device of it is out of reach.
     pub is_whole: bool,

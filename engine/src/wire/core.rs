@@ -45,7 +45,7 @@ pub(super) fn put_request(mut out: core_request::Builder<'_>, request: &CoreRequ
         }
         CoreRequest::Nodes { version, entries } => put_nodes(out.init_nodes(), *version, entries)?,
         CoreRequest::Host => out.set_host(()),
-        CoreRequest::Holdings => out.set_holdings(()),
+        CoreRequest::Holdings(node) => out.set_holdings(node.0),
     }
     Ok(())
 }
@@ -72,7 +72,7 @@ pub(super) fn take_request(request: core_request::Reader<'_>) -> Result<CoreRequ
             CoreRequest::Nodes { version, entries }
         }
         core_request::Host(()) => CoreRequest::Host,
-        core_request::Holdings(()) => CoreRequest::Holdings,
+        core_request::Holdings(node) => CoreRequest::Holdings(NodeId(node)),
     })
 }
 

@@ -292,7 +292,7 @@ fn core_requests() -> Vec<Named<CoreRequest>> {
         ("look", CoreRequest::LookAtDevice(DeviceId(bytes(1)), Closing::AsItIs)),
         ("core-nodes", CoreRequest::Nodes { version: 13, entries: vec![node(NodeState::Removed)] }),
         ("host", CoreRequest::Host),
-        ("holdings", CoreRequest::Holdings),
+        ("holdings", CoreRequest::Holdings(NodeId(4))),
     ]
 }
 

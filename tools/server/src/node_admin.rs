@@ -108,7 +108,9 @@ impl NodeAdmin {
     async fn check_empty(&self, node: NodeId) -> Result<(), NodeError> {
         let lost = "; if it will not come back, --lost gives up what only it holds";
         let held = self.node.engine().calls().holdings(node).await;
-        let held = held.map_err(|error| refused(format!("{node} does not say what it holds ({error}){lost}")))?;
+        let held = held.map_err(|error| {
+            refused(format!("what {node} holds is not known, since a node does not answer ({error}){lost}"))
+        })?;
         let Holdings { fragments, bytes, votes, is_whole, .. } = held;
         if !is_whole {
             return Err(refused(format!("a device of {node} can't be looked at: mend or retire it first{lost}")));
