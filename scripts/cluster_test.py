@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Several nodes on this machine: joining and its refusals, one data for all, and nodes that die.
 
-    cluster_test.py DIRECTORY [--nodes 3] [--phases join,refusals,data,kill-one,kill-all,leave] [--rounds 1] [--seed 1]
+    cluster_test.py DIRECTORY [--nodes 3] [--phases join,refusals,data,drain,kill-one,kill-all,leave] [--rounds 1] [--seed 1]
 
 `join` comes first and is always run; `--phases` names those that follow, in this order: refusals (who may not join or start), data (put
-through one node, read through all), kill-one (kill -9 of each node in turn while clients work), kill-all (kill -9 of all, start in random
-order), leave (drain and removal). Needs boto3 (target/client-test-venv, see client-test.sh). Ends with a line "N passed, M failed".
+through one node, read through all), drain (one more node joins and leaves), kill-one (kill -9 of each node in turn while clients work), kill-all (kill -9 of all, start in random
+order), leave (a drain that is cancelled, a lost node). Needs boto3 (target/client-test-venv, see client-test.sh). Ends with a line "N passed, M failed".
 """
 
 import argparse
@@ -31,7 +31,7 @@ BUCKET = "cluster"
 PATIENCE_SECONDS = 90
 # A leader is elected, links time out, a retry: what a client may see of a dead node.
 FAILOVER_SECONDS_MAX = 30
-PHASES = ["refusals", "data", "kill-one", "kill-all", "leave"]
+PHASES = ["refusals", "data", "drain", "kill-one", "kill-all", "leave"]
 
 
 class Results:
@@ -165,13 +165,15 @@ def join(cluster):
         check(True, f"all are active as {node.dir.name} sees it")
     until("every shard has its voters", lambda: votes_missing(cluster) == 0)
     check(True, "every shard has its voters")
+    until("repair has looked at everything", lambda: all(status(node)["repair"]["at_full_width"] for node in cluster.nodes))
+    check(True, "every stripe is at full width, as each node sees it")
 
 
 def refusals(cluster):
     first, work = cluster.nodes[0], cluster.work
+    before = len(listed(first))
     code, _, error = kiseki(first, "node", "add", "--out", work)
     check(code != 0 and "exists" in error, f"a bundle is not written over: {error.strip()}")
-    before = len(listed(first))
     check(len(listed(first)) == before, "and no number is lost by it")
     if len(cluster.nodes) > 1:
         code, _, error = kiseki(cluster.nodes[1], "node", "add")
@@ -191,8 +193,10 @@ def refusals(cluster):
     code, _, error = command(SERVER, "init", "--dir", work / "spare", "--join", bundle, *words)
     check(code != 0 and "removed" in error, f"whoever was removed gets no keys: {error.strip()}")
     check(not (work / "spare/keys/key-store").exists() and not list((work / "spare").glob("devices/*")), "and nothing was formatted")
+    code, _, error = command(SERVER, "init", "--dir", work / "spare")
+    check(code != 0 and "--join" in error, f"and forms no cluster of its own (I-O4): {error.strip()}")
     code, _, error = command(SERVER, "run", "--dir", work / "spare")
-    check(code != 0, f"what has not joined does not start: {error.strip().splitlines()[-1:]}")
+    check(code != 0 and "passphrase" in error, f"what has not joined does not start: {error.strip().splitlines()[-1:]}")
 
     number, bundle = cluster.invite("copied")
     spare = Node(work / "copied-node", devices=2, init=["--join", bundle, *cluster.peer_words("copied")])
@@ -222,6 +226,37 @@ def data(cluster, rng):
     check(not cluster.bad_reads(cluster.nodes[0]), "what others wrote reads back through the first")
 
 
+def drain(cluster):
+    """One more node joins, gets its share, and leaves in good order. Before anything is killed: what writers leave that died
+    stays where it is until it is settled, which takes an hour."""
+    first, guest, said = cluster.nodes[0], cluster.join(), []
+    guest.start()
+    until("the new node is active", lambda: listed(first)[guest.number]["state"] == "active")
+    until("it is given fragments", lambda: any(row["node"] == guest.number and row["devices"] for row in status(first)["nodes"]))
+    for index in range(30):
+        cluster.put(first.client(), f"guest/{index}", 100 * KIB, index)
+    code, _, error = kiseki(first, "node", "drain", guest.number)
+    check(code == 0, f"a node is drained {error}")
+
+    def leaves():
+        code, _, error = kiseki(first, "node", "remove", guest.number)
+        said.append(error.strip())
+        return code == 0
+
+    try:
+        until("it leaves", leaves)
+    except RuntimeError:
+        check(False, f"it leaves: {said[-1]}")
+        raise
+    check(any("still holds" in error for error in said), f"it leaves, and not before what it held has moved: {said[0][:120]}")
+    guest.kill()
+    cluster.nodes.remove(guest)
+    for node in cluster.nodes:
+        bad = cluster.bad_reads(node)
+        check(not bad, f"everything reads back through {node.dir.name} without it {bad[:3]}")
+    until("every shard has its voters", lambda: votes_missing(cluster) == 0)
+
+
 class Load:
     """Puts and gets through the nodes that live, and how long they failed in one go."""
 
@@ -242,9 +277,13 @@ class Load:
                 client.get_object(Bucket=BUCKET, Key=key)["Body"].read()
             except Exception:  # noqa: BLE001: it counts as time without service
                 self.ending.wait(0.2)
+                is_good = False
             else:
-                self.puts, good_at = self.puts + 1, time.monotonic()
-            self.longest = max(self.longest, time.monotonic() - good_at)
+                is_good = True
+            with self.cluster.lock:
+                self.longest = max(self.longest, time.monotonic() - good_at)
+                self.puts += is_good
+            good_at = time.monotonic() if is_good else good_at
             index += 1
 
     def end(self):
@@ -328,6 +367,7 @@ def main():
     steps = {
         "refusals": lambda: refusals(cluster),
         "data": lambda: data(cluster, rng),
+        "drain": lambda: drain(cluster),
         "kill-one": lambda: kill_one(cluster, rng, arguments.rounds),
         "kill-all": lambda: kill_all(cluster, rng, arguments.rounds),
         "leave": lambda: leave(cluster),

@@ -387,6 +387,8 @@ struct Holdings {
   fragments @0 :UInt64;
   bytes     @1 :UInt64;
   votes     @2 :UInt64;
+  led       @5 :UInt64;
+  shards    @6 :UInt64;
   isWhole   @3 :Bool;    # false: something of the node can't be looked at
 }
 

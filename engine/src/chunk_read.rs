@@ -130,11 +130,16 @@ async fn read_piece(
     range: Range<u32>,
 ) -> Result<IoBytes, StoreError> {
     let mut tried = BTreeSet::new();
+    // A node or device that does not answer has damaged nothing.
+    let mut is_damage = true;
     if let Some(fragment) = fragments.by_index.get(&index) {
         tried.insert(index);
         match core.fragments.read(fragment, range.clone()).await {
             Ok(bytes) => return Ok(bytes),
-            Err(error) => note_unreadable(core, fragments, fragment, &error),
+            Err(error) => {
+                is_damage &= matches!(error, FragmentError::Corrupt { .. });
+                note_unreadable(core, fragments, fragment, &error);
+            }
         }
     } else {
         want_repair(core, fragments, RepairCause::Missing);
@@ -151,14 +156,20 @@ async fn read_piece(
             .collect();
         if next.is_empty() {
             let reason = format!("{} fragments of a stripe are good, {needed} are needed", good.len());
-            return Err(StoreError::Damaged { reason });
+            return Err(match is_damage {
+                true => StoreError::Damaged { reason },
+                false => StoreError::Unavailable { reason },
+            });
         }
         tried.extend(next.iter().map(|fragment| fragment.meta.key.index));
         let read = next.iter().map(|fragment| core.fragments.read(fragment, range.clone()));
         for (fragment, result) in next.iter().zip(join_all(read).await) {
             match result {
                 Ok(bytes) => good.push((fragment.meta.key.index, bytes)),
-                Err(error) => note_unreadable(core, fragments, fragment, &error),
+                Err(error) => {
+                    is_damage &= matches!(error, FragmentError::Corrupt { .. });
+                    note_unreadable(core, fragments, fragment, &error);
+                }
             }
         }
     }

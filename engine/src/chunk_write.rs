@@ -198,7 +198,7 @@ fn node_of(devices: &[DeviceStatus], id: DeviceId) -> NodeId {
 async fn write_stripe(core: &Rc<Core>, stripe: &Stripe, envelope: IoBuf) -> Result<(), StoreError> {
     let _placement = core.devices.place();
     let devices = core.devices.devices();
-    let spread = core.devices.spread(&core.nodes, &devices, stripe.pool, core.ports.now());
+    let spread = core.devices.spread(&devices, stripe.pool, core.ports.now());
     let mut usable = usable_devices(core, stripe, &devices);
     let spare = usable.split_off(usable.len().min(stripe.shape.width()));
     let count = |by_node: &mut ByNode, device| *by_node.entry(node_of(&devices, device)).or_default() += 1;

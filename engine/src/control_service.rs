@@ -23,6 +23,7 @@ use kiseki_types::runtime::RuntimeExt;
 use kiseki_types::secret::SecretKey;
 use nodes::Presence;
 use std::rc::Rc;
+use tracing::warn;
 use zeroize::{Zeroize, Zeroizing};
 
 /// Tenants and access keys of one cluster, buckets of one tenant: what one answer lists.
@@ -74,9 +75,15 @@ impl ControlService {
             if self.leader.row(POOLS, &FIRST_POOL.0.to_be_bytes()).await?.is_none() {
                 rows.push(RowChange::put(POOLS, FIRST_POOL.0.to_be_bytes().to_vec(), encode_pool(first_pool)));
             }
-            if self.leader.row(COUNTERS, HOMES).await?.is_none() {
-                let homes = u64::from(self.calls.home_count()).to_be_bytes().to_vec();
-                rows.push(RowChange::put(COUNTERS, HOMES.to_vec(), homes));
+            let homes = u64::from(self.calls.home_count());
+            match self.leader.row(COUNTERS, HOMES).await? {
+                None => rows.push(RowChange::put(COUNTERS, HOMES.to_vec(), homes.to_be_bytes().to_vec())),
+                // Chunks would be looked for where they are not.
+                Some(row) if read_be(&row)? != homes => {
+                    let reason = format!("the cluster has {} homes, and this node was told of {homes}", read_be(&row)?);
+                    return Err(damaged(&reason).into());
+                }
+                Some(_) => {}
             }
             if rows.is_empty() {
                 return Ok(());
@@ -86,17 +93,14 @@ impl ControlService {
         .await
     }
 
-    /// Homes of the cluster: fixed when it was formed, whatever nodes there are by now.
-    ///
-    /// Errors: `Damaged` before [`ControlService::start`] of the cluster's first leader.
-    pub async fn home_count(&self) -> Result<u16, StoreError> {
+    /// Tenants' shards that were made.
+    pub async fn shard_count(&self) -> Result<u64, StoreError> {
         self.leader.barrier().await?;
-        let row = self.leader.row(COUNTERS, HOMES).await?;
-        let homes = read_be(&row.ok_or_else(|| damaged(&"the number of homes is not there"))?)?;
-        u16::try_from(homes)
-            .ok()
-            .filter(|homes| *homes > 0)
-            .ok_or_else(|| damaged(&"the number of homes makes no sense"))
+        let mut count = 0;
+        for (_, value) in self.leader.rows(SHARDS, &[], LISTED_MAX).await? {
+            count += u64::from(ShardRow::decode(&value).map_err(row_damaged)?.active);
+        }
+        Ok(count)
     }
 
     /// Has tenants' shards opened: all of them on a node that is alone; otherwise those that a crash left half made, by the
@@ -109,8 +113,17 @@ impl ControlService {
             if row.active && !is_alone {
                 continue;
             }
+            // A node that is alone has every shard that was made, whoever founded it.
+            let node = if is_alone && row.active { self.own } else { row.founder };
             let open = OpenShard { create: !row.active, ..self.opened(shard, &row).await? };
-            self.calls.open(row.founder, shard, open).await?;
+            match self.calls.open(node, shard, open).await {
+                Ok(()) => {}
+                Err(error) if node == self.own => return Err(error),
+                Err(error) => {
+                    warn!(%shard, %node, %error, "a shard that is half made waits for the node that founded it");
+                    continue;
+                }
+            }
             if !row.active {
                 self.activate(&[shard]).await?;
             }

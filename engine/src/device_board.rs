@@ -128,9 +128,9 @@ impl DeviceBoard {
 
     /// How a pool lies on the nodes, for whoever acknowledges.
     #[must_use]
-    pub fn spread(&self, nodes: &NodeBoard, devices: &[DeviceStatus], pool: PoolId, now: Instant) -> Spread {
-        let is_awaited = |node| nodes.standing(node, now) == Standing::Awaited;
-        Spread::of(devices, pool, is_awaited, nodes.never_heard(now).len())
+    pub fn spread(&self, devices: &[DeviceStatus], pool: PoolId, now: Instant) -> Spread {
+        let is_awaited = |node| self.nodes.standing(node, now) == Standing::Awaited;
+        Spread::of(devices, pool, is_awaited, self.nodes.never_heard(now).len())
     }
 
     /// Devices of a pool that are to be emptied.

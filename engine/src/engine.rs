@@ -13,7 +13,7 @@ use crate::keys::MetaSealer;
 use crate::machine::Machine;
 use crate::message::{
     Closing, ControlRequest, ControlResponse, CoreRequest, DeviceLook, EngineRequest, EngineResponse, Holdings,
-    NodeState, OpenShard, RequestBody, ResponseBody,
+    OpenShard, RequestBody, ResponseBody,
 };
 use crate::nodes::NodeBoard;
 use crate::orphans;
@@ -307,7 +307,7 @@ impl Engine {
         let (version, records) = self.recorded_devices().await?;
         self.core.devices.take_up(version, records);
         match self.calls.control(ControlRequest::Nodes).await? {
-            ControlResponse::Nodes(version, entries) => self.core.nodes.take_up(version, &entries),
+            ControlResponse::Nodes(version, entries) => self.core.nodes.take_up_recorded(version, &entries),
             _ => panic!("the control shard answers Nodes with Nodes"),
         };
         Ok(())
@@ -449,10 +449,12 @@ impl Engine {
 
     async fn answer(&self, from: NodeId, parcel: Parcel) -> Result<Parcel, String> {
         let nodes = &self.core.nodes;
-        if nodes.entry(from).is_some_and(|entry| entry.state == NodeState::Removed) {
-            return Err(format!("{from} has been removed from the cluster"));
-        }
         let request = wire::decode_request(&parcel.message).map_err(|error| error.to_string())?;
+        if let RequestBody::Control(ControlRequest::NodeHere { node, .. }) = &request.body
+            && *node != from
+        {
+            return Err(format!("{from} speaks for {node}"));
+        }
         drop(parcel);
         nodes.heard(from, self.inputs.ports.now());
         let shard = request.shard;
@@ -464,7 +466,11 @@ impl Engine {
                 answer.unwrap_or_else(|error| Err(StoreError::Unavailable { reason: error.to_string() }))
             }
         };
-        let message = wire::encode_response(&answer).map_err(|error| error.to_string())?;
+        let message = wire::encode_response(&answer).or_else(|error| {
+            // It has happened: who hears that it was refused would ask again.
+            wire::encode_response(&Err(StoreError::TooLarge { what: error.to_string() }))
+        });
+        let message = message.map_err(|error| error.to_string())?;
         Ok(Parcel { message, bulk: Vec::new() })
     }
 
@@ -493,9 +499,9 @@ impl Engine {
     }
 
     /// What would be missing without a node, as far as this core knows.
-    fn holdings(&self, node: NodeId) -> Holdings {
+    async fn holdings(&self, node: NodeId) -> Result<Holdings, StoreError> {
         let core = self.inputs.lanes.first().copied().expect("a core that is asked has a lane");
-        let mut held = Holdings { core, fragments: 0, bytes: 0, votes: 0, is_whole: true };
+        let mut held = Holdings { core, fragments: 0, bytes: 0, votes: 0, led: 0, shards: 0, is_whole: true };
         let is_own = node == self.core.nodes.own();
         for device in self.inputs.fragments.devices() {
             if !is_own || self.core.devices.is_removed(device.id) {
@@ -509,9 +515,14 @@ impl Engine {
                 None => held.is_whole = false,
             }
         }
-        let led = self.seats.leaderships().into_iter().filter(|(_, leadership, _)| leadership.is_here);
-        held.votes = led.filter(|(_, _, voters)| voters.iter().any(|voter| node_of(*voter) == node)).count() as u64;
-        held
+        for (_, _, voters) in self.seats.leaderships().into_iter().filter(|(_, leadership, _)| leadership.is_here) {
+            held.led += 1;
+            held.votes += u64::from(voters.iter().any(|voter| node_of(*voter) == node));
+        }
+        if let Some(control) = self.seats.control() {
+            held.shards = 1 + u64::from(self.inputs.home_count) + control.shard_count().await?;
+        }
+        Ok(held)
     }
 
     async fn handle_core(&self, shard: ShardId, request: CoreRequest) -> EngineResponse {
@@ -526,11 +537,11 @@ impl Engine {
                 Ok(ResponseBody::Done)
             }
             CoreRequest::Nodes { version, entries } => {
-                self.inputs.nodes.take_up(version, &entries);
+                self.inputs.nodes.take_up_recorded(version, &entries);
                 Ok(ResponseBody::Done)
             }
             CoreRequest::Host => self.host(shard).await.map(ResponseBody::Hosted),
-            CoreRequest::Holdings(node) => Ok(ResponseBody::Holdings(self.holdings(node))),
+            CoreRequest::Holdings(node) => self.holdings(node).await.map(ResponseBody::Holdings),
         }
     }
 }

@@ -17,6 +17,7 @@ use crate::latch::{Hold, LatchGuard};
 use crate::leader::{CommitError, DECISIONS_MAX, Draft, Leader, row_damaged};
 use crate::message::{BeginChunk, Collected, Decision, HomeRequest, HomeResponse, PinId, ShardRequest, ShardResponse};
 use crate::repair_queue::{RepairCause, RepairQueue};
+use crate::spread::ByNode;
 use crate::stripe::{check_shape, shape_for};
 use futures::FutureExt;
 use futures::channel::oneshot;
@@ -418,24 +419,31 @@ impl HomeService {
                 && record.master_epoch == begin.master_epoch
                 && record.envelope_len_bytes == chunk.envelope_len_bytes
                 && (record.shards.contains(&begin.shard) || record.shards.len() < SHARDS_PER_GENERATION_MAX);
-            if fits && self.is_readable(name, record.shape).await? {
+            if fits && self.is_readable(name, record.pool, record.shape).await? {
                 return Ok(Some((name, record)));
             }
         }
         Ok(None)
     }
 
-    async fn is_readable(&self, name: ChunkName, shape: StripeShape) -> Result<bool, StoreError> {
-        let readable = self.devices.readable();
+    /// Whether a generation may be named by one more delta: what can be read of it now would be acknowledged if it was written
+    /// like that now.
+    async fn is_readable(&self, name: ChunkName, pool: PoolId, shape: StripeShape) -> Result<bool, StoreError> {
         let stored = self.fragments.locate(name.locator, name.generation).await;
         let stored = stored.map_err(|error| StoreError::Unavailable { reason: error.to_string() })?;
-        let usable: BTreeSet<u8> = stored
-            .found
-            .iter()
-            .filter(|fragment| readable.contains(&fragment.extent.device))
-            .map(|fragment| fragment.meta.key.index)
-            .collect();
-        Ok(usable.len() >= shape.ack_width())
+        let devices = self.devices.devices();
+        let (mut indices, mut used, mut by_node) = (BTreeSet::new(), BTreeSet::new(), ByNode::new());
+        for found in &stored.found {
+            let (index, id) = (found.meta.key.index, found.extent.device);
+            let Some(device) = devices.iter().find(|device| device.id == id && device.state.is_readable()) else {
+                continue;
+            };
+            if !indices.contains(&index) && used.insert(id) {
+                indices.insert(index);
+                *by_node.entry(device.node).or_default() += 1;
+            }
+        }
+        Ok(self.devices.spread(&devices, pool, self.leader.ports().now()).is_enough(shape, &by_node))
     }
 
     async fn generations(&self, locator: &Locator) -> Result<Vec<(ChunkName, GenerationRecord)>, StoreError> {

@@ -66,9 +66,4 @@ pub trait GroupHost {
 
     /// Shards that this core has a log of, in order, be they open or not.
     fn hosted(&self) -> Vec<ShardId>;
-
-    /// Whether this core has a log of `shard`.
-    fn has(&self, shard: ShardId) -> bool {
-        self.hosted().contains(&shard)
-    }
 }

@@ -162,6 +162,10 @@ pub struct Holdings {
     pub bytes: u64,
     /// Shards led by whoever answers in which the node has a vote: one that lost its vote may not know.
     pub votes: u64,
+    /// Shards led by whoever answers.
+    pub led: u64,
+    /// Shards of the cluster, where the control shard is led; otherwise 0.
+    pub shards: u64,
     /// Whether this is all: no device of it is out of reach.
     pub is_whole: bool,
 }
@@ -175,6 +179,8 @@ impl Holdings {
             fragments: self.fragments + other.fragments,
             bytes: self.bytes + other.bytes,
             votes: self.votes + other.votes,
+            led: self.led + other.led,
+            shards: self.shards + other.shards,
             is_whole: self.is_whole && other.is_whole,
         }
     }

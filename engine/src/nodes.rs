@@ -38,6 +38,8 @@ pub struct NodeBoard {
     version: Cell<u64>,
     /// Whether records were taken up at all.
     is_known: Cell<bool>,
+    /// Whether they came from the control shard since this start, and not from a file that may be old.
+    is_recorded: Cell<bool>,
     heard: RefCell<BTreeMap<NodeId, Instant>>,
     /// Since when a node is waited for that has never answered.
     waited: RefCell<BTreeMap<NodeId, Instant>>,
@@ -54,6 +56,7 @@ impl NodeBoard {
             entries: RefCell::default(),
             version: Cell::new(0),
             is_known: Cell::new(false),
+            is_recorded: Cell::new(false),
             heard: RefCell::default(),
             waited: RefCell::default(),
             returns: Cell::new(0),
@@ -81,6 +84,22 @@ impl NodeBoard {
         self.is_known.set(true);
         self.entries.replace(entries.iter().map(|entry| (entry.node, entry.clone())).collect());
         true
+    }
+
+    /// The same with what the control shard says.
+    pub fn take_up_recorded(&self, version: u64, entries: &[NodeEntry]) {
+        self.take_up(version, entries);
+        self.is_recorded.set(true);
+    }
+
+    /// Whether a node is none of the cluster's: it was removed, or nobody invited it. A node whose list may be old turns only
+    /// those away that were removed; they stay so.
+    #[must_use]
+    pub fn is_stranger(&self, node: NodeId) -> bool {
+        match self.entries.borrow().get(&node) {
+            Some(entry) => entry.state == NodeState::Removed,
+            None => self.is_recorded.get(),
+        }
     }
 
     /// Whether this core has taken up what is recorded, were it nothing. Before, it does not know whether it is alone.

@@ -141,6 +141,8 @@ pub struct RepairState {
     pub no_room: bool,
     /// Devices that the last whole walk counted on; 0 before it and while the next one is due.
     pub devices_walked: usize,
+    /// Those of them that are this node's.
+    pub own_devices_walked: usize,
 }
 
 impl Repairer {
@@ -172,6 +174,9 @@ impl Repairer {
         let walked = self.walked.borrow();
         let state = (self.usable(), self.core.homes.turn());
         let is_current = !self.is_walking.get() && !self.met_silence.get() && walked.as_ref() == Some(&state);
+        let current = walked.as_ref().filter(|_| is_current).map(|(devices, _)| devices);
+        let own = self.core.devices.devices().into_iter().filter(|device| device.node == self.core.nodes.own());
+        let own_walked = |devices: &UsableDevices| own.filter(|device| devices.contains_key(&device.id)).count();
         RepairState {
             backlog: queue.backlog(),
             moving: queue.moving(),
@@ -179,7 +184,8 @@ impl Repairer {
             lost: queue.lost_count(),
             devices_wanted: if queue.waiting_count() > 0 { self.devices_wanted.get() } else { 0 },
             no_room: self.no_room_until.get() > Instant(0),
-            devices_walked: walked.as_ref().filter(|_| is_current).map_or(0, |(devices, _)| devices.len()),
+            devices_walked: current.map_or(0, |devices| devices.len()),
+            own_devices_walked: current.map_or(0, own_walked),
         }
     }
 

@@ -27,6 +27,9 @@ const PIN_LIFE_EPOCHS: u32 = 6;
 /// Before a service that could not begin is tried again.
 const RETRY_INTERVAL: Duration = Duration::from_millis(200);
 
+/// Between two looks for shards that are half made.
+const FINISH_INTERVAL: Duration = Duration::from_secs(30);
+
 /// Between two looks at a seat that a start waits for.
 const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 
@@ -165,7 +168,11 @@ impl Seats {
 
     fn begin_work(&self, serving: &Serving, seat: &Seat) {
         if let Service::Home(home) = &serving.service {
-            home.settle_stale_pins(self.grace(seat));
+            home.settle_stale_pins(self.grace(seat.terms.get() - 1));
+        }
+        if let Service::Control(control) = &serving.service {
+            let (control, core) = (control.clone(), self.core.clone());
+            serving.background.repeat("half made shards", Box::pin(finish_shards(control, core)));
         }
         let calls = self.core.calls.clone();
         let ask_host: AskHost = Rc::new(move |node, shard| {
@@ -177,8 +184,8 @@ impl Seats {
     }
 
     /// How long writers of earlier terms may still be at work. Those of a node that is alone went down with it.
-    fn grace(&self, seat: &Seat) -> Duration {
-        match self.core.nodes.is_alone() && seat.terms.get() <= 1 {
+    fn grace(&self, terms_before: u64) -> Duration {
+        match self.core.nodes.is_alone() && terms_before == 0 {
             true => Duration::ZERO,
             false => self.inputs.pin_epoch_age,
         }
@@ -202,7 +209,6 @@ impl Seats {
         let term = seat.group.read_barrier().await.map_err(crate::leader::unavailable)?;
         let leader = Leader::new(ports.clone(), seat.group.clone(), seat.sealer.clone(), term);
         let background = Background::new(ports);
-        seat.terms.set(seat.terms.get() + 1);
         let (core, calls) = (&self.core, self.core.calls.clone());
         let shard = seat.group.shard();
         let service = if shard == ShardId::CONTROL {
@@ -218,7 +224,7 @@ impl Seats {
                 core.devices.clone(),
                 background.clone(),
                 core.repairs.clone(),
-                Patience { grace: self.grace(seat), pin_life: self.inputs.pin_epoch_age * PIN_LIFE_EPOCHS },
+                Patience { grace: self.grace(seat.terms.get()), pin_life: self.inputs.pin_epoch_age * PIN_LIFE_EPOCHS },
             );
             home.start().await?;
             Service::Home(home)
@@ -232,6 +238,7 @@ impl Seats {
     }
 
     fn install(&self, seat: &Rc<Seat>, serving: Serving) {
+        seat.terms.set(seat.terms.get() + 1);
         if let Service::Home(home) = &serving.service {
             self.core.homes.begin(home.clone());
         }
@@ -252,6 +259,18 @@ impl Seats {
         // What has begun there ends by itself: nothing of it is accepted any more.
         let stopping = async move { background.stop().await };
         self.core.background.finish("end a term", stopping);
+    }
+}
+
+/// Has shards finished whose making was cut off, for as long as the control shard is led here.
+async fn finish_shards(control: Rc<ControlService>, core: Rc<Core>) {
+    loop {
+        core.ports.sleep(FINISH_INTERVAL).await;
+        if !core.nodes.is_alone()
+            && let Err(error) = control.open_tenant_shards(false).await
+        {
+            warn!(%error, "shards that are half made could not be finished; tried again");
+        }
     }
 }
 

@@ -141,6 +141,7 @@ pub async fn list(tables: Rc<dyn TableReader>, root: DirId, request: &ListReques
             None => {
                 let mut info = file.info(key);
                 info.attributes.clear();
+                info.part_lens_bytes.clear();
                 page.items.push(ListItem::Object(info));
             }
             Some(len) => {

@@ -119,7 +119,7 @@ fn make_room(entries: &[NodeEntry]) -> Result<Option<RowChange>, StoreError> {
     if entries.len() < NODES_MAX {
         return Ok(None);
     }
-    let removed = entries.iter().filter(|entry| entry.state == NodeState::Removed);
+    let removed = entries.iter().filter(|entry| entry.state == NodeState::Removed && entry.node != FORMING_NODE);
     match removed.min_by_key(|entry| entry.since_unix_ms) {
         Some(oldest) => Ok(Some(RowChange::remove(NODES, oldest.node.0.to_be_bytes().to_vec()))),
         None => {

@@ -5,6 +5,7 @@ use super::{ShardService, counted};
 use crate::api::StoreError;
 use crate::composition::Page;
 use crate::delta::{ChunkName, Command, Outcome, REFERENCES_PER_DELTA_MAX, RowChange};
+use crate::latch::Hold;
 use crate::leader::{Draft, row_damaged};
 use crate::machine::{CANDIDATES, COUNTS_FILE, FENCES, FENCES_FORGOTTEN_MAX};
 use crate::message::{Collected, HomeRequest, HomeResponse};
@@ -177,7 +178,12 @@ impl ShardService {
 
     /// Loose pages whose writer is gone are dropped.
     pub(super) async fn abandon(&self, pages: &[PageId]) -> Result<(), StoreError> {
-        let _loose = self.latch_loose(pages).await;
+        // I-C2: pages of several writers may be among these, and any of them may be the one that stands for its writer. In order,
+        // so that nobody waits in a circle.
+        let mut loose = Vec::new();
+        for page in pages.iter().copied().collect::<BTreeSet<_>>() {
+            loose.push(self.leader.latches.hold(page_key(page), Hold::Exclusive).await);
+        }
         for pages in pages.chunks(PAGES_PER_DELTA * 64) {
             self.decide(async |term| {
                 let mut draft = Draft::default();
@@ -191,6 +197,7 @@ impl ShardService {
             })
             .await?;
         }
+        drop(loose);
         self.wake_if(!pages.is_empty());
         Ok(())
     }
@@ -251,6 +258,7 @@ impl ShardService {
         // Seen free and counted up in one step, see `open_read`.
         let free: Vec<&(PageId, Page)> = pages.iter().filter(|(id, _)| !self.is_held(*id)).collect();
         self.pages_vanished.set(self.pages_vanished.get() + 1);
+        free.iter().for_each(|(id, _)| drop(self.open_pages.borrow_mut().remove(id))); // readers that are gone
         if free.is_empty() {
             return Ok(pages.len() as u64);
         }

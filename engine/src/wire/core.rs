@@ -82,6 +82,8 @@ pub(super) fn put_holdings(mut out: holdings::Builder<'_>, held: &Holdings) {
     out.set_fragments(held.fragments);
     out.set_bytes(held.bytes);
     out.set_votes(held.votes);
+    out.set_led(held.led);
+    out.set_shards(held.shards);
     out.set_is_whole(held.is_whole);
 }
 
@@ -92,6 +94,8 @@ pub(super) fn take_holdings(held: holdings::Reader<'_>) -> Holdings {
         fragments: held.get_fragments(),
         bytes: held.get_bytes(),
         votes: held.get_votes(),
+        led: held.get_led(),
+        shards: held.get_shards(),
         is_whole: held.get_is_whole(),
     }
 }

@@ -308,7 +308,15 @@ pub(super) fn responses() -> Vec<Named<EngineResponse>> {
         ("hosted", ResponseBody::Hosted(1 << 48 | 3)),
         (
             "holdings",
-            ResponseBody::Holdings(Holdings { core: LaneId(4), fragments: 1, bytes: 2, votes: 3, is_whole: true }),
+            ResponseBody::Holdings(Holdings {
+                core: LaneId(4),
+                fragments: 1,
+                bytes: 2,
+                votes: 3,
+                led: 5,
+                shards: 6,
+                is_whole: true,
+            }),
         ),
         ("not-here", not_here(Some(NodeId(2)))),
         ("not-here-unknown", not_here(None)),

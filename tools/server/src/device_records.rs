@@ -14,6 +14,7 @@ use crate::wear::{WearVerdict, verdict};
 use kiseki_devices::superblock::Enrolled;
 use kiseki_engine::api::StoreError;
 use kiseki_engine::device_record::{DeviceActor, DevicePlace, DeviceRecord, DeviceUpdate};
+use kiseki_engine::message::Closing;
 use kiseki_types::fragment::DeviceState;
 use kiseki_types::ids::DeviceId;
 use kiseki_types::runtime::{Instant, Ports, RuntimeExt};
@@ -190,6 +191,16 @@ impl DeviceRecorder {
                 self.change_notes(move |notes| notes.note(named)).await?;
             }
             ReplacementStep::Record(id, update) => {
+                // I-D5: other nodes may need for their stripes what it held.
+                if matches!(update, DeviceUpdate::Remove { .. }) {
+                    let looks = self.node.engine().calls().look_at_device(id, Closing::AsItIs).await?;
+                    let open: Option<usize> = looks.iter().map(|look| look.open_stripes).sum();
+                    if open != Some(0) {
+                        let why = format!("{} was replaced; repair looks at what it held", note.path);
+                        self.replaced.borrow_mut().insert(id, why);
+                        return Ok(());
+                    }
+                }
                 self.record(id, update).await?;
             }
             ReplacementStep::Wait(why) => {

@@ -136,6 +136,14 @@ pub fn replace(
 fn check_dispensable(shared: &CoreShared, old: &DeviceReport) -> Result<(), String> {
     let board = shared.board.lock();
     let beside = format!("to add a device without giving {} up, `kiseki-devctl enroll` it", old.path);
+    if board.nodes.len() > 1 {
+        // What other nodes' stripes have there only they can say: retirement asks them (I-D5).
+        return Err(format!(
+            "this node is one of several: `kiseki-devctl enroll` the new device, then `kiseki-devctl retire {}`, which asks all \
+             nodes whether they need what it held",
+            old.path
+        ));
+    }
     match board.repair.lost_stripes {
         0 if crate::upkeep::is_walked(&board) => Ok(()),
         0 => Err(format!(

@@ -260,11 +260,6 @@ impl GroupHost for Host {
         shards.sort_unstable();
         shards
     }
-
-    fn has(&self, shard: ShardId) -> bool {
-        let lane = shard.lane(self.0.inputs.lane_count);
-        self.0.inputs.logs.get(&lane).is_some_and(|log| log.status(shard) != GroupStatus::Absent)
-    }
 }
 
 /// What a group that does not open means for whoever wanted it.

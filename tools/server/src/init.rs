@@ -268,6 +268,16 @@ fn make_keys(options: &InitOptions, config: &FileConfig, made: &mut Made) -> Res
     if options.dir.nodes_file().exists() {
         bail!("this directory was to join a cluster and has no keys yet: run `kiseki-server init --join BUNDLE` again");
     }
+    // The node that forms a cluster has its keys before its certificate, so one without keys is of another cluster (I-O4).
+    let member = options.dir.resolve(&config.peer.certificate_dir);
+    if let Some(found) = Bundle::files(&member).into_iter().find(|path| path.exists()) {
+        bail!(
+            "{} is there and {} is not: a directory that was to join goes on with `kiseki-server init --join BUNDLE`; one that \
+             had keys gets them from their copy",
+            found.display(),
+            store.display()
+        );
+    }
     let keys = KeyStore::generate(fill_random);
     store_keys(options, config, &keys, made)?;
     Ok(keys)

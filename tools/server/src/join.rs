@@ -137,6 +137,12 @@ pub fn run(options: &InitOptions, bundle: &Path) -> Result<Made> {
             "a node of a cluster listens for the others: --peer-listen ADDR:PORT, or `listen` in [peer] of kiseki.toml"
         );
     }
+    if config.peer.addresses.is_empty() && config.peer.listen.is_some_and(|listen| listen.ip().is_unspecified()) {
+        bail!(
+            "it listens at any address, so nobody would know where to call it: --peer-address HOST:PORT, or `addresses` in \
+             [peer] of kiseki.toml"
+        );
+    }
     take_certificate(options, &config, &bundle, &mut made)?;
     let store = options.dir.resolve(&config.keys.key_store_file);
     if !store.exists() {

@@ -78,7 +78,7 @@ struct InitArgs {
     #[arg(long = "name")]
     names: Vec<String>,
     /// Join the cluster of this bundle, made by `kiseki node add`, instead of making a new one.
-    #[arg(long, value_name = "BUNDLE", requires = "peer_listen", conflicts_with = "pool")]
+    #[arg(long, value_name = "BUNDLE", conflicts_with = "pool")]
     join: Option<PathBuf>,
     /// Address and port where other nodes and administration from elsewhere connect.
     #[arg(long, env = "KISEKI_PEER_LISTEN", value_name = "ADDR:PORT")]

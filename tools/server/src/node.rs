@@ -102,6 +102,15 @@ fn open(
     stop: kiseki_net::StopSignal,
 ) -> Result<CoreShared> {
     let nodes = NodesFile::read(&config.dir)?;
+    if let Some(other) =
+        nodes.as_ref().map(|file| &file.cluster).filter(|cluster| **cluster != keys.cluster.to_string())
+    {
+        bail!(
+            "nodes.json is of cluster {other}, this node of {}: copy the file of a node of this cluster, or take it away where the node \
+             is alone",
+            keys.cluster
+        );
+    }
     let trust = peer_trust(&config, keys.cluster, &board);
     let found = devices::open_all(&config.devices, keys.cluster, config.device_path.into());
     if found.usable.is_empty() {

@@ -111,9 +111,15 @@ impl NodeAdmin {
         let held = held.map_err(|error| {
             refused(format!("what {node} holds is not known, since a node does not answer ({error}){lost}"))
         })?;
-        let Holdings { fragments, bytes, votes, is_whole, .. } = held;
+        let Holdings { fragments, bytes, votes, led, shards, is_whole, .. } = held;
         if !is_whole {
             return Err(refused(format!("a device of {node} can't be looked at: mend or retire it first{lost}")));
+        }
+        if led != shards {
+            let reason = format!(
+                "{led} of {shards} shards are led just now, so whether {node} votes in the others is not known; try again"
+            );
+            return Err(refused(reason));
         }
         match fragments + votes {
             0 => Ok(()),

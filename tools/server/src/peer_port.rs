@@ -13,7 +13,6 @@ use crate::status::{LinkReport, PeerReport, StatusBoard};
 use anyhow::{Context, Result, anyhow, bail};
 use futures::channel::oneshot;
 use kiseki_devices::pool::BufferPool;
-use kiseki_engine::message::NodeState;
 use kiseki_engine::nodes::NodeBoard;
 use kiseki_net::peer::counters::LinkFigures;
 use kiseki_net::peer::{
@@ -139,15 +138,17 @@ pub fn services(
     services
 }
 
-/// Turns away whoever comes in the name of a node that was removed; its certificate may live on.
+/// Turns away whoever comes in the name of a node that was removed, or that nobody invited: a certificate is not enough.
 fn for_members(board: Rc<NodeBoard>, handler: PeerHandler) -> PeerHandler {
     Rc::new(move |caller, lane, parcel| {
-        let removed = match caller {
-            PeerIdentity::Node(node) => board.entry(node).is_some_and(|entry| entry.state == NodeState::Removed),
-            PeerIdentity::Admin => false,
+        let is_stranger = match caller {
+            PeerIdentity::Node(node) => board.is_stranger(node),
+            PeerIdentity::Admin => true,
         };
-        match removed {
-            true => Box::pin(async { Err("you were removed from the cluster".to_owned()) }),
+        match is_stranger {
+            true => {
+                Box::pin(async { Err("the cluster has no such node: it was removed, or never invited".to_owned()) })
+            }
             false => handler(caller, lane, parcel),
         }
     })

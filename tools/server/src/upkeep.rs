@@ -105,7 +105,7 @@ pub fn of_core(engine: &Engine, values: &mut BTreeMap<String, u64>) -> CoreUpkee
         lost_stripes: state.lost as u64,
         devices_wanted: state.devices_wanted as u64,
         no_room: state.no_room,
-        devices_walked: state.devices_walked as u64,
+        devices_walked: state.own_devices_walked as u64,
         scrub: scrub.map(|scrub| CoreScrub {
             position_permille: scrub.position_permille,
             last_full_pass_unix_ms: scrub.last_full_pass_unix_ms,

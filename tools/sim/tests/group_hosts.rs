@@ -277,7 +277,7 @@ async fn open(nodes: Rc<Vec<Node>>, id: NodeId, opening: Opening) -> Result<Rc<d
         let host = Host(running.groups.clone());
         let group = host.open(GroupSpec { shard: SHARD, files, opening, machine: Rc::new(Keys) }).await;
         if let Ok(group) = &group {
-            assert!(host.has(SHARD) && host.hosted() == [SHARD]);
+            assert_eq!(host.hosted(), [SHARD]);
             if running.group.replace(Some(group.clone())).is_none() {
                 running.ports.spawn("seat", Box::pin(seat(all, running.clone(), group.clone())));
             }

@@ -374,7 +374,8 @@ impl<'a> Scene<'a> {
 
     /// Every shard that a node of three or more should have on three of them.
     fn has_voters(&mut self) -> bool {
-        let wanted = self.options.nodes.min(3) as usize;
+        let nodes = self.options.nodes as usize;
+        let wanted = |shard: ShardId| if shard == ShardId::CONTROL && nodes >= 5 { 5 } else { nodes.min(3) };
         let mut voters = BTreeMap::<ShardId, usize>::new();
         for member in &self.members {
             for core in member.cores.borrow().iter() {
@@ -386,7 +387,7 @@ impl<'a> Scene<'a> {
                 }
             }
         }
-        !voters.is_empty() && voters.values().all(|count| *count >= wanted)
+        !voters.is_empty() && voters.iter().all(|(shard, count)| *count >= wanted(*shard))
     }
 
     /// Every stripe is whole, as far as repair knows.
