@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Several nodes on this machine: joining and its refusals, one data for all, and nodes that die.
 
-    cluster_test.py DIRECTORY [--nodes 3] [--phases join,refusals,data,drain,kill-one,kill-all,leave] [--rounds 1] [--seed 1]
+    cluster_test.py DIRECTORY [--nodes 3] [--phases join,refusals,data,split,drain,kill-one,kill-all,leave] [--rounds 1] [--seed 1]
 
 `join` comes first and is always run; `--phases` names those that follow, in this order: refusals (who may not join or start), data (put
-through one node, read through all), drain (one more node joins and leaves), kill-one (kill -9 of each node in turn while clients work), kill-all (kill -9 of all, start in random
+through one node, read through all), split (a shard is split while clients work, then another while its leader dies), drain (one more node joins and leaves), kill-one (kill -9 of each node in turn while clients work), kill-all (kill -9 of all, start in random
 order), leave (a drain that is cancelled, a lost node). Needs boto3 (target/client-test-venv, see client-test.sh). Ends with a line "N passed, M failed".
 """
 
@@ -31,7 +31,7 @@ BUCKET = "cluster"
 PATIENCE_SECONDS = 90
 # A leader is elected, links time out, a retry: what a client may see of a dead node.
 FAILOVER_SECONDS_MAX = 30
-PHASES = ["refusals", "data", "drain", "kill-one", "kill-all", "leave"]
+PHASES = ["refusals", "data", "split", "drain", "kill-one", "kill-all", "leave"]
 
 
 class Results:
@@ -226,6 +226,69 @@ def data(cluster, rng):
     check(not cluster.bad_reads(cluster.nodes[0]), "what others wrote reads back through the first")
 
 
+def shards(node):
+    code, out, error = kiseki(node, "shard", "list", "--json")
+    if code != 0:
+        raise RuntimeError(f"shard list: {error}")
+    return {row["shard"]: row for row in json.loads(out)}
+
+
+def bad_listing(cluster, node):
+    """What is acknowledged and not listed, or listed twice, in pages of 100."""
+    with cluster.lock:
+        written = set(cluster.written)
+    pages = node.client().get_paginator("list_objects_v2").paginate(Bucket=BUCKET, PaginationConfig={"PageSize": 100})
+    keys = [row["Key"] for page in pages for row in page.get("Contents", [])]
+    bad = [f"{key} is missing" for key in sorted(written - set(keys))]
+    if keys != sorted(set(keys), key=str.encode):
+        bad.append("keys are out of order or listed twice")
+    return bad
+
+
+def split(cluster):
+    """Keys move to another shard while clients write and list them; then again while the leader of the shard dies."""
+    first = cluster.nodes[0]
+    load = Load(cluster, cluster.nodes, "split")
+    try:
+        until("clients are at work", lambda: load.puts > 20)
+        parent = max(shards(first).values(), key=lambda row: row["writes_per_minute"])
+        check(parent["writes_per_minute"] > 0 and len(parent["voters"]) == 3, f"the list says which shard has to do: {parent}")
+        code, _, error = kiseki(first, "shard", "split", parent["shard"], "--bucket", "nobody", "--at", "x")
+        check(code != 0 and "bucket" in error, f"a bucket that is not there is refused: {error.strip()}")
+        code, out, error = kiseki(first, "shard", "split", parent["shard"], "--bucket", BUCKET, "--at", "data/3", "--json")
+        check(code == 0, f"a shard is split {error}")
+        child = json.loads(out)["child"]
+        until("the keys have moved", lambda: shards(first)[child]["split_of"] is None and shards(first)[child]["leader"])
+        before = load.puts
+        until("puts go on", lambda: load.puts > before + 20)
+        check(load.longest < FAILOVER_SECONDS_MAX, f"clients waited for {load.longest:.1f} s at most")
+        row = shards(first)[child]
+        check(row["state"] == "serves" and len(row["voters"]) == 3, f"the new shard serves: {row}")
+        check(shards(first)[parent["shard"]]["given"] == 1, "and the old one says that it gave keys away")
+        for node in cluster.nodes:
+            bad = bad_listing(cluster, node)
+            check(not bad, f"all keys are listed once through {node.dir.name} {bad[:3]}")
+        # By the keys that are asked for, and with a leader that dies.
+        code, out, error = kiseki(first, "shard", "split", child, "--json")
+        check(code == 0, f"it is split again, by what is asked for {error}")
+        grandchild = json.loads(out)["child"]
+        until("it begins", lambda: "split" in shards(first)[child]["state"])
+        leader = shards(first)[child]["leader"]
+        victim = next((node for node in cluster.nodes if getattr(node, "number", 1) == leader), cluster.nodes[-1])
+        victim.kill()
+        witness = next(node for node in cluster.nodes if node is not victim)
+        until("it has another leader", lambda: shards(witness)[child]["leader"] not in (None, leader))
+        victim.start()
+        until("the keys have moved", lambda: shards(witness)[grandchild]["split_of"] is None and shards(witness)[grandchild]["leader"])
+        check(True, "a split whose leader died goes on by itself")
+    finally:
+        load.end()
+    for node in cluster.nodes:
+        bad = cluster.bad_reads(node) + bad_listing(cluster, node)
+        check(not bad, f"everything reads back and is listed through {node.dir.name} {bad[:3]}")
+    until("every shard has its voters", lambda: votes_missing(cluster) == 0)
+
+
 def drain(cluster):
     """One more node joins, gets its share, and leaves in good order. Before anything is killed: what writers leave that died
     stays where it is until it is settled, which takes an hour."""
@@ -367,6 +430,7 @@ def main():
     steps = {
         "refusals": lambda: refusals(cluster),
         "data": lambda: data(cluster, rng),
+        "split": lambda: split(cluster),
         "drain": lambda: drain(cluster),
         "kill-one": lambda: kill_one(cluster, rng, arguments.rounds),
         "kill-all": lambda: kill_all(cluster, rng, arguments.rounds),

@@ -132,7 +132,13 @@ struct HomeRequest {
     unknown  @4 :List(ChunkName);
     repair   @5 :Repair;
     evacuate @6 :List(ChunkName);
+    adopt    @7 :Adopt;
   }
+}
+
+struct Adopt {
+  shard @0 :UInt64;
+  names @1 :List(ChunkName);
 }
 
 struct Begin {
@@ -197,6 +203,7 @@ struct ShardRequest {
     closeNamespace @16 :CloseNamespace;
     fence          @17 :ChunkName;
     unfence        @18 :ChunkName;
+    split          @19 :Data;         # request about a split
   }
 }
 
@@ -240,6 +247,8 @@ struct ListUploads {
   afterKey    @2 :Text;
   afterUpload @3 :Data;  # absent: from the first on
   limit       @4 :UInt32;
+  from        @5 :Text;  # as in ListObjects
+  until       @6 :Text;
 }
 
 struct CompleteUpload {
@@ -272,6 +281,9 @@ struct ListObjects {
   after     @2 :Text;  # absent: from the first on
   delimiter @3 :Text;  # absent: none
   limit     @4 :UInt32;
+  namespace @5 :UInt64;
+  from      @6 :Text;  # only keys from here on
+  until     @7 :Text;  # only keys below; absent: all that follow
 }
 
 struct CloseNamespace {
@@ -299,6 +311,7 @@ struct ControlRequest {
     nodeHere        @15 :NodeEntry;     # state and since mean nothing
     setNodeState    @16 :SetNodeState;
     shardKey        @17 :UInt64;
+    shards          @18 :Data;          # request about shards
   }
 }
 
@@ -380,6 +393,7 @@ struct StoreError {
   kind @0 :UInt16;  # docs/formats/engine-messages.md; one that a reader does not know is "not available now"
   part @1 :UInt16;
   text @2 :Text;
+  range @3 :Data;  # of keys that lie in another shard now
 }
 
 struct Holdings {
@@ -438,6 +452,7 @@ struct ShardResponse {
     parts    @8  :Parts;
     uploads  @9  :List(UploadInfo);
     count    @10 :UInt64;
+    split    @11 :Data;          # answer about a split
   }
 }
 
@@ -503,6 +518,7 @@ struct ControlResponse {
     nodes        @11 :NodeEntries;
     node         @12 :NodeEntry;
     shardKey     @13 :OpenShard;
+    shards       @14 :Data;       # answer about shards
   }
 }
 

@@ -1,6 +1,7 @@
 //! What the engine offers to gateways: tenants' namespaces of objects. Protocol details (headers, XML, signatures,
 //! checksums) are the gateway's.
 
+use crate::key_ranges::KeyRange;
 use bytes::Bytes;
 use kiseki_types::LocalBoxFuture;
 use kiseki_types::ids::{NamespaceId, TenantId, UploadId};
@@ -76,6 +77,9 @@ pub enum StoreError {
         /// Why.
         reason: String,
     },
+    /// The keys lie in another shard now; nothing happened. The engine asks there, gateways never see it.
+    #[error("the keys lie in another shard now; try again")]
+    Moved(Box<KeyRange>),
     /// Stored bytes can't be read back or rebuilt: an operator must look (500).
     #[error("stored data is damaged: {reason}")]
     Damaged {

@@ -17,7 +17,7 @@ use futures::future::join;
 use futures::stream::FuturesUnordered;
 use kiseki_types::buf::{BufferSource, IoBuf, IoBytes};
 use kiseki_types::fragment::{DeviceStatus, FragmentError, FragmentKey, FragmentMeta, StripeShape};
-use kiseki_types::ids::{ChunkId, DeviceId, MapEpoch, NodeId, PinEpoch};
+use kiseki_types::ids::{ChunkId, DeviceId, MapEpoch, NodeId, PinEpoch, ShardId};
 use kiseki_types::limits::CHUNK_LEN_BYTES_MAX;
 use kiseki_types::runtime::RuntimeExt;
 use kiseki_types::secret::SecretKey;
@@ -31,6 +31,8 @@ const MAP_EPOCH: MapEpoch = MapEpoch(1);
 pub struct WriteScope {
     /// Where it goes.
     pub bucket: Bucket,
+    /// The shard whose delta is to name it.
+    pub shard: ShardId,
     /// Whose it is.
     pub keys: Rc<TenantKeys>,
 }
@@ -97,7 +99,7 @@ pub async fn store_chunk(
     let dek = scope.keys.dek(&core.keys.masters, master_epoch, &chunk, binding.kind())?;
     let pin: PinId = core.ports.random();
     let begin = HomeRequest::Begin {
-        shard: scope.bucket.shard,
+        shard: scope.shard,
         pin_epoch,
         pool: scope.bucket.pool,
         shape: scope.bucket.shape,

@@ -5,6 +5,7 @@
 //! after the answer no core acts on what was before it. Absence is never remembered. With several nodes what is remembered is
 //! believed for [`BELIEF_MAX`] only: a node that can't be told has stopped believing by itself when the change is answered.
 
+use crate::key_ranges::KeyRange;
 use crate::message::Bucket;
 use kiseki_types::ids::TenantId;
 use kiseki_types::runtime::Instant;
@@ -67,6 +68,15 @@ impl ControlCache {
             buckets.clear();
         }
         buckets.entry(tenant).or_default().insert(name.to_owned(), (at, bucket.clone()));
+    }
+
+    /// A shard has said where some keys of a bucket lie. How long the bucket is believed does not change.
+    pub fn learn(&self, tenant: TenantId, name: &str, range: &KeyRange) {
+        let mut buckets = self.buckets.borrow_mut();
+        let found = buckets.get_mut(&tenant).and_then(|buckets| buckets.get_mut(name));
+        if let Some((_, bucket)) = found.filter(|(_, bucket)| bucket.info.namespace == range.namespace) {
+            bucket.ranges.learn(range);
+        }
     }
 
     /// An access key, or the ticket to keep the control shard's answer with.

@@ -3,7 +3,9 @@
 
 use crate::api::{BucketInfo, EtagMode};
 use crate::chunker::ChunkFormat;
+use crate::key_ranges::KeyRanges;
 use crate::message::{Dedup, NodeEntry, NodeState};
+use crate::split_message::SplitOrder;
 use crate::stripe::check_shape;
 use kiseki_types::codec::{CodecError, Reader, Writer};
 use kiseki_types::fragment::StripeShape;
@@ -29,6 +31,8 @@ pub const POOLS: u8 = 8;
 pub const DEVICES: u8 = 9;
 /// Node -> see [`encode_node`].
 pub const NODES: u8 = 10;
+/// Shard that is being split -> [`SplitRow`].
+pub const SPLITS: u8 = 11;
 
 /// Records of nodes, those that were removed among them (I-O5).
 pub const NODES_MAX: usize = 1024;
@@ -42,6 +46,8 @@ pub const NODE_VERSION_LEN_BYTES_MAX: usize = 64;
 const FORMAT: u8 = 1;
 /// Rows of shards that name their founder, since it is not the first node.
 const SHARD_FORMAT: u8 = 2;
+/// Rows of buckets whose keys lie in several shards.
+const SPLIT_BUCKET_FORMAT: u8 = 2;
 /// The node that formed the cluster.
 const FIRST_NODE: NodeId = NodeId(1);
 pub(crate) const NAME_LEN_BYTES_MAX: usize = 1024;
@@ -130,8 +136,10 @@ pub struct BucketRow {
     pub tenant: TenantId,
     /// What users see.
     pub info: BucketInfo,
-    /// The shard of its root.
+    /// The shard of its root, and of every key that no range names.
     pub shard: ShardId,
+    /// Where other keys lie.
+    pub ranges: KeyRanges,
     /// Its root.
     pub root: DirId,
     /// Its pool.
@@ -145,15 +153,24 @@ impl BucketRow {
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut writer = Writer::new();
-        writer.u8(FORMAT).u64(self.tenant.0).u64(self.info.namespace.0).str(&self.info.name);
+        let is_whole = self.ranges.is_empty();
+        writer.u8(if is_whole { FORMAT } else { SPLIT_BUCKET_FORMAT });
+        writer.u64(self.tenant.0).u64(self.info.namespace.0).str(&self.info.name);
         writer.u64(self.info.created_unix_ms).u8(u8::from(self.info.etag_mode == EtagMode::Opaque));
         writer.u64(self.shard.0).raw(&self.root.0).u16(self.pool.0);
         self.chunks.encode(&mut writer);
+        if !is_whole {
+            self.ranges.encode(&mut writer);
+        }
         writer.finish()
     }
     /// Back from a row.
     pub fn decode(bytes: &[u8]) -> Result<BucketRow, CodecError> {
-        let mut reader = versioned("bucket", bytes)?;
+        let mut reader = Reader::new("bucket", bytes);
+        let format = reader.u8()?;
+        if format != FORMAT && format != SPLIT_BUCKET_FORMAT {
+            return Err(reader.unknown(u64::from(format)));
+        }
         let tenant = TenantId(reader.u64()?);
         let namespace = NamespaceId(reader.u64()?);
         let name = reader.str(NAME_LEN_BYTES_MAX)?.to_owned();
@@ -167,9 +184,16 @@ impl BucketRow {
         let root = DirId(reader.array()?);
         let pool = PoolId(reader.u16()?);
         let chunks = ChunkFormat::decode(&mut reader)?;
+        let ranges = match format {
+            FORMAT => KeyRanges::default(),
+            _ => KeyRanges::decode(&mut reader)?,
+        };
+        if format == SPLIT_BUCKET_FORMAT && ranges.is_empty() {
+            return Err(reader.unknown(0)); // such a row is of format 1
+        }
         reader.end()?;
         let info = BucketInfo { namespace, name, created_unix_ms, etag_mode };
-        Ok(BucketRow { tenant, info, shard, root, pool, chunks })
+        Ok(BucketRow { tenant, info, shard, ranges, root, pool, chunks })
     }
 }
 
@@ -218,6 +242,33 @@ impl ShardRow {
         let wrapped_metadata_key = reader.bytes(SEALED_LEN_BYTES_MAX)?.to_vec();
         reader.end()?;
         Ok(ShardRow { tenant, active, founder, wrapped_metadata_key })
+    }
+}
+
+/// A split that goes on.
+pub struct SplitRow {
+    /// What moves where.
+    pub order: SplitOrder,
+    /// HMAC of the bucket's name: its key in [`BUCKETS`].
+    pub bucket: Vec<u8>,
+}
+
+impl SplitRow {
+    /// The bytes of a row.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut writer = Writer::new();
+        self.order.encode(writer.u8(FORMAT));
+        writer.bytes(&self.bucket);
+        writer.finish()
+    }
+    /// Back from a row.
+    pub fn decode(bytes: &[u8]) -> Result<SplitRow, CodecError> {
+        let mut reader = versioned("split", bytes)?;
+        let order = SplitOrder::decode(&mut reader)?;
+        let bucket = reader.bytes(NAME_LEN_BYTES_MAX)?.to_vec();
+        reader.end()?;
+        Ok(SplitRow { order, bucket })
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod devices;
 mod nodes;
+mod splits;
 
 use crate::api::{BucketInfo, EtagMode, StoreError};
 use crate::calls::Calls;
@@ -11,6 +12,7 @@ use crate::control_rows::{
     TENANTS, TenantRow, decode_pool, encode_pool,
 };
 use crate::delta::RowChange;
+use crate::key_ranges::KeyRanges;
 use crate::keyring::{NodeKeys, metadata_wrap};
 use crate::keys::MetaSealer;
 use crate::latch::Hold;
@@ -168,8 +170,11 @@ impl ControlService {
                 Ok(ControlResponse::Bucket(Box::new(self.with_pool(row).await?)))
             }
             ControlRequest::DeleteBucket { tenant, name } => {
-                let deleted = self.delete_bucket(tenant, &name).await;
-                self.forgotten(deleted).await
+                match self.delete_bucket(tenant, &name).await {
+                    // Nothing has changed.
+                    Err(error @ (StoreError::NoSuchBucket | StoreError::BucketNotEmpty)) => Err(error),
+                    deleted => self.forgotten(deleted).await,
+                }
             }
             ControlRequest::SetBucketEtag { tenant, name, mode } => {
                 let changed = self.set_bucket_etag(&tenant, &name, mode).await;
@@ -198,6 +203,7 @@ impl ControlService {
                 let row = ShardRow::decode(&row).map_err(row_damaged)?;
                 self.opened(shard, &row).await.map(ControlResponse::ShardKey)
             }
+            ControlRequest::Shards(request) => self.shard_map(request).await.map(ControlResponse::Shards),
             ControlRequest::UpdateDevice { device, update } => {
                 let record = self.update_device(device, update).await?;
                 Ok(ControlResponse::Device(Box::new(record)))
@@ -372,8 +378,8 @@ impl ControlService {
 
     async fn with_pool(&self, row: BucketRow) -> Result<Bucket, StoreError> {
         let shape = self.pool_shape(row.pool).await?;
-        let BucketRow { tenant, info, shard, root, pool, chunks } = row;
-        Ok(Bucket { info, tenant, shard, root, pool, shape, chunks })
+        let BucketRow { tenant, info, shard, ranges, root, pool, chunks } = row;
+        Ok(Bucket { info, tenant, shard, ranges, root, pool, shape, chunks })
     }
 
     async fn pool_shape(&self, pool: PoolId) -> Result<StripeShape, StoreError> {
@@ -406,7 +412,8 @@ impl ControlService {
                 let etag_mode = EtagMode::Md5;
                 let info = BucketInfo { namespace, name: name.to_owned(), created_unix_ms, etag_mode };
                 let chunks = ChunkFormat::default();
-                let row = BucketRow { tenant, info, shard, root, pool: FIRST_POOL, chunks };
+                let (ranges, pool) = (KeyRanges::default(), FIRST_POOL);
+                let row = BucketRow { tenant, info, shard, ranges, root, pool, chunks };
                 draft.namespace = namespace;
                 draft.rows.push(RowChange::put(BUCKETS, self.bucket_key(name), row.encode()));
                 let key = tenant_bucket_key(tenant, namespace);
@@ -433,7 +440,13 @@ impl ControlService {
     }
 
     async fn delete_bucket(&self, tenant: TenantId, name: &str) -> Result<Bucket, StoreError> {
+        let _one = self.leader.latches.hold(self.deleting(name), Hold::Exclusive).await;
+        let row = self.bucket(tenant, name).await?;
+        if !row.ranges.is_empty() || self.is_being_split(name).await? {
+            self.close_everywhere(&row).await?;
+        }
         let _guard = self.leader.latches.hold(CHANGES.to_vec(), Hold::Exclusive).await;
+        // It may have been given other properties meanwhile; only whoever holds the first latch deletes it.
         let row = self.bucket(tenant, name).await?;
         self.decide(async |term| {
             let rows = vec![

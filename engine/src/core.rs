@@ -9,8 +9,9 @@ use crate::delta::ChunkName;
 use crate::device_board::DeviceBoard;
 use crate::hash_queue::HashQueue;
 use crate::homes::Homes;
+use crate::key_ranges::KeyRange;
 use crate::keyring::{Keyring, NodeKeys};
-use crate::message::{Bucket, ControlRequest, ControlResponse};
+use crate::message::{Bucket, ControlRequest, ControlResponse, ShardRequest, ShardResponse};
 use crate::nodes::NodeBoard;
 use crate::repair::RepairCounters;
 use crate::repair_queue::RepairQueue;
@@ -20,7 +21,7 @@ use crate::write_budget::WriteBudget;
 use kiseki_types::Ports;
 use kiseki_types::buf::BufferSource;
 use kiseki_types::fragment::FragmentStore;
-use kiseki_types::ids::TenantId;
+use kiseki_types::ids::{ShardId, TenantId};
 use kiseki_types::runtime::Instant;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
@@ -30,6 +31,9 @@ use zeroize::Zeroizing;
 
 /// Chunk formats whose tables one core keeps.
 const CHUNKERS_MAX: usize = 64;
+
+/// Shards that one request is sent on to: each of a chain of splits that this core did not hear of.
+pub const MOVES_FOLLOWED_MAX: usize = 32;
 
 /// Counters of the data path on one core.
 #[derive(Default)]
@@ -50,6 +54,8 @@ pub struct DataCounters {
     pub rebuilds: Cell<u64>,
     /// Writes that were abandoned before they were named.
     pub writes_abandoned: Cell<u64>,
+    /// Answers of shards that said where keys lie by now.
+    pub moves_followed: Cell<u64>,
 }
 
 impl DataCounters {
@@ -180,6 +186,35 @@ impl Core {
             }
             _ => panic!("the control shard answers Bucket with Bucket"),
         }
+    }
+
+    /// Asks the shard that holds a key of a bucket, wherever it has moved to; which that is.
+    ///
+    /// - `request`: made once for each shard that is asked.
+    pub async fn ask_holder(
+        &self,
+        bucket: &mut Bucket,
+        key: &str,
+        request: impl Fn() -> ShardRequest,
+    ) -> Result<(ShardId, ShardResponse), StoreError> {
+        let mut shard = bucket.ranges.holder(key, bucket.shard).shard;
+        for _ in 0..MOVES_FOLLOWED_MAX {
+            match self.calls.shard(shard, request()).await {
+                Err(StoreError::Moved(range)) => {
+                    self.learn(bucket, &range);
+                    shard = range.shard;
+                }
+                answer => return answer.map(|answer| (shard, answer)),
+            }
+        }
+        Err(StoreError::Unavailable { reason: "keys of the bucket are moving; try again".to_owned() })
+    }
+
+    /// A shard has said where some keys of a bucket lie.
+    pub fn learn(&self, bucket: &mut Bucket, range: &KeyRange) {
+        bucket.ranges.learn(range);
+        self.control_cache.learn(bucket.tenant, &bucket.info.name, range);
+        self.counters.moves_followed.set(self.counters.moves_followed.get() + 1);
     }
 
     /// Whose an access key is, and its secret.

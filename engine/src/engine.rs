@@ -22,6 +22,7 @@ use crate::replica_keeper::voters_wanted;
 use crate::scrubber::{LaneShare, ScrubSettings, ScrubState, Scrubber};
 use crate::seats::{Seats, Service};
 use crate::shard_service::ShardService;
+use crate::split_message::SplitCeilings;
 use crate::store::EngineStore;
 use crate::wire;
 use kiseki_types::Ports;
@@ -72,6 +73,8 @@ pub struct EngineInputs {
     pub repair: RepairSettings,
     /// How often everything is read and checked; `None` for never.
     pub scrub: Option<ScrubSettings>,
+    /// When a shard has itself split.
+    pub split: SplitCeilings,
 }
 
 /// Time between two closings of pin epochs. A writer asks for the epoch ten times as often and commits what it holds

@@ -17,6 +17,7 @@ use crate::latch::{Hold, LatchGuard};
 use crate::leader::{CommitError, DECISIONS_MAX, Draft, Leader, row_damaged};
 use crate::message::{BeginChunk, Collected, Decision, HomeRequest, HomeResponse, PinId, ShardRequest, ShardResponse};
 use crate::repair_queue::{RepairCause, RepairQueue};
+use crate::split_message::{SplitAnswer, SplitRequest};
 use crate::spread::ByNode;
 use crate::stripe::{check_shape, shape_for};
 use futures::FutureExt;
@@ -82,6 +83,12 @@ struct GenerationRecord {
 }
 
 impl GenerationRecord {
+    /// Whether a shard may come to name it.
+    fn may_be_named_by(&self, shard: ShardId) -> bool {
+        matches!(self.state, GenerationState::Intent | GenerationState::Complete)
+            && (self.shards.contains(&shard) || self.shards.len() < SHARDS_PER_GENERATION_MAX)
+    }
+
     fn encode(&self) -> Vec<u8> {
         let mut writer = Writer::new();
         let state = match self.state {
@@ -335,6 +342,7 @@ impl HomeService {
             }
             HomeRequest::Evacuate(names) => self.evacuate(&names).await.map(HomeResponse::Evacuating),
             HomeRequest::Unknown(names) => self.unknown(&names).await.map(HomeResponse::Unknown),
+            HomeRequest::Adopt { shard, names } => self.adopt(shard, names).await.map(HomeResponse::Unknown),
         }
     }
 
@@ -549,6 +557,9 @@ impl HomeService {
         if pins.iter().any(|pin| self.may_live(pin)) {
             return Ok(Collected::Busy);
         }
+        if record.state == GenerationState::Complete && pins.is_empty() && self.is_named(name, &record).await {
+            return Ok(Collected::Named);
+        }
         if record.state != GenerationState::Freeing {
             if record.state != GenerationState::Condemned {
                 record.state = GenerationState::Condemned;
@@ -568,6 +579,48 @@ impl HomeService {
         self.forget(name, &pins).await?;
         self.counters.freed.set(self.counters.freed.get() + 1);
         Ok(Collected::Freed)
+    }
+
+    /// Whether one of several shards names the generation just now, as far as they answer: it will ask by itself when it does no
+    /// more, so nobody has to be fenced. When keys move to another shard all their chunks come by here.
+    async fn is_named(&self, name: ChunkName, record: &GenerationRecord) -> bool {
+        if record.shards.len() < 2 {
+            return false;
+        }
+        for shard in &record.shards {
+            let request = ShardRequest::Split(Box::new(SplitRequest::CountOf(vec![name])));
+            if let Ok(ShardResponse::Split(SplitAnswer::Counts(counts))) = self.calls.shard(*shard, request).await
+                && counts.first().is_some_and(|count| *count > 0)
+            {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// A shard may name these from now on, and is fenced before they are freed. Refused is what may be on its way to be freed
+    /// already: its shards may have been asked.
+    async fn adopt(&self, shard: ShardId, names: Vec<ChunkName>) -> Result<Vec<ChunkName>, StoreError> {
+        let names: BTreeSet<ChunkName> = names.into_iter().collect();
+        let _guards = self.latch(names.iter().map(|name| name.locator)).await;
+        self.decide(async |term| {
+            let (mut rows, mut refused) = (Vec::new(), Vec::new());
+            for name in &names {
+                match self.record(*name).await? {
+                    Some(mut record) if record.may_be_named_by(shard) => {
+                        if record.shards.insert(shard) {
+                            rows.push(RowChange::put(GENERATIONS, name.to_key(), record.encode()));
+                        }
+                    }
+                    _ => refused.push(*name),
+                }
+            }
+            if !rows.is_empty() {
+                self.leader.commit(term, Draft { rows, ..Draft::default() }).await?;
+            }
+            Ok(refused)
+        })
+        .await
     }
 
     /// Sets the fence in every shard that may name the generation, and adds up how often they do. `None` when one did

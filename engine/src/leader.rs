@@ -6,10 +6,11 @@ use crate::keys::MetaSealer;
 use crate::latch::Latches;
 use crate::machine::ROWS_FILE;
 use kiseki_types::Ports;
-use kiseki_types::group::{ProposeError, RaftGroup};
-use kiseki_types::ids::{NamespaceId, PinEpoch, RequestId, ShardId, Term};
+use kiseki_types::group::{ProposeError, RaftGroup, node_of};
+use kiseki_types::ids::{NamespaceId, NodeId, PinEpoch, RequestId, ShardId, Term};
 use kiseki_types::runtime::RuntimeExt;
 use kiseki_types::table::{Row, Scan, TableError, TableReader};
+use std::collections::BTreeSet;
 use std::rc::Rc;
 
 /// Times that a decision is made again because the term changed under it.
@@ -83,6 +84,18 @@ impl Leader {
     #[must_use]
     pub fn shard(&self) -> ShardId {
         self.group.shard()
+    }
+
+    /// The term that it leads in.
+    #[must_use]
+    pub fn term(&self) -> Term {
+        self.term
+    }
+
+    /// The nodes that vote, as far as this replica knows.
+    #[must_use]
+    pub fn voters(&self) -> BTreeSet<NodeId> {
+        self.group.voters().into_iter().map(node_of).collect()
     }
 
     /// Waits until reads are linearizable; the term that decisions rest on. Latches and everything else that is

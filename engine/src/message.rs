@@ -10,7 +10,9 @@ use crate::composition::{FileEntry, Page, PageReference, PartEntry};
 use crate::delta::ChunkName;
 use crate::device_record::{DeviceRecord, DeviceUpdate};
 use crate::evacuation::EvacuationAnswer;
+use crate::key_ranges::KeyRanges;
 use crate::repair_queue::{Margin, RepairCause};
+use crate::split_message::{ShardMapAnswer, ShardMapRequest, SplitAnswer, SplitRequest};
 use kiseki_types::fragment::{DeviceUse, StripeShape};
 use kiseki_types::group::VoterId;
 use kiseki_types::ids::{
@@ -280,6 +282,14 @@ pub enum HomeRequest {
     },
     /// These have a fragment on a device that is to be emptied: queue them to be moved.
     Evacuate(Vec<ChunkName>),
+    /// This shard may name these from now on too: it is asked before they are freed. Answered by those of them that nothing may
+    /// name any more.
+    Adopt {
+        /// The shard.
+        shard: ShardId,
+        /// Generations that somebody names or has pinned.
+        names: Vec<ChunkName>,
+    },
 }
 
 /// What a home says of a chunk.
@@ -309,7 +319,7 @@ pub enum HomeResponse {
     Decisions(Vec<Decision>),
     /// To `Collect`.
     Collected(Collected),
-    /// To `Unknown`.
+    /// To `Unknown` and `Adopt`.
     Unknown(Vec<ChunkName>),
     /// To `Evacuate`.
     Evacuating(EvacuationAnswer),
@@ -405,6 +415,8 @@ pub enum ShardRequest {
         namespace: NamespaceId,
         /// Whose keys start so.
         prefix: String,
+        /// Only of these keys.
+        clip: Clip,
         /// Behind this one.
         after: Option<(String, UploadId)>,
         /// At most so many.
@@ -449,8 +461,12 @@ pub enum ShardRequest {
     },
     /// Lists objects.
     List {
-        /// Root of the namespace.
+        /// The namespace.
+        namespace: NamespaceId,
+        /// Its root.
         root: DirId,
+        /// Only of these keys.
+        clip: Clip,
         /// What.
         request: ListRequest,
     },
@@ -465,6 +481,17 @@ pub enum ShardRequest {
     Fence(ChunkName),
     /// Collection: the generation is pardoned.
     Unfence(ChunkName),
+    /// About a split.
+    Split(Box<SplitRequest>),
+}
+
+/// The keys that a caller asks a shard about: others of the same bucket may lie elsewhere.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Clip {
+    /// The first key.
+    pub from: String,
+    /// The first behind them; `None`: all that follow.
+    pub until: Option<String>,
 }
 
 /// What a tenant's shard answers.
@@ -497,6 +524,8 @@ pub enum ShardResponse {
     Uploads(Vec<UploadInfo>),
     /// To `Fence`.
     Count(u64),
+    /// To `Split`.
+    Split(SplitAnswer),
 }
 
 /// A tenant's dedup policy (I-X1).
@@ -528,8 +557,10 @@ pub struct Bucket {
     pub info: BucketInfo,
     /// Whose it is.
     pub tenant: TenantId,
-    /// The shard that holds its root.
+    /// The shard that holds its root, and every key that no range names.
     pub shard: ShardId,
+    /// Where other keys lie, as far as it is known: who is asked for keys that it does not hold says so.
+    pub ranges: KeyRanges,
     /// Its root directory.
     pub root: DirId,
     /// The pool that its data goes to.
@@ -592,7 +623,7 @@ pub enum ControlRequest {
         /// Its name.
         name: String,
     },
-    /// Removes a bucket whose namespace is closed.
+    /// Removes a bucket whose namespace is closed; one that lies in several shards is closed by this.
     DeleteBucket {
         /// Whose.
         tenant: TenantId,
@@ -645,6 +676,8 @@ pub enum ControlRequest {
     },
     /// The key of a tenant's shard, for a node that has a replica of it.
     ShardKey(ShardId),
+    /// About the shards of tenants.
+    Shards(ShardMapRequest),
 }
 
 /// What the control shard answers.
@@ -675,4 +708,6 @@ pub enum ControlResponse {
     Node(NodeEntry),
     /// To `ShardKey`: what opens it.
     ShardKey(OpenShard),
+    /// To `Shards`.
+    Shards(ShardMapAnswer),
 }

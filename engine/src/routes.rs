@@ -4,6 +4,7 @@
 use crate::api::StoreError;
 use crate::message::{ControlRequest, EngineRequest, EngineResponse, HomeRequest, RequestBody, ShardRequest};
 use crate::nodes::NodeBoard;
+use crate::split_message::{ShardMapRequest, SplitRequest};
 use crate::wire;
 use kiseki_types::ids::{NodeId, ShardId};
 use std::cell::RefCell;
@@ -145,23 +146,38 @@ pub(crate) fn may_repeat(body: &RequestBody) -> bool {
                 | ControlRequest::UpdateDevice { .. }
                 | ControlRequest::InviteNode
                 | ControlRequest::SetNodeState { .. }
+                | ControlRequest::Shards(ShardMapRequest::Split { .. })
         ),
         RequestBody::Home(request) => matches!(
             request,
-            HomeRequest::Collect(_) | HomeRequest::Unknown(_) | HomeRequest::Repair { .. } | HomeRequest::Evacuate(_)
+            HomeRequest::Collect(_)
+                | HomeRequest::Unknown(_)
+                | HomeRequest::Repair { .. }
+                | HomeRequest::Evacuate(_)
+                | HomeRequest::Adopt { .. }
         ),
-        RequestBody::Shard(request) => matches!(
-            **request,
-            ShardRequest::PinEpoch
-                | ShardRequest::Parts { .. }
-                | ShardRequest::Uploads { .. }
-                | ShardRequest::Head(_)
-                | ShardRequest::OpenRead(_)
-                | ShardRequest::ReadPage(_)
-                | ShardRequest::List { .. }
-                | ShardRequest::Fence(_)
-                | ShardRequest::Unfence(_)
-        ),
+        RequestBody::Shard(request) => match &**request {
+            ShardRequest::Split(request) => matches!(
+                **request,
+                SplitRequest::Standing
+                    | SplitRequest::Choose { .. }
+                    | SplitRequest::Begin(_)
+                    | SplitRequest::CountOf(_)
+                    | SplitRequest::Purge { .. }
+            ),
+            request => matches!(
+                request,
+                ShardRequest::PinEpoch
+                    | ShardRequest::Parts { .. }
+                    | ShardRequest::Uploads { .. }
+                    | ShardRequest::Head(_)
+                    | ShardRequest::OpenRead(_)
+                    | ShardRequest::ReadPage(_)
+                    | ShardRequest::List { .. }
+                    | ShardRequest::Fence(_)
+                    | ShardRequest::Unfence(_)
+            ),
+        },
         RequestBody::Core(_) | RequestBody::Node(_) => true,
         RequestBody::Open(_) => false,
     }

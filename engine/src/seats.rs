@@ -30,6 +30,9 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(200);
 /// Between two looks for shards that are half made.
 const FINISH_INTERVAL: Duration = Duration::from_secs(30);
 
+/// Between two looks at the splits that go on.
+const SPLIT_INTERVAL: Duration = Duration::from_secs(1);
+
 /// Between two looks at a seat that a start waits for.
 const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 
@@ -172,6 +175,7 @@ impl Seats {
         }
         if let Service::Control(control) = &serving.service {
             let (control, core) = (control.clone(), self.core.clone());
+            serving.background.repeat("splits", Box::pin(tend_splits(control.clone(), core.clone())));
             serving.background.repeat("half made shards", Box::pin(finish_shards(control, core)));
         }
         let calls = self.core.calls.clone();
@@ -229,8 +233,14 @@ impl Seats {
             home.start().await?;
             Service::Home(home)
         } else {
-            let service =
-                ShardService::new(leader, calls, core.nodes.clone(), background.clone(), self.inputs.pin_epoch_age);
+            let service = ShardService::new(
+                leader,
+                calls,
+                core.nodes.clone(),
+                background.clone(),
+                self.inputs.pin_epoch_age,
+                self.inputs.split,
+            );
             service.start(core.nodes.is_alone()).await?;
             Service::Shard(service)
         };
@@ -270,6 +280,16 @@ async fn finish_shards(control: Rc<ControlService>, core: Rc<Core>) {
             && let Err(error) = control.open_tenant_shards(false).await
         {
             warn!(%error, "shards that are half made could not be finished; tried again");
+        }
+    }
+}
+
+/// Goes on with splits, for as long as the control shard is led here.
+async fn tend_splits(control: Rc<ControlService>, core: Rc<Core>) {
+    loop {
+        core.ports.sleep(SPLIT_INTERVAL).await;
+        if let Err(error) = control.tend_splits().await {
+            warn!(%error, "splits can't be looked after; tried again");
         }
     }
 }

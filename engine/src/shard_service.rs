@@ -8,10 +8,11 @@ use crate::delta::{ChunkName, Command, Outcome, RowChange};
 use crate::latch::{Hold, LatchGuard};
 use crate::leader::{CommitError, DECISIONS_MAX, Draft, Leader, row_damaged, table_failed};
 use crate::machine::current_epoch;
-use crate::message::{ObjectPath, ShardRequest, ShardResponse, WrittenPages};
+use crate::message::{Clip, ObjectPath, ShardRequest, ShardResponse, WrittenPages};
 use crate::names::{entry_bound, entry_key, split_key};
 use crate::nodes::NodeBoard;
 use crate::shard_tables::{CLOSED, DROPPED, ENTRIES, LOOSE, PAGES, page_key};
+use crate::split_message::SplitCeilings;
 use crate::walk;
 use kiseki_types::ids::{DirId, NamespaceId, PageId, PinEpoch, ShardId, Term};
 use kiseki_types::runtime::{Instant, RuntimeExt};
@@ -20,9 +21,14 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
+mod given;
+mod giving;
 mod housekeeping;
+mod load;
+mod taking;
 mod uploads;
 
+pub(crate) use giving::adopt;
 pub use housekeeping::ShardBacklog;
 
 /// A reader on another node that has read no page for so long is gone.
@@ -42,6 +48,10 @@ pub struct ShardService {
     /// Closes pin epochs.
     epochs: housekeeping::EpochClock,
     background: Rc<Background>,
+    /// Keys that lie elsewhere by now.
+    given: given::Given,
+    giving: giving::Giving,
+    load: load::Load,
 }
 
 /// One object that is open for reading.
@@ -52,6 +62,8 @@ struct OpenRead {
 
 /// A path whose directories are latched and known, and what stands at its end.
 struct Located {
+    /// Keeps the namespace open, and the key here.
+    _namespace: LatchGuard,
     /// Keeps the directories and the entry as they are.
     _guards: Vec<LatchGuard>,
     /// Innermost directory.
@@ -73,6 +85,7 @@ impl ShardService {
         nodes: Rc<NodeBoard>,
         background: Rc<Background>,
         pin_epoch_age: Duration,
+        ceilings: SplitCeilings,
     ) -> Rc<ShardService> {
         let epochs = housekeeping::EpochClock::new(pin_epoch_age, leader.ports().now());
         Rc::new(ShardService {
@@ -85,6 +98,9 @@ impl ShardService {
             backlog: ShardBacklog::default(),
             epochs,
             background,
+            given: given::Given::default(),
+            giving: giving::Giving::new(ceilings),
+            load: load::Load::default(),
         })
     }
 
@@ -95,7 +111,7 @@ impl ShardService {
     }
 
     /// Answers a request.
-    pub async fn handle(&self, request: ShardRequest) -> Result<ShardResponse, StoreError> {
+    pub async fn handle(self: &Rc<Self>, request: ShardRequest) -> Result<ShardResponse, StoreError> {
         match request {
             ShardRequest::PinEpoch => self.pin_epoch().await.map(ShardResponse::PinEpoch),
             ShardRequest::PutLoosePage { namespace, pin_epoch, id, page } => {
@@ -110,6 +126,7 @@ impl ShardService {
                 self.put_entry(&path, &condition, file, written).await.map(ShardResponse::Object)
             }
             ShardRequest::Head(path) => {
+                self.load.read(path.namespace, &path.key);
                 let file = self.file(&path).await?;
                 Ok(ShardResponse::Object(file.info(path.key)))
             }
@@ -125,11 +142,15 @@ impl ShardService {
             ShardRequest::Delete { path, condition } => {
                 self.delete(&path, &condition).await.map(ShardResponse::Deleted)
             }
-            ShardRequest::List { root, request } => {
+            ShardRequest::List { namespace, root, clip, request } => loop {
                 self.leader.barrier().await?;
-                let page: ListPage = walk::list(self.leader.tables(), root, &request).await?;
-                Ok(ShardResponse::Listing(page))
-            }
+                self.check_all_here(namespace, &clip)?;
+                let page: ListPage = walk::list(self.leader.tables(), root, &clip, &request).await?;
+                if self.were_here(namespace, &clip).await? {
+                    return Ok(ShardResponse::Listing(page));
+                }
+            },
+            ShardRequest::Split(request) => self.handle_split(*request).await,
             ShardRequest::CloseNamespace { namespace, root } => {
                 self.close_namespace(namespace, root).await?;
                 Ok(ShardResponse::Count(0))
@@ -150,7 +171,18 @@ impl ShardService {
 
     /// The file at a path, by a linearizable read.
     async fn file(&self, path: &ObjectPath) -> Result<FileEntry, StoreError> {
-        self.leader.barrier().await?;
+        loop {
+            self.leader.barrier().await?;
+            self.check_here(path)?;
+            match self.find(path).await {
+                // What was found was here; what was not found may have left meanwhile.
+                Err(StoreError::NoSuchKey) if !self.were_here(path.namespace, &Clip::of_key(&path.key)).await? => {}
+                found => return found,
+            }
+        }
+    }
+
+    async fn find(&self, path: &ObjectPath) -> Result<FileEntry, StoreError> {
         let parts = split_key(&path.key);
         let mut directory = path.root;
         for name in parts.directories {
@@ -173,10 +205,12 @@ impl ShardService {
     /// Latches the directories of a path (shared) and its entry (exclusive), from the root down, so that nobody waits
     /// in a circle. Where a directory is missing its entry is latched exclusively and rows that make it are returned:
     /// what lies below has an id that nobody else knows, so it needs no latch.
-    async fn locate(&self, path: &ObjectPath) -> Result<Located, StoreError> {
+    ///
+    /// - `namespace`: what [`ShardService::enter`] gave; it is held as long as the result.
+    async fn locate(&self, path: &ObjectPath, namespace: LatchGuard) -> Result<Located, StoreError> {
         let parts = split_key(&path.key);
         'again: loop {
-            let mut guards = vec![self.leader.latches.hold(namespace_latch(path.root), Hold::Shared).await];
+            let mut guards = Vec::with_capacity(parts.directories.len() + 1);
             let mut directory = path.root;
             let mut new_directories = Vec::new();
             for name in &parts.directories {
@@ -214,7 +248,7 @@ impl ShardService {
                     None => None,
                 };
             }
-            return Ok(Located { _guards: guards, directory, new_directories, key, current });
+            return Ok(Located { _namespace: namespace, _guards: guards, directory, new_directories, key, current });
         }
     }
 
@@ -244,8 +278,9 @@ impl ShardService {
         written: WrittenPages,
     ) -> Result<ObjectInfo, StoreError> {
         check_attributes(&file)?;
+        self.load.wrote(path.namespace, &path.key);
         self.decide(async |term| {
-            let located = self.locate(path).await?;
+            let located = self.locate(path, self.enter(path).await?).await?;
             check_condition(condition, located.current.as_ref())?;
             self.check_open(path.namespace).await?;
             let _loose = self.latch_loose(&written.loose).await;
@@ -255,10 +290,18 @@ impl ShardService {
             draft.rows.extend(located.new_directories.iter().cloned());
             draft.rows.push(RowChange::put(ENTRIES, located.key.clone(), Entry::File(file.clone()).encode()));
             self.leader.commit(term, draft).await?;
+            self.named(located.current.as_ref(), Some(&file));
             self.wake_if(located.current.is_some()); // its pages are dropped
             Ok(file.info(path.key.clone()))
         })
         .await
+    }
+
+    /// An entry has changed: counts what is here.
+    fn named(&self, before: Option<&FileEntry>, after: Option<&FileEntry>) {
+        let size = |file: Option<&FileEntry>| file.map_or((0, 0), |file| (1, file.len_bytes as i64));
+        let ((keys_before, bytes_before), (keys, bytes)) = (size(before), size(after));
+        self.load.change(keys - keys_before, bytes - bytes_before);
     }
 
     /// I-C2: loose pages are named or given up, never both. A client that goes away gives them up while the delta that names
@@ -286,15 +329,17 @@ impl ShardService {
     }
 
     async fn delete(&self, path: &ObjectPath, condition: &Condition) -> Result<bool, StoreError> {
+        self.load.wrote(path.namespace, &path.key);
         let deleted = self
             .decide(async |term| {
-                let located = self.locate(path).await?;
+                let located = self.locate(path, self.enter(path).await?).await?;
                 check_condition(condition, located.current.as_ref())?;
                 let Some(file) = &located.current else { return Ok(None) };
                 let mut draft = Draft { namespace: path.namespace, ..Draft::default() };
                 drop_file(Some(file), &mut draft);
                 draft.rows.push(RowChange::remove(ENTRIES, located.key.clone()));
                 self.leader.commit(term, draft).await?;
+                self.named(Some(file), None);
                 Ok(Some(located.directory))
             })
             .await?;
@@ -362,6 +407,8 @@ impl ShardService {
     async fn close_namespace(&self, namespace: NamespaceId, root: DirId) -> Result<(), StoreError> {
         self.decide(async |term| {
             let _guard = self.leader.latches.hold(namespace_latch(root), Hold::Exclusive).await;
+            // Whoever deletes a bucket that lies in several shards has the control shard close them.
+            self.check_all_here(namespace, &Clip::default())?;
             if walk::Walk::new(self.leader.tables(), root).next().await?.is_some() {
                 return Err(StoreError::BucketNotEmpty.into());
             }
@@ -370,7 +417,7 @@ impl ShardService {
             self.leader.commit(term, draft).await
         })
         .await?;
-        self.abort_uploads_of(namespace).await
+        self.abort_uploads_of(namespace, root).await
     }
 
     async fn check_open(&self, namespace: NamespaceId) -> Result<(), StoreError> {
@@ -381,6 +428,7 @@ impl ShardService {
     }
 
     async fn open_read(&self, path: &ObjectPath) -> Result<ShardResponse, StoreError> {
+        self.load.read(path.namespace, &path.key);
         // A page vanishes only after housekeeping has seen that nobody holds it and has counted that up, in one step.
         // So when the count stands still from before the read of the entry until the hold, the pages are all there.
         let file = loop {

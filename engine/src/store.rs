@@ -1,13 +1,15 @@
 //! The engine's face to gateways: [`ObjectStore`] on one core.
 
 use crate::api::{
-    AccessKey, Attributes, BucketInfo, CompletePart, Condition, FinishWrite, ListPage, ListRequest, ObjectInfo,
-    ObjectReader, ObjectStore, ObjectWriter, PartInfo, StoreError, StoreFuture, UploadInfo,
+    AccessKey, Attributes, BucketInfo, CompletePart, Condition, FinishWrite, ListItem, ListPage, ListRequest,
+    ObjectInfo, ObjectReader, ObjectStore, ObjectWriter, PartInfo, StoreError, StoreFuture, UploadInfo,
 };
 use crate::chunk_write::WriteScope;
 use crate::core::Core;
-use crate::message::{Bucket, ControlRequest, ControlResponse, ObjectPath, ShardRequest, ShardResponse};
+use crate::key_ranges::{KEY_RANGES_MAX, is_below, lower_end};
+use crate::message::{Bucket, Clip, ControlRequest, ControlResponse, ObjectPath, ShardRequest, ShardResponse};
 use crate::reader::Reader;
+use crate::walk::behind_prefix;
 use crate::writer::{Target, Writer};
 use kiseki_types::ids::{TenantId, UploadId};
 use kiseki_types::limits::KEY_LEN_BYTES_MAX;
@@ -44,7 +46,8 @@ impl EngineStore {
     ) -> Result<Box<dyn ObjectWriter>, StoreError> {
         let (bucket, path) = self.locate(tenant, bucket, key).await?;
         let keys = self.core.keyring.tenant(tenant).await?;
-        let scope = WriteScope { bucket, keys };
+        let shard = bucket.ranges.holder(key, bucket.shard).shard;
+        let scope = WriteScope { bucket, shard, keys };
         let writer = Writer::begin(self.core.clone(), scope, path, target, len_hint_bytes).await?;
         Ok(Box::new(writer))
     }
@@ -54,10 +57,113 @@ impl EngineStore {
         tenant: TenantId,
         bucket: &str,
         key: &str,
-        request: impl FnOnce(ObjectPath) -> ShardRequest,
+        request: impl Fn(ObjectPath) -> ShardRequest,
     ) -> Result<ShardResponse, StoreError> {
-        let (bucket, path) = self.locate(tenant, bucket, key).await?;
-        self.core.calls.shard(bucket.shard, request(path)).await
+        let (mut bucket, path) = self.locate(tenant, bucket, key).await?;
+        self.core.ask_holder(&mut bucket, key, || request(path.clone())).await.map(|(_, answer)| answer)
+    }
+
+    /// Asks the shards that hold some keys of a bucket one after the other, in the order of the keys.
+    ///
+    /// - `wanted`: the keys.
+    async fn ask_holders(
+        &self,
+        bucket: &mut Bucket,
+        wanted: Clip,
+        holders: &mut impl Holders,
+    ) -> Result<(), StoreError> {
+        let Clip { mut from, until } = wanted;
+        let mut followed = 0;
+        loop {
+            let holder = bucket.ranges.holder(&from, bucket.shard);
+            let clip = Clip { from: from.clone(), until: lower_end(holder.until, until.clone()) };
+            let Some(request) = holders.request(bucket, clip.clone()) else { return Ok(()) };
+            match self.core.calls.shard(holder.shard, request).await {
+                Ok(answer) => holders.take(answer),
+                Err(StoreError::Moved(range)) if followed < LIST_MOVES_FOLLOWED_MAX => {
+                    followed += 1;
+                    self.core.learn(bucket, &range);
+                    continue;
+                }
+                Err(StoreError::Moved(_)) => {
+                    let reason = "keys of the bucket are moving; try again".to_owned();
+                    return Err(StoreError::Unavailable { reason });
+                }
+                Err(error) => return Err(error),
+            }
+            match clip.until {
+                Some(next) if is_below(&next, until.as_deref()) => from = next,
+                _ => return Ok(()),
+            }
+        }
+    }
+}
+
+/// The keys with a prefix, from one on.
+fn keys_of(prefix: &str, from: String) -> Clip {
+    Clip { from: from.max(prefix.to_owned()), until: behind_prefix(prefix) }
+}
+
+/// Ranges that one listing may learn of.
+const LIST_MOVES_FOLLOWED_MAX: usize = 4 * KEY_RANGES_MAX;
+
+/// What is asked of each shard that holds some of the keys that a listing is about.
+trait Holders {
+    /// The next request, of these keys; `None` when there is enough.
+    fn request(&mut self, bucket: &Bucket, clip: Clip) -> Option<ShardRequest>;
+    /// Takes its answer.
+    fn take(&mut self, answer: ShardResponse);
+}
+
+/// A listing that is put together.
+struct Listed {
+    request: ListRequest,
+    page: ListPage,
+}
+
+impl Holders for Listed {
+    fn request(&mut self, bucket: &Bucket, clip: Clip) -> Option<ShardRequest> {
+        if self.page.truncated {
+            return None;
+        }
+        // Behind the last of what there is, and behind all keys of a common prefix that goes on in the next shard.
+        let last = self.page.items.last().map(|item| match item {
+            ListItem::Object(info) => info.key.clone(),
+            ListItem::CommonPrefix(common) => common.clone(),
+        });
+        let after = last.or_else(|| self.request.after.clone());
+        // One more than fits, when no more fit: then it is known that there are more.
+        let limit = (self.request.limit - self.page.items.len()).max(1);
+        let request = ListRequest { after, limit, ..self.request.clone() };
+        Some(ShardRequest::List { namespace: bucket.info.namespace, root: bucket.root, clip, request })
+    }
+
+    fn take(&mut self, answer: ShardResponse) {
+        let ShardResponse::Listing(page) = answer else { panic!("a shard answers List with Listing") };
+        let room = self.request.limit - self.page.items.len();
+        self.page.truncated = page.truncated || page.items.len() > room;
+        self.page.items.extend(page.items.into_iter().take(room));
+    }
+}
+
+/// Uploads that are put together.
+struct ListedUploads {
+    prefix: String,
+    after: Option<(String, UploadId)>,
+    limit: usize,
+    uploads: Vec<UploadInfo>,
+}
+
+impl Holders for ListedUploads {
+    fn request(&mut self, bucket: &Bucket, clip: Clip) -> Option<ShardRequest> {
+        let limit = self.limit - self.uploads.len();
+        let (namespace, prefix, after) = (bucket.info.namespace, self.prefix.clone(), self.after.clone());
+        (limit > 0).then_some(ShardRequest::Uploads { namespace, prefix, clip, after, limit })
+    }
+
+    fn take(&mut self, answer: ShardResponse) {
+        let ShardResponse::Uploads(uploads) = answer else { panic!("a shard answers Uploads with Uploads") };
+        self.uploads.extend(uploads);
     }
 }
 
@@ -86,7 +192,11 @@ impl ObjectStore for EngineStore {
         Box::pin(async move {
             let bucket = self.core.bucket(tenant, name).await?;
             let request = ShardRequest::CloseNamespace { namespace: bucket.info.namespace, root: bucket.root };
-            self.core.calls.shard(bucket.shard, request).await?;
+            match self.core.calls.shard(bucket.shard, request).await {
+                // It lies in several shards: the control shard closes it in all of them.
+                Ok(_) | Err(StoreError::Moved(_)) => {}
+                Err(error) => return Err(error),
+            }
             self.core.calls.control(ControlRequest::DeleteBucket { tenant, name: name.to_owned() }).await?;
             Ok(())
         })
@@ -122,12 +232,12 @@ impl ObjectStore for EngineStore {
 
     fn get<'a>(&'a self, tenant: TenantId, bucket: &'a str, key: &'a str) -> StoreFuture<'a, Box<dyn ObjectReader>> {
         Box::pin(async move {
-            let (bucket, path) = self.locate(tenant, bucket, key).await?;
+            let (mut bucket, path) = self.locate(tenant, bucket, key).await?;
             let keys = self.core.keyring.tenant(tenant).await?;
-            match self.core.calls.shard(bucket.shard, ShardRequest::OpenRead(path)).await? {
-                ShardResponse::Opened { file, first } => {
+            match self.core.ask_holder(&mut bucket, key, || ShardRequest::OpenRead(path.clone())).await? {
+                (shard, ShardResponse::Opened { file, first }) => {
                     let (core, key) = (self.core.clone(), key.to_owned());
-                    let reader = Reader::new(core, bucket.shard, tenant, keys, key, file, first);
+                    let reader = Reader::new(core, shard, tenant, keys, key, file, first);
                     Ok(Box::new(reader) as Box<dyn ObjectReader>)
                 }
                 _ => panic!("a shard answers OpenRead with Opened"),
@@ -143,7 +253,7 @@ impl ObjectStore for EngineStore {
         condition: Condition,
     ) -> StoreFuture<'a, bool> {
         Box::pin(async move {
-            let request = |path| ShardRequest::Delete { path, condition };
+            let request = |path| ShardRequest::Delete { path, condition: condition.clone() };
             match self.upload(tenant, bucket, key, request).await? {
                 ShardResponse::Deleted(deleted) => Ok(deleted),
                 _ => panic!("a shard answers Delete with Deleted"),
@@ -153,12 +263,14 @@ impl ObjectStore for EngineStore {
 
     fn list<'a>(&'a self, tenant: TenantId, bucket: &'a str, request: ListRequest) -> StoreFuture<'a, ListPage> {
         Box::pin(async move {
-            let bucket = self.core.bucket(tenant, bucket).await?;
-            let request = ShardRequest::List { root: bucket.root, request };
-            match self.core.calls.shard(bucket.shard, request).await? {
-                ShardResponse::Listing(page) => Ok(page),
-                _ => panic!("a shard answers List with Listing"),
+            let mut bucket = self.core.bucket(tenant, bucket).await?;
+            let mut listed = Listed { request, page: ListPage::default() };
+            if listed.request.limit > 0 {
+                let after = listed.request.after.clone().unwrap_or_default();
+                let wanted = keys_of(&listed.request.prefix, after);
+                self.ask_holders(&mut bucket, wanted, &mut listed).await?;
             }
+            Ok(listed.page)
         })
     }
 
@@ -170,7 +282,7 @@ impl ObjectStore for EngineStore {
         attributes: Attributes,
     ) -> StoreFuture<'a, UploadId> {
         Box::pin(async move {
-            let request = |path| ShardRequest::CreateUpload { path, attributes };
+            let request = |path| ShardRequest::CreateUpload { path, attributes: attributes.clone() };
             match self.upload(tenant, bucket, key, request).await? {
                 ShardResponse::Upload(upload) => Ok(upload),
                 _ => panic!("a shard answers CreateUpload with Upload"),
@@ -220,13 +332,12 @@ impl ObjectStore for EngineStore {
         limit: usize,
     ) -> StoreFuture<'a, Vec<UploadInfo>> {
         Box::pin(async move {
-            let bucket = self.core.bucket(tenant, bucket).await?;
-            let (namespace, prefix) = (bucket.info.namespace, prefix.to_owned());
-            let request = ShardRequest::Uploads { namespace, prefix, after, limit };
-            match self.core.calls.shard(bucket.shard, request).await? {
-                ShardResponse::Uploads(uploads) => Ok(uploads),
-                _ => panic!("a shard answers Uploads with Uploads"),
-            }
+            let mut bucket = self.core.bucket(tenant, bucket).await?;
+            let from = after.as_ref().map(|(key, _)| key.clone()).unwrap_or_default();
+            let wanted = keys_of(prefix, from);
+            let mut listed = ListedUploads { prefix: prefix.to_owned(), after, limit, uploads: Vec::new() };
+            self.ask_holders(&mut bucket, wanted, &mut listed).await?;
+            Ok(listed.uploads)
         })
     }
 
@@ -241,7 +352,14 @@ impl ObjectStore for EngineStore {
     ) -> StoreFuture<'a, ObjectInfo> {
         Box::pin(async move {
             let FinishWrite { etag, attributes, condition } = finish;
-            let request = |path| ShardRequest::CompleteUpload { path, upload, parts, condition, etag, attributes };
+            let request = |path| ShardRequest::CompleteUpload {
+                path,
+                upload,
+                parts: parts.clone(),
+                condition: condition.clone(),
+                etag: etag.clone(),
+                attributes: attributes.clone(),
+            };
             match self.upload(tenant, bucket, key, request).await? {
                 ShardResponse::Object(info) => Ok(info),
                 _ => panic!("a shard answers CompleteUpload with Object"),

@@ -5,8 +5,10 @@
 
 use crate::api::{ListItem, ListPage, ListRequest, StoreError};
 use crate::composition::{Entry, FileEntry};
+use crate::key_ranges::is_below;
 use crate::leader::{row_damaged, table_failed};
 use crate::machine::ROWS_FILE;
+use crate::message::Clip;
 use crate::names::{entry_bound, name_of_entry_key};
 use crate::shard_tables::ENTRIES;
 use kiseki_types::ids::DirId;
@@ -35,6 +37,8 @@ pub struct Walk {
     tables: Rc<dyn TableReader>,
     root: DirId,
     levels: Vec<Level>,
+    /// Table key of the entry that was handed out last.
+    place: Vec<u8>,
     /// Still to descend after a seek: the part of the target below the innermost level.
     descend: Option<String>,
 }
@@ -43,9 +47,15 @@ impl Walk {
     /// A walk of the namespace below `root`, standing before its first key.
     #[must_use]
     pub fn new(tables: Rc<dyn TableReader>, root: DirId) -> Walk {
-        let mut walk = Walk { tables, root, levels: Vec::new(), descend: None };
+        let mut walk = Walk { tables, root, levels: Vec::new(), place: Vec::new(), descend: None };
         walk.seek("");
         walk
+    }
+
+    /// Table key of the entry that [`Walk::next`] has handed out last.
+    #[must_use]
+    pub fn place(&self) -> &[u8] {
+        &self.place
     }
 
     /// Goes to the first key that is `target` or sorts behind it.
@@ -78,7 +88,10 @@ impl Walk {
             let path = format!("{}{name}", level.path);
             let descend = self.descend.take();
             match Entry::decode(&value).map_err(row_damaged)? {
-                Entry::File(file) => return Ok(Some((path, file))),
+                Entry::File(file) => {
+                    self.place = key;
+                    return Ok(Some((path, file)));
+                }
                 Entry::Directory { id, .. } => {
                     let rest = descend.as_deref().and_then(|rest| rest.strip_prefix(name.as_str())).unwrap_or("");
                     self.push(id, path, rest);
@@ -120,8 +133,13 @@ pub fn behind_prefix(prefix: &str) -> Option<String> {
     None
 }
 
-/// Makes one page of a listing. A common prefix is listed only with a live key below it.
-pub async fn list(tables: Rc<dyn TableReader>, root: DirId, request: &ListRequest) -> Result<ListPage, StoreError> {
+/// Makes one page of a listing of the keys of `clip`. A common prefix is listed only with a live key below it.
+pub async fn list(
+    tables: Rc<dyn TableReader>,
+    root: DirId,
+    clip: &Clip,
+    request: &ListRequest,
+) -> Result<ListPage, StoreError> {
     let delimiter = request.delimiter.as_deref().filter(|delimiter| !delimiter.is_empty());
     let mut page = ListPage::default();
     let Some(start) = start_of(request, delimiter) else { return Ok(page) };
@@ -129,8 +147,11 @@ pub async fn list(tables: Rc<dyn TableReader>, root: DirId, request: &ListReques
         return Ok(page);
     }
     let mut walk = Walk::new(tables, root);
-    walk.seek(&start);
+    walk.seek(start.as_str().max(&clip.from));
     while let Some((key, file)) = walk.next().await? {
+        if !is_below(&key, clip.until.as_deref()) {
+            break;
+        }
         let Some(rest) = key.strip_prefix(request.prefix.as_str()) else { break };
         if page.items.len() == request.limit {
             page.truncated = true;

@@ -5,11 +5,14 @@ use crate::api::{FinishWrite, ObjectInfo, ObjectWriter, StoreError, StoreFuture}
 use crate::chunk_write::{ChunkFailure, StoredChunk, WriteScope, chunk_buffer, store_chunk};
 use crate::chunker::{Chunker, Cutter};
 use crate::composition::{ChunkReference, FileEntry, PAGE_REFERENCES_MAX, Page, PageReference, PartEntry};
-use crate::core::{Core, DataCounters};
+use crate::core::{Core, DataCounters, MOVES_FOLLOWED_MAX};
 use crate::delta::ChunkName;
 use crate::envelope::envelope_len;
+use crate::key_ranges::KeyRange;
 use crate::keys::DekWrapper;
 use crate::message::{HomeRequest, ObjectPath, PinId, ShardRequest, ShardResponse, WrittenPages};
+use crate::shard_service::adopt;
+use crate::split_message::SplitRequest;
 use crate::stripe::padded_len;
 use crate::write_budget::{Grant, TURN_WAIT_MAX};
 use bytes::Bytes;
@@ -48,6 +51,8 @@ type Pins = Vec<(ChunkName, PinId)>;
 pub struct Writer {
     core: Rc<Core>,
     scope: Rc<WriteScope>,
+    /// Who holds the key and the loose pages: another shard than that of the scope once the key has moved.
+    holder: ShardId,
     path: ObjectPath,
     target: Target,
     chunker: Rc<Chunker>,
@@ -84,12 +89,13 @@ impl Writer {
     ) -> Result<Writer, StoreError> {
         let chunker = core.chunker(&scope.bucket.chunks)?;
         let pin_epoch_asked = core.ports.now();
-        let pin_epoch = pin_epoch(&core, scope.bucket.shard).await?;
+        let pin_epoch = pin_epoch(&core, scope.shard).await?;
         let composition = CompositionId(core.ports.random());
         let (keys, tenant) = (&scope.keys, scope.bucket.tenant);
         let wrapper = DekWrapper::begin(&keys.kek, keys.kek_epoch, tenant, composition, &*core.ports);
         Ok(Writer {
             core,
+            holder: scope.shard,
             scope: Rc::new(scope),
             path,
             target,
@@ -113,7 +119,7 @@ impl Writer {
     }
 
     fn shard(&self) -> ShardId {
-        self.scope.bucket.shard
+        self.holder
     }
 
     /// Waits for memory to fill a chunk in: with more clients than a core has memory for, some wait with their bodies.
@@ -301,24 +307,19 @@ impl Writer {
     async fn end(&mut self, finish: FinishWrite) -> Result<ObjectInfo, StoreError> {
         self.collect_all().await?;
         let last = (!self.references.is_empty()).then(|| self.take_page());
-        let written =
-            WrittenPages { pages: self.pages.clone(), loose: self.loose.clone(), last, pin_epoch: self.pin_epoch };
-        let etag = finish.etag.unwrap_or_else(|| self.composition.to_string());
-        let (len_bytes, modified_unix_ms) = (self.len_bytes, self.core.ports.unix_time_ms());
-        let (path, attributes, pages) = (self.path.clone(), finish.attributes, self.pages.clone());
-        let condition = finish.condition;
-        let request = match &self.target {
-            Target::Object => {
-                let part_lens_bytes = Vec::new();
-                let file = FileEntry { len_bytes, modified_unix_ms, etag, attributes, part_lens_bytes, pages };
-                ShardRequest::PutEntry { path, condition, file, written }
-            }
-            Target::Part { upload, part } => {
-                let entry = PartEntry { len_bytes, modified_unix_ms, etag, attributes, pages };
-                ShardRequest::PutPart { path, upload: *upload, part: *part, entry, written }
+        let modified_unix_ms = self.core.ports.unix_time_ms();
+        let mut followed = 0;
+        let answer = loop {
+            let request = self.naming(&finish, modified_unix_ms, last.as_ref());
+            match self.core.calls.shard(self.shard(), request).await {
+                Err(StoreError::Moved(range)) if followed < MOVES_FOLLOWED_MAX => {
+                    followed += 1;
+                    self.follow(&range, last.as_ref()).await?;
+                }
+                answer => break answer?,
             }
         };
-        let info = match self.core.calls.shard(self.shard(), request).await? {
+        let info = match answer {
             ShardResponse::Object(info) => info,
             ShardResponse::Part(part) => ObjectInfo {
                 key: self.path.key.clone(),
@@ -333,6 +334,68 @@ impl Writer {
         self.ended = true;
         settle(&self.core, std::mem::take(&mut self.pins));
         Ok(info)
+    }
+
+    /// What names everything.
+    fn naming(&self, finish: &FinishWrite, modified_unix_ms: u64, last: Option<&(PageId, Page)>) -> ShardRequest {
+        let (pages, loose, last) = (self.pages.clone(), self.loose.clone(), last.cloned());
+        let written = WrittenPages { pages, loose, last, pin_epoch: self.pin_epoch };
+        let etag = finish.etag.clone().unwrap_or_else(|| self.composition.to_string());
+        let (path, attributes, pages) = (self.path.clone(), finish.attributes.clone(), self.pages.clone());
+        let (len_bytes, condition) = (self.len_bytes, finish.condition.clone());
+        match &self.target {
+            Target::Object => {
+                let part_lens_bytes = Vec::new();
+                let file = FileEntry { len_bytes, modified_unix_ms, etag, attributes, part_lens_bytes, pages };
+                ShardRequest::PutEntry { path, condition, file, written }
+            }
+            Target::Part { upload, part } => {
+                let entry = PartEntry { len_bytes, modified_unix_ms, etag, attributes, pages };
+                ShardRequest::PutPart { path, upload: *upload, part: *part, entry, written }
+            }
+        }
+    }
+
+    /// The key has moved: the loose pages are copied to the shard that holds it now, and the chunks of all pages are adopted for
+    /// it (I-C2). Chunks of the last page stay because they are pinned, those of loose pages because they are named.
+    async fn follow(&mut self, range: &KeyRange, last: Option<&(PageId, Page)>) -> Result<(), StoreError> {
+        let (before, shard) = (self.holder, range.shard);
+        self.core.learn(&mut self.scope.bucket.clone(), range);
+        let pin_epoch = pin_epoch(&self.core, shard).await?;
+        if let Some((_, page)) = last {
+            adopt(&self.core.calls, shard, page.references.iter().map(ChunkReference::name)).await?;
+        }
+        for id in &self.loose {
+            let page = match self.core.calls.shard(before, ShardRequest::ReadPage(*id)).await? {
+                ShardResponse::Page(page) => page,
+                _ => panic!("a shard answers ReadPage with Page"),
+            };
+            adopt(&self.core.calls, shard, page.references.iter().map(ChunkReference::name)).await?;
+            let (namespace, pages) = (self.path.namespace, vec![(*id, page)]);
+            let request = SplitRequest::TakePages { namespace, pin_epoch, pages };
+            let taken = self.core.calls.shard(shard, ShardRequest::Split(Box::new(request))).await;
+            if let Err(error) = taken {
+                self.abandon_at(shard);
+                return Err(error);
+            }
+        }
+        self.abandon_at(before);
+        (self.holder, self.pin_epoch) = (shard, pin_epoch);
+        Ok(())
+    }
+
+    /// The loose pages are not needed there.
+    fn abandon_at(&self, shard: ShardId) {
+        if self.loose.is_empty() {
+            return;
+        }
+        let (core, loose) = (self.core.clone(), self.loose.clone());
+        let task = async move {
+            if let Err(error) = core.calls.shard(shard, ShardRequest::AbandonPages(loose)).await {
+                warn!(%error, "pages of a write whose key has moved are left; a later leader collects them");
+            }
+        };
+        self.core.background.finish("abandon copied pages", task);
     }
 }
 

@@ -102,6 +102,7 @@ impl ShardService {
     /// node that is alone, and get their time to name them where they may be on another node.
     pub async fn start(self: &Rc<Self>, writers_are_gone: bool) -> Result<(), StoreError> {
         self.leader.barrier().await?;
+        self.load_given().await?;
         if writers_are_gone {
             while self.abandon_loose().await? {}
         } else {
@@ -130,6 +131,7 @@ impl ShardService {
             }
         };
         self.background.repeat("shard housekeeping", Box::pin(task));
+        self.start_giving();
         Ok(())
     }
 
@@ -206,6 +208,7 @@ impl ShardService {
         let held = self.drop_pages_that_wait().await?;
         let busy = self.settle_candidates().await?;
         self.backlog.waiting.set(held + busy);
+        self.count_on().await?;
         self.close_epochs_when_due().await
     }
 

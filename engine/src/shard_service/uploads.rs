@@ -4,14 +4,14 @@ use super::{ShardService, check_attributes, check_condition, drop_file, drop_pag
 use crate::api::{CompletePart, Condition, ObjectInfo, PartInfo, StoreError, UploadInfo};
 use crate::composition::{Entry, FileEntry, PAGES_MAX, PARTS_MAX, PartEntry, UploadEntry, attributes_fit};
 use crate::delta::RowChange;
-use crate::latch::Hold;
+use crate::latch::{Hold, LatchGuard};
 use crate::leader::{CommitError, Draft, row_damaged};
 use crate::machine::ROWS_FILE;
-use crate::message::{ObjectPath, ShardRequest, ShardResponse, WrittenPages};
+use crate::message::{Clip, ObjectPath, ShardRequest, ShardResponse, WrittenPages};
 use crate::shard_tables::{
     ENTRIES, PARTS, UPLOADS, parse_part_key, parse_upload_key, part_key, upload_key, upload_prefix,
 };
-use kiseki_types::ids::{NamespaceId, UploadId};
+use kiseki_types::ids::{DirId, NamespaceId, UploadId};
 use kiseki_types::runtime::RuntimeExt;
 use kiseki_types::table::{Direction, Scan, prefix_end};
 use std::collections::BTreeMap;
@@ -29,21 +29,32 @@ impl ShardService {
                 self.put_part(&path, upload, part, entry, written).await.map(ShardResponse::Part)
             }
             ShardRequest::Parts { path, upload, after, limit } => {
-                self.leader.barrier().await?;
-                let info = self.upload(&path, upload).await?.info(upload, path.key);
-                let parts = self.parts(upload, after, limit).await?;
-                Ok(ShardResponse::Parts(info, parts.into_iter().map(|(part, entry)| entry.info(part)).collect()))
+                self.load.read(path.namespace, &path.key);
+                loop {
+                    self.leader.barrier().await?;
+                    self.check_here(&path)?;
+                    let found = self.upload_and_parts(&path, upload, after, limit).await;
+                    if self.were_here(path.namespace, &Clip::of_key(&path.key)).await? {
+                        let (entry, parts) = found?;
+                        let parts = parts.into_iter().map(|(part, entry)| entry.info(part)).collect();
+                        return Ok(ShardResponse::Parts(entry.info(upload, path.key), parts));
+                    }
+                }
             }
-            ShardRequest::Uploads { namespace, prefix, after, limit } => {
+            ShardRequest::Uploads { namespace, prefix, clip, after, limit } => loop {
                 self.leader.barrier().await?;
-                self.uploads(namespace, &prefix, after, limit).await.map(ShardResponse::Uploads)
-            }
+                self.check_all_here(namespace, &clip)?;
+                let uploads = self.uploads(namespace, &prefix, &clip, after.clone(), limit).await?;
+                if self.were_here(namespace, &clip).await? {
+                    return Ok(ShardResponse::Uploads(uploads));
+                }
+            },
             ShardRequest::CompleteUpload { path, upload, parts, condition, etag, attributes } => {
                 let complete = Complete { upload, parts, condition, etag, attributes };
                 self.complete_upload(&path, &complete).await.map(ShardResponse::Object)
             }
             ShardRequest::AbortUpload { path, upload } => {
-                self.abort_upload(path.namespace, &path.key, upload).await?;
+                self.abort_upload(&path, upload).await?;
                 Ok(ShardResponse::Count(0))
             }
             _ => panic!("handle() has answered every other request"),
@@ -57,13 +68,24 @@ impl ShardService {
         }
     }
 
+    async fn upload_and_parts(
+        &self,
+        path: &ObjectPath,
+        upload: UploadId,
+        after: u16,
+        limit: usize,
+    ) -> Result<(UploadEntry, Vec<(u16, PartEntry)>), StoreError> {
+        Ok((self.upload(path, upload).await?, self.parts(upload, after, limit).await?))
+    }
+
     async fn create_upload(&self, path: &ObjectPath, entry: UploadEntry) -> Result<UploadId, StoreError> {
         if !attributes_fit(&entry.attributes) {
             return Err(StoreError::TooLarge { what: "the object's metadata".to_owned() });
         }
         let upload = UploadId(self.leader.ports().random());
+        self.load.wrote(path.namespace, &path.key);
         self.decide(async |term| {
-            let _guard = self.leader.latches.hold(super::namespace_latch(path.root), Hold::Shared).await;
+            let _here = self.enter(path).await?;
             self.check_open(path.namespace).await?;
             let mut draft = Draft { namespace: path.namespace, ..Draft::default() };
             draft.rows.push(RowChange::put(UPLOADS, upload_key(path.namespace, &path.key, upload), entry.encode()));
@@ -84,8 +106,10 @@ impl ShardService {
         if !attributes_fit(&entry.attributes) {
             return Err(StoreError::TooLarge { what: "the part's metadata".to_owned() });
         }
+        self.load.wrote(path.namespace, &path.key);
         let replaced = self
             .decide(async |term| {
+                let _here = self.enter(path).await?;
                 // Shared among parts, exclusive for completing or aborting; each part alone.
                 let _upload = self.leader.latches.hold(upload_latch(upload), Hold::Shared).await;
                 let key = part_key(upload, part);
@@ -106,7 +130,12 @@ impl ShardService {
         Ok(entry.info(part))
     }
 
-    async fn parts(&self, upload: UploadId, after: u16, limit: usize) -> Result<Vec<(u16, PartEntry)>, StoreError> {
+    pub(super) async fn parts(
+        &self,
+        upload: UploadId,
+        after: u16,
+        limit: usize,
+    ) -> Result<Vec<(u16, PartEntry)>, StoreError> {
         let scan = Scan {
             file: ROWS_FILE,
             table: PARTS,
@@ -128,16 +157,28 @@ impl ShardService {
         &self,
         namespace: NamespaceId,
         prefix: &str,
+        clip: &Clip,
         after: Option<(String, UploadId)>,
         limit: usize,
     ) -> Result<Vec<UploadInfo>, StoreError> {
         let start = upload_prefix(namespace, prefix);
-        let to = prefix_end(&start);
+        let mut to = prefix_end(&start);
+        // Keys that begin with a bound lie behind it, as the uploads of the bound itself do.
+        let start = start.max(upload_prefix(namespace, &clip.from));
+        if let Some(until) = &clip.until {
+            let until = upload_prefix(namespace, until);
+            match &to {
+                Bound::Excluded(end) if *end <= until => {}
+                _ => to = Bound::Excluded(until),
+            }
+        }
         let from = match after {
-            Some((key, upload)) => Bound::Excluded(upload_key(namespace, &key, upload).max(start)),
-            None => Bound::Included(start),
+            Some((key, upload)) if upload_key(namespace, &key, upload) >= start => {
+                Bound::Excluded(upload_key(namespace, &key, upload))
+            }
+            _ => Bound::Included(start),
         };
-        if let (Bound::Excluded(from), Bound::Excluded(to)) = (&from, &to)
+        if let (Bound::Excluded(from) | Bound::Included(from), Bound::Excluded(to)) = (&from, &to)
             && from >= to
         {
             return Ok(Vec::new());
@@ -153,9 +194,28 @@ impl ShardService {
             .collect()
     }
 
+    /// Uploads of the keys `from..until`, in order.
+    pub(super) async fn uploads_between(
+        &self,
+        namespace: NamespaceId,
+        from: &str,
+        until: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<(String, UploadId, UploadEntry)>, StoreError> {
+        let clip = Clip { from: from.to_owned(), until: until.map(str::to_owned) };
+        let uploads = self.uploads(namespace, "", &clip, None, limit).await?;
+        let entry = |upload: UploadInfo| {
+            let UploadInfo { upload, key, initiated_unix_ms, attributes } = upload;
+            (key, upload, UploadEntry { initiated_unix_ms, attributes })
+        };
+        Ok(uploads.into_iter().map(entry).collect())
+    }
+
     async fn complete_upload(&self, path: &ObjectPath, complete: &Complete) -> Result<ObjectInfo, StoreError> {
+        self.load.wrote(path.namespace, &path.key);
         let info = self
             .decide(async |term| {
+                let here = self.enter(path).await?;
                 let _upload = self.leader.latches.hold(upload_latch(complete.upload), Hold::Exclusive).await;
                 let upload = self.upload(path, complete.upload).await?;
                 let mut parts: BTreeMap<u16, PartEntry> =
@@ -168,7 +228,7 @@ impl ShardService {
                 for unnamed in parts.values() {
                     drop_pages(&unnamed.pages, &mut draft);
                 }
-                self.name_assembled(term, path, complete, file, draft).await
+                self.name_assembled(term, (path, here), complete, file, draft).await
             })
             .await?;
         self.wake_if(true);
@@ -178,12 +238,12 @@ impl ShardService {
     async fn name_assembled(
         &self,
         term: kiseki_types::ids::Term,
-        path: &ObjectPath,
+        (path, here): (&ObjectPath, LatchGuard),
         complete: &Complete,
         file: FileEntry,
         mut draft: Draft,
     ) -> Result<ObjectInfo, CommitError> {
-        let located = self.locate(path).await?;
+        let located = self.locate(path, here).await?;
         check_condition(&complete.condition, located.current.as_ref())?;
         self.check_open(path.namespace).await?;
         drop_file(located.current.as_ref(), &mut draft);
@@ -191,13 +251,16 @@ impl ShardService {
         draft.rows.extend(located.new_directories.iter().cloned());
         draft.rows.push(RowChange::put(ENTRIES, located.key.clone(), Entry::File(file.clone()).encode()));
         self.leader.commit(term, draft).await?;
+        self.named(located.current.as_ref(), Some(&file));
         Ok(file.info(path.key.clone()))
     }
 
-    async fn abort_upload(&self, namespace: NamespaceId, key: &str, upload: UploadId) -> Result<(), StoreError> {
+    async fn abort_upload(&self, path: &ObjectPath, upload: UploadId) -> Result<(), StoreError> {
+        let namespace = path.namespace;
         self.decide(async |term| {
+            let _here = self.enter(path).await?;
             let _upload = self.leader.latches.hold(upload_latch(upload), Hold::Exclusive).await;
-            let row = upload_key(namespace, key, upload);
+            let row = upload_key(namespace, &path.key, upload);
             if self.leader.row(UPLOADS, &row).await?.is_none() {
                 return Err(StoreError::NoSuchUpload.into());
             }
@@ -215,14 +278,15 @@ impl ShardService {
     }
 
     /// Gives up every upload of a namespace that is closed.
-    pub(super) async fn abort_uploads_of(&self, namespace: NamespaceId) -> Result<(), StoreError> {
+    pub(super) async fn abort_uploads_of(&self, namespace: NamespaceId, root: DirId) -> Result<(), StoreError> {
         loop {
-            let uploads = self.uploads(namespace, "", None, 64).await?;
+            let uploads = self.uploads(namespace, "", &Clip::default(), None, 64).await?;
             if uploads.is_empty() {
                 return Ok(());
             }
             for upload in uploads {
-                match self.abort_upload(namespace, &upload.key, upload.upload).await {
+                let path = ObjectPath { namespace, root, key: upload.key };
+                match self.abort_upload(&path, upload.upload).await {
                     Ok(()) | Err(StoreError::NoSuchUpload) => {}
                     Err(error) => return Err(error),
                 }

@@ -87,19 +87,31 @@ fn listings_match_a_sorted_model() {
                         delimiter: delimiter.map(str::to_owned),
                         limit,
                     };
-                    let page = futures::executor::block_on(list(tables.clone(), DirId([0; 16]), &request)).unwrap();
-                    let found: Vec<String> = page
-                        .items
-                        .into_iter()
-                        .map(|item| match item {
-                            ListItem::Object(info) => info.key,
-                            ListItem::CommonPrefix(common) => common,
-                        })
-                        .collect();
-                    assert_eq!((found, page.truncated), model(&keys, &request), "{request:?}");
+                    let found = page_of(&tables, &Clip::default(), &request);
+                    assert_eq!(found, model(&keys, &request), "{request:?}");
+                    clipped(&tables, &keys, &request);
                 }
             }
         }
+    }
+}
+
+fn page_of(tables: &Rc<dyn TableReader>, clip: &Clip, request: &ListRequest) -> (Vec<String>, bool) {
+    let page = futures::executor::block_on(list(tables.clone(), DirId([0; 16]), clip, request)).unwrap();
+    let name = |item| match item {
+        ListItem::Object(info) => info.key,
+        ListItem::CommonPrefix(common) => common,
+    };
+    (page.items.into_iter().map(name).collect(), page.truncated)
+}
+
+/// I-L6: with a clip a page is that of the clip's keys alone.
+fn clipped(tables: &Rc<dyn TableReader>, keys: &BTreeSet<String>, request: &ListRequest) {
+    for (from, until) in [("a/b", None), ("", Some("a/b/d")), ("a/b/c", Some("b/y0")), ("b", Some("b"))] {
+        let clip = Clip { from: from.to_owned(), until: until.map(str::to_owned) };
+        let inside = |key: &&String| key.as_str() >= from && until.is_none_or(|until| key.as_str() < until);
+        let held: BTreeSet<String> = keys.iter().filter(inside).cloned().collect();
+        assert_eq!(page_of(tables, &clip, request), model(&held, request), "I-L6: {clip:?} of {request:?}");
     }
 }
 

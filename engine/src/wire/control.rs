@@ -2,7 +2,7 @@
 
 use super::core::{put_node, put_nodes, put_open, put_state, take_node, take_nodes, take_open, take_state};
 use super::device::{put_record, put_records, put_update, take_record, take_records, take_update};
-use super::field::{elements, needed, sent, take_key, take_secret, take_shape, take_text};
+use super::field::{elements, needed, row, sent, take_key, take_secret, take_shape, take_text};
 use super::frame::{count, fits, within};
 use super::{WORD_LEN_BYTES_MAX, WireError};
 use crate::api::{BucketInfo, EtagMode};
@@ -13,6 +13,7 @@ use crate::engine_capnp::{
     bucket, bucket_info, bucket_name, control_request, control_response, node_entry, tenant_info, tenant_secrets,
 };
 use crate::message::{Bucket, ControlRequest, ControlResponse, Dedup, NodeEntry, NodeState, TenantInfo, TenantSecrets};
+use crate::split_message::{ShardMapAnswer, ShardMapRequest};
 use kiseki_types::ids::{NamespaceId, NodeId, ShardId, TenantId};
 
 fn sent_name(name: &str) -> Result<&str, WireError> {
@@ -63,6 +64,7 @@ pub(super) fn put_request(mut out: control_request::Builder<'_>, request: &Contr
             out.set_state(put_state(*state));
         }
         ControlRequest::ShardKey(shard) => out.set_shard_key(shard.0),
+        ControlRequest::Shards(request) => out.set_shards(&request.encode()),
     }
     Ok(())
 }
@@ -121,6 +123,7 @@ pub(super) fn take_request(request: control_request::Reader<'_>) -> Result<Contr
             ControlRequest::SetNodeState { node: NodeId(set.get_node()), state: take_state(set.get_state()?) }
         }
         control_request::ShardKey(shard) => ControlRequest::ShardKey(ShardId(shard)),
+        control_request::Shards(request) => ControlRequest::Shards(ShardMapRequest::decode(request?)?),
     })
 }
 
@@ -184,6 +187,7 @@ pub(super) fn put_response(
         ControlResponse::Nodes(version, entries) => put_nodes(out.init_nodes(), *version, entries)?,
         ControlResponse::Node(entry) => put_node(out.init_node(), entry)?,
         ControlResponse::ShardKey(open) => put_open(out.init_shard_key(), open),
+        ControlResponse::Shards(answer) => out.set_shards(&row("bytes of an answer about shards", answer.encode())?),
     }
     Ok(())
 }
@@ -198,8 +202,8 @@ fn put_tenant(mut out: tenant_info::Builder<'_>, tenant: &TenantInfo) -> Result<
 
 fn put_bucket(mut out: bucket::Builder<'_>, bucket: &Bucket) -> Result<(), WireError> {
     sent_name(&bucket.info.name)?;
-    let Bucket { info, tenant, shard, root, pool, shape, chunks } = bucket.clone();
-    out.set_row(&BucketRow { tenant, info, shard, root, pool, chunks }.encode());
+    let Bucket { info, tenant, shard, ranges, root, pool, shape, chunks } = bucket.clone();
+    out.set_row(&row("bytes of a bucket", BucketRow { tenant, info, shard, ranges, root, pool, chunks }.encode())?);
     out.set_data(shape.data);
     out.set_parity(shape.parity);
     Ok(())
@@ -264,6 +268,7 @@ pub(super) fn take_response(response: control_response::Reader<'_>) -> Result<Co
             ControlResponse::Node(take_node(entry?)?)
         }
         control_response::ShardKey(open) => ControlResponse::ShardKey(take_open(open?)?),
+        control_response::Shards(answer) => ControlResponse::Shards(ShardMapAnswer::decode(answer?)?),
     })
 }
 
@@ -286,9 +291,9 @@ fn take_tenant(tenant: tenant_info::Reader<'_>) -> Result<TenantInfo, WireError>
 }
 
 fn take_bucket(bucket: bucket::Reader<'_>) -> Result<Bucket, WireError> {
-    let BucketRow { tenant, info, shard, root, pool, chunks } = BucketRow::decode(bucket.get_row()?)?;
+    let BucketRow { tenant, info, shard, ranges, root, pool, chunks } = BucketRow::decode(bucket.get_row()?)?;
     let shape = take_shape(bucket.get_data(), bucket.get_parity())?;
-    Ok(Bucket { info, tenant, shard, root, pool, shape, chunks })
+    Ok(Bucket { info, tenant, shard, ranges, root, pool, shape, chunks })
 }
 
 fn take_bucket_info(info: bucket_info::Reader<'_>) -> Result<BucketInfo, WireError> {

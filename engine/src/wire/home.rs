@@ -66,6 +66,12 @@ pub(super) fn put_request(mut out: home_request::Builder<'_>, request: &HomeRequ
             fits("chunks to move", names.len(), NAMED_MAX)?;
             put_names(out.init_evacuate(count(names.len())), names);
         }
+        HomeRequest::Adopt { shard, names } => {
+            let mut out = out.init_adopt();
+            out.set_shard(shard.0);
+            fits("chunks to adopt", names.len(), NAMED_MAX)?;
+            put_names(out.init_names(count(names.len())), names);
+        }
     }
     Ok(())
 }
@@ -125,6 +131,11 @@ pub(super) fn take_request(request: home_request::Reader<'_>) -> Result<HomeRequ
             HomeRequest::Repair { name: take_name(repair.get_name()?), margin: repair.get_margin(), cause }
         }
         home_request::Evacuate(names) => HomeRequest::Evacuate(take_names("chunks to move", NAMED_MAX, names)?),
+        home_request::Adopt(adopt) => {
+            let adopt = adopt?;
+            let names = take_names("chunks to adopt", NAMED_MAX, adopt.get_names())?;
+            HomeRequest::Adopt { shard: ShardId(adopt.get_shard()), names }
+        }
     })
 }
 

@@ -10,13 +10,15 @@ use crate::composition::{ChunkReference, FileEntry, Page, PageReference, PartEnt
 use crate::delta::ChunkName;
 use crate::device_record::{DeviceActor, DeviceEvent, DevicePlace, DeviceRecord, DeviceUpdate, WearCause};
 use crate::evacuation::EvacuationAnswer;
+use crate::key_ranges::{KeyRange, KeyRanges};
 use crate::keys::{WRAPPED_DEK_LEN_BYTES, WrappedDek};
 use crate::message::{
-    BeginChunk, Bucket, Closing, Collected, ControlRequest, ControlResponse, CoreRequest, Decision, Dedup, DeviceLook,
-    EngineRequest, EngineResponse, Holdings, HomeRequest, HomeResponse, NodeEntry, NodeState, ObjectPath, OpenShard,
-    RequestBody, ResponseBody, ShardRequest, ShardResponse, TenantInfo, TenantSecrets, WrittenPages,
+    BeginChunk, Bucket, Clip, Closing, Collected, ControlRequest, ControlResponse, CoreRequest, Decision, Dedup,
+    DeviceLook, EngineRequest, EngineResponse, Holdings, HomeRequest, HomeResponse, NodeEntry, NodeState, ObjectPath,
+    OpenShard, RequestBody, ResponseBody, ShardRequest, ShardResponse, TenantInfo, TenantSecrets, WrittenPages,
 };
 use crate::repair_queue::RepairCause;
+use crate::split_message::{ShardMapAnswer, ShardMapRequest, SplitAnswer, SplitRequest};
 use kiseki_types::fragment::{
     DeviceState, DeviceStatus, DeviceUse, FragmentError, FragmentKey, FragmentMeta, StoredFragment, StripeShape,
 };
@@ -178,6 +180,7 @@ fn home_requests() -> Vec<Named<HomeRequest>> {
         ("unknown", HomeRequest::Unknown(vec![name(1), name(2)])),
         ("repair", HomeRequest::Repair { name: name(1), margin: -2, cause: RepairCause::Unreadable }),
         ("evacuate", HomeRequest::Evacuate(vec![name(3)])),
+        ("adopt", HomeRequest::Adopt { shard: ShardId(1030), names: vec![name(4)] }),
     ]
 }
 
@@ -189,6 +192,9 @@ fn shard_requests() -> Vec<Named<ShardRequest>> {
         delimiter: Some("/".to_owned()),
         limit: 1000,
     };
+    let request = ListRequest { limit: 1, ..ListRequest::default() };
+    let list_all = ShardRequest::List { namespace, root, clip: Clip::default(), request };
+    let clip = Clip { from: "pa".to_owned(), until: Some("pz".to_owned()) };
     let condition = Condition::IfMatch("\"tag\"".to_owned());
     vec![
         ("pin-epoch", ShardRequest::PinEpoch),
@@ -201,11 +207,12 @@ fn shard_requests() -> Vec<Named<ShardRequest>> {
         ("read-page", ShardRequest::ReadPage(PageId(bytes(3)))),
         ("close-read", ShardRequest::CloseRead(vec![PageId(bytes(4))])),
         ("delete", ShardRequest::Delete { path: path(), condition: Condition::IfAbsent }),
-        ("list", ShardRequest::List { root, request: list }),
-        ("list-all", ShardRequest::List { root, request: ListRequest { limit: 1, ..ListRequest::default() } }),
+        ("list", ShardRequest::List { namespace, root, clip, request: list }),
+        ("list-all", list_all),
         ("close-namespace", ShardRequest::CloseNamespace { namespace, root }),
         ("fence", ShardRequest::Fence(name(1))),
         ("unfence", ShardRequest::Unfence(name(2))),
+        ("split", ShardRequest::Split(Box::new(SplitRequest::CountOf(vec![name(3)])))),
     ]
 }
 
@@ -227,7 +234,9 @@ fn upload_requests() -> Vec<Named<ShardRequest>> {
         attributes: attributes(),
     };
     let after = Some(("prefix-1".to_owned(), upload));
-    let uploads = |after| ShardRequest::Uploads { namespace: NamespaceId(5), prefix: "prefix".into(), after, limit: 3 };
+    let clip = || Clip { from: "prefix".to_owned(), until: Some("q".to_owned()) };
+    let (namespace, prefix) = (NamespaceId(5), || "prefix".to_owned());
+    let uploads = |after| ShardRequest::Uploads { namespace, prefix: prefix(), clip: clip(), after, limit: 3 };
     vec![
         ("create-upload", ShardRequest::CreateUpload { path: path(), attributes: attributes() }),
         ("put-part", ShardRequest::PutPart { path: path(), upload, part: 12, entry, written: written() }),
@@ -255,6 +264,7 @@ fn control_requests() -> Vec<Named<ControlRequest>> {
         ("bucket", ControlRequest::Bucket { tenant, name: name() }),
         ("delete-bucket", ControlRequest::DeleteBucket { tenant, name: name() }),
         ("buckets", ControlRequest::Buckets(tenant)),
+        ("shards", ControlRequest::Shards(ShardMapRequest::List)),
         ("set-etag", ControlRequest::SetBucketEtag { tenant: team(), name: name(), mode: EtagMode::Opaque }),
         ("devices", ControlRequest::Devices),
         ("nodes", ControlRequest::Nodes),
@@ -380,6 +390,7 @@ fn shard_responses() -> Vec<Named<ShardResponse>> {
         ("parts-listed", ShardResponse::Parts(upload.clone(), vec![part.clone(), part])),
         ("uploads-listed", ShardResponse::Uploads(vec![upload.clone(), upload])),
         ("count", ShardResponse::Count(11)),
+        ("split-answered", ShardResponse::Split(SplitAnswer::Counts(vec![3]))),
     ]
 }
 
@@ -392,10 +403,14 @@ fn control_responses() -> Vec<Named<ControlResponse>> {
         created_unix_ms: 7,
         etag_mode: EtagMode::Opaque,
     };
+    let mut ranges = KeyRanges::default();
+    let (start, end) = ("m".to_owned(), Some("p".to_owned()));
+    ranges.learn(&KeyRange { namespace: NamespaceId(6), start, end, shard: ShardId(1030) });
     let bucket = Bucket {
         info: info(),
         tenant: TenantId(4),
         shard: ShardId(1024),
+        ranges,
         root: DirId(bytes(0x20)),
         pool: PoolId(1),
         shape: StripeShape { data: 4, parity: 2 },
@@ -411,6 +426,7 @@ fn control_responses() -> Vec<Named<ControlResponse>> {
         ("tenants-listed", ControlResponse::Tenants(vec![tenant(), tenant()])),
         ("new-access-key", ControlResponse::NewAccessKey("AKID".to_owned(), secret())),
         ("access-keys-listed", ControlResponse::AccessKeys(vec!["AKID".to_owned(), "AKIE".to_owned()])),
+        ("shards-listed", ControlResponse::Shards(ShardMapAnswer::Shards(Vec::new()))),
         ("bucket-found", ControlResponse::Bucket(Box::new(bucket))),
         ("buckets-listed", ControlResponse::Buckets(vec![info(), info()])),
         ("devices-listed", ControlResponse::Devices(14, vec![record()])),

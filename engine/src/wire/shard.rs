@@ -15,7 +15,8 @@ use crate::engine_capnp::{
     close_namespace, complete_part, complete_upload, list_objects, list_parts, list_uploads, named_upload,
     put_loose_page, put_part, shard_request,
 };
-use crate::message::{ObjectPath, ShardRequest};
+use crate::message::{Clip, ObjectPath, ShardRequest};
+use crate::split_message::SplitRequest;
 use kiseki_types::ids::{DirId, NamespaceId, PageId, PinEpoch, UploadId};
 
 /// Writes a request.
@@ -54,7 +55,16 @@ pub(super) fn put_request(mut out: shard_request::Builder<'_>, request: &ShardRe
             put_path(out.reborrow().init_path(), path)?;
             put_condition(out.init_condition(), condition)?;
         }
-        ShardRequest::List { root, request } => put_list(out.init_list(), *root, request)?,
+        ShardRequest::List { namespace, root, clip, request } => {
+            let mut out = out.init_list();
+            out.set_namespace(namespace.0);
+            out.set_from(sent("bytes of a bound", &clip.from, PATTERN_LEN_BYTES_MAX)?);
+            if let Some(until) = &clip.until {
+                out.set_until(sent("bytes of a bound", until, PATTERN_LEN_BYTES_MAX)?);
+            }
+            put_list(out, *root, request)?;
+        }
+        ShardRequest::Split(request) => out.set_split(&row("bytes of a request about a split", request.encode())?),
         ShardRequest::CloseNamespace { namespace, root } => {
             let mut out = out.init_close_namespace();
             out.set_namespace(namespace.0);
@@ -117,9 +127,13 @@ fn put_upload_request(out: shard_request::Builder<'_>, request: &ShardRequest) -
             out.set_after(*after);
             out.set_limit(put_limit(*limit)?);
         }
-        ShardRequest::Uploads { namespace, prefix, after, limit } => {
+        ShardRequest::Uploads { namespace, prefix, clip, after, limit } => {
             let mut out = out.init_uploads();
             out.set_namespace(namespace.0);
+            out.set_from(sent("bytes of a bound", &clip.from, PATTERN_LEN_BYTES_MAX)?);
+            if let Some(until) = &clip.until {
+                out.set_until(sent("bytes of a bound", until, PATTERN_LEN_BYTES_MAX)?);
+            }
             out.set_prefix(sent("bytes of a prefix", prefix, PATTERN_LEN_BYTES_MAX)?);
             if let Some((key, upload)) = after {
                 out.set_after_key(sent("bytes of a place in a listing", key, PATTERN_LEN_BYTES_MAX)?);
@@ -222,6 +236,7 @@ pub(super) fn take_request(request: shard_request::Reader<'_>) -> Result<ShardRe
             needed("the chunk to pardon", request.has_unfence())?;
             ShardRequest::Unfence(take_name(name?))
         }
+        shard_request::Split(split) => ShardRequest::Split(Box::new(SplitRequest::decode(split?)?)),
     })
 }
 
@@ -270,8 +285,10 @@ fn take_uploads(uploads: list_uploads::Reader<'_>) -> Result<ShardRequest, WireE
         }
         false => None,
     };
+    let until = uploads.has_until().then(|| take_bound(uploads.get_until())).transpose()?;
     Ok(ShardRequest::Uploads {
         namespace: NamespaceId(uploads.get_namespace()),
+        clip: Clip { from: take_bound(uploads.get_from())?, until },
         prefix: take_text("bytes of a prefix", PATTERN_LEN_BYTES_MAX, uploads.get_prefix())?,
         after,
         limit: take_limit(uploads.get_limit())?,
@@ -302,7 +319,14 @@ fn take_list(list: list_objects::Reader<'_>) -> Result<ShardRequest, WireError> 
     let delimiter = list.has_delimiter().then(|| pattern("bytes of a delimiter", list.get_delimiter())).transpose()?;
     let (prefix, limit) = (pattern("bytes of a prefix", list.get_prefix())?, take_limit(list.get_limit())?);
     let request = ListRequest { prefix, after, delimiter, limit };
-    Ok(ShardRequest::List { root: DirId(array("a directory id", list.get_root())?), request })
+    let until = list.has_until().then(|| take_bound(list.get_until())).transpose()?;
+    let clip = Clip { from: take_bound(list.get_from())?, until };
+    let (namespace, root) = (NamespaceId(list.get_namespace()), DirId(array("a directory id", list.get_root())?));
+    Ok(ShardRequest::List { namespace, root, clip, request })
+}
+
+fn take_bound(bound: capnp::Result<capnp::text::Reader<'_>>) -> Result<String, WireError> {
+    take_text("bytes of a bound", PATTERN_LEN_BYTES_MAX, bound)
 }
 
 fn take_close(namespace: close_namespace::Reader<'_>) -> Result<ShardRequest, WireError> {

@@ -1,7 +1,7 @@
 //! What tenants' shards answer.
 
 use super::WireError;
-use super::field::{array, elements, needed};
+use super::field::{array, elements, needed, row};
 use super::frame::{count, fits};
 use super::object::{
     put_listing, put_object, put_part, put_parts, put_upload, put_uploads, take_listing, take_object, take_part,
@@ -12,6 +12,7 @@ use crate::composition::{PARTS_MAX, Page};
 use crate::control_service::LISTED_MAX;
 use crate::engine_capnp::shard_response;
 use crate::message::ShardResponse;
+use crate::split_message::SplitAnswer;
 use kiseki_types::ids::{PinEpoch, UploadId};
 
 /// Writes a response.
@@ -42,6 +43,7 @@ pub(super) fn put_response(mut out: shard_response::Builder<'_>, response: &Shar
             put_uploads(out.init_uploads(count(uploads.len())), uploads)?;
         }
         ShardResponse::Count(number) => out.set_count(*number),
+        ShardResponse::Split(answer) => out.set_split(&row("bytes of an answer about a split", answer.encode())?),
     }
     Ok(())
 }
@@ -78,6 +80,7 @@ pub(super) fn take_response(response: shard_response::Reader<'_>) -> Result<Shar
             ShardResponse::Uploads(uploads.collect::<Result<_, WireError>>()?)
         }
         shard_response::Count(number) => ShardResponse::Count(number),
+        shard_response::Split(answer) => ShardResponse::Split(SplitAnswer::decode(answer?)?),
     })
 }
 

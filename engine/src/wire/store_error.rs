@@ -4,6 +4,8 @@ use super::field::{cut, take_text};
 use super::{REASON_LEN_BYTES_MAX, WireError};
 use crate::api::StoreError;
 use crate::engine_capnp::store_error;
+use crate::key_ranges::KeyRange;
+use kiseki_types::codec::{Reader, Writer};
 
 /// Numbers of the kinds, for good; a new kind always carries a text that says all of it.
 const NO_SUCH_BUCKET: u16 = 1;
@@ -21,6 +23,7 @@ const TOO_LARGE: u16 = 12;
 const FULL: u16 = 13;
 const UNAVAILABLE: u16 = 14;
 const DAMAGED: u16 = 15;
+const MOVED: u16 = 16;
 
 /// Writes an error.
 pub(super) fn put(mut out: store_error::Builder<'_>, error: &StoreError) {
@@ -43,6 +46,12 @@ pub(super) fn put(mut out: store_error::Builder<'_>, error: &StoreError) {
         StoreError::Full { reason } => (FULL, reason.as_str()),
         StoreError::Unavailable { reason } => (UNAVAILABLE, reason.as_str()),
         StoreError::Damaged { reason } => (DAMAGED, reason.as_str()),
+        StoreError::Moved(range) => {
+            let mut writer = Writer::new();
+            range.encode(&mut writer);
+            out.set_range(&writer.finish());
+            (MOVED, "the keys lie in another shard now; try again")
+        }
     };
     out.set_kind(kind);
     if !text.is_empty() {
@@ -69,6 +78,12 @@ pub(super) fn take(error: store_error::Reader<'_>) -> Result<StoreError, WireErr
         FULL => StoreError::Full { reason: text },
         DAMAGED => StoreError::Damaged { reason: text },
         UNAVAILABLE => StoreError::Unavailable { reason: text },
+        MOVED if error.has_range() => {
+            let mut reader = Reader::new("range of keys", error.get_range()?);
+            let range = KeyRange::decode(&mut reader)?;
+            reader.end()?;
+            StoreError::Moved(Box::new(range))
+        }
         kind if text.is_empty() => {
             StoreError::Unavailable { reason: format!("another node answers with error {kind}") }
         }

@@ -66,6 +66,7 @@ fn shown_control(response: &ControlResponse) -> String {
         ControlResponse::Nodes(version, entries) => format!("{version} {entries:?}"),
         ControlResponse::Node(entry) => format!("{entry:?}"),
         ControlResponse::ShardKey(open) => shown_open(open),
+        ControlResponse::Shards(answer) => format!("{answer:?}"),
     }
 }
 

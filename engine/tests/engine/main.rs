@@ -10,5 +10,6 @@ mod objects;
 mod promises;
 mod repair;
 mod scrub;
+mod split;
 mod support;
 mod write_memory;

@@ -18,6 +18,7 @@ use kiseki_engine::message::{
 use kiseki_engine::nodes::{NobodyElse, NodeBoard, Standing};
 use kiseki_engine::repairer::RepairSettings;
 use kiseki_engine::scrubber::ScrubSettings;
+use kiseki_engine::split_message::SplitCeilings;
 use kiseki_simulator::{NodeId, Sim, SimLink, SimNet};
 use kiseki_types::LocalBoxFuture;
 use kiseki_types::buf::{IoBuf, IoBytes, STALE_BYTE, stale_buffers};
@@ -350,11 +351,12 @@ pub struct World {
     upkeep: Upkeep,
 }
 
-/// How an engine repairs and scrubs.
+/// How an engine repairs and scrubs, and when its shards split.
 #[derive(Clone, Copy, Default)]
 pub struct Upkeep {
     pub repair: RepairSettings,
     pub scrub: Option<ScrubSettings>,
+    pub split: SplitCeilings,
 }
 
 impl World {
@@ -576,6 +578,7 @@ fn start(
         pin_epoch_age: kiseki_engine::engine::PIN_EPOCH_AGE,
         repair: upkeep.repair,
         scrub: upkeep.scrub,
+        split: upkeep.split,
     });
     for lane in (0..LANES).map(LaneId) {
         let engine = engine.clone();

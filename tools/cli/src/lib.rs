@@ -8,3 +8,4 @@
 pub mod ca;
 pub mod devctl;
 pub mod node;
+pub mod shard;

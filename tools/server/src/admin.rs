@@ -8,6 +8,7 @@ use crate::enroll::{ChangeMode, JoinedDevice};
 use crate::join::Invitation;
 use crate::nodes_file::NodeRow;
 use crate::outcome::{NodeError, Outcome};
+use crate::shard_admin::ShardRow;
 use crate::status::NodeReport;
 use kiseki_types::runtime::LocalBoxFuture;
 use serde::{Deserialize, Serialize};
@@ -97,6 +98,19 @@ pub enum AdminRequest {
         node: u64,
         /// How.
         change: NodeChange,
+    },
+    /// Lists tenants' shards: who holds them, and what they hold.
+    ShardList,
+    /// Splits a shard: some of its keys move to a new one, while they are used.
+    ShardSplit {
+        /// Its number.
+        shard: u64,
+        /// In which bucket; absent: the one that has most to do.
+        #[serde(default)]
+        bucket: Option<String>,
+        /// From which key on; absent: in the middle of what is asked for.
+        #[serde(default)]
+        at: Option<String>,
     },
     /// Moves everything on a device to the others.
     DeviceDrain {
@@ -204,6 +218,18 @@ pub enum AdminResponse {
     },
     /// A node, after a request about it.
     Node(NodeRow),
+    /// All tenants' shards.
+    Shards {
+        /// The rows.
+        shards: Vec<ShardRow>,
+    },
+    /// A split has begun, and goes on by itself.
+    Split {
+        /// The shard that gives.
+        shard: u64,
+        /// The new one.
+        child: u64,
+    },
     /// It is done.
     Done,
     /// The node.
@@ -280,6 +306,8 @@ pub async fn answer(store: &dyn AdminStore, request: AdminRequest) -> AdminRespo
         AdminRequest::DeviceDrain { .. }
         | AdminRequest::DeviceDrainCancel { .. }
         | AdminRequest::DeviceRetire { .. }
+        | AdminRequest::ShardList
+        | AdminRequest::ShardSplit { .. }
         | AdminRequest::NodeInvite
         | AdminRequest::NodeList
         | AdminRequest::NodeSet { .. } => {

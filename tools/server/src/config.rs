@@ -10,6 +10,7 @@ use clap::{Args, ValueEnum};
 use kiseki_devices::nvme::path::PathPreference;
 use kiseki_engine::repairer::RepairSettings;
 use kiseki_engine::scrubber::ScrubSettings;
+use kiseki_engine::split_message::SplitCeilings;
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -100,6 +101,8 @@ pub struct FileConfig {
     pub repair: RepairSection,
     /// Reading and checking of everything.
     pub scrub: ScrubSection,
+    /// When a shard is split.
+    pub shards: ShardsSection,
     /// From when on a device is emptied.
     pub health: HealthSection,
     /// How full devices may get.
@@ -134,6 +137,30 @@ pub struct ScrubSection {
     pub interval_h: u32,
     /// MiB of fragments that the node reads a second at most for it.
     pub mib_per_second_max: u32,
+}
+
+/// Section `[shards]`: when a tenant's shard has itself split (I-L6); 0: never for this.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ShardsSection {
+    /// Objects.
+    pub split_objects: u64,
+    /// GiB of those.
+    pub split_gib: u64,
+    /// Changes of names in a minute.
+    pub split_writes_per_minute: u64,
+}
+
+impl ShardsSection {
+    /// As the engine has them.
+    #[must_use]
+    pub fn ceilings(&self) -> SplitCeilings {
+        SplitCeilings {
+            keys: self.split_objects,
+            bytes: self.split_gib.saturating_mul(1 << 30),
+            writes_per_minute: self.split_writes_per_minute,
+        }
+    }
 }
 
 /// Section `[health]`: when wear watch has a device emptied (I-D3).
@@ -404,6 +431,8 @@ pub struct Config {
     pub repair: RepairSection,
     /// Reading and checking of everything.
     pub scrub: ScrubSection,
+    /// When a shard is split.
+    pub shards: ShardsSection,
     /// From when on a device is emptied.
     pub health: HealthSection,
     /// How full devices may get.
@@ -442,8 +471,20 @@ impl Config {
 
     /// Lays overrides over a file and checks the result.
     pub fn combine(dir: KisekiDir, file: FileConfig, overrides: &Overrides) -> Result<Config, ConfigError> {
-        let FileConfig { mut s3, mut admin, mut peer, mut keys, mut log, repair, scrub, health, fill, discard, .. } =
-            file;
+        let FileConfig {
+            mut s3,
+            mut admin,
+            mut peer,
+            mut keys,
+            mut log,
+            repair,
+            scrub,
+            shards,
+            health,
+            fill,
+            discard,
+            ..
+        } = file;
         if let Some(host) = overrides.s3_host {
             s3.listen.set_ip(host);
         }
@@ -495,6 +536,7 @@ impl Config {
             s3,
             repair,
             scrub,
+            shards,
             health,
             fill,
             discard,
@@ -619,6 +661,7 @@ impl Config {
             s3: self.s3.clone(),
             repair: self.repair.clone(),
             scrub: self.scrub.clone(),
+            shards: self.shards.clone(),
             health: self.health.clone(),
             fill: self.fill.clone(),
             discard: self.discard.clone(),

@@ -26,6 +26,7 @@ use kiseki_engine::message::{EngineRequest, EngineResponse};
 use kiseki_engine::nodes::NodeBoard;
 use kiseki_engine::repairer::RepairSettings;
 use kiseki_engine::scrubber::ScrubSettings;
+use kiseki_engine::split_message::SplitCeilings;
 use kiseki_raft::table_file::TableFile;
 use kiseki_raft::table_set::TableSettings;
 use kiseki_raft::{GroupSettings, LaneLog, RaftError, RaftPeers, Replicas};
@@ -151,6 +152,8 @@ pub struct CoreInputs {
     pub repair: RepairSettings,
     /// How often this core reads and checks what it holds; `None` for never.
     pub scrub: Option<ScrubSettings>,
+    /// When a shard has itself split.
+    pub split: SplitCeilings,
     /// Timers of the Raft groups.
     pub group_settings: GroupSettings,
     /// Homes of the cluster, fixed when it was formed.
@@ -238,6 +241,7 @@ impl CoreNode {
             pin_epoch_age: inputs.pin_epoch_age,
             repair: inputs.repair,
             scrub: inputs.scrub,
+            split: inputs.split,
         });
         let core = CoreNode {
             core: inputs.core,

@@ -16,6 +16,7 @@ use crate::node_admin::NodeAdmin;
 use crate::peer_port::{self, PeerPort};
 use crate::replaced::Replacements;
 use crate::report;
+use crate::shard_admin::ShardAdmin;
 use crate::status::{Phase, StatusBoard};
 use crate::steps::Steps;
 use anyhow::{Context, Result};
@@ -162,6 +163,7 @@ async fn run_core(
         pin_epoch_age: PIN_EPOCH_AGE,
         repair: shared.config.repair.of_core(shared.config.cores),
         scrub: shared.config.scrub_of_core(),
+        split: shared.config.shards.ceilings(),
         group_settings: match shared.peer {
             Some(_) => GroupSettings::several_voters(),
             None => GroupSettings::single_voter(),
@@ -253,7 +255,8 @@ async fn serve_until_stopped(
     if let Some(calls) = calls {
         let store = Rc::new(EngineAdmin::new(node.engine().calls().clone()));
         let devices = DeviceAdmin::new(shared.clone(), node.clone(), ports.clone());
-        serve_admin(calls, store.clone(), devices, NodeAdmin::new(shared.clone(), node.clone()), ports);
+        let nodes = NodeAdmin::new(shared.clone(), node.clone());
+        serve_admin(calls, store.clone(), devices, nodes, ShardAdmin::new(node.clone()), ports);
         DeviceRecorder::start(shared, node, ports);
         first_tenant(shared, node, &store, ports).await?;
     }
@@ -302,16 +305,18 @@ fn serve_admin(
     store: Rc<EngineAdmin>,
     devices: Rc<DeviceAdmin>,
     nodes: Rc<NodeAdmin>,
+    shards: Rc<ShardAdmin>,
     ports: &Ports,
 ) {
     let task_ports = ports.clone();
     let task = async move {
         while let Some(call) = calls.next().await {
-            let (store, devices, nodes) = (store.clone(), devices.clone(), nodes.clone());
+            let (store, devices, nodes, shards) = (store.clone(), devices.clone(), nodes.clone(), shards.clone());
             let answering = async move {
                 let response = match &call.request {
                     request if DeviceAdmin::answers(request) => devices.answer(call.request).await,
                     request if NodeAdmin::answers(request) => nodes.answer(call.request).await,
+                    request if ShardAdmin::answers(request) => shards.answer(call.request).await,
                     _ => admin::answer(&*store as &dyn AdminStore, call.request).await,
                 };
                 // A client that has gone does not want its answer.

@@ -169,6 +169,13 @@ fn config_text(options: &InitOptions) -> String {
          interval_h = 336\n\
          mib_per_second_max = 200\n\
          \n\
+         [shards]\n\
+         # A shard of a tenant's names that holds more objects or GiB than this for a minute, or whose names change more\n\
+         # often, has itself split where half of what is asked for lies on either side. 0: never for this.\n\
+         split_objects = 0\n\
+         split_gib = 0\n\
+         split_writes_per_minute = 0\n\
+         \n\
          [health]\n\
          # Seconds between two looks at the health that NVMe drives report.\n\
          smart_interval_s = 300\n\

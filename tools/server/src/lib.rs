@@ -57,6 +57,7 @@ pub mod pool_shape;
 pub mod replaced;
 pub mod report;
 pub mod scratch_dir;
+pub mod shard_admin;
 pub mod smart;
 pub mod space;
 pub mod status;

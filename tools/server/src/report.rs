@@ -100,6 +100,7 @@ fn report(shared: &CoreShared, core: CoreId, node: &CoreNode, gateway: &S3Servic
     set("chunks_written_total", data.chunks_written.get());
     set("chunk_bytes_written_total", data.chunk_bytes_written.get());
     set("chunks_deduplicated_total", data.chunks_deduplicated.get());
+    set("moves_followed_total", data.moves_followed.get());
     set("chunk_bytes_deduplicated_total", data.chunk_bytes_deduplicated.get());
     set("stripes_degraded_total", data.stripes_degraded.get());
     set("rebuilds_total", data.rebuilds.get());

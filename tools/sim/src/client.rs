@@ -72,12 +72,13 @@ impl Client {
             76..79 => self.head(place).await,
             79..86 => self.list().await,
             86..98 => self.multipart_step(place).await,
+            98 => self.split().await,
             _ => self.scratch_bucket().await,
         }
     }
 
     /// A few keys are hot, so that clients meet.
-    fn draw_place(&self) -> Place {
+    pub(crate) fn draw_place(&self) -> Place {
         let key = if self.rng.chance(1, 3) { self.rng.index(3) } else { self.rng.index(KEYS.len()) };
         Place { bucket: self.rng.index(BUCKETS.len()), key }
     }

@@ -21,6 +21,7 @@ pub mod nodes;
 pub mod real;
 pub mod register;
 pub mod run;
+mod splitting;
 pub mod verify;
 
 pub use cluster::{ClusterOptions, ClusterReport, run_cluster};

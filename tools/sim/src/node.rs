@@ -1,6 +1,7 @@
 //! What the crash run drives.
 
 use kiseki_engine::api::Store;
+use kiseki_engine::calls::Calls;
 use kiseki_simulator::{CutSwitch, NodeId, Sim};
 use kiseki_types::LocalBoxFuture;
 use kiseki_types::ids::TenantId;
@@ -15,6 +16,8 @@ pub struct OpenCore {
     pub ports: Ports,
     /// Its store.
     pub store: Store,
+    /// Its way to shards, where there are any: an operator splits them.
+    pub calls: Option<Calls>,
 }
 
 /// A node that is open.

@@ -425,7 +425,10 @@ impl RealNode {
             };
             first_ports.spawn("move devices", Box::pin(moving.forever()));
         }
-        let cores = ports.into_iter().zip(&self.running).map(|(ports, node)| OpenCore { ports, store: node.store() });
+        let cores = ports.into_iter().zip(&self.running).map(|(ports, node)| {
+            let calls = Some(node.engine().calls().clone());
+            OpenCore { ports, store: node.store(), calls }
+        });
         Ok(OpenNode { tenant, cores: cores.collect() })
     }
 
@@ -529,6 +532,7 @@ impl RealNode {
             pin_epoch_age: if self.membership.is_some() { MEMBERS_PIN_EPOCH_AGE } else { PIN_EPOCH_AGE },
             repair: Default::default(),
             scrub: Some(Default::default()),
+            split: Default::default(),
             group_settings: GroupSettings {
                 snapshot_entries: 60,
                 kept_entries: 20,

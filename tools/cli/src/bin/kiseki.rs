@@ -5,6 +5,7 @@ use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use kiseki_cli::ca::{self, CaCommand};
 use kiseki_cli::node::{self, NodeCommand};
+use kiseki_cli::shard::{self, ShardCommand};
 use kiseki_server::admin::{AdminRequest, AdminResponse, Dedup, Etag};
 use kiseki_server::admin_client::AdminClient;
 use kiseki_server::outcome::{self, NodeError};
@@ -65,6 +66,9 @@ enum Command {
     /// The cluster's nodes: those that are there, a new one, one that leaves.
     #[command(subcommand)]
     Node(NodeCommand),
+    /// The shards of tenants' names: what they hold, and how one is split.
+    #[command(subcommand)]
+    Shard(ShardCommand),
     /// Shows devices, metadata directories, and what is unsafe or wrong.
     Status {
         /// Print JSON.
@@ -191,6 +195,10 @@ fn run(cli: Cli) -> Result<()> {
         Command::Node(command) => {
             let dir = KisekiDir::at(&cli.dir)?;
             return node::run(&dir, command, || connect(cli.node.as_deref(), cli.cert.as_deref(), &dir));
+        }
+        Command::Shard(command) => {
+            let dir = KisekiDir::at(&cli.dir)?;
+            return shard::run(command, connect(cli.node.as_deref(), cli.cert.as_deref(), &dir)?);
         }
         Command::Status { json } => (AdminRequest::Status, json),
     };

@@ -336,6 +336,7 @@ fn bucket_row_seeds() -> Vec<Seed> {
         tenant: TenantId(1),
         info,
         shard: ShardId(1024),
+        ranges: Default::default(),
         root: DirId([5; 16]),
         pool: PoolId(1),
         chunks: ChunkFormat::default(),

@@ -3,11 +3,13 @@
 
 use crate::model::{BUCKETS, Place};
 use crate::node::OpenNode;
+use crate::nodes::splitter::Splitter;
 use crate::nodes::worker::{Book, Serving, Worker};
 use crate::real::{Lie, Membership, RealNode, RealOptions};
 use futures::channel::oneshot;
 use futures::lock::Mutex;
 use kiseki_engine::message::{ControlRequest, ControlResponse, NodeEntry};
+use kiseki_engine::split_message::{ShardMapAnswer, ShardMapRequest};
 use kiseki_server::core_node::CoreNode;
 use kiseki_simulator::executor::Interrupted;
 use kiseki_simulator::{CutSwitch, Limits, NetFaults, NodeId as Machine, SeededRng, Sim, SimNet};
@@ -70,6 +72,8 @@ pub struct NodesReport {
     pub unknown: u64,
     /// Power cuts.
     pub cuts: u64,
+    /// Splits of shards that were begun.
+    pub splits: u64,
     /// Messages that arrived, and that did not.
     pub messages: (u64, u64),
     /// Polls made.
@@ -93,9 +97,9 @@ impl fmt::Display for NodesReport {
         let (delivered, lost) = self.messages;
         write!(
             f,
-            "seed {}: {} writes, {} reads, {} without an answer, {} cuts, {delivered} messages, {lost} lost, {} steps, \
-             trace {:016x}",
-            self.seed, self.acknowledged, self.reads, self.unknown, self.cuts, self.steps, self.trace_hash
+            "seed {}: {} writes, {} reads, {} without an answer, {} cuts, {} splits, {delivered} messages, {lost} lost, \
+             {} steps, trace {:016x}",
+            self.seed, self.acknowledged, self.reads, self.unknown, self.cuts, self.splits, self.steps, self.trace_hash
         )?;
         self.violations.iter().try_for_each(|violation| write!(f, "\n  {violation}"))
     }
@@ -120,6 +124,7 @@ pub fn run_nodes(seed: u64, options: NodesOptions) -> NodesReport {
         reads: book.reads.get(),
         unknown: book.unknown.get(),
         cuts: cuts.get(),
+        splits: book.splits.get(),
         messages: net.counts(),
         steps: sim.steps(),
         trace_hash: sim.trace_hash(),
@@ -279,6 +284,15 @@ impl<'a> Scene<'a> {
             let worker = self.worker(SeededRng::new(self.rng.next_u64()));
             self.harness().spawn("client", Box::pin(worker.work()));
         }
+        let splitter = Splitter {
+            ports: self.harness(),
+            serving: self.serving.clone(),
+            cores: self.members.iter().map(|member| (member.number, member.cores.clone())).collect(),
+            book: self.book.clone(),
+            rng: SeededRng::for_part(self.sim.seed(), 82),
+            is_on: self.is_on.clone(),
+        };
+        self.harness().spawn("operator", Box::pin(splitter.work()));
     }
 
     fn worker(&self, rng: SeededRng) -> Worker {
@@ -390,6 +404,16 @@ impl<'a> Scene<'a> {
         !voters.is_empty() && voters.iter().all(|(shard, count)| *count >= wanted(*shard))
     }
 
+    /// The control shard knows of no split that goes on.
+    fn has_no_split(&mut self) -> bool {
+        match self.control(ControlRequest::Shards(ShardMapRequest::List)) {
+            Some(ControlResponse::Shards(ShardMapAnswer::Shards(shards))) => {
+                shards.iter().all(|shard| shard.is_active && shard.split_of.is_none())
+            }
+            _ => false,
+        }
+    }
+
     /// Every stripe is whole, as far as repair knows.
     fn is_whole(&mut self) -> bool {
         let engines = self.members.iter().flat_map(|member| member.cores.borrow().clone());
@@ -474,7 +498,8 @@ impl<'a> Scene<'a> {
         self.is_on.set(false);
         self.let_pass(Duration::from_secs(70)); // requests without an answer are given up
         self.check_all();
-        if self.until("every shard has its voters", Scene::has_voters)
+        if self.until("every split is over", Scene::has_no_split)
+            && self.until("every shard has its voters", Scene::has_voters)
             && self.until("every stripe is whole", Scene::is_whole)
         {
             self.check_all();
@@ -490,6 +515,9 @@ impl<'a> Scene<'a> {
                 for node in &serving {
                     worker.check(node, Place { bucket: 0, key }).await;
                 }
+            }
+            for node in &serving {
+                worker.check_listing(node).await;
             }
         };
         if let Err(stalled) = self.sim.try_block_on(HARNESS, checking) {

@@ -1,4 +1,6 @@
-//! A client: it puts, gets and deletes through whichever node is up, and tells the book what it saw.
+//! A client: it puts, gets, deletes and lists through whichever node is up, and tells the book what it saw.
+
+mod listing;
 
 use crate::client::{attributes_of, etag_of};
 use crate::content::Content;
@@ -35,6 +37,8 @@ pub struct Book {
     pub reads: Cell<u64>,
     /// Requests without a final answer.
     pub unknown: Cell<u64>,
+    /// Splits of shards that were begun.
+    pub splits: Cell<u64>,
 }
 
 impl Book {
@@ -99,9 +103,10 @@ impl Worker {
             self.ports.sleep(Duration::from_micros(pause)).await;
             let Some(node) = self.draw_node() else { continue };
             let place = Place { bucket: 0, key: self.rng.index(12) };
-            match self.rng.below(10) {
-                0..4 => self.put(&node, place).await,
-                4 => self.delete(&node, place).await,
+            match self.rng.below(20) {
+                0..8 => self.put(&node, place).await,
+                8 | 9 => self.delete(&node, place).await,
+                10 | 11 => self.list(&node).await,
                 _ => self.get(&node, place).await,
             }
         }

@@ -89,7 +89,7 @@ impl NodeUnderTest for ToyNode {
         Box::pin(async move {
             let ports = sim.ports(self.id());
             let store = ToyStore::open(self, ports.clone()).map_err(|error| OpenError(error.to_string()))?;
-            Ok(OpenNode { tenant: TenantId(1), cores: vec![OpenCore { ports, store: Rc::new(store) }] })
+            Ok(OpenNode { tenant: TenantId(1), cores: vec![OpenCore { ports, store: Rc::new(store), calls: None }] })
         })
     }
 
