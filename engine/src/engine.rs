@@ -36,7 +36,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
-use tracing::{debug, warn};
+use tracing::{debug, error, warn};
 
 /// What an engine is made of.
 pub struct EngineInputs {
@@ -222,9 +222,11 @@ impl Engine {
         let opening = if create { Opening::Create } else { Opening::Existing };
         let hosted = self.inputs.host.hosted();
         for shard in all.filter(|shard| self.holds(*shard)).filter(|shard| is_alone || hosted.contains(shard)) {
-            self.open_system_shard(shard, opening).await?;
-            if is_alone {
-                self.seats.until_led(shard).await?;
+            match self.open_system_shard(shard, opening).await {
+                Ok(()) if is_alone => self.seats.until_led(shard).await?,
+                Ok(()) => {}
+                Err(error) if is_alone => return Err(error),
+                Err(error) => without(shard, &error),
             }
         }
         Ok(())
@@ -279,10 +281,29 @@ impl Engine {
         }
         for shard in self.inputs.host.hosted() {
             if shard.0 >= ShardId::TENANT_FIRST && self.holds(shard) {
-                self.patiently(false, async || self.open_replica(shard, Opening::Existing).await.map(drop)).await?;
+                // The control shard is waited for, for as long as it takes; whether the replica opens is another matter.
+                let key = RefCell::new(None);
+                let asked = self.patiently(false, async || {
+                    key.replace(Some(self.shard_key(shard).await?));
+                    Ok(())
+                });
+                let opened = match (asked.await, key.take()) {
+                    (Ok(()), Some(open)) => self.open_shard(shard, open, Opening::Existing).await.map(drop),
+                    (asked, _) => asked,
+                };
+                if let Err(error) = opened {
+                    without(shard, &error);
+                }
             }
         }
         Ok(())
+    }
+
+    async fn shard_key(&self, shard: ShardId) -> Result<OpenShard, StoreError> {
+        match self.calls.control(ControlRequest::ShardKey(shard)).await? {
+            ControlResponse::ShardKey(open) => Ok(open),
+            _ => panic!("the control shard answers ShardKey with ShardKey"),
+        }
     }
 
     /// Does something again until the others answer.
@@ -315,10 +336,8 @@ impl Engine {
 
     /// Opens the replica of a tenant's shard, or makes an empty one.
     async fn open_replica(&self, shard: ShardId, opening: Opening) -> Result<Rc<dyn RaftGroup>, StoreError> {
-        match self.calls.control(ControlRequest::ShardKey(shard)).await? {
-            ControlResponse::ShardKey(open) => self.open_shard(shard, open, opening).await,
-            _ => panic!("the control shard answers ShardKey with ShardKey"),
-        }
+        let open = self.shard_key(shard).await?;
+        self.open_shard(shard, open, opening).await
     }
 
     /// Keeps a replica of a shard from now on, and says which voter it is.
@@ -548,4 +567,9 @@ impl Engine {
 
 fn not_open(shard: ShardId) -> StoreError {
     StoreError::Unavailable { reason: format!("shard {shard} is not open yet; try again") }
+}
+
+/// One replica that does not open must not keep a node from starting: its other replicas and its devices are wanted (I-O3).
+fn without(shard: ShardId, error: &StoreError) {
+    error!(%shard, %error, "a replica does not open; the node goes on without it, and the shard has one voter less");
 }

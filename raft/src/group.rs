@@ -24,6 +24,7 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
+use tracing::warn;
 
 type Openraft = Raft<TypeConfig, ShardMachine>;
 
@@ -182,8 +183,10 @@ impl ShardGroup {
     /// Errors: `Absent`; `NotBootstrapped` when `create` did not end; `Lost`; `NoLeader`.
     pub async fn open(parts: GroupParts) -> Result<ShardGroup, RaftError> {
         let group = Self::rejoin(parts).await?;
-        group.wait_for_leader().await?;
-        Ok(group)
+        match group.wait_for_leader().await {
+            Ok(()) => Ok(group),
+            Err(error) => Err(group.given_up(error).await),
+        }
     }
 
     /// Like [`ShardGroup::open`], without waiting for a leader: peers may have to reach this replica first.
@@ -224,10 +227,20 @@ impl ShardGroup {
         };
         supervisor::watch(&group);
         if let Start::Bootstrap(members) = start {
-            group.form(&members).await?;
+            if let Err(error) = group.form(&members).await {
+                return Err(group.given_up(error).await);
+            }
         }
         group.stand_if_alone();
         Ok(group)
+    }
+
+    /// Nobody gets the replica, so it ends: opened again it must be alone with its files.
+    async fn given_up(&self, error: RaftError) -> RaftError {
+        if let Err(unclosed) = self.close().await {
+            warn!(shard = %self.shard_id(), error = %unclosed, "a replica that did not open did not close either");
+        }
+        error
     }
 
     /// The shard.
@@ -376,11 +389,22 @@ impl ShardGroup {
             GroupState::Fenced(reason) => return Err(unavailable(shard, &reason)),
             GroupState::Closed => return Err(unavailable(shard, "the group is closed")),
         }
-        let _permit = self.inner.parts.log.proposing(command.len()).await;
+        let permit = self.inner.parts.log.proposing(command.len()).await;
         let instance = self.instance();
         let answer = {
-            let written = pin!(instance.raft.client_write(Command(command.into())));
-            match select(written, pin!(instance.health.until_panic())).await {
+            let written = async {
+                let written = pin!(instance.raft.client_write(Command(command.into())));
+                // A group without its majority must not keep the room of all groups of the lane. The command is waited for
+                // all the same: until it is known, what its caller latched stays as it is.
+                match select(written, self.inner.parts.ports.sleep(ROOM_HELD_MAX)).await {
+                    Either::Left((answer, _)) => answer,
+                    Either::Right(((), written)) => {
+                        drop(permit);
+                        written.await
+                    }
+                }
+            };
+            match select(pin!(written), pin!(instance.health.until_panic())).await {
                 Either::Left((answer, _)) => answer,
                 Either::Right(_) => return Err(unavailable(shard, "the group is being rebuilt")),
             }
@@ -396,6 +420,9 @@ impl ShardGroup {
     }
 }
 
+/// A command that is not answered by then gives its share of the lane's room to others.
+const ROOM_HELD_MAX: Duration = Duration::from_secs(5);
+
 /// Pause between looks for a leader.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
 
@@ -406,6 +433,8 @@ fn unavailable(shard: ShardId, reason: &str) -> ProposeError {
 /// Builds an instance from what the log and the tables hold.
 pub(crate) async fn build(parts: &GroupParts) -> Result<Instance, RaftError> {
     let shard = parts.shard;
+    // The instance before this one may still install a snapshot.
+    parts.tables.idle().await;
     let (applied, _) = applied_in(&parts.tables)?;
     let log = parts.log.open_group(shard, parts.tables.clone()).await?;
     if let Err(RaftError::Lost { reason, .. }) = log.check_against_tables(applied) {

@@ -2,6 +2,7 @@
 
 use crate::error::RaftError;
 use crate::group::ShardGroup;
+use crate::log_store::record::MEMBERS_MAX;
 use crate::network::{ElectionRequest, ElectionResponse, TransferRequest};
 use crate::type_config::{VoterId, node_of};
 use futures::future::{Either, select};
@@ -9,7 +10,7 @@ use kiseki_types::NodeId;
 use kiseki_types::group::ProposeError;
 use kiseki_types::runtime::RuntimeExt;
 use openraft::async_runtime::WatchReceiver;
-use openraft::{EmptyNode, ServerState};
+use openraft::{ChangeMembers, EmptyNode, ServerState};
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
 use std::time::Duration;
@@ -151,7 +152,21 @@ impl ShardGroup {
         for voter in wanted.difference(&now) {
             self.add_learner(*voter).await?;
         }
-        raft.change_membership(wanted, false).await.map(drop).map_err(|error| self.stopped(error.to_string()))
+        let change = raft.change_membership(wanted.clone(), false).await;
+        change.map_err(|error| self.stopped(error.to_string()))?;
+        // Who was to become a voter and did not would be sent everything for ever.
+        let members = self.members();
+        if members.is_subset(&wanted) {
+            return Ok(());
+        }
+        let idle = members.difference(&wanted).copied().collect();
+        let change = raft.change_membership(ChangeMembers::RemoveNodes(idle), false).await;
+        change.map(drop).map_err(|error| self.stopped(error.to_string()))
+    }
+
+    /// Voters and learners.
+    fn members(&self) -> BTreeSet<VoterId> {
+        self.metrics().membership_config.membership().nodes().map(|(id, _)| *id).collect()
     }
 
     /// Adds a replica that gets everything and does not vote; ends when it has what the log held at the beginning.
@@ -160,6 +175,11 @@ impl ShardGroup {
     /// a learner then. It must have joined.
     pub async fn add_learner(&self, learner: VoterId) -> Result<(), RaftError> {
         self.must_lead()?;
+        let mut members = self.members();
+        members.insert(learner);
+        if members.len() > MEMBERS_MAX {
+            return Err(self.refused(format!("it has {MEMBERS_MAX} members; remove some voters first")));
+        }
         let raft = self.raft();
         // openraft's own waiting ends when few entries are missing, which may be all there are.
         let added = raft.add_learner(learner, EmptyNode {}, false).await;

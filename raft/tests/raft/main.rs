@@ -1,6 +1,7 @@
 //! The tests of this room that need more than one module: one binary, because each links openraft anew.
 
 mod common;
+mod guards;
 mod i_l2_unflushed;
 mod peers;
 mod power_cut;

@@ -183,7 +183,7 @@ fn replacements(config: &Config, board: &StatusBoard) -> Replacements {
 pub fn lock_dir(dir: &KisekiDir) -> Result<File> {
     let path = dir.lock_file();
     let file = File::create(&path).with_context(|| format!("can't make {}", path.display()))?;
-    match file.try_lock() {
+    match kiseki_devices::file_lock::lock_exclusive(&file) {
         Ok(()) => Ok(file),
         Err(std::fs::TryLockError::WouldBlock) => {
             bail!("a node is running in {} already; stop it, or name another --dir", dir.path().display())
