@@ -69,6 +69,14 @@ enum GenerationState {
     Freeing,
 }
 
+impl GenerationState {
+    /// Whether a delta may name it, so that its stripe is looked after. A condemned one may stay so for as long as a shard does
+    /// not answer, and be named there (I-C2).
+    fn is_kept(self) -> bool {
+        matches!(self, GenerationState::Complete | GenerationState::Condemned)
+    }
+}
+
 /// What a home knows of one generation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct GenerationRecord {
@@ -319,13 +327,7 @@ impl HomeService {
             }
             HomeRequest::Settle { complete, abort } => {
                 self.complete(&complete).await?;
-                for (name, pin) in abort {
-                    self.pin_ended(pin);
-                    self.committing.borrow_mut().remove(&pin);
-                    if self.collect(name).await? == Collected::Busy {
-                        self.unsettled.set(true);
-                    }
-                }
+                self.abort(&abort).await;
                 Ok(HomeResponse::Decisions(Vec::new()))
             }
             HomeRequest::Collect(name) => self.collect(name).await.map(HomeResponse::Collected),
@@ -510,30 +512,62 @@ impl HomeService {
             return Ok(());
         }
         let _guards = self.latch(pins.iter().map(|(name, _)| name.locator)).await;
-        self.decide(async |term| {
-            let mut rows = Vec::new();
-            let mut completed = BTreeMap::new();
-            for (name, pin) in pins {
-                rows.push(RowChange::remove(PINS, pin_key(*name, *pin)));
-                match self.record(*name).await? {
-                    Some(mut record) if record.state == GenerationState::Intent => {
-                        record.state = GenerationState::Complete;
-                        completed.insert(*name, record);
+        let kept = self
+            .decide(async |term| {
+                let (mut rows, mut kept) = (Vec::new(), Vec::new());
+                let mut completed = BTreeMap::new();
+                for (name, pin) in pins {
+                    match self.record(*name).await? {
+                        // I-C2: a delta names it, and its collection has not come to an end. The pin is what has it looked at
+                        // again: then it is pardoned.
+                        Some(record) if record.state == GenerationState::Condemned => {
+                            kept.push(*pin);
+                            continue;
+                        }
+                        Some(mut record) if record.state == GenerationState::Intent => {
+                            record.state = GenerationState::Complete;
+                            completed.insert(*name, record);
+                        }
+                        _ => {}
                     }
-                    _ => {}
+                    rows.push(RowChange::remove(PINS, pin_key(*name, *pin)));
                 }
-            }
-            rows.extend(
-                completed.iter().map(|(name, record)| RowChange::put(GENERATIONS, name.to_key(), record.encode())),
-            );
-            self.leader.commit(term, Draft { rows, ..Draft::default() }).await
-        })
-        .await?;
+                rows.extend(
+                    completed.iter().map(|(name, record)| RowChange::put(GENERATIONS, name.to_key(), record.encode())),
+                );
+                if !rows.is_empty() {
+                    self.leader.commit(term, Draft { rows, ..Draft::default() }).await?;
+                }
+                Ok(kept)
+            })
+            .await?;
+        if !kept.is_empty() {
+            kept.into_iter().for_each(|pin| self.pin_ended(pin));
+            self.unsettled.set(true);
+        }
         let mut live = self.live_pins.borrow_mut();
         for (_, pin) in pins {
             live.remove(pin);
         }
         Ok(())
+    }
+
+    /// Pins whose writers have given up. What can't be collected now is settled later: its pin is in the table.
+    async fn abort(&self, pins: &[(ChunkName, PinId)]) {
+        for (_, pin) in pins {
+            self.pin_ended(*pin);
+            self.committing.borrow_mut().remove(pin);
+        }
+        for (name, _) in pins {
+            match self.collect(*name).await {
+                Ok(Collected::Freed | Collected::Named) => {}
+                Ok(Collected::Busy) => self.unsettled.set(true),
+                Err(error) => {
+                    warn!(home = %self.leader.shard(), %error, "what a writer gave up could not be collected; tried again");
+                    self.unsettled.set(true);
+                }
+            }
+        }
     }
 
     /// Frees a generation that nobody names. Any step can be cut off by a crash: it is condemned until it is freed or

@@ -367,6 +367,7 @@ impl Repairer {
                 return again(RETRY_INTERVAL);
             }
         };
+        let is_condemned = guard.is_condemned();
         let moved = Cell::new(0);
         if margin == MOVE_MARGIN {
             let result = move_stripe(&self.core, name, &stripe, &moved, &guard).await;
@@ -397,6 +398,8 @@ impl Repairer {
                 return Some((NO_ROOM_MARGIN, self.core.ports.now() + NO_ROOM_INTERVAL));
             }
             Ok(Repaired::Awaited) => return again(AWAITED_INTERVAL),
+            // Most likely its writer gave it up half written; should a delta name it, its pardon offers it again.
+            Ok(Repaired::Lost { .. }) if is_condemned => {}
             Ok(Repaired::Lost { good }) => self.lost(name, &stripe, good),
             Err(error) => {
                 add(&counters.failures, 1);
