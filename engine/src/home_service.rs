@@ -15,6 +15,7 @@ use crate::delta::{ChunkName, RowChange};
 use crate::device_board::DeviceBoard;
 use crate::latch::{Hold, LatchGuard};
 use crate::leader::{CommitError, DECISIONS_MAX, Draft, Leader, row_damaged};
+use crate::machine::ROWS_FILE;
 use crate::message::{BeginChunk, Collected, Decision, HomeRequest, HomeResponse, PinId, ShardRequest, ShardResponse};
 use crate::repair_queue::{RepairCause, RepairQueue};
 use crate::spread::ByNode;
@@ -27,8 +28,10 @@ use kiseki_types::fragment::{FragmentStore, Located, StripeShape};
 use kiseki_types::ids::{Generation, Locator, MasterEpoch, PinEpoch, PoolId, ShardId, Term};
 use kiseki_types::limits::ENVELOPE_LEN_BYTES_MAX;
 use kiseki_types::runtime::{Instant, RuntimeExt};
+use kiseki_types::table::{Direction, Scan};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::rc::Rc;
 use std::time::Duration;
 use tracing::warn;
@@ -55,6 +58,10 @@ const PINS_PER_ROUND: usize = 256;
 
 /// Time before a generation that could not be collected is tried again.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How long a shard that did not answer a fence is not asked for another one: to wait for it each time would keep everything
+/// from being collected that has nothing to do with it.
+const SILENT_INTERVAL: Duration = Duration::from_secs(20);
 
 /// How far a generation has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -211,6 +218,10 @@ pub struct HomeService {
     pin_life: Duration,
     /// Whether there may be such pins.
     unsettled: Cell<bool>,
+    /// Key of the pin behind which the next round of settling goes on; `None`: it begins at the front.
+    settled_to: RefCell<Option<Vec<u8>>>,
+    /// Shards that did not answer a fence, until they are asked again.
+    silent: RefCell<BTreeMap<ShardId, Instant>>,
     /// Generations that are not collected because a repair has them.
     repairing: RefCell<upkeep::Repairing>,
     /// Where stripes of this home are queued for repair.
@@ -243,6 +254,8 @@ impl HomeService {
             repairs,
             repairing: RefCell::default(),
             unsettled: Cell::new(true),
+            settled_to: RefCell::default(),
+            silent: RefCell::default(),
             calls,
             fragments,
             devices,
@@ -294,24 +307,42 @@ impl HomeService {
         self.background.repeat("settle stale pins", Box::pin(task));
     }
 
+    /// Settles some of the pins, and remembers where the next round goes on: what stays busy keeps nothing behind it waiting.
     async fn settle_round(&self) -> Result<(), StoreError> {
         self.leader.barrier().await?;
         let mut names = BTreeSet::new();
         let limit = PINS_PER_ROUND + self.live_pins.borrow().len();
-        for (key, _) in self.leader.rows(PINS, &[], limit).await? {
-            let (name, pin) = parse_pin_key(&key)?;
+        let after = self.settled_to.take();
+        let is_from_front = after.is_none();
+        let scan = Scan {
+            file: ROWS_FILE,
+            table: PINS,
+            from: after.map_or(Bound::Unbounded, Bound::Excluded),
+            to: Bound::Unbounded,
+            limit,
+            direction: Direction::Forward,
+        };
+        let rows = self.leader.scan(scan).await?;
+        for (key, _) in &rows {
+            let (name, pin) = parse_pin_key(key)?;
             if !self.live_pins.borrow().contains_key(&pin) {
                 names.insert(name);
             }
         }
-        self.counters.stale_pins.set(names.len() as u64);
-        if !names.is_empty() {
+        let next = rows.last().filter(|_| rows.len() == limit).map(|(key, _)| key.clone());
+        let before = if is_from_front { 0 } else { self.counters.stale_pins.get() };
+        self.counters.stale_pins.set(before + names.len() as u64);
+        if !names.is_empty() || next.is_some() || !is_from_front {
             self.unsettled.set(true); // there may be more, or some are still busy
         }
+        self.settled_to.replace(next);
+        let mut failed = None;
         for name in &names {
-            self.collect(*name).await?;
+            if let Err(error) = self.collect(*name).await {
+                failed = Some(error);
+            }
         }
-        Ok(())
+        failed.map_or(Ok(()), Err)
     }
 
     /// Answers a request.
@@ -608,12 +639,18 @@ impl HomeService {
     /// not answer: then nothing may be freed.
     async fn fence_everywhere(&self, name: ChunkName, record: &GenerationRecord) -> Option<u64> {
         let mut named = 0;
+        let now = self.leader.ports().now();
+        self.silent.borrow_mut().retain(|_, until| now < *until);
         for shard in &record.shards {
+            if self.silent.borrow().contains_key(shard) {
+                return None;
+            }
             match self.calls.shard(*shard, ShardRequest::Fence(name)).await {
                 Ok(ShardResponse::Count(count)) => named += count,
                 Ok(_) => panic!("a shard answers Fence with Count"),
                 Err(error) => {
                     warn!(%shard, %error, "a shard did not answer a fence; its generation stays condemned for now");
+                    self.silent.borrow_mut().insert(*shard, self.leader.ports().now() + SILENT_INTERVAL);
                     return None;
                 }
             }

@@ -126,3 +126,25 @@ fn what_a_writer_gives_up_while_its_home_commits_nothing_is_collected_later() {
     world.sleep(60);
     assert_eq!(world.fragments.count(), 0, "nobody tries again");
 }
+
+#[test]
+fn pins_that_stay_busy_keep_no_others_from_being_settled() {
+    let (mut world, tenant, [low, _]) = two_shards(World::new(5));
+    // Both homes have more pins that can't be settled than a round looks at.
+    let mut writers = Vec::new();
+    for number in 0..640 {
+        let bucket = if number % 32 == 0 { "high" } else { "low" };
+        writers.push(stored(&world, tenant, bucket, &number.to_string(), &noise(number + 1, 2_000)));
+    }
+    assert_eq!(world.fragments.count(), 640 * 3);
+    set_stuck(&world, low, true);
+    world.restart();
+    std::mem::forget(writers); // they went down with the node, and give up nothing
+    world.sleep(120);
+    assert_eq!(world.fragments.count(), 620 * 3, "what has nothing to do with the shard is settled");
+    set_stuck(&world, low, false);
+    world.sleep(120);
+    assert_eq!(world.fragments.count(), 0);
+    let left: u64 = world.engine.homes().iter().map(|home| home.counters.stale_pins.get()).sum();
+    assert_eq!(left, 0);
+}
