@@ -605,7 +605,14 @@ impl HomeService {
     /// pardoned, and whoever asked asks again.
     async fn collect(&self, name: ChunkName) -> Result<Collected, StoreError> {
         let _guards = self.latch([name.locator].into_iter()).await;
-        let Some(mut record) = self.record(name).await? else { return Ok(Collected::Freed) };
+        // Whoever is told that it is freed forgets it: a home that is deposed may not have heard of it yet.
+        self.leader.barrier().await?;
+        let Some(mut record) = self.record(name).await? else {
+            if !self.pins(name).await?.is_empty() {
+                self.forget(name).await?;
+            }
+            return Ok(Collected::Freed);
+        };
         // I-C2: what is freed while a repair writes it would come back, and nobody would free that.
         if self.is_being_repaired(&name) {
             return Ok(Collected::Busy);
@@ -630,7 +637,7 @@ impl HomeService {
         if !self.release(name).await? {
             return Ok(Collected::Busy);
         }
-        self.forget(name, &pins).await?;
+        self.forget(name).await?;
         self.counters.freed.set(self.counters.freed.get() + 1);
         Ok(Collected::Freed)
     }
@@ -717,15 +724,23 @@ impl HomeService {
         .await
     }
 
-    async fn forget(&self, name: ChunkName, pins: &[PinId]) -> Result<(), StoreError> {
-        self.decide(async |term| {
-            let mut rows = vec![RowChange::remove(GENERATIONS, name.to_key())];
-            rows.extend(pins.iter().map(|pin| RowChange::remove(PINS, pin_key(name, *pin))));
-            self.leader.commit(term, Draft { rows, ..Draft::default() }).await
-        })
-        .await
+    /// Removes a generation and all its pins. A number is never given out again, so nobody pins it any more.
+    async fn forget(&self, name: ChunkName) -> Result<(), StoreError> {
+        loop {
+            let pins = self.pins(name).await?;
+            self.decide(async |term| {
+                let mut rows = vec![RowChange::remove(GENERATIONS, name.to_key())];
+                rows.extend(pins.iter().map(|pin| RowChange::remove(PINS, pin_key(name, *pin))));
+                self.leader.commit(term, Draft { rows, ..Draft::default() }).await
+            })
+            .await?;
+            if pins.len() < ROWS_PER_CHUNK_MAX {
+                return Ok(());
+            }
+        }
     }
 
+    /// Pins of a generation, [`ROWS_PER_CHUNK_MAX`] at most.
     async fn pins(&self, name: ChunkName) -> Result<Vec<PinId>, StoreError> {
         let rows = self.leader.rows(PINS, &name.to_key(), ROWS_PER_CHUNK_MAX).await?;
         rows.iter().map(|(key, _)| parse_pin_key(key).map(|(_, pin)| pin)).collect()

@@ -3,8 +3,10 @@
 use crate::support::{CODED, World, content, noise};
 use bytes::Bytes;
 use kiseki_engine::api::{Condition, FinishWrite, ObjectWriter};
-use kiseki_engine::message::Dedup;
-use kiseki_types::ids::{ShardId, TenantId};
+use kiseki_engine::delta::ChunkName;
+use kiseki_engine::machine::ROWS_FILE;
+use kiseki_engine::message::{Dedup, HomeRequest};
+use kiseki_types::ids::{Generation, Locator, ShardId, TenantId};
 use std::collections::BTreeSet;
 
 /// Buckets "low" and "high", named for the order of their shards, in which homes ask them.
@@ -146,5 +148,36 @@ fn pins_that_stay_busy_keep_no_others_from_being_settled() {
     world.sleep(120);
     assert_eq!(world.fragments.count(), 0);
     let left: u64 = world.engine.homes().iter().map(|home| home.counters.stale_pins.get()).sum();
+    assert_eq!(left, 0);
+}
+
+#[test]
+fn a_home_that_may_be_deposed_says_of_nothing_that_it_is_freed() {
+    let (world, ..) = two_shards(World::new(6));
+    let name = ChunkName { locator: Locator([7; 32]), generation: Generation(1) };
+    let home = world.engine.calls().home_of(&name.locator);
+    let collect = || world.run(world.engine.calls().home(home, HomeRequest::Collect(name)));
+    world.logs.deposed.borrow_mut().insert(home);
+    assert!(collect().is_err(), "a shard would forget a candidate that is still there");
+    world.logs.deposed.borrow_mut().clear();
+    assert!(collect().is_ok());
+}
+
+#[test]
+fn pins_of_a_generation_that_is_gone_are_removed() {
+    let (mut world, ..) = two_shards(World::new(7));
+    let name = ChunkName { locator: Locator([8; 32]), generation: Generation(1) };
+    let home = world.engine.calls().home_of(&name.locator);
+    let rows = world.logs.groups.borrow()[&home].0.0.clone();
+    // More than are looked at together, as a generation with that many pins left them.
+    const PINS: u8 = 2;
+    for pin in 0..1100u64 {
+        let mut key = name.to_key();
+        key.extend_from_slice(&u128::from(pin).to_be_bytes());
+        rows.borrow_mut().insert((ROWS_FILE, PINS, key), vec![0; 17]);
+    }
+    world.restart();
+    world.sleep(60);
+    let left = rows.borrow().keys().filter(|(file, table, _)| (*file, *table) == (ROWS_FILE, PINS)).count();
     assert_eq!(left, 0);
 }
