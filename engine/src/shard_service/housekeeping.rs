@@ -64,7 +64,7 @@ pub struct ShardBacklog {
     pub generations_freed: Cell<u64>,
     /// Pages or candidates that the last round left for the next one.
     pub waiting: Cell<u64>,
-    /// Rounds that ended with an error and will be tried again.
+    /// Rounds with an error, whose rest will be tried again.
     pub failed_rounds: Cell<u64>,
     /// Pin epochs closed.
     pub epochs_closed: Cell<u64>,
@@ -281,18 +281,33 @@ impl ShardService {
         Ok((pages.len() - free.len()) as u64)
     }
 
-    /// Asks the homes of all candidates to collect them; how many have to wait.
+    /// Asks the homes of all candidates to collect them; how many have to wait. A home that does not answer is asked no more in
+    /// this round, and keeps nothing waiting that is another's.
     async fn settle_candidates(&self) -> Result<u64, StoreError> {
         let mut busy = 0;
+        let mut silent = BTreeSet::new();
         let mut from = Bound::Unbounded;
         loop {
             let rows = self.scan_from(COUNTS_FILE, CANDIDATES, from, CANDIDATES_PER_ROUND).await?;
-            let Some((last, _)) = rows.last() else { return Ok(busy) };
+            let Some((last, _)) = rows.last() else { break };
             from = Bound::Excluded(last.clone());
             for (key, _) in &rows {
                 let name = ChunkName::from_key(key).map_err(row_damaged)?;
                 let home = self.calls.home_of(&name.locator);
-                match self.calls.home(home, HomeRequest::Collect(name)).await? {
+                if silent.contains(&home) {
+                    busy += 1;
+                    continue;
+                }
+                let answer = match self.calls.home(home, HomeRequest::Collect(name)).await {
+                    Ok(answer) => answer,
+                    Err(error) => {
+                        warn!(shard = %self.shard(), %home, %error, "a home does not collect; it is asked again");
+                        silent.insert(home);
+                        busy += 1;
+                        continue;
+                    }
+                };
+                match answer {
                     HomeResponse::Collected(Collected::Busy) => busy += 1,
                     HomeResponse::Collected(outcome) => {
                         let freed = u64::from(outcome == Collected::Freed);
@@ -303,6 +318,10 @@ impl ShardService {
                 }
             }
         }
+        if !silent.is_empty() {
+            self.backlog.failed_rounds.set(self.backlog.failed_rounds.get() + 1);
+        }
+        Ok(busy)
     }
 
     async fn scan_from(

@@ -181,3 +181,32 @@ fn pins_of_a_generation_that_is_gone_are_removed() {
     let left = rows.borrow().keys().filter(|(file, table, _)| (*file, *table) == (ROWS_FILE, PINS)).count();
     assert_eq!(left, 0);
 }
+
+#[test]
+fn a_home_that_commits_nothing_keeps_no_other_from_collecting_and_no_epoch_open() {
+    let (world, tenant, [low, _]) = two_shards(World::new(8));
+    for index in 0..20u64 {
+        world.put(tenant, "low", &index.to_string(), &noise(index + 1, 5_000)).unwrap();
+    }
+    world.sleep(1);
+    let home_of = |locator: &Locator| world.engine.calls().home_of(locator);
+    let stripes = world.fragments.stripes();
+    // That of the first candidate.
+    let stuck = home_of(&stripes.keys().next().unwrap().0);
+    let left = stripes.keys().filter(|(locator, _)| home_of(locator) == stuck).count();
+    assert!((1..20).contains(&left), "{left} of 20");
+    set_stuck(&world, stuck, true);
+    for index in 0..20u64 {
+        assert!(world.run(world.store.delete(tenant, "low", &index.to_string(), Condition::None)).unwrap());
+    }
+    world.sleep(30);
+    assert_eq!(world.fragments.stripes().len(), left, "those of the other home are collected");
+    assert_eq!(world.fences(), 20 - left);
+    world.sleep(1300);
+    assert_eq!(world.fences(), 0, "pin epochs are closed, and fences forgotten");
+    let shard = world.engine.shards().into_iter().find(|shard| shard.shard() == low).unwrap();
+    assert_eq!(shard.backlog().waiting.get(), left as u64);
+    assert!(shard.backlog().failed_rounds.get() > 0);
+    set_stuck(&world, stuck, false);
+    world.await_that("the rest is collected", |world| world.fragments.count() == 0);
+}
