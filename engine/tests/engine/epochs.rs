@@ -1,7 +1,7 @@
 //! Pin epochs: fences are forgotten, but only with every delta that they would have refused.
 
 use crate::groups::MemoryTables;
-use crate::support::{NODE, World, noise};
+use crate::support::{CODED, NODE, World, noise};
 use bytes::Bytes;
 use futures::future::select;
 use kiseki_engine::api::{Condition, FinishWrite, StoreError};
@@ -139,6 +139,26 @@ fn i_c2_a_slow_writer_outlives_its_first_epoch() {
     assert!(world.get(tenant, "bucket", "slow").unwrap() == content);
     let closed = world.engine.shards().iter().map(|shard| shard.backlog().epochs_closed.get()).max();
     assert!(closed.unwrap() > 3, "{closed:?} epochs were closed under it");
+}
+
+#[test]
+fn i_c2_a_writer_that_takes_hours_outlives_the_life_of_its_pins() {
+    // With other nodes there, so that a pin has an end.
+    let world = World::on_nodes(5, 3, 4, CODED);
+    let tenant = world.tenant("a", Dedup::Shared);
+    world.run(world.store.create_bucket(tenant, "bucket")).unwrap();
+    let content = noise(8, 24 << 20);
+    let mut writer = world.run(world.store.put(tenant, "bucket", "slow", None)).unwrap();
+    for piece in content.chunks(256 << 10) {
+        world.run(writer.write(Bytes::copy_from_slice(piece))).unwrap();
+        world.sleep(120);
+    }
+    let written = world.run(writer.finish(FinishWrite::default()));
+    assert!(written.is_ok(), "its pins were given up: {written:?}");
+    world.sleep(60);
+    assert!(world.get(tenant, "bucket", "slow").unwrap() == content, "I-C2");
+    let pardoned: u64 = world.engine.homes().iter().map(|home| home.counters.pardoned.get()).sum();
+    assert_eq!(pardoned, 0, "each pin was ended in time");
 }
 
 #[test]
