@@ -215,3 +215,30 @@ fn i_c2_a_write_whose_client_goes_away_while_it_is_named_is_whole_or_absent() {
     }
     assert!((1..16).contains(&named), "{named} were named");
 }
+
+#[test]
+fn i_c2_pages_of_a_writer_that_went_down_with_its_node_are_given_up_and_those_of_a_slow_one_are_not() {
+    let world = World::on_nodes(6, 3, 4, CODED);
+    let tenant = world.tenant("a", Dedup::Shared);
+    world.run(world.store.create_bucket(tenant, "bucket")).unwrap();
+    let begin = |key: &str| world.run(world.store.put(tenant, "bucket", key, None)).unwrap();
+    let (mut slow, mut lost) = (begin("slow"), begin("lost"));
+    let (slow_content, lost_content) = (noise(9, 40 << 20), noise(10, 8 << 20));
+    let mut lost_pieces = lost_content.chunks(1 << 20);
+    for (round, piece) in slow_content.chunks(512 << 10).enumerate() {
+        world.run(slow.write(Bytes::copy_from_slice(piece))).unwrap();
+        if let Some(piece) = lost_pieces.next() {
+            world.run(lost.write(Bytes::copy_from_slice(piece))).unwrap();
+        }
+        world.sleep(150);
+        if round == 8 {
+            world.run(lost.drain()).unwrap();
+        }
+    }
+    // Nobody gives up what it has written, as when its node is gone.
+    std::mem::forget(lost);
+    world.run(slow.finish(FinishWrite::default())).unwrap();
+    assert!(world.get(tenant, "bucket", "slow").unwrap() == slow_content, "I-C2");
+    assert!(world.run(world.store.delete(tenant, "bucket", "slow", Condition::None)).unwrap());
+    world.await_that("the pages of the lost one are given up", |world| world.good_by_node().is_empty());
+}
