@@ -262,8 +262,15 @@ impl Repairer {
             loop {
                 let batch = home.generations_after(after, WALK_STEP).await?;
                 let looks = batch.held.iter().map(|held| self.look(held, devices, lost.contains(&held.name)));
-                for look in join_all(looks).await {
-                    look?;
+                let failed = join_all(looks).await.into_iter().find_map(Result::err);
+                if let Some(error) = failed {
+                    // The same step again: what was seen so far still holds.
+                    warn!(%error, "the walk for repair can't look at some stripes; it tries them again");
+                    self.core.ports.sleep(RETRY_INTERVAL).await;
+                    if !is_as_it_was() {
+                        return Ok(false);
+                    }
+                    continue;
                 }
                 still_lost.extend(batch.held.iter().map(|held| held.name).filter(|name| lost.contains(name)));
                 after = batch.next;
@@ -286,7 +293,7 @@ impl Repairer {
     async fn look(&self, held: &HeldGeneration, devices: &UsableDevices, was_lost: bool) -> Result<(), StoreError> {
         let queue = &self.core.repairs;
         let located = self.core.fragments.locate(held.name.locator, held.name.generation).await;
-        // "Unknown" is not "missing": the walk stops and begins again.
+        // "Unknown" is not "missing": the walk looks again.
         let unknown = |error: FragmentError| StoreError::Unavailable { reason: error.to_string() };
         let located = located.map_err(unknown)?;
         let silence = Silence::of(&self.core, &located).map_err(unknown)?;
@@ -367,6 +374,7 @@ impl Repairer {
                 return again(RETRY_INTERVAL);
             }
         };
+        let is_condemned = guard.is_condemned();
         let moved = Cell::new(0);
         if margin == MOVE_MARGIN {
             let result = move_stripe(&self.core, name, &stripe, &moved, &guard).await;
@@ -397,6 +405,8 @@ impl Repairer {
                 return Some((NO_ROOM_MARGIN, self.core.ports.now() + NO_ROOM_INTERVAL));
             }
             Ok(Repaired::Awaited) => return again(AWAITED_INTERVAL),
+            // Most likely its writer gave it up half written; should a delta name it, its pardon offers it again.
+            Ok(Repaired::Lost { .. }) if is_condemned => {}
             Ok(Repaired::Lost { good }) => self.lost(name, &stripe, good),
             Err(error) => {
                 add(&counters.failures, 1);

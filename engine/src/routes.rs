@@ -146,10 +146,14 @@ pub(crate) fn may_repeat(body: &RequestBody) -> bool {
                 | ControlRequest::InviteNode
                 | ControlRequest::SetNodeState { .. }
         ),
-        RequestBody::Home(request) => matches!(
-            request,
-            HomeRequest::Collect(_) | HomeRequest::Unknown(_) | HomeRequest::Repair { .. } | HomeRequest::Evacuate(_)
-        ),
+        RequestBody::Home(request) => match request {
+            HomeRequest::Settle { abort, .. } => abort.is_empty(), // what is complete stays so
+            HomeRequest::Collect(_)
+            | HomeRequest::Unknown(_)
+            | HomeRequest::Repair { .. }
+            | HomeRequest::Evacuate(_) => true,
+            HomeRequest::Begin { .. } | HomeRequest::Confirm(_) => false,
+        },
         RequestBody::Shard(request) => matches!(
             **request,
             ShardRequest::PinEpoch
@@ -161,6 +165,7 @@ pub(crate) fn may_repeat(body: &RequestBody) -> bool {
                 | ShardRequest::List { .. }
                 | ShardRequest::Fence(_)
                 | ShardRequest::Unfence(_)
+                | ShardRequest::AbandonPages(_)
         ),
         RequestBody::Core(_) | RequestBody::Node(_) => true,
         RequestBody::Open(_) => false,
@@ -170,7 +175,9 @@ pub(crate) fn may_repeat(body: &RequestBody) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::delta::ChunkName;
     use crate::message::{NodeEntry, NodeState};
+    use kiseki_types::ids::{Generation, Locator};
 
     fn board(others: &[u64]) -> Rc<NodeBoard> {
         let board = NodeBoard::new(NodeId(1));
@@ -218,6 +225,16 @@ mod tests {
         let nodes = board(&[]);
         let mut route = Routes::new(nodes.clone()).begin(SHARD);
         assert!((0..3).all(|_| route.next(&nodes, None).is_some() && route.node == NodeId(1)));
+    }
+
+    #[test]
+    fn what_changes_nothing_more_is_asked_again() {
+        let name = ChunkName { locator: Locator([1; 32]), generation: Generation(1) };
+        let settle = |complete, abort| may_repeat(&RequestBody::Home(HomeRequest::Settle { complete, abort }));
+        assert!(settle(vec![(name, [1; 16])], Vec::new()));
+        assert!(!settle(Vec::new(), vec![(name, [1; 16])]));
+        assert!(may_repeat(&RequestBody::Shard(Box::new(ShardRequest::AbandonPages(Vec::new())))));
+        assert!(!may_repeat(&RequestBody::Home(HomeRequest::Confirm([1; 16]))));
     }
 
     #[test]

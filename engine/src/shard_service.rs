@@ -41,6 +41,8 @@ pub struct ShardService {
     backlog: ShardBacklog,
     /// Closes pin epochs.
     epochs: housekeeping::EpochClock,
+    /// Which writers of loose pages are gone.
+    loose: RefCell<housekeeping::LooseClock>,
     background: Rc<Background>,
 }
 
@@ -75,6 +77,7 @@ impl ShardService {
         pin_epoch_age: Duration,
     ) -> Rc<ShardService> {
         let epochs = housekeeping::EpochClock::new(pin_epoch_age, leader.ports().now());
+        let loose = RefCell::new(housekeeping::LooseClock::new(leader.ports().now()));
         Rc::new(ShardService {
             leader,
             open_pages: RefCell::default(),
@@ -84,6 +87,7 @@ impl ShardService {
             wake: Rc::default(),
             backlog: ShardBacklog::default(),
             epochs,
+            loose,
             background,
         })
     }
@@ -225,6 +229,7 @@ impl ShardService {
         id: PageId,
         page: &Page,
     ) -> Result<(), StoreError> {
+        self.loose.borrow_mut().touch(page.composition, self.leader.ports().now());
         self.decide(async |term| {
             let rows = vec![
                 RowChange::put(PAGES, page_key(id), page.encode()),

@@ -9,7 +9,7 @@ use kiseki_types::ids::{ShardId, Term};
 use kiseki_types::runtime::{Ports, RuntimeExt};
 use kiseki_types::table::{Direction, Row, Scan, TableError, TableId, TableReader, TableWrite};
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -70,6 +70,10 @@ struct MemoryGroup {
     delay: Rc<Cell<Duration>>,
     /// What becomes of the next command, see [`Logs::lose_next_control_answer`].
     next_lost: Rc<Cell<Option<Lost>>>,
+    /// See [`Logs::stuck`].
+    stuck: Shards,
+    /// See [`Logs::deposed`].
+    deposed: Shards,
 }
 
 /// A command whose answer does not come.
@@ -90,10 +94,11 @@ impl RaftGroup for MemoryGroup {
         let (machine, tables, index) = (self.machine.clone(), self.tables.clone(), self.index.clone());
         let (turn, ports, delay) = (self.turn.clone(), self.ports.clone(), self.delay.get());
         let (shard, lost) = (self.shard, self.next_lost.take());
+        let is_stuck = self.stuck.borrow().contains(&shard);
         Box::pin(async move {
             ports.sleep(Duration::from_micros(100) + delay).await;
             let unknown = || ProposeError::Unavailable { shard, reason: "the answer is lost".to_owned() };
-            if lost == Some(Lost::Command) {
+            if is_stuck || lost == Some(Lost::Command) {
                 return Err(unknown());
             }
             let _turn = turn.lock().await;
@@ -106,7 +111,9 @@ impl RaftGroup for MemoryGroup {
     }
 
     fn read_barrier(&self) -> LocalBoxFuture<'static, Result<Term, ProposeError>> {
-        Box::pin(async { Ok(Term(1)) })
+        let (shard, is_deposed) = (self.shard, self.deposed.borrow().contains(&self.shard));
+        let deposed = || ProposeError::Unavailable { shard, reason: "no majority answers".to_owned() };
+        Box::pin(std::future::ready(if is_deposed { Err(deposed()) } else { Ok(Term(1)) }))
     }
 
     fn tables(&self) -> Rc<dyn TableReader> {
@@ -139,6 +146,8 @@ impl RaftGroup for MemoryGroup {
     }
 }
 
+pub type Shards = Rc<RefCell<BTreeSet<ShardId>>>;
+
 /// A group's tables and the index of its last command.
 pub type GroupState = (MemoryTables, Rc<Cell<u64>>);
 
@@ -148,6 +157,10 @@ pub struct Logs {
     pub groups: Rc<RefCell<BTreeMap<ShardId, GroupState>>>,
     pub home_delay: Rc<Cell<Duration>>,
     control_lost: Rc<Cell<Option<Lost>>>,
+    /// Groups that commit nothing: their leaders go on reading.
+    pub stuck: Shards,
+    /// Groups whose leaders don't know that they lead: reads don't become linearizable.
+    pub deposed: Shards,
 }
 
 impl Logs {
@@ -181,7 +194,8 @@ impl GroupHost for MemoryHost {
         let delay = if is_home { self.logs.home_delay.clone() } else { Rc::default() };
         let next_lost = if spec.shard == ShardId::CONTROL { self.logs.control_lost.clone() } else { Rc::default() };
         let (shard, machine) = (spec.shard, spec.machine);
-        let group = MemoryGroup { shard, machine, tables, index, turn, ports, delay, next_lost };
+        let (stuck, deposed) = (self.logs.stuck.clone(), self.logs.deposed.clone());
+        let group = MemoryGroup { shard, machine, tables, index, turn, ports, delay, next_lost, stuck, deposed };
         Box::pin(async move { Ok(Rc::new(group) as Rc<dyn RaftGroup>) })
     }
 

@@ -11,4 +11,5 @@ mod promises;
 mod repair;
 mod scrub;
 mod support;
+mod unanswered;
 mod write_memory;

@@ -54,6 +54,9 @@ struct Medium {
     putting: BTreeMap<DeviceId, u64>,
     /// Where the next fragment lies on its device.
     next_block: u64,
+    /// How often stripes were looked up, and which of these times fails.
+    locates: u64,
+    failing_locate: Option<u64>,
     /// Every fragment that was put, in the order in which the puts ended.
     puts: Vec<FragmentKey>,
 }
@@ -114,6 +117,15 @@ impl MemoryFragments {
     /// How long a put takes; the fragment is there at its end.
     pub fn set_put_delay(&self, delay: Duration) {
         self.medium.borrow_mut().put_delay = delay;
+    }
+    /// Lookups of stripes so far.
+    pub fn locates(&self) -> u64 {
+        self.medium.borrow().locates
+    }
+    /// Has the lookup fail that is so many away.
+    pub fn fail_locate(&self, after: u64) {
+        let mut medium = self.medium.borrow_mut();
+        medium.failing_locate = Some(medium.locates + after);
     }
     /// What was put since the last call, in order.
     pub fn take_puts(&self) -> Vec<FragmentKey> {
@@ -219,7 +231,11 @@ impl FragmentStore for MemoryFragments {
         locator: Locator,
         generation: Generation,
     ) -> LocalBoxFuture<'static, Result<Located, FragmentError>> {
-        let medium = self.medium.borrow();
+        let mut medium = self.medium.borrow_mut();
+        medium.locates += 1;
+        if medium.failing_locate == Some(medium.locates) {
+            return self.later(Err(FragmentError::Unknown { reason: "test".to_owned() }));
+        }
         let of_stripe = |key: &FragmentKey| key.locator == locator && key.generation == generation;
         let found =
             medium.fragments.iter().filter(|((key, _), _)| of_stripe(key)).map(|(_, (stored, _))| stored.clone());
