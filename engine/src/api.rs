@@ -76,6 +76,13 @@ pub enum StoreError {
         /// Why.
         reason: String,
     },
+    /// The shard has changed its leader, or does so now: a change may have been made and may not (503). Asked of whoever leads next,
+    /// the same request gets its first answer.
+    #[error("not available now: {reason}")]
+    Unsettled {
+        /// Why.
+        reason: String,
+    },
     /// Stored bytes can't be read back or rebuilt: an operator must look (500).
     #[error("stored data is damaged: {reason}")]
     Damaged {

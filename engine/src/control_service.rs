@@ -493,7 +493,7 @@ impl ControlService {
                 Err(CommitError::Fenced(_) | CommitError::EpochClosed) => panic!("the control shard has no fences"),
             }
         }
-        Err(StoreError::Unavailable { reason: "the leader changes too often; try again".to_owned() })
+        Err(StoreError::Unsettled { reason: "the leader changes too often; try again".to_owned() })
     }
 }
 

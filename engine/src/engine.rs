@@ -290,7 +290,7 @@ impl Engine {
         let mut told = None;
         loop {
             match act().await {
-                Err(StoreError::Unavailable { reason }) if !is_alone => {
+                Err(StoreError::Unavailable { reason } | StoreError::Unsettled { reason }) if !is_alone => {
                     let now = self.inputs.ports.now();
                     if told.is_none_or(|at| now.since(at) >= TOLD_INTERVAL) {
                         told = Some(now);
@@ -457,12 +457,12 @@ impl Engine {
         }
         drop(parcel);
         nodes.heard(from, self.inputs.ports.now());
-        let shard = request.shard;
+        let (shard, stamp) = (request.shard, request.stamp);
         let answer = match request.body {
             RequestBody::Node(body) => self.calls.ask_whole_node(&body).await,
             body => {
                 let lane = shard.lane(self.inputs.lane_count);
-                let answer = self.inputs.link.call(lane, EngineRequest { shard, body }).await;
+                let answer = self.inputs.link.call(lane, EngineRequest { shard, body, stamp }).await;
                 answer.unwrap_or_else(|error| Err(StoreError::Unavailable { reason: error.to_string() }))
             }
         };
@@ -489,7 +489,8 @@ impl Engine {
             }
             (RequestBody::Home(body), Some(Service::Home(home))) => home.handle(body).await.map(ResponseBody::Home),
             (RequestBody::Shard(body), Some(Service::Shard(service))) => {
-                service.handle(*body).await.map(ResponseBody::Shard)
+                let answer = service.handle(*body, request.stamp).await;
+                answer.map(|answer| ResponseBody::Shard(answer, service.mark()))
             }
             (RequestBody::Open(open), _) => self.found_shard(shard, open).await.map(|()| ResponseBody::Done),
             (RequestBody::Core(request), _) => self.handle_core(shard, request).await,

@@ -148,12 +148,18 @@ pub struct Logs {
     pub groups: Rc<RefCell<BTreeMap<ShardId, GroupState>>>,
     pub home_delay: Rc<Cell<Duration>>,
     control_lost: Rc<Cell<Option<Lost>>>,
+    shard_lost: Rc<Cell<Option<Lost>>>,
 }
 
 impl Logs {
     /// Whoever proposes the next change of the control shard does not hear what became of it.
     pub fn lose_next_control_answer(&self, lost: Lost) {
         self.control_lost.set(Some(lost));
+    }
+
+    /// The same of the next change of any tenant's shard.
+    pub fn lose_next_shard_answer(&self, lost: Lost) {
+        self.shard_lost.set(Some(lost));
     }
 
     /// How much longer commits of homes take from now on than those of shards.
@@ -179,7 +185,11 @@ impl GroupHost for MemoryHost {
         let (turn, ports) = (Rc::default(), self.ports.clone());
         let is_home = spec.shard != ShardId::CONTROL && spec.shard.0 < ShardId::TENANT_FIRST;
         let delay = if is_home { self.logs.home_delay.clone() } else { Rc::default() };
-        let next_lost = if spec.shard == ShardId::CONTROL { self.logs.control_lost.clone() } else { Rc::default() };
+        let next_lost = match spec.shard {
+            ShardId::CONTROL => self.logs.control_lost.clone(),
+            _ if is_home => Rc::default(),
+            _ => self.logs.shard_lost.clone(),
+        };
         let (shard, machine) = (spec.shard, spec.machine);
         let group = MemoryGroup { shard, machine, tables, index, turn, ports, delay, next_lost };
         Box::pin(async move { Ok(Rc::new(group) as Rc<dyn RaftGroup>) })
