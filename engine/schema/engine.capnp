@@ -1,5 +1,5 @@
 @0xe6d44cbdfe4bbd12;
-# Messages between the engines of different nodes, version 1. What they mean, their limits and how they may grow is told in
+# Messages between the engines of different nodes, versions 1 and 2. What they mean, their limits and how they may grow is told in
 # docs/formats/engine-messages.md. Fields are never renumbered or reused; a reader ignores those that it does not know.
 #
 # Ids of 16 bytes: Data of that length, lists of them one after the other in one Data; inside elements of lists two words,
@@ -105,6 +105,14 @@ struct Request {
     core    @6 :CoreRequest;
     node    @7 :CoreRequest;
   }
+  speaks @8 :UInt16;  # the highest version that the sender understands; 0: that of the message
+  stamp  @9 :Stamp;   # absent: it is not asked again
+}
+
+struct Stamp {
+  low   @0 :UInt64;  # the request's id
+  high  @1 :UInt64;
+  seen  @2 :UInt64;  # how far the shard had counted before it was asked for the first time
 }
 
 struct CoreRequest {
@@ -198,6 +206,7 @@ struct ShardRequest {
     fence          @17 :ChunkName;
     unfence        @18 :ChunkName;
   }
+  readId @19 :Data;  # of openRead, readPage, closeRead; absent: the reader's node speaks version 1
 }
 
 struct PutLoosePage {
@@ -369,6 +378,8 @@ struct Response {
     error   @8 :StoreError;
     holdings @9 :Holdings;
   }
+  speaks @10 :UInt16;  # the highest version that the sender understands; 0: that of the message
+  mark   @11 :UInt64;  # of the control shard or a tenant's: how far it has counted its requests
 }
 
 struct NotHere {

@@ -113,6 +113,8 @@ impl ClusterFragments {
             match inner.ask(node, &locator, &call, Some(bulk)).await {
                 Ok((FragmentReply::Put(Ok(extent)), _)) if extent.device == device => Ok(extent),
                 Ok((FragmentReply::Put(Err(error)), _)) => Err(error),
+                // Nothing was put: another device takes it.
+                Err(CallFailure::Silent(reason)) => Err(FragmentError::DeviceFailed { device, reason }),
                 other => Err(failed(device, node, other)),
             }
         })
@@ -137,7 +139,7 @@ impl Inner {
             return Err(CallFailure::NotDone("its node is no member any more".to_owned()));
         };
         if self.nodes.standing(node, self.ports.now()) != Standing::Here {
-            return Err(CallFailure::Unanswered(format!("{node} is silent")));
+            return Err(CallFailure::Silent(format!("{node} is silent")));
         }
         let lane = locator.index_lane(lanes);
         let answer = self.remote.call(node, lane, call, bulk.into_iter().collect(), OPERATION_DEADLINE);
@@ -317,7 +319,10 @@ impl Inner {
 fn failed<T>(device: DeviceId, node: NodeId, answer: Result<T, CallFailure>) -> FragmentError {
     match answer {
         Err(CallFailure::NotDone(reason)) => FragmentError::DeviceFailed { device, reason },
-        Err(CallFailure::Unanswered(reason)) => FragmentError::Unanswered { device, reason },
+        // A node that is silent may be back soon with what it has: nobody takes that for gone.
+        Err(CallFailure::Silent(reason) | CallFailure::Unanswered(reason)) => {
+            FragmentError::Unanswered { device, reason }
+        }
         Ok(_) => FragmentError::Unanswered { device, reason: format!("{node} answered something else") },
     }
 }

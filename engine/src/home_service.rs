@@ -390,7 +390,7 @@ impl HomeService {
             let result = match leader.commit(term, draft).await {
                 Ok(()) => Ok(()),
                 Err(CommitError::Store(error)) => Err(error),
-                Err(_) => Err(StoreError::Unavailable { reason: "the home changed its leader; try again".to_owned() }),
+                Err(_) => Err(StoreError::Unsettled { reason: "the home changed its leader; try again".to_owned() }),
             };
             drop(guards); // whoever decides about these chunks next sees this decision applied
             let _nobody_waits = sender.send(result);
@@ -407,7 +407,7 @@ impl HomeService {
 
     async fn confirm(&self, pin: PinId) -> Result<(), StoreError> {
         let committing = self.committing.borrow().get(&pin).cloned();
-        let stopped = || StoreError::Unavailable { reason: "the home has been restarted; try again".to_owned() };
+        let stopped = || StoreError::Unsettled { reason: "the home has been restarted; try again".to_owned() };
         let result = committing.ok_or_else(stopped)?.await.unwrap_or_else(|oneshot::Canceled| Err(stopped()));
         self.committing.borrow_mut().remove(&pin);
         result
@@ -764,7 +764,7 @@ impl HomeService {
                 Err(CommitError::Fenced(_) | CommitError::EpochClosed) => panic!("a home has no fences and no epochs"),
             }
         }
-        Err(StoreError::Unavailable { reason: "the leader changes too often; try again".to_owned() })
+        Err(StoreError::Unsettled { reason: "the leader changes too often; try again".to_owned() })
     }
 }
 

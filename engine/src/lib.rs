@@ -51,6 +51,7 @@ pub mod repair;
 pub mod repair_queue;
 pub mod repairer;
 pub mod replica_keeper;
+pub mod request_log;
 pub mod retirement;
 mod routes;
 pub mod scrubber;

@@ -11,6 +11,7 @@ use crate::delta::ChunkName;
 use crate::device_record::{DeviceRecord, DeviceUpdate};
 use crate::evacuation::EvacuationAnswer;
 use crate::repair_queue::{Margin, RepairCause};
+use crate::request_log::{Mark, RequestStamp};
 use kiseki_types::fragment::{DeviceUse, StripeShape};
 use kiseki_types::group::VoterId;
 use kiseki_types::ids::{
@@ -26,6 +27,8 @@ pub struct EngineRequest {
     pub shard: ShardId,
     /// What is asked.
     pub body: RequestBody,
+    /// What makes one request of this and of whatever else asks the same, where a change may be asked again.
+    pub stamp: Option<RequestStamp>,
 }
 
 /// What is asked of a shard.
@@ -130,12 +133,12 @@ pub type EngineResponse = Result<ResponseBody, StoreError>;
 pub enum ResponseBody {
     /// Done, nothing to say.
     Done,
-    /// From the control shard.
-    Control(ControlResponse),
+    /// From the control shard, and how far it has counted its requests.
+    Control(ControlResponse, Mark),
     /// From a home.
     Home(HomeResponse),
-    /// From a tenant's shard.
-    Shard(ShardResponse),
+    /// From a tenant's shard, and how far it has counted its requests.
+    Shard(ShardResponse, Mark),
     /// From a core, or from all of a node.
     Looks(Vec<DeviceLook>),
     /// To `Host`: the voter that the replica here is.
@@ -238,6 +241,7 @@ pub struct BeginChunk {
 }
 
 /// What a home is asked.
+#[derive(Clone)]
 #[cfg_attr(test, derive(Debug))]
 pub enum HomeRequest {
     /// Looks chunks up and pins what is there; notes an intent for what is not. Answered when it is decided, so that the
@@ -327,6 +331,7 @@ pub struct ObjectPath {
 }
 
 /// Pages of a write: all but the last are committed already and reached by no name.
+#[derive(Clone)]
 #[cfg_attr(test, derive(Debug))]
 pub struct WrittenPages {
     /// All pages, in order.
@@ -339,7 +344,12 @@ pub struct WrittenPages {
     pub pin_epoch: PinEpoch,
 }
 
+/// One read of an object; its reader chose it at random.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ReadId(pub [u8; 16]);
+
 /// What a tenant's shard is asked.
+#[derive(Clone)]
 #[cfg_attr(test, derive(Debug))]
 pub enum ShardRequest {
     /// The pin epoch that a write starting now states.
@@ -435,11 +445,26 @@ pub enum ShardRequest {
     /// An object's properties.
     Head(ObjectPath),
     /// Opens an object for reading: its pages stay until the hold is closed.
-    OpenRead(ObjectPath),
+    OpenRead {
+        /// Where.
+        path: ObjectPath,
+        /// Who will read it; a node of an earlier release does not say.
+        read: Option<ReadId>,
+    },
     /// A page of an object that is open.
-    ReadPage(PageId),
+    ReadPage {
+        /// Which.
+        page: PageId,
+        /// Who reads it.
+        read: Option<ReadId>,
+    },
     /// The reader is done.
-    CloseRead(Vec<PageId>),
+    CloseRead {
+        /// All pages of the object.
+        pages: Vec<PageId>,
+        /// Who has read it.
+        read: Option<ReadId>,
+    },
     /// Removes an object.
     Delete {
         /// Where.
@@ -465,6 +490,23 @@ pub enum ShardRequest {
     Fence(ChunkName),
     /// Collection: the generation is pardoned.
     Unfence(ChunkName),
+}
+
+impl ShardRequest {
+    /// Whether a second time would change something more, or fail on what the first one did.
+    #[must_use]
+    pub fn is_done_once(&self) -> bool {
+        matches!(
+            self,
+            ShardRequest::PutLoosePage { .. }
+                | ShardRequest::PutEntry { .. }
+                | ShardRequest::CreateUpload { .. }
+                | ShardRequest::PutPart { .. }
+                | ShardRequest::CompleteUpload { .. }
+                | ShardRequest::AbortUpload { .. }
+                | ShardRequest::Delete { .. }
+        )
+    }
 }
 
 /// What a tenant's shard answers.
@@ -553,6 +595,7 @@ pub struct TenantSecrets {
 }
 
 /// What the control shard is asked.
+#[derive(Clone)]
 #[cfg_attr(test, derive(Debug))]
 pub enum ControlRequest {
     /// An access key.
@@ -645,6 +688,24 @@ pub enum ControlRequest {
     },
     /// The key of a tenant's shard, for a node that has a replica of it.
     ShardKey(ShardId),
+}
+
+impl ControlRequest {
+    /// Whether a second time would change something more, or fail on what the first one did.
+    #[must_use]
+    pub fn is_done_once(&self) -> bool {
+        matches!(
+            self,
+            ControlRequest::CreateTenant { .. }
+                | ControlRequest::CreateAccessKey { .. }
+                | ControlRequest::CreateBucket { .. }
+                | ControlRequest::DeleteBucket { .. }
+                | ControlRequest::SetBucketEtag { .. }
+                | ControlRequest::UpdateDevice { .. }
+                | ControlRequest::InviteNode
+                | ControlRequest::SetNodeState { .. }
+        )
+    }
 }
 
 /// What the control shard answers.

@@ -6,11 +6,12 @@ use crate::api::{
 };
 use crate::chunk_write::WriteScope;
 use crate::core::Core;
-use crate::message::{Bucket, ControlRequest, ControlResponse, ObjectPath, ShardRequest, ShardResponse};
-use crate::reader::Reader;
+use crate::message::{Bucket, ControlRequest, ControlResponse, ObjectPath, ReadId, ShardRequest, ShardResponse};
+use crate::reader::{OpenedObject, Reader};
 use crate::writer::{Target, Writer};
 use kiseki_types::ids::{TenantId, UploadId};
 use kiseki_types::limits::KEY_LEN_BYTES_MAX;
+use kiseki_types::runtime::RuntimeExt;
 use std::rc::Rc;
 
 /// The store of one core.
@@ -124,10 +125,13 @@ impl ObjectStore for EngineStore {
         Box::pin(async move {
             let (bucket, path) = self.locate(tenant, bucket, key).await?;
             let keys = self.core.keyring.tenant(tenant).await?;
-            match self.core.calls.shard(bucket.shard, ShardRequest::OpenRead(path)).await? {
+            let read = ReadId(self.core.ports.random());
+            let open = ShardRequest::OpenRead { path, read: Some(read) };
+            match self.core.calls.shard(bucket.shard, open).await? {
                 ShardResponse::Opened { file, first } => {
                     let (core, key) = (self.core.clone(), key.to_owned());
-                    let reader = Reader::new(core, bucket.shard, tenant, keys, key, file, first);
+                    let opened = OpenedObject { shard: bucket.shard, read, file, first };
+                    let reader = Reader::new(core, tenant, keys, key, opened);
                     Ok(Box::new(reader) as Box<dyn ObjectReader>)
                 }
                 _ => panic!("a shard answers OpenRead with Opened"),

@@ -56,7 +56,7 @@ pub(crate) fn from_store(error: StoreError) -> S3Error {
                 format!("There is no space left: {reason}."),
             )
         }
-        StoreError::Unavailable { reason } => {
+        StoreError::Unavailable { reason } | StoreError::Unsettled { reason } => {
             refuse(Code::ServiceUnavailable, format!("The request can't be served now, try again: {reason}."))
         }
         StoreError::Damaged { reason } => {

@@ -137,6 +137,7 @@ impl ShardService {
     /// node that is alone, and get their time to name them where they may be on another node.
     pub async fn start(self: &Rc<Self>, writers_are_gone: bool) -> Result<(), StoreError> {
         self.leader.barrier().await?;
+        self.leader.requests.load(&*self.leader.tables()).await?;
         if writers_are_gone {
             while self.abandon_loose().await? {}
         }
@@ -254,6 +255,9 @@ impl ShardService {
     }
 
     async fn round(&self) -> Result<(), StoreError> {
+        if !self.nodes.is_alone() {
+            self.open_reads.borrow_mut().let_silent_go(self.leader.ports().now());
+        }
         let held = self.drop_pages_that_wait().await?;
         let busy = self.settle_candidates().await?;
         self.backlog.waiting.set(held + busy);
@@ -307,9 +311,8 @@ impl ShardService {
 
     async fn drop_batch(&self, pages: &[(PageId, Page)]) -> Result<u64, StoreError> {
         // Seen free and counted up in one step, see `open_read`.
-        let free: Vec<&(PageId, Page)> = pages.iter().filter(|(id, _)| !self.is_held(*id)).collect();
+        let free: Vec<&(PageId, Page)> = pages.iter().filter(|(id, _)| !self.open_reads.borrow().holds(*id)).collect();
         self.pages_vanished.set(self.pages_vanished.get() + 1);
-        free.iter().for_each(|(id, _)| drop(self.open_pages.borrow_mut().remove(id))); // readers that are gone
         if free.is_empty() {
             return Ok(pages.len() as u64);
         }

@@ -14,15 +14,16 @@ use crate::keys::{WRAPPED_DEK_LEN_BYTES, WrappedDek};
 use crate::message::{
     BeginChunk, Bucket, Closing, Collected, ControlRequest, ControlResponse, CoreRequest, Decision, Dedup, DeviceLook,
     EngineRequest, EngineResponse, Holdings, HomeRequest, HomeResponse, NodeEntry, NodeState, ObjectPath, OpenShard,
-    RequestBody, ResponseBody, ShardRequest, ShardResponse, TenantInfo, TenantSecrets, WrittenPages,
+    ReadId, RequestBody, ResponseBody, ShardRequest, ShardResponse, TenantInfo, TenantSecrets, WrittenPages,
 };
 use crate::repair_queue::RepairCause;
+use crate::request_log::{Mark, RequestStamp};
 use kiseki_types::fragment::{
     DeviceState, DeviceStatus, DeviceUse, FragmentError, FragmentKey, FragmentMeta, StoredFragment, StripeShape,
 };
 use kiseki_types::ids::{
     ChunkId, CompositionId, DeviceId, DirId, Generation, LaneId, Locator, MapEpoch, MasterEpoch, NamespaceId, NodeId,
-    PageId, PinEpoch, PoolId, ShardId, TenantId, UploadId,
+    PageId, PinEpoch, PoolId, RequestId, ShardId, TenantId, UploadId,
 };
 use kiseki_types::secret::SecretKey;
 use kiseki_types::units::{BlockCount, BlockIndex, Extent};
@@ -130,7 +131,7 @@ fn of_shard<T>(requests: Vec<Named<T>>, body: fn(T) -> RequestBody) -> Vec<Named
 }
 
 fn request_to(body: RequestBody) -> EngineRequest {
-    EngineRequest { shard: ShardId(1030), body }
+    EngineRequest { shard: ShardId(1030), body, stamp: None }
 }
 
 /// Requests of each kind.
@@ -144,10 +145,16 @@ pub(super) fn requests() -> Vec<Named<EngineRequest>> {
         of_shard(core_requests(), RequestBody::Core),
         vec![("open", request_to(RequestBody::Open(open())))],
         vec![("node-forget", request_to(RequestBody::Node(CoreRequest::Forget)))],
+        stamped_requests(),
     ]
     .into_iter()
     .flatten()
     .collect()
+}
+
+fn stamped_requests() -> Vec<Named<EngineRequest>> {
+    let stamp = Some(RequestStamp { id: RequestId(bytes(0xb0)), seen: Mark(77) });
+    vec![("put-stamped", EngineRequest { stamp, ..request_to(RequestBody::Shard(Box::new(put_entry("key")))) })]
 }
 
 /// A request to begin that many chunks.
@@ -190,6 +197,7 @@ fn shard_requests() -> Vec<Named<ShardRequest>> {
         limit: 1000,
     };
     let condition = Condition::IfMatch("\"tag\"".to_owned());
+    let read = Some(ReadId(bytes(0xc0)));
     vec![
         ("pin-epoch", ShardRequest::PinEpoch),
         ("loose-page", ShardRequest::PutLoosePage { namespace, pin_epoch, id: PageId(bytes(1)), page: page(3) }),
@@ -197,9 +205,11 @@ fn shard_requests() -> Vec<Named<ShardRequest>> {
         ("put-entry", ShardRequest::PutEntry { path: path(), condition, file: file(), written: written() }),
         ("put-small", put_entry("key")),
         ("head", ShardRequest::Head(path())),
-        ("open-read", ShardRequest::OpenRead(path())),
-        ("read-page", ShardRequest::ReadPage(PageId(bytes(3)))),
-        ("close-read", ShardRequest::CloseRead(vec![PageId(bytes(4))])),
+        ("open-read", ShardRequest::OpenRead { path: path(), read }),
+        ("read-page", ShardRequest::ReadPage { page: PageId(bytes(3)), read }),
+        ("close-read", ShardRequest::CloseRead { pages: vec![PageId(bytes(4))], read }),
+        ("open-read-nameless", ShardRequest::OpenRead { path: path(), read: None }),
+        ("close-read-nameless", ShardRequest::CloseRead { pages: vec![PageId(bytes(4))], read: None }),
         ("delete", ShardRequest::Delete { path: path(), condition: Condition::IfAbsent }),
         ("list", ShardRequest::List { root, request: list }),
         ("list-all", ShardRequest::List { root, request: ListRequest { limit: 1, ..ListRequest::default() } }),
@@ -324,8 +334,11 @@ pub(super) fn responses() -> Vec<Named<EngineResponse>> {
     let bodies = [
         plain,
         home_responses().into_iter().map(|(name, home)| (name, ResponseBody::Home(home))).collect(),
-        shard_responses().into_iter().map(|(name, shard)| (name, ResponseBody::Shard(shard))).collect(),
-        control_responses().into_iter().map(|(name, control)| (name, ResponseBody::Control(control))).collect(),
+        shard_responses().into_iter().map(|(name, shard)| (name, ResponseBody::Shard(shard, Mark(4)))).collect(),
+        control_responses()
+            .into_iter()
+            .map(|(name, control)| (name, ResponseBody::Control(control, Mark(5))))
+            .collect(),
     ];
     let answers = bodies.into_iter().flatten().map(|(name, body)| (name, Ok(body)));
     answers.chain(store_errors().into_iter().map(|(name, error)| (name, Err(error)))).collect()
@@ -440,6 +453,7 @@ fn store_errors() -> Vec<Named<StoreError>> {
         ("full", StoreError::Full { reason: text() }),
         ("unavailable", StoreError::Unavailable { reason: text() }),
         ("damaged", StoreError::Damaged { reason: text() }),
+        ("unsettled", StoreError::Unsettled { reason: text() }),
     ]
 }
 

@@ -21,6 +21,7 @@ const TOO_LARGE: u16 = 12;
 const FULL: u16 = 13;
 const UNAVAILABLE: u16 = 14;
 const DAMAGED: u16 = 15;
+const UNSETTLED: u16 = 16;
 
 /// Writes an error.
 pub(super) fn put(mut out: store_error::Builder<'_>, error: &StoreError) {
@@ -43,6 +44,7 @@ pub(super) fn put(mut out: store_error::Builder<'_>, error: &StoreError) {
         StoreError::Full { reason } => (FULL, reason.as_str()),
         StoreError::Unavailable { reason } => (UNAVAILABLE, reason.as_str()),
         StoreError::Damaged { reason } => (DAMAGED, reason.as_str()),
+        StoreError::Unsettled { reason } => (UNSETTLED, reason.as_str()),
     };
     out.set_kind(kind);
     if !text.is_empty() {
@@ -69,6 +71,7 @@ pub(super) fn take(error: store_error::Reader<'_>) -> Result<StoreError, WireErr
         FULL => StoreError::Full { reason: text },
         DAMAGED => StoreError::Damaged { reason: text },
         UNAVAILABLE => StoreError::Unavailable { reason: text },
+        UNSETTLED => StoreError::Unsettled { reason: text },
         kind if text.is_empty() => {
             StoreError::Unavailable { reason: format!("another node answers with error {kind}") }
         }

@@ -161,12 +161,24 @@ pub struct Logs {
     pub stuck: Shards,
     /// Groups whose leaders don't know that they lead: reads don't become linearizable.
     pub deposed: Shards,
+    shard_lost: Rc<Cell<Option<Lost>>>,
+    home_lost: Rc<Cell<Option<Lost>>>,
 }
 
 impl Logs {
     /// Whoever proposes the next change of the control shard does not hear what became of it.
     pub fn lose_next_control_answer(&self, lost: Lost) {
         self.control_lost.set(Some(lost));
+    }
+
+    /// The same of the next change of any tenant's shard.
+    pub fn lose_next_shard_answer(&self, lost: Lost) {
+        self.shard_lost.set(Some(lost));
+    }
+
+    /// And of the next change of any home.
+    pub fn lose_next_home_answer(&self, lost: Lost) {
+        self.home_lost.set(Some(lost));
     }
 
     /// How much longer commits of homes take from now on than those of shards.
@@ -192,7 +204,11 @@ impl GroupHost for MemoryHost {
         let (turn, ports) = (Rc::default(), self.ports.clone());
         let is_home = spec.shard != ShardId::CONTROL && spec.shard.0 < ShardId::TENANT_FIRST;
         let delay = if is_home { self.logs.home_delay.clone() } else { Rc::default() };
-        let next_lost = if spec.shard == ShardId::CONTROL { self.logs.control_lost.clone() } else { Rc::default() };
+        let next_lost = match spec.shard {
+            ShardId::CONTROL => self.logs.control_lost.clone(),
+            _ if is_home => self.logs.home_lost.clone(),
+            _ => self.logs.shard_lost.clone(),
+        };
         let (shard, machine) = (spec.shard, spec.machine);
         let (stuck, deposed) = (self.logs.stuck.clone(), self.logs.deposed.clone());
         let group = MemoryGroup { shard, machine, tables, index, turn, ports, delay, next_lost, stuck, deposed };

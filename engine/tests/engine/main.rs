@@ -7,6 +7,7 @@ mod groups;
 mod leaving;
 mod nodes;
 mod objects;
+mod once;
 mod promises;
 mod repair;
 mod scrub;
