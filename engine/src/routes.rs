@@ -219,7 +219,6 @@ fn repeats_freely(body: &RequestBody) -> bool {
                 | ShardRequest::List { .. }
                 | ShardRequest::Fence(_)
                 | ShardRequest::Unfence(_)
-                | ShardRequest::AbandonPages(_)
         ),
         RequestBody::Core(_) | RequestBody::Node(_) => true,
         RequestBody::Open(_) => false,
@@ -284,11 +283,11 @@ mod tests {
     #[test]
     fn what_changes_nothing_more_is_asked_again() {
         let name = ChunkName { locator: Locator([1; 32]), generation: Generation(1) };
-        let settle = |complete, abort| may_repeat(&RequestBody::Home(HomeRequest::Settle { complete, abort }));
+        let settle = |complete, abort| repeats_freely(&RequestBody::Home(HomeRequest::Settle { complete, abort }));
         assert!(settle(vec![(name, [1; 16])], Vec::new()));
         assert!(!settle(Vec::new(), vec![(name, [1; 16])]));
-        assert!(may_repeat(&RequestBody::Shard(Box::new(ShardRequest::AbandonPages(Vec::new())))));
-        assert!(!may_repeat(&RequestBody::Home(HomeRequest::Confirm([1; 16]))));
+        assert!(repeats_freely(&RequestBody::Shard(Box::new(ShardRequest::AbandonPages(Vec::new())))));
+        assert!(!repeats_freely(&RequestBody::Home(HomeRequest::Confirm([1; 16]))));
     }
 
     #[test]

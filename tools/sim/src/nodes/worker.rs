@@ -226,7 +226,9 @@ impl Worker {
                 book.reads.set(book.reads.get() + 1);
             }
             Err(error) if is_peace => book.violation(format!("{place}: not readable in peace: {error}")),
-            Err(StoreError::Unavailable { .. } | StoreError::Unsettled { .. }) => book.unknown.set(book.unknown.get() + 1),
+            Err(StoreError::Unavailable { .. } | StoreError::Unsettled { .. }) => {
+                book.unknown.set(book.unknown.get() + 1)
+            }
             // A page that was collected while its reader's leader changed: an error, never a wrong byte.
             Err(StoreError::Damaged { .. }) => book.unknown.set(book.unknown.get() + 1),
             Err(error) => book.violation(format!("{place}: a read failed: {error}")),
