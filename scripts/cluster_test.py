@@ -26,7 +26,7 @@ import urllib.request
 from node import PROGRAMS, SERVER, Node, free_port
 
 KIB, MIB = 1 << 10, 1 << 20
-KISEKI = PROGRAMS / "kiseki"
+KISEKI, DEVCTL = PROGRAMS / "kiseki", PROGRAMS / "kiseki-devctl"
 BUCKET = "cluster"
 # Longer than any condition takes on a loaded two-core machine.
 PATIENCE_SECONDS = 90
@@ -280,6 +280,31 @@ def health(cluster):
     _, metrics = healthz(nodes[0], "metrics")
     for name in ("shard_is_leader{", "shard_follower_lag_entries{", "shard_proposals_total{", "core_cpu_us_total{"):
         check(f"kiseki_{name}" in metrics, f"{name[:-1]} is in /metrics")
+
+
+    elsewhere(cluster)
+
+
+def elsewhere(cluster):
+    """A device of one node, administered from where another one is."""
+    first, second = cluster.nodes[0], cluster.nodes[1]
+    code, out, error = kiseki(first, "ca", "issue-admin", "--name", "tester")
+    check(code == 0, f"an administrator gets a certificate {error}")
+    device = status(second)["devices"][0]
+    link = ["--node", f"localhost:{cluster.peer_ports[second.number]}", "--cert", first.dir / "pki/admin-tester"]
+    state = lambda: next(it["state"] for it in status(second)["devices"] if it["id"] == device["id"])
+    code, out, error = command(DEVCTL, "drain", device["path"], *link, "--dry-run")
+    check(code == 0 and "would move" in out and state() == "healthy", f"a drain elsewhere is tried out: {out.strip()} {error}")
+    code, out, error = command(DEVCTL, "drain", device["path"], *link, "--json")
+    check(code == 0 and json.loads(out)["state"] == "evacuating", f"a device of a node elsewhere is drained {error}")
+    until("it is being emptied", lambda: state() == "evacuating")
+    code, out, error = command(DEVCTL, "drain", device["id"], *link, "--cancel")
+    check(code == 0, f"and kept after all {error}")
+    until("it is healthy again", lambda: state() == "healthy")
+    code, out, error = command(DEVCTL, "enroll", "/dev/nowhere", *link, "--format")
+    check(code == 1 and "machine" in error, f"nothing is formatted from elsewhere: {error.strip()}")
+    code, out, error = command(DEVCTL, "enroll", "nowhere", *link)
+    check(code != 0 and "whole path" in error, f"a path that means something here alone is refused: {error.strip()}")
 
 
 def drain(cluster):
