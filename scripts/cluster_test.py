@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Several nodes on this machine: joining and its refusals, one data for all, and nodes that die.
 
-    cluster_test.py DIRECTORY [--nodes 3] [--phases join,refusals,data,health,drain,kill-one,kill-all,leave] [--rounds 1] [--seed 1]
+    cluster_test.py DIRECTORY [--nodes 3] [--phases join,refusals,data,health,requests,drain,kill-one,kill-all,leave] [--rounds 1] [--seed 1]
 
 `join` comes first and is always run; `--phases` names those that follow, in this order: refusals (who may not join or start), data (put
-through one node, read through all), health (what healthz, health, top and metrics say while a node is down and when it is back), drain (one more node joins and leaves), kill-one (kill -9 of each node in turn while clients work), kill-all (kill -9 of all, start in random
+through one node, read through all), health (what healthz, health, top and metrics say while a node is down and when it is back), requests (one id in the logs of several nodes), drain (one more node joins and leaves), kill-one (kill -9 of each node in turn while clients work), kill-all (kill -9 of all, start in random
 order), leave (a drain that is cancelled, a lost node). Needs boto3 (target/client-test-venv, see client-test.sh). Ends with a line "N passed, M failed".
 """
 
@@ -32,7 +32,7 @@ BUCKET = "cluster"
 PATIENCE_SECONDS = 90
 # A leader is elected, links time out, a retry: what a client may see of a dead node.
 FAILOVER_SECONDS_MAX = 30
-PHASES = ["refusals", "data", "health", "drain", "kill-one", "kill-all", "leave"]
+PHASES = ["refusals", "data", "health", "requests", "drain", "kill-one", "kill-all", "leave"]
 
 
 class Results:
@@ -307,6 +307,30 @@ def elsewhere(cluster):
     check(code != 0 and "whole path" in error, f"a path that means something here alone is refused: {error.strip()}")
 
 
+def requests(cluster):
+    """One id of a client's request in the logs of the node that it talks to and of others."""
+    for node in cluster.nodes:
+        config = node.dir / "kiseki.toml"
+        text = config.read_text()
+        check("slow_request_ms = 1000" in text, f"{node.dir.name} tells of slow requests")
+        config.write_text(text.replace("slow_request_ms = 1000", "slow_request_ms = 1"))
+        node.stop()
+        node.start()
+    first, others = cluster.nodes[0], cluster.nodes[1:]
+    client, body = first.client(), random.Random(7).randbytes(300 * KIB)
+    number = iter(range(1000))
+
+    def is_told():
+        # One warning in five seconds, so not every request is told of on every node.
+        answer = client.put_object(Bucket=BUCKET, Key="request", Body=next(number).to_bytes(4, "big") + body)
+        name = answer["ResponseMetadata"]["HTTPHeaders"]["x-amz-request-id"]
+        logs = [node.log.read_text(errors="replace") for node in [first, *others]]
+        return all(any(name in log for log in some) for some in (logs[:1], logs[1:])) and name
+
+    name = until("one request is told of on several nodes", is_told)
+    check(len(name) == 16, f"request {name} is in the log of the node that was asked and of another one")
+
+
 def drain(cluster):
     """One more node joins, gets its share, and leaves in good order. Before anything is killed: what writers leave that died
     stays where it is until it is settled, which takes an hour."""
@@ -449,6 +473,7 @@ def main():
         "refusals": lambda: refusals(cluster),
         "data": lambda: data(cluster, rng),
         "health": lambda: health(cluster),
+        "requests": lambda: requests(cluster),
         "drain": lambda: drain(cluster),
         "kill-one": lambda: kill_one(cluster, rng, arguments.rounds),
         "kill-all": lambda: kill_all(cluster, rng, arguments.rounds),

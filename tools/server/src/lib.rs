@@ -60,6 +60,7 @@ pub mod replaced;
 pub mod report;
 pub mod scratch_dir;
 pub mod shards;
+pub mod slow_calls;
 pub mod smart;
 pub mod space;
 pub mod status;
