@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Several nodes on this machine: joining and its refusals, one data for all, and nodes that die.
 
-    cluster_test.py DIRECTORY [--nodes 3] [--phases join,refusals,data,drain,kill-one,kill-all,leave] [--rounds 1] [--seed 1]
+    cluster_test.py DIRECTORY [--nodes 3] [--phases join,refusals,data,health,requests,drain,kill-one,kill-all,leave] [--rounds 1] [--seed 1]
 
 `join` comes first and is always run; `--phases` names those that follow, in this order: refusals (who may not join or start), data (put
-through one node, read through all), drain (one more node joins and leaves), kill-one (kill -9 of each node in turn while clients work), kill-all (kill -9 of all, start in random
+through one node, read through all), health (what healthz, health, top and metrics say while a node is down and when it is back), requests (one id in the logs of several nodes), drain (one more node joins and leaves), kill-one (kill -9 of each node in turn while clients work), kill-all (kill -9 of all, start in random
 order), leave (a drain that is cancelled, a lost node). Needs boto3 (target/client-test-venv, see client-test.sh). Ends with a line "N passed, M failed".
 """
 
@@ -20,18 +20,19 @@ import sys
 import threading
 import time
 import traceback
+import urllib.error
 import urllib.request
 
 from node import PROGRAMS, SERVER, Node, free_port
 
 KIB, MIB = 1 << 10, 1 << 20
-KISEKI = PROGRAMS / "kiseki"
+KISEKI, DEVCTL = PROGRAMS / "kiseki", PROGRAMS / "kiseki-devctl"
 BUCKET = "cluster"
 # Longer than any condition takes on a loaded two-core machine.
 PATIENCE_SECONDS = 90
 # A leader is elected, links time out, a retry: what a client may see of a dead node.
 FAILOVER_SECONDS_MAX = 30
-PHASES = ["refusals", "data", "drain", "kill-one", "kill-all", "leave"]
+PHASES = ["refusals", "data", "health", "requests", "drain", "kill-one", "kill-all", "leave"]
 
 
 class Results:
@@ -226,6 +227,110 @@ def data(cluster, rng):
     check(not cluster.bad_reads(cluster.nodes[0]), "what others wrote reads back through the first")
 
 
+def healthz(node, path="healthz"):
+    """Status and JSON (or text) of what a node says of health."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{node.admin_port}/{path}", timeout=10) as answer:
+            code, body = answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        code, body = error.code, error.read()
+    return code, json.loads(body) if path == "healthz" else body.decode()
+
+
+def health(cluster):
+    """Whether the cluster would hold without a node, as each says: all up, one down, all up again; and what is shown meanwhile."""
+    nodes, victim = cluster.nodes, cluster.nodes[-1]
+    others = [node for node in nodes if node is not victim]
+    for node in nodes:
+        until(f"the cluster holds without {node.dir.name}", lambda: healthz(node)[0] == 200)
+        found = healthz(node)[1]
+        check(found["ok"] and not found["reasons"] and not found["alone"], f"the cluster holds without {node.dir.name}")
+    code, out, error = kiseki(nodes[0], "health")
+    check(code == 0 and out.startswith("ok"), f"kiseki health says so: {out.strip()} {error}")
+    victim.kill()
+    for node in others:
+        until("it is said that no other node may leave", lambda: healthz(node)[0] == 503)
+        named = lambda: all(any(words in it for it in healthz(node)[1]["reasons"]) for words in ("pool 0", "shard s", f"node {victim.number}"))
+        until("pool, shards and the silent node are named", named)
+        check(healthz(node)[0] == 503, f"{node.dir.name} must stay: {healthz(node)[1]['reasons']}")
+        check([healthz(node, path)[0] for path in ("livez", "readyz")] == [200, 200], "and lives and is ready all the same")
+    code, out, _ = kiseki(nodes[0], "health", "--json")
+    check(code == 1 and not json.loads(out)["ok"], "kiseki health exits with 1")
+    number = victim.number
+    code, out, _ = kiseki(nodes[0], "health", number)
+    check(code == 0, f"without the node that is down the cluster holds: {out.strip()}")
+    alerts = until("the silent node is an alert", lambda: [it for it in status(nodes[0])["alerts"] if "silent" in it])
+    check(f"node {number}" in alerts[0], f"the silent node is an alert: {alerts}")
+    victim.start()
+    for node in nodes:
+        until(f"the cluster holds without {node.dir.name} again", lambda: healthz(node)[0] == 200)
+        check(True, f"when it is back the cluster holds without {node.dir.name}")
+
+    shards = [shard for core in status(nodes[0])["core_reports"].values() for shard in core["shards"]]
+    led = [shard for shard in shards if shard["is_led_here"]]
+    check(all(shard["leader"] and len(shard["voters"]) >= 3 for shard in shards), f"{len(shards)} shards have leaders and voters")
+    check(all(len(shard["followers"]) >= 2 for shard in led), "and leaders know their followers")
+    code, out, error = kiseki(nodes[0], "top", "--json")
+    frame = json.loads(out) if code == 0 else {}
+    shown = [key for key in ("nodes", "cores", "devices", "pools", "shards") if frame.get(key)]
+    check(len(shown) == 5, f"top shows nodes, cores, devices, pools, shards: {shown} {error}")
+    check(all(0 < core["busy_percent"] < 101 for core in frame["cores"]), f"cores are busy: {frame['cores']}")
+    code, out, _ = kiseki(nodes[0], "top", "--once")
+    check(code == 0 and "BACKLOG" in out and "SHARD" in out, "top shows it as text once")
+    _, metrics = healthz(nodes[0], "metrics")
+    for name in ("shard_is_leader{", "shard_follower_lag_entries{", "shard_proposals_total{", "core_cpu_us_total{"):
+        check(f"kiseki_{name}" in metrics, f"{name[:-1]} is in /metrics")
+
+
+    elsewhere(cluster)
+
+
+def elsewhere(cluster):
+    """A device of one node, administered from where another one is."""
+    first, second = cluster.nodes[0], cluster.nodes[1]
+    code, out, error = kiseki(first, "ca", "issue-admin", "--name", "tester")
+    check(code == 0, f"an administrator gets a certificate {error}")
+    device = status(second)["devices"][0]
+    link = ["--node", f"localhost:{cluster.peer_ports[second.number]}", "--cert", first.dir / "pki/admin-tester"]
+    state = lambda: next(it["state"] for it in status(second)["devices"] if it["id"] == device["id"])
+    code, out, error = command(DEVCTL, "drain", device["path"], *link, "--dry-run")
+    check(code == 0 and "would move" in out and state() == "healthy", f"a drain elsewhere is tried out: {out.strip()} {error}")
+    code, out, error = command(DEVCTL, "drain", device["path"], *link, "--json")
+    check(code == 0 and json.loads(out)["state"] == "evacuating", f"a device of a node elsewhere is drained {error}")
+    until("it is being emptied", lambda: state() == "evacuating")
+    code, out, error = command(DEVCTL, "drain", device["id"], *link, "--cancel")
+    check(code == 0, f"and kept after all {error}")
+    until("it is healthy again", lambda: state() == "healthy")
+    code, out, error = command(DEVCTL, "enroll", "/dev/nowhere", *link, "--format")
+    check(code == 1 and "machine" in error, f"nothing is formatted from elsewhere: {error.strip()}")
+    code, out, error = command(DEVCTL, "enroll", "nowhere", *link)
+    check(code != 0 and "whole path" in error, f"a path that means something here alone is refused: {error.strip()}")
+
+
+def requests(cluster):
+    """One id of a client's request in the logs of the node that it talks to and of others."""
+    for node in cluster.nodes:
+        config = node.dir / "kiseki.toml"
+        text = config.read_text()
+        check("slow_request_ms = 1000" in text, f"{node.dir.name} tells of slow requests")
+        config.write_text(text.replace("slow_request_ms = 1000", "slow_request_ms = 1"))
+        node.stop()
+        node.start()
+    first, others = cluster.nodes[0], cluster.nodes[1:]
+    client, body = first.client(), random.Random(7).randbytes(300 * KIB)
+    number = iter(range(1000))
+
+    def is_told():
+        # One warning in five seconds, so not every request is told of on every node.
+        answer = client.put_object(Bucket=BUCKET, Key="request", Body=next(number).to_bytes(4, "big") + body)
+        name = answer["ResponseMetadata"]["HTTPHeaders"]["x-amz-request-id"]
+        logs = [node.log.read_text(errors="replace") for node in [first, *others]]
+        return all(any(name in log for log in some) for some in (logs[:1], logs[1:])) and name
+
+    name = until("one request is told of on several nodes", is_told)
+    check(len(name) == 16, f"request {name} is in the log of the node that was asked and of another one")
+
+
 def drain(cluster):
     """One more node joins, gets its share, and leaves in good order. Before anything is killed: what writers leave that died
     stays where it is until it is settled, which takes an hour."""
@@ -371,6 +476,8 @@ def main():
     steps = {
         "refusals": lambda: refusals(cluster),
         "data": lambda: data(cluster, rng),
+        "health": lambda: health(cluster),
+        "requests": lambda: requests(cluster),
         "drain": lambda: drain(cluster),
         "kill-one": lambda: kill_one(cluster, rng, arguments.rounds),
         "kill-all": lambda: kill_all(cluster, rng, arguments.rounds),

@@ -123,6 +123,7 @@ struct CoreRequest {
     nodes        @3 :NodeEntries;
     host         @4 :Void;
     holdings     @5 :UInt64;  # of which node
+    without      @6 :UInt64;  # which node
   }
 }
 
@@ -377,9 +378,29 @@ struct Response {
     notHere @7 :NotHere;
     error   @8 :StoreError;
     holdings @9 :Holdings;
+    without @10 :Without;
   }
   speaks @10 :UInt16;  # the highest version that the sender understands; 0: that of the message
   mark   @11 :UInt64;  # of the control shard or a tenant's: how far it has counted its requests
+}
+
+struct Without {
+  core           @0 :UInt16;
+  led            @1 :UInt64;
+  shards         @2 :UInt64;
+  pools          @3 :List(Pool);
+  reasons        @4 :List(Text);
+  more           @5 :UInt64;
+  reliantStripes @6 :UInt64;
+  mostOnANode    @7 :UInt64;
+  endangered     @8 :List(UInt64);  # stripes to be repaired that can lose 0, 1, 2, ... fragments
+  coresNotWalked @9 :UInt64;
+}
+
+struct Pool {
+  id     @0 :UInt16;
+  data   @1 :UInt8;
+  parity @2 :UInt8;
 }
 
 struct NotHere {

@@ -12,6 +12,7 @@ use crate::nodes::NodeBoard;
 use crate::request_log::{Mark, RequestStamp};
 use crate::routes::{Asked, Attempt, Repeat, Routes, copy_of};
 use crate::wire;
+use crate::without::Without;
 use futures::future::join_all;
 use kiseki_types::LocalBoxFuture;
 use kiseki_types::group::VoterId;
@@ -253,12 +254,17 @@ impl Calls {
     pub async fn ask_whole_node(&self, request: &CoreRequest) -> EngineResponse {
         let mut looks = BTreeMap::new();
         let mut holdings = BTreeMap::new();
+        let mut without = BTreeMap::new();
         for answer in join_all(self.inner.ask_own_cores(request)).await {
             match answer? {
                 ResponseBody::Looks(answers) => looks.extend(answers.into_iter().map(|look| (look.core, look))),
                 ResponseBody::Holdings(held) => drop(holdings.insert(held.core, held)),
+                ResponseBody::Without(known) => drop(without.insert(known.core, *known)),
                 _ => {}
             }
+        }
+        if let Some(known) = without.into_values().reduce(Without::and) {
+            return Ok(ResponseBody::Without(Box::new(known)));
         }
         Ok(match holdings.into_values().reduce(Holdings::and) {
             Some(held) => ResponseBody::Holdings(held),
@@ -285,6 +291,21 @@ impl Calls {
             }
         }
         sum.ok_or_else(|| StoreError::Unavailable { reason: "no core answers; the node is stopping".to_owned() })
+    }
+
+    /// What each member knows of what would be if a node left now, or why it does not say. A release that does not know the
+    /// question refuses it, and that is its answer.
+    pub async fn without(&self, node: NodeId) -> Vec<(NodeId, Result<Without, StoreError>)> {
+        let request = CoreRequest::Without(node);
+        let others: Vec<NodeId> = self.inner.nodes.others().into_iter().map(|entry| entry.node).collect();
+        let asked = join_all(self.inner.ask_other_nodes(&request));
+        let (own, answers) = futures::future::join(self.ask_whole_node(&request), asked).await;
+        let known = |answer: EngineResponse| match answer? {
+            ResponseBody::Without(known) => Ok(*known),
+            other => Err(unfit(&other)),
+        };
+        let nodes = std::iter::once(self.inner.nodes.own()).chain(others);
+        nodes.zip(std::iter::once(own).chain(answers).map(known)).collect()
     }
 
     /// Has a node keep a replica of a shard; the voter that it is.

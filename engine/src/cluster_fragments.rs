@@ -8,12 +8,14 @@
 //! Until a core has taken up what is recorded of the nodes, it does not know whether it is alone: then it neither finds nor
 //! puts anything. A node that is alone is asked directly: nothing is allocated or waited for beyond what its own store does.
 
+mod locate;
 mod remote;
 mod serve;
 
 pub use serve::fragment_handler;
 
 use crate::background::Background;
+use crate::latency::Latencies;
 use crate::nodes::{NODE_SILENT_AFTER, NodeBoard, Standing};
 use crate::wire::{FragmentCall, FragmentReply};
 use futures::StreamExt;
@@ -39,9 +41,6 @@ use tracing::debug;
 /// How long an operation on a device of another node may take.
 const OPERATION_DEADLINE: Duration = Duration::from_secs(10);
 
-/// How long a node may take to say which fragments it holds.
-const LOCATE_DEADLINE: Duration = Duration::from_secs(2);
-
 /// How often a node is asked for its devices, and how long it may take.
 const HEAR_INTERVAL: Duration = Duration::from_secs(1);
 const HEAR_DEADLINE: Duration = Duration::from_secs(2);
@@ -65,6 +64,8 @@ struct Inner {
     heard: RefCell<BTreeMap<NodeId, Vec<DeviceStatus>>>,
     /// Which other node has a device.
     owners: RefCell<BTreeMap<DeviceId, NodeId>>,
+    /// How long who takes to answer.
+    latencies: Rc<Latencies>,
 }
 
 impl ClusterFragments {
@@ -78,8 +79,14 @@ impl ClusterFragments {
         buffers: BufferSource,
     ) -> ClusterFragments {
         let remote = Remote::new(peers);
-        let (heard, owners) = (RefCell::default(), RefCell::default());
-        ClusterFragments { inner: Rc::new(Inner { ports, nodes, local, remote, buffers, heard, owners }) }
+        let (heard, owners, latencies) = (RefCell::default(), RefCell::default(), Rc::default());
+        ClusterFragments { inner: Rc::new(Inner { ports, nodes, local, remote, buffers, heard, owners, latencies }) }
+    }
+
+    /// How long devices and nodes take to answer, as this core sees it.
+    #[must_use]
+    pub fn latencies(&self) -> Rc<Latencies> {
+        self.inner.latencies.clone()
     }
 
     /// Asks the other members for their devices from now on; it ends with the core's background work.
@@ -157,63 +164,6 @@ impl Inner {
         while self.nodes.standing(node, self.ports.now()) == Standing::Here {
             let heard = self.nodes.last_heard(node).unwrap_or_default();
             self.ports.sleep_until(heard + NODE_SILENT_AFTER).await;
-        }
-    }
-
-    async fn locate(self: Rc<Inner>, locator: Locator, generation: Generation) -> Result<Located, FragmentError> {
-        let here = self.local.locate_here(locator, generation);
-        let members = self.nodes.members();
-        let others = members.iter().map(|(node, lanes)| self.locate_at(*node, *lanes, locator, generation));
-        let (here, others) = join(here, join_all(others)).await;
-        let mut located = Located::default();
-        let answers = std::iter::once((self.nodes.own(), here));
-        for (node, answer) in answers.chain(members.iter().map(|(node, _)| *node).zip(others)) {
-            match answer {
-                Ok(found) => {
-                    for fragment in found {
-                        // A device that was moved may still stand in the index of the node that it came from.
-                        if !located.found.iter().any(|other| other.extent == fragment.extent) {
-                            located.found.push(fragment);
-                        }
-                    }
-                }
-                Err(error) => {
-                    debug!(%node, %error, "a node does not say which fragments it holds");
-                    located.unanswered.push(node);
-                }
-            }
-        }
-        Ok(located)
-    }
-
-    async fn locate_at(
-        &self,
-        node: NodeId,
-        lanes: u16,
-        locator: Locator,
-        generation: Generation,
-    ) -> Result<Vec<StoredFragment>, FragmentError> {
-        let unknown = |reason: String| FragmentError::Unknown { reason };
-        if self.nodes.standing(node, self.ports.now()) != Standing::Here {
-            return Err(unknown(format!("{node} is silent")));
-        }
-        let call = FragmentCall::Locate { locator, generation };
-        let lane = locator.index_lane(lanes);
-        match self.remote.call(node, lane, &call, Vec::new(), LOCATE_DEADLINE).await {
-            Ok((FragmentReply::Located(found), _)) => {
-                self.nodes.heard(node, self.ports.now());
-                let is_asked = |found: &StoredFragment| {
-                    found.meta.key.locator == locator && found.meta.key.generation == generation
-                };
-                match found {
-                    Ok(found) if !found.iter().all(is_asked) => {
-                        Err(unknown(format!("{node} answered of another chunk")))
-                    }
-                    found => found,
-                }
-            }
-            Ok(_) => Err(unknown(format!("{node} answered something else"))),
-            Err(failure) => Err(unknown(failure.reason().to_owned())),
         }
     }
 
@@ -337,6 +287,10 @@ impl FragmentStore for ClusterFragments {
         devices
     }
 
+    fn is_here(&self, device: DeviceId) -> bool {
+        self.inner.owner(device).is_none()
+    }
+
     fn put(
         &self,
         device: DeviceId,
@@ -368,6 +322,17 @@ impl FragmentStore for ClusterFragments {
         match nodes.is_alone() {
             true => self.inner.local.locate(locator, generation),
             false => Box::pin(self.inner.clone().locate(locator, generation)),
+        }
+    }
+
+    fn locate_soon(
+        &self,
+        locator: Locator,
+        generation: Generation,
+    ) -> LocalBoxFuture<'static, Result<Located, FragmentError>> {
+        match self.inner.nodes.is_known() && !self.inner.nodes.is_alone() {
+            true => Box::pin(self.inner.clone().locate_soon(locator, generation)),
+            false => self.locate(locator, generation),
         }
     }
 

@@ -10,6 +10,7 @@ use crate::device_board::DeviceBoard;
 use crate::hash_queue::HashQueue;
 use crate::homes::Homes;
 use crate::keyring::{Keyring, NodeKeys};
+use crate::latency::{HedgeBudget, Latencies};
 use crate::message::{Bucket, ControlRequest, ControlResponse};
 use crate::nodes::NodeBoard;
 use crate::repair::RepairCounters;
@@ -50,6 +51,14 @@ pub struct DataCounters {
     pub rebuilds: Cell<u64>,
     /// Writes that were abandoned before they were named.
     pub writes_abandoned: Cell<u64>,
+    /// Reads of further fragments because others were late.
+    pub hedged_reads: Cell<u64>,
+    /// Parts of fragments that came sooner for it.
+    pub hedged_reads_won: Cell<u64>,
+    /// Times that a further one was not asked though one was late: the budget was spent, or there was none.
+    pub hedged_reads_refused: Cell<u64>,
+    /// Reads that went to other fragments because a device was slow.
+    pub slow_reads_avoided: Cell<u64>,
 }
 
 impl DataCounters {
@@ -87,6 +96,12 @@ pub struct Core {
     pub coder: StripeCoder,
     /// What was done.
     pub counters: DataCounters,
+    /// How long devices and nodes take to answer.
+    pub latencies: Rc<Latencies>,
+    /// How many reads may be asked for a second time.
+    pub hedge_budget: HedgeBudget,
+    /// Reads that nobody waits for any more and that have not ended.
+    pub late_reads: Cell<usize>,
     /// Holds back warnings of fragments that can't be read.
     pub unreadable: Throttle,
     /// Stripes of this core's homes that are to be repaired.
@@ -115,6 +130,7 @@ impl Core {
         buffers: BufferSource,
         keys: Rc<NodeKeys>,
         pin_epoch_age: Duration,
+        latencies: Rc<Latencies>,
     ) -> Rc<Core> {
         let keyring = Keyring::new(ports.clone(), calls.clone());
         let (coder, counters) = (StripeCoder::new(), DataCounters::default());
@@ -123,6 +139,9 @@ impl Core {
             homes: Rc::default(),
             devices: DeviceBoard::new(fragments.clone(), nodes.clone()),
             control_cache: ControlCache::default(),
+            latencies,
+            hedge_budget: HedgeBudget::default(),
+            late_reads: Cell::new(0),
             unreadable: Throttle::default(),
             repairs: Rc::default(),
             repair_reports: RefCell::default(),

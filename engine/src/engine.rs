@@ -3,6 +3,7 @@
 use crate::api::{Store, StoreError};
 use crate::calls::{Calls, CallsInputs};
 use crate::cluster_fragments::ClusterFragments;
+use crate::control_service::FIRST_POOL;
 use crate::core::Core;
 use crate::device_record::{DeviceRecord, DeviceUpdate};
 use crate::evacuation::{EvacuationState, Evacuator};
@@ -24,10 +25,11 @@ use crate::seats::{Seats, Service};
 use crate::shard_service::ShardService;
 use crate::store::EngineStore;
 use crate::wire;
+use crate::without::{Without, shard_without};
 use kiseki_types::Ports;
 use kiseki_types::buf::BufferSource;
 use kiseki_types::fragment::{FragmentStore, StripeShape};
-use kiseki_types::group::{Leadership, RaftGroup, VoterId, node_of};
+use kiseki_types::group::{GroupView, Leadership, RaftGroup, VoterId, node_of};
 use kiseki_types::ids::{DeviceId, LaneId, NodeId, ShardId};
 use kiseki_types::link::Link;
 use kiseki_types::peer::{Parcel, PeerCalls, PeerHandler, PeerIdentity};
@@ -133,6 +135,7 @@ impl Engine {
             inputs.fragments.clone(),
             inputs.buffers.clone(),
         );
+        let latencies = fragments.latencies();
         let core = Core::new(
             inputs.ports.clone(),
             calls.clone(),
@@ -141,6 +144,7 @@ impl Engine {
             inputs.buffers.clone(),
             inputs.keys.clone(),
             inputs.pin_epoch_age,
+            latencies,
         );
         fragments.start(&core.background);
         let inputs = Rc::new(inputs);
@@ -195,6 +199,12 @@ impl Engine {
     #[must_use]
     pub fn replicas(&self) -> Vec<(ShardId, Leadership, Vec<VoterId>)> {
         self.seats.leaderships()
+    }
+
+    /// Every replica of this core as it is, and how many terms began here since the node started.
+    #[must_use]
+    pub fn group_views(&self) -> Vec<(ShardId, GroupView, u64)> {
+        self.seats.views()
     }
 
     /// Shards that this core leads, and votes that they lack.
@@ -556,6 +566,27 @@ impl Engine {
         Ok(held)
     }
 
+    /// What would be if a node left now, as far as this core knows.
+    async fn without(&self, node: NodeId) -> Result<Without, StoreError> {
+        let core = self.inputs.lanes.first().copied().expect("a core that is asked has a lane");
+        let mut known = Without { core, endangered: self.core.repairs.endangered(), ..Without::default() };
+        for (shard, view, _) in self.seats.views().into_iter().filter(|(_, view, _)| view.leadership.is_here) {
+            known.led += 1;
+            if let Some(reason) = shard_without(shard, &view, node) {
+                known.add_reason(reason);
+            }
+        }
+        let reliance = self.repairer.borrow().as_ref().map(|repairer| repairer.reliance()).unwrap_or_default();
+        known.reliant_stripes = reliance.stripes.get(&node).copied().unwrap_or_default();
+        known.most_on_a_node = reliance.most_on_a_node as u64;
+        known.cores_not_walked = u64::from(self.repair_state().devices_walked == 0);
+        if let Some(control) = self.seats.control() {
+            known.shards = 1 + u64::from(self.inputs.home_count) + control.shard_count().await?;
+            known.pools.push((FIRST_POOL, control.first_pool().await?));
+        }
+        Ok(known)
+    }
+
     async fn handle_core(&self, shard: ShardId, request: CoreRequest) -> EngineResponse {
         match request {
             CoreRequest::Forget => {
@@ -573,6 +604,7 @@ impl Engine {
             }
             CoreRequest::Host => self.host(shard).await.map(ResponseBody::Hosted),
             CoreRequest::Holdings(node) => self.holdings(node).await.map(ResponseBody::Holdings),
+            CoreRequest::Without(node) => self.without(node).await.map(|it| ResponseBody::Without(Box::new(it))),
         }
     }
 }

@@ -12,6 +12,7 @@ use crate::device_record::{DeviceRecord, DeviceUpdate};
 use crate::evacuation::EvacuationAnswer;
 use crate::repair_queue::{Margin, RepairCause};
 use crate::request_log::{Mark, RequestStamp};
+use crate::without::Without;
 use kiseki_types::fragment::{DeviceUse, StripeShape};
 use kiseki_types::group::VoterId;
 use kiseki_types::ids::{
@@ -73,6 +74,8 @@ pub enum CoreRequest {
     Host,
     /// What would be missing without this node, as far as you know: its own cores know its fragments, leaders know who has votes.
     Holdings(NodeId),
+    /// Would everything that you know of go on if this node left now?
+    Without(NodeId),
 }
 
 /// What the control shard records of a node.
@@ -145,6 +148,8 @@ pub enum ResponseBody {
     Hosted(VoterId),
     /// To `Holdings`: of a core, or of all of a node.
     Holdings(Holdings),
+    /// To `Without`: of a core, or of all of a node.
+    Without(Box<Without>),
     /// The shard is not led here; nothing happened.
     NotHere {
         /// The node to ask, as far as it is known.

@@ -10,6 +10,7 @@ use crate::message::{ReadId, ShardRequest, ShardResponse};
 use bytes::Bytes;
 use futures::channel::oneshot;
 use kiseki_types::ids::{PageId, ShardId, TenantId};
+use kiseki_types::request;
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::rc::Rc;
@@ -120,6 +121,7 @@ impl Reader {
         let task = async move {
             let _ = sender.send(read_chunk(&core, &reference, &dek, wanted).await);
         };
+        let task = request::within(request::current(), Box::pin(task));
         self.core.ports.spawn("read chunk", Box::pin(task));
         self.ahead.push_back(receiver);
         Ok(())

@@ -2,6 +2,7 @@
 //! memory is set aside for. What does not fit is found again by the next walk ([`crate::repairer`]).
 
 use crate::delta::ChunkName;
+use crate::without::MARGINS;
 use futures::channel::oneshot;
 use kiseki_types::runtime::Instant;
 use std::cell::{Cell, RefCell};
@@ -40,7 +41,7 @@ struct Entry {
 }
 
 struct Running {
-    is_move: bool,
+    margin: Margin,
     /// The margin when it was offered again meanwhile.
     again: Option<Margin>,
 }
@@ -149,7 +150,7 @@ impl RepairQueue {
         }
         let (margin, name) = state.order.first().copied().filter(|(margin, _)| *margin <= margin_max)?;
         state.remove(name);
-        state.running.insert(name, Running { is_move: margin == MOVE_MARGIN, again: None });
+        state.running.insert(name, Running { margin, again: None });
         Some((name, margin))
     }
 
@@ -221,7 +222,7 @@ impl RepairQueue {
     #[must_use]
     pub fn backlog(&self) -> usize {
         let state = self.state.borrow();
-        let running = state.running.values().filter(|running| !running.is_move).count();
+        let running = state.running.values().filter(|running| running.margin != MOVE_MARGIN).count();
         state.entries.len() - state.moves + running
     }
 
@@ -229,7 +230,23 @@ impl RepairQueue {
     #[must_use]
     pub fn moving(&self) -> usize {
         let state = self.state.borrow();
-        state.moves + state.running.values().filter(|running| running.is_move).count()
+        state.moves + state.running.values().filter(|running| running.margin == MOVE_MARGIN).count()
+    }
+
+    /// Stripes that wait for their turn to be repaired, or are being so, by the number of fragments that they can lose. Of one
+    /// that found no room that is not known, so it counts as one that can lose none.
+    #[must_use]
+    pub fn endangered(&self) -> Vec<u64> {
+        let state = self.state.borrow();
+        let waiting = state.entries.values().map(|entry| entry.margin);
+        let running = state.running.values().map(|running| running.margin);
+        let mut by_margin = Vec::new();
+        for margin in waiting.chain(running).filter(|margin| *margin >= 0 && *margin != MOVE_MARGIN) {
+            let at = if margin == NO_ROOM_MARGIN { 0 } else { usize::from(margin.unsigned_abs()).min(MARGINS - 1) };
+            by_margin.resize(by_margin.len().max(at + 1), 0);
+            by_margin[at] += 1;
+        }
+        by_margin
     }
 
     /// Stripes that wait for devices.
@@ -289,6 +306,8 @@ mod tests {
         assert_eq!(queue.take(now, 0), None, "the rest has to wait for the end of the walk");
         assert_eq!(queue.take(now, Margin::MAX), Some((name(1), 1)));
         assert_eq!(queue.backlog(), 3, "running ones count");
+        queue.offer(name(4), NO_ROOM_MARGIN, RepairCause::Missing);
+        assert_eq!(queue.endangered(), [3, 1], "and so does one that found no room");
     }
 
     #[test]

@@ -21,8 +21,8 @@ use crate::repair_queue::{MOVE_MARGIN, Margin, NO_ROOM_MARGIN, RepairCause};
 use crate::throttle::Throttle;
 use futures::channel::oneshot;
 use futures::future::{join_all, select};
-use kiseki_types::fragment::FragmentError;
-use kiseki_types::ids::{DeviceId, PoolId};
+use kiseki_types::fragment::{FragmentError, StoredFragment};
+use kiseki_types::ids::{DeviceId, NodeId, PoolId};
 use kiseki_types::runtime::{Instant, RuntimeExt};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -122,6 +122,32 @@ pub struct Repairer {
     /// What clients had moved at the last look, and until when they count as being served.
     foreground: Cell<(u64, Instant)>,
     losses: Throttle,
+    /// What the last whole walk found of nodes that stripes can't do without.
+    reliance: RefCell<Reliance>,
+    /// Whether stripes were waiting then that may not rely on a node any more when they are repaired.
+    recount: Cell<bool>,
+}
+
+/// How stripes lie on the nodes, as a walk found them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reliance {
+    /// Stripes that can't be read without a node, by node: written when there were fewer nodes, or not whole.
+    pub stripes: BTreeMap<NodeId, u64>,
+    /// Most fragments that one node holds of a stripe.
+    pub most_on_a_node: usize,
+}
+
+impl Reliance {
+    /// Counts a stripe that needs `data` fragments of those that lie so.
+    fn count(&mut self, data: u8, by_node: &BTreeMap<NodeId, usize>) {
+        let good: usize = by_node.values().sum();
+        for (node, held) in by_node {
+            self.most_on_a_node = self.most_on_a_node.max(*held);
+            if good >= usize::from(data) && good - held < usize::from(data) {
+                *self.stripes.entry(*node).or_default() += 1;
+            }
+        }
+    }
 }
 
 /// What repair is about, for the status of the node.
@@ -159,6 +185,8 @@ impl Repairer {
             no_room_until: Cell::default(),
             foreground: Cell::default(),
             losses: Throttle::default(),
+            reliance: RefCell::default(),
+            recount: Cell::new(false),
         });
         core.background.repeat("walk for repair", Box::pin(repairer.clone().walk_forever()));
         for _ in 0..settings.stripes_at_once.max(1) {
@@ -189,6 +217,12 @@ impl Repairer {
         }
     }
 
+    /// How stripes lie on the nodes, as the last whole walk found them.
+    #[must_use]
+    pub fn reliance(&self) -> Reliance {
+        self.reliance.borrow().clone()
+    }
+
     fn usable(&self) -> UsableDevices {
         self.core.devices.counted_on(&self.core.nodes, self.core.ports.now())
     }
@@ -214,7 +248,8 @@ impl Repairer {
             let is_due = next_walk.is_some_and(|at| at <= self.core.ports.now());
             let is_drained = self.core.repairs.has_overflowed() && self.core.repairs.backlog() == 0;
             let is_silence_over = self.met_silence.get() && !self.is_any_awaited();
-            if has_changed || is_due || is_drained || is_silence_over {
+            let is_to_recount = self.recount.get() && self.core.repairs.backlog() == 0;
+            if has_changed || is_due || is_drained || is_silence_over || is_to_recount {
                 self.is_walking.set(true);
                 match self.walk(&state.0).await {
                     Ok(true) => {
@@ -222,6 +257,7 @@ impl Repairer {
                         self.walked.replace(Some(state));
                         self.is_walking.set(false);
                         add(&self.core.repair_counters.walks, 1);
+                        self.recount.set(self.relies_on_nodes() && self.core.repairs.backlog() > 0);
                         let now = self.core.ports.now();
                         next_walk = match has_changed && !is_first {
                             true => Some(now + CONFIRM_AFTER),
@@ -244,7 +280,12 @@ impl Repairer {
     }
 
     fn needs_another_walk(&self) -> bool {
-        self.core.repairs.waiting_count() > 0 || self.core.repairs.lost_count() > 0
+        self.core.repairs.waiting_count() > 0 || self.core.repairs.lost_count() > 0 || self.relies_on_nodes()
+    }
+
+    /// Whether stripes need a node that would not have to, were they written now: health says so until they are gone.
+    fn relies_on_nodes(&self) -> bool {
+        self.core.nodes.members().len() >= 2 && !self.reliance.borrow().stripes.is_empty()
     }
 
     /// One walk over all generations of this core's homes; false when the devices or the homes changed on the way.
@@ -256,15 +297,19 @@ impl Repairer {
         let lost: BTreeSet<ChunkName> = queue.lost().into_iter().collect();
         let mut still_lost = BTreeSet::new();
         let turn = self.core.homes.turn();
+        let reliance = RefCell::new(Reliance::default());
         let is_as_it_was = || self.usable() == *devices && self.core.homes.turn() == turn;
         for home in self.core.homes.all() {
             let mut after = None;
             loop {
                 let batch = home.generations_after(after, WALK_STEP).await?;
-                let looks = batch.held.iter().map(|held| self.look(held, devices, lost.contains(&held.name)));
+                let before = reliance.borrow().clone();
+                let looks =
+                    batch.held.iter().map(|held| self.look(held, devices, lost.contains(&held.name), &reliance));
                 let failed = join_all(looks).await.into_iter().find_map(Result::err);
                 if let Some(error) = failed {
-                    // The same step again: what was seen so far still holds.
+                    // The same step again: what was seen so far still holds, but for what this step counted.
+                    reliance.replace(before);
                     warn!(%error, "the walk for repair can't look at some stripes; it tries them again");
                     self.core.ports.sleep(RETRY_INTERVAL).await;
                     if !is_as_it_was() {
@@ -286,11 +331,21 @@ impl Repairer {
         for name in lost.difference(&still_lost) {
             queue.forget_lost(name); // deleted
         }
-        Ok(is_as_it_was())
+        if !is_as_it_was() {
+            return Ok(false);
+        }
+        self.reliance.replace(reliance.into_inner());
+        Ok(true)
     }
 
     /// Queues one generation if it is not whole.
-    async fn look(&self, held: &HeldGeneration, devices: &UsableDevices, was_lost: bool) -> Result<(), StoreError> {
+    async fn look(
+        &self,
+        held: &HeldGeneration,
+        devices: &UsableDevices,
+        was_lost: bool,
+        reliance: &RefCell<Reliance>,
+    ) -> Result<(), StoreError> {
         let queue = &self.core.repairs;
         let located = self.core.fragments.locate(held.name.locator, held.name.generation).await;
         // "Unknown" is not "missing": the walk looks again.
@@ -300,6 +355,10 @@ impl Repairer {
         let located = located.found;
         let healthy: BTreeSet<DeviceId> = devices.keys().copied().collect();
         let glance = Glance::at(held.name, &held.stripe, &located, &healthy);
+        if held.is_complete && !self.core.nodes.is_alone() {
+            let by_node = self.by_node(held, &located, &healthy);
+            reliance.borrow_mut().count(held.stripe.shape.data, &by_node);
+        }
         if glance.is_whole && !was_lost {
             return Ok(());
         }
@@ -433,6 +492,26 @@ impl Repairer {
         }
     }
 
+    /// Fragments of a stripe by node, each index once.
+    fn by_node(
+        &self,
+        held: &HeldGeneration,
+        located: &[StoredFragment],
+        usable: &BTreeSet<DeviceId>,
+    ) -> BTreeMap<NodeId, usize> {
+        let nodes: BTreeMap<DeviceId, NodeId> =
+            self.core.fragments.devices().into_iter().map(|device| (device.id, device.node)).collect();
+        let fits =
+            |found: &&StoredFragment| usable.contains(&found.extent.device) && held.stripe.fits(held.name, &found.meta);
+        let indices: BTreeMap<u8, DeviceId> =
+            located.iter().filter(fits).map(|found| (found.meta.key.index, found.extent.device)).collect();
+        let mut by_node = BTreeMap::new();
+        for node in indices.values().filter_map(|device| nodes.get(device)) {
+            *by_node.entry(*node).or_default() += 1;
+        }
+        by_node
+    }
+
     fn rate(&self, margin: Margin) -> u64 {
         let rate = self.settings.bytes_per_second_max;
         if self.serves_clients() && margin > 0 { rate / BUSY_DIVISOR } else { rate }
@@ -481,11 +560,7 @@ fn usable_in(devices: &UsableDevices, pool: PoolId) -> usize {
 }
 
 /// Whether a usable device holds nothing of the stripe, or something that may make room.
-fn has_room_for(
-    held: &HeldGeneration,
-    located: &[kiseki_types::fragment::StoredFragment],
-    devices: &UsableDevices,
-) -> bool {
+fn has_room_for(held: &HeldGeneration, located: &[StoredFragment], devices: &UsableDevices) -> bool {
     let on_usable = || located.iter().filter(|found| devices.contains_key(&found.extent.device));
     let holders: BTreeSet<DeviceId> = on_usable().map(|found| found.extent.device).collect();
     let indices: BTreeSet<u8> = on_usable().map(|found| found.meta.key.index).collect();

@@ -12,7 +12,7 @@ use crate::keys::MetaSealer;
 use crate::leader::Leader;
 use crate::replica_keeper::{AskHost, KeeperInputs, keep};
 use crate::shard_service::ShardService;
-use kiseki_types::group::{Leadership, RaftGroup};
+use kiseki_types::group::{GroupView, Leadership, RaftGroup};
 use kiseki_types::ids::{NodeId, ShardId, Term};
 use kiseki_types::runtime::{LocalBoxFuture, RuntimeExt};
 use std::cell::{Cell, RefCell};
@@ -128,6 +128,12 @@ impl Seats {
     pub(crate) fn leaderships(&self) -> Vec<(ShardId, Leadership, Vec<u64>)> {
         let seats = self.seats.borrow();
         seats.iter().map(|(shard, seat)| (*shard, seat.group.leadership(), seat.group.voters())).collect()
+    }
+
+    /// Every replica of this core as it is, and how many terms began here since the node started.
+    pub(crate) fn views(&self) -> Vec<(ShardId, GroupView, u64)> {
+        let seats = self.seats.borrow();
+        seats.iter().map(|(shard, seat)| (*shard, seat.group.view(), seat.terms.get())).collect()
     }
 
     /// Waits until a replica of this core is led: by another node, or here and served.

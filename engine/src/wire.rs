@@ -54,6 +54,9 @@ pub const WORD_LEN_BYTES_MAX: usize = 512;
 /// Nodes that the control shard may record.
 pub const NODES_MAX: usize = 1024;
 
+/// Pools that an answer names.
+pub const POOLS_MAX: usize = 64;
+
 /// Addresses of one node.
 pub const ADDRESSES_MAX: usize = 16;
 
@@ -196,6 +199,7 @@ fn put_answer(mut out: response::Builder<'_>, body: &ResponseBody, is_secret: &m
         }
         ResponseBody::Hosted(voter) => out.set_hosted(*voter),
         ResponseBody::Holdings(held) => core::put_holdings(out.init_holdings(), held),
+        ResponseBody::Without(without) => core::put_without(out.init_without(), without)?,
         ResponseBody::NotHere { leader, request: _ } => {
             let mut out = out.init_not_here();
             out.set_is_known(leader.is_some());
@@ -242,6 +246,7 @@ pub fn decode_response(message: &[u8]) -> Result<EngineResponse, WireError> {
             response::Looks(looks) => ResponseBody::Looks(core::take_looks(looks?)?),
             response::Hosted(voter) => ResponseBody::Hosted(voter),
             response::Holdings(held) => ResponseBody::Holdings(core::take_holdings(held?)),
+            response::Without(without) => ResponseBody::Without(Box::new(core::take_without(without?)?)),
             response::NotHere(not_here) => {
                 let not_here = not_here?;
                 let leader = not_here.get_is_known().then(|| NodeId(not_here.get_leader()));

@@ -16,6 +16,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use kiseki_engine::api::Store;
 use kiseki_types::Ports;
+use kiseki_types::request::RequestId;
 use kiseki_types::runtime::RuntimeExt;
 use s3s::config::{S3Config, StaticConfigProvider};
 use s3s::service::S3ServiceBuilder;
@@ -242,20 +243,22 @@ impl Inner {
         if is_head && body.bytes().is_some_and(|bytes| !bytes.is_empty()) {
             body = Body::empty();
         }
-        if let Ok(id) = HeaderValue::try_from(&context.id) {
+        if let Ok(id) = HeaderValue::try_from(context.id.to_string()) {
             parts.headers.insert("x-amz-request-id", id);
         }
         parts.headers.insert(http::header::SERVER, HeaderValue::from_static("Kiseki"));
         let status = parts.status.as_u16();
-        let body = MeteredBody::new(body, status, context, self.counters.clone(), self.shared.ports.clone());
+        let slow_request = self.shared.config.slow_request;
+        let body =
+            MeteredBody::new(body, status, context, self.counters.clone(), self.shared.ports.clone(), slow_request);
         Response::from_parts(parts, body)
     }
 
     /// Ids count up from a random start, by an odd step that makes neighbours look unlike.
-    fn next_request_id(&self) -> String {
+    fn next_request_id(&self) -> RequestId {
         let id = self.request_id.get().wrapping_add(0x9E37_79B9_7F4A_7C15);
         self.request_id.set(id);
-        format!("{id:016X}")
+        RequestId(id)
     }
 }
 

@@ -11,7 +11,7 @@ use crate::table_set::TableSet;
 use crate::type_config::{Command, TypeConfig, Vote, VoterId};
 use futures::future::{Either, select};
 use futures::stream::{LocalBoxStream, StreamExt};
-use kiseki_types::group::{Leadership, ProposeError, RaftGroup, ReplicasError, StateMachine};
+use kiseki_types::group::{GroupView, Leadership, ProposeError, RaftGroup, ReplicasError, StateMachine};
 use kiseki_types::limits::COMMAND_LEN_BYTES_MAX;
 use kiseki_types::runtime::{Instant, LocalBoxFuture, Ports, RuntimeExt};
 use kiseki_types::table::TableReader;
@@ -118,6 +118,13 @@ pub enum GroupState {
     Closed,
 }
 
+/// What a replica has done since it was opened.
+#[derive(Debug, Default)]
+pub(crate) struct GroupCounters {
+    pub(crate) proposals: Cell<u64>,
+    pub(crate) snapshots_sent: Rc<Cell<u64>>,
+}
+
 /// One running instance of openraft.
 pub(crate) struct Instance {
     pub(crate) raft: Openraft,
@@ -145,6 +152,7 @@ pub(crate) struct Inner {
     /// A snapshot is being received; one at a time.
     receiving: tokio::sync::Mutex<()>,
     pub(crate) rebuilds: Cell<u64>,
+    pub(crate) counters: Rc<GroupCounters>,
 }
 
 /// One replica of one shard. A clone is another handle.
@@ -212,7 +220,8 @@ impl ShardGroup {
     }
 
     async fn start(parts: GroupParts, start: Start) -> Result<ShardGroup, RaftError> {
-        let instance = build(&parts).await?;
+        let counters = Rc::new(GroupCounters::default());
+        let instance = build(&parts, &counters).await?;
         let quiet_until = Cell::new(instance.quiet_until);
         let group = ShardGroup {
             inner: Rc::new(Inner {
@@ -223,6 +232,7 @@ impl ShardGroup {
                 quiet_until,
                 receiving: tokio::sync::Mutex::new(()),
                 rebuilds: Cell::new(0),
+                counters,
             }),
         };
         supervisor::watch(&group);
@@ -390,6 +400,8 @@ impl ShardGroup {
             GroupState::Closed => return Err(unavailable(shard, "the group is closed")),
         }
         let permit = self.inner.parts.log.proposing(command.len()).await;
+        let proposals = &self.inner.counters.proposals;
+        proposals.set(proposals.get() + 1);
         let instance = self.instance();
         let answer = {
             let written = async {
@@ -431,7 +443,7 @@ fn unavailable(shard: ShardId, reason: &str) -> ProposeError {
 }
 
 /// Builds an instance from what the log and the tables hold.
-pub(crate) async fn build(parts: &GroupParts) -> Result<Instance, RaftError> {
+pub(crate) async fn build(parts: &GroupParts, counters: &GroupCounters) -> Result<Instance, RaftError> {
     let shard = parts.shard;
     // The instance before this one may still install a snapshot.
     parts.tables.idle().await;
@@ -451,8 +463,13 @@ pub(crate) async fn build(parts: &GroupParts) -> Result<Instance, RaftError> {
         machine: parts.machine.clone(),
     };
     let machine = ShardMachine::new(machine_parts, log.clone(), alive.clone())?;
-    let network =
-        PeerNetwork { ports: parts.ports.clone(), shard, link: parts.link.clone(), seals: parts.seals.clone() };
+    let network = PeerNetwork {
+        ports: parts.ports.clone(),
+        shard,
+        link: parts.link.clone(),
+        seals: parts.seals.clone(),
+        snapshots_sent: counters.snapshots_sent.clone(),
+    };
     let stopped = |reason: String| RaftError::Stopped { shard, reason };
     let config = parts.settings.config(shard).validate().map_err(|error| stopped(error.to_string()))?;
     let health = GroupHealth::new();
@@ -495,6 +512,10 @@ impl RaftGroup for ShardGroup {
     fn leadership_after(&self, seen: Leadership) -> LocalBoxFuture<'static, Leadership> {
         let group = self.clone();
         Box::pin(async move { group.leadership_other_than(seen).await })
+    }
+
+    fn view(&self) -> GroupView {
+        ShardGroup::view(self)
     }
 
     fn voter(&self) -> VoterId {

@@ -40,6 +40,7 @@ mod reads;
 mod sealed_file;
 #[cfg(test)]
 mod test_support;
+mod view;
 
 pub use error::RaftError;
 pub use group::{GroupParts, GroupSettings, GroupState, ShardGroup};

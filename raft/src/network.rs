@@ -17,7 +17,7 @@ use openraft::raft::{
 };
 use openraft::raft::{VoteRequest, VoteResponse};
 use openraft::{EmptyNode, OptionalSend, RaftNetworkFactory, RaftNetworkV2};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::pin::pin;
@@ -174,6 +174,8 @@ pub struct PeerNetwork {
     pub link: Rc<dyn PeerLink>,
     /// How files travel in a snapshot.
     pub seals: SnapshotSeals,
+    /// Snapshots that peers have taken.
+    pub snapshots_sent: Rc<Cell<u64>>,
 }
 
 /// openraft's client for one peer.
@@ -300,7 +302,11 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
         _option: RPCOption,
     ) -> Result<SnapshotAnswer, StreamingError<TypeConfig>> {
         match select(pin!(self.send_snapshot(vote, snapshot)), pin!(cancel)).await {
-            Either::Left((answer, _)) => answer,
+            Either::Left((answer, _)) => {
+                let sent = &self.network.snapshots_sent;
+                sent.set(sent.get() + u64::from(answer.is_ok()));
+                answer
+            }
             Either::Right((closed, _)) => Err(StreamingError::Closed(closed)),
         }
     }

@@ -80,7 +80,7 @@ async fn supervise(ports: Ports, group: Weak<Inner>) {
 /// Builds the group again. False: it is fenced or closed.
 async fn rebuild(inner: &Rc<Inner>) -> bool {
     let shard = inner.parts.shard;
-    let built = build(&inner.parts).await;
+    let built = build(&inner.parts, &inner.counters).await;
     if *inner.state.borrow() == GroupState::Closed {
         return false;
     }

@@ -303,6 +303,7 @@ fn core_requests() -> Vec<Named<CoreRequest>> {
         ("core-nodes", CoreRequest::Nodes { version: 13, entries: vec![node(NodeState::Removed)] }),
         ("host", CoreRequest::Host),
         ("holdings", CoreRequest::Holdings(NodeId(4))),
+        ("without", CoreRequest::Without(NodeId(4))),
     ]
 }
 
@@ -327,6 +328,21 @@ pub(super) fn responses() -> Vec<Named<EngineResponse>> {
                 shards: 6,
                 is_whole: true,
             }),
+        ),
+        (
+            "without",
+            ResponseBody::Without(Box::new(crate::without::Without {
+                core: LaneId(4),
+                led: 1,
+                shards: 2,
+                pools: vec![(PoolId(0), StripeShape { data: 4, parity: 2 })],
+                reasons: vec!["shard s7 has its only replica on node 4".to_owned()],
+                more: 3,
+                reliant_stripes: 5,
+                most_on_a_node: 6,
+                endangered: vec![7, 0, 8],
+                cores_not_walked: 9,
+            })),
         ),
         ("not-here", not_here(Some(NodeId(2)))),
         ("not-here-unknown", not_here(None)),

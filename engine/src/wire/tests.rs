@@ -45,6 +45,7 @@ fn shown_response(response: &EngineResponse) -> String {
         Ok(ResponseBody::Looks(looks)) => format!("{looks:?}"),
         Ok(ResponseBody::Hosted(voter)) => format!("hosted {voter}"),
         Ok(ResponseBody::Holdings(held)) => format!("{held:?}"),
+        Ok(ResponseBody::Without(without)) => format!("{without:?}"),
         Ok(ResponseBody::NotHere { leader, request }) => format!("not here {leader:?} {}", request.is_some()),
     }
 }

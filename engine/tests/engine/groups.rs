@@ -4,7 +4,9 @@ use crate::support::ONLY_NODE;
 use kiseki_engine::api::StoreError;
 use kiseki_engine::host::{GroupHost, GroupSpec, Opening};
 use kiseki_types::LocalBoxFuture;
-use kiseki_types::group::{Leadership, LogPosition, ProposeError, RaftGroup, ReplicasError, StateMachine, VoterId};
+use kiseki_types::group::{
+    GroupView, Leadership, LogPosition, ProposeError, RaftGroup, ReplicasError, StateMachine, VoterId,
+};
 use kiseki_types::ids::{ShardId, Term};
 use kiseki_types::runtime::{Ports, RuntimeExt};
 use kiseki_types::table::{Direction, Row, Scan, TableError, TableId, TableReader, TableWrite};
@@ -126,6 +128,18 @@ impl RaftGroup for MemoryGroup {
 
     fn leadership_after(&self, _seen: Leadership) -> LocalBoxFuture<'static, Leadership> {
         Box::pin(std::future::pending())
+    }
+
+    fn view(&self) -> GroupView {
+        let (voter, index) = (ONLY_NODE.0, self.index.get());
+        GroupView {
+            voter,
+            leadership: self.leadership(),
+            voter_sets: vec![vec![voter]],
+            last_index: index,
+            applied_index: index,
+            ..GroupView::default()
+        }
     }
 
     fn voter(&self) -> VoterId {

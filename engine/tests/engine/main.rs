@@ -4,6 +4,7 @@ mod apart;
 mod epochs;
 mod evacuation;
 mod groups;
+mod hedged;
 mod leaving;
 mod nodes;
 mod objects;

@@ -41,6 +41,14 @@ pub const NODE: NodeId = NodeId(0);
 const LANES: u16 = 2;
 pub const ONLY_NODE: kiseki_types::NodeId = kiseki_types::NodeId(1);
 
+/// Every so many reads of a device one takes longer.
+#[derive(Clone, Copy)]
+struct SlowReads {
+    every: u64,
+    delay: Duration,
+    begun: u64,
+}
+
 #[derive(Default)]
 struct Medium {
     fragments: BTreeMap<(FragmentKey, DeviceId), (StoredFragment, Vec<u8>)>,
@@ -50,6 +58,10 @@ struct Medium {
     first_device: u8,
     device_count: u8,
     put_delay: Duration,
+    slow_reads: BTreeMap<DeviceId, SlowReads>,
+    locate_delay: Duration,
+    /// Reads that began.
+    reads: u64,
     /// Puts under way, by device.
     putting: BTreeMap<DeviceId, u64>,
     /// Where the next fragment lies on its device.
@@ -127,6 +139,19 @@ impl MemoryFragments {
         let mut medium = self.medium.borrow_mut();
         medium.failing_locate = Some(medium.locates + after);
     }
+    /// How much longer one of `every` reads of a device takes from now on.
+    pub fn slow_down(&self, index: u8, every: u64, delay: Duration) {
+        let slow = SlowReads { every, delay, begun: 0 };
+        self.medium.borrow_mut().slow_reads.insert(Self::device(index), slow);
+    }
+    /// How much longer it takes to say what lies here.
+    pub fn set_locate_delay(&self, delay: Duration) {
+        self.medium.borrow_mut().locate_delay = delay;
+    }
+    /// Reads that began so far.
+    pub fn reads(&self) -> u64 {
+        self.medium.borrow().reads
+    }
     /// What was put since the last call, in order.
     pub fn take_puts(&self) -> Vec<FragmentKey> {
         std::mem::take(&mut self.medium.borrow_mut().puts)
@@ -173,9 +198,12 @@ impl MemoryFragments {
         stripes
     }
     fn later<T: 'static>(&self, result: T) -> LocalBoxFuture<'static, T> {
+        self.after(Duration::ZERO, result)
+    }
+    fn after<T: 'static>(&self, delay: Duration, result: T) -> LocalBoxFuture<'static, T> {
         let ports = self.ports.clone();
         Box::pin(async move {
-            ports.sleep(Duration::from_micros(50)).await;
+            ports.sleep(Duration::from_micros(50) + delay).await;
             result
         })
     }
@@ -239,7 +267,8 @@ impl FragmentStore for MemoryFragments {
         let of_stripe = |key: &FragmentKey| key.locator == locator && key.generation == generation;
         let found =
             medium.fragments.iter().filter(|((key, _), _)| of_stripe(key)).map(|(_, (stored, _))| stored.clone());
-        self.later(Ok(Located { found: found.collect(), unanswered: Vec::new() }))
+        let located = Located { found: found.collect(), unanswered: Vec::new() };
+        self.after(medium.locate_delay, Ok(located))
     }
 
     fn read(
@@ -259,7 +288,14 @@ impl FragmentStore for MemoryFragments {
             .and_then(|(_, bytes)| bytes.get(range.start as usize..range.end as usize))
             .map(|bytes| IoBuf::copy_of(bytes).freeze())
             .ok_or(corrupt);
-        self.later(result)
+        drop(medium);
+        let mut medium = self.medium.borrow_mut();
+        medium.reads += 1;
+        let delay = medium.slow_reads.get_mut(&device).map_or(Duration::ZERO, |slow| {
+            slow.begun += 1;
+            if slow.begun.is_multiple_of(slow.every) { slow.delay } else { Duration::ZERO }
+        });
+        self.after(delay, result)
     }
 
     fn release(&self, fragment: &StoredFragment) -> LocalBoxFuture<'static, Result<(), FragmentError>> {

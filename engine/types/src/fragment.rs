@@ -274,6 +274,10 @@ pub enum FragmentError {
 pub trait FragmentStore {
     /// All devices, sorted by id.
     fn devices(&self) -> Vec<DeviceStatus>;
+    /// Whether a device is this node's own, so that reads of it need no link.
+    fn is_here(&self, _device: DeviceId) -> bool {
+        true
+    }
     /// Writes a fragment of a client's new data. `payload` is the concatenation of the parts, `meta.payload_len_bytes` in
     /// all. Refused when the pool is at its critical fill (I-C5).
     fn put(
@@ -295,6 +299,15 @@ pub trait FragmentStore {
         locator: Locator,
         generation: Generation,
     ) -> LocalBoxFuture<'static, Result<Located, FragmentError>>;
+    /// The same for a read: where enough fragments for it are found, who is late to answer is not waited for, and counts as
+    /// one that has not answered.
+    fn locate_soon(
+        &self,
+        locator: Locator,
+        generation: Generation,
+    ) -> LocalBoxFuture<'static, Result<Located, FragmentError>> {
+        self.locate(locator, generation)
+    }
     /// Those of them that this node's own index lists.
     fn locate_here(
         &self,

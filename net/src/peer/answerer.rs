@@ -11,6 +11,7 @@ use crate::peer::session::{End, Session};
 use crate::peer::trust::Proven;
 use kiseki_types::ids::{CoreId, LaneId};
 use kiseki_types::peer::{Parcel, PeerIdentity, ServiceId};
+use kiseki_types::request::{self, RequestId};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -97,7 +98,7 @@ impl Answerer {
         take(&self.session.counters.in_flight, ended);
     }
 
-    fn dispatch(&self, call: u64, service: ServiceId, lane: LaneId, parcel: Parcel) {
+    fn dispatch(&self, call: u64, service: ServiceId, lane: LaneId, request: Option<RequestId>, parcel: Parcel) {
         let shape = self.gate.shape();
         let held_by = shape.core_of(lane);
         let found = match lane.0 < shape.lane_count && held_by == self.core {
@@ -106,9 +107,12 @@ impl Answerer {
         };
         match found {
             Ok(handler) => {
-                let answer = handler(self.identity, lane, parcel);
+                let answer = {
+                    let _entered = request::enter(request);
+                    handler(self.identity, lane, parcel)
+                };
                 let this = self.this.upgrade().expect("a connection holds its end");
-                let answering = async move { this.answer(call, answer.await) };
+                let answering = async move { this.answer(call, request::within(request, answer).await) };
                 self.session.ports.spawn("peer call", Box::pin(answering));
             }
             Err(why) => {
@@ -180,7 +184,7 @@ impl End for Answerer {
         self.running.borrow_mut().insert(head.call, running);
         add(&self.session.counters.calls, 1);
         add(&self.session.counters.in_flight, 1);
-        self.dispatch(head.call, head.service, head.lane, parcel);
+        self.dispatch(head.call, head.service, head.lane, head.request, parcel);
         Ok(())
     }
 

@@ -7,4 +7,7 @@
 
 pub mod ca;
 pub mod devctl;
+pub mod health;
 pub mod node;
+pub mod shards;
+pub mod top;

@@ -211,6 +211,17 @@ pub struct LogSection {
     pub filter: String,
     /// Text or JSON.
     pub format: LogFormat,
+    /// A request, and a call to another node that is made for one, is told of with the request's id when it takes longer, in
+    /// milliseconds; 0: none is.
+    pub slow_request_ms: u64,
+}
+
+impl LogSection {
+    /// From when on something is slow.
+    #[must_use]
+    pub fn slow_request(&self) -> Option<Duration> {
+        (self.slow_request_ms > 0).then(|| Duration::from_millis(self.slow_request_ms))
+    }
 }
 
 /// How NVMe drives are driven; files and other block devices have one way only.
@@ -326,7 +337,7 @@ impl Default for KeysSection {
 
 impl Default for LogSection {
     fn default() -> LogSection {
-        LogSection { filter: "info".to_owned(), format: LogFormat::Text }
+        LogSection { filter: "info".to_owned(), format: LogFormat::Text, slow_request_ms: 1_000 }
     }
 }
 

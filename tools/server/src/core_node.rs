@@ -11,6 +11,7 @@
 
 use crate::group_host::{CoreGroups, CoreGroupsInputs, Host};
 use crate::peer_directory::{NotedCalls, RecordedNodes};
+use crate::slow_calls::SlowCalls;
 use kiseki_devices::fragment_store::{
     AddDeviceError, CoreFragmentStore, DeviceReport, FragmentStoreConfig, LaneLink, LaneRequest, LaneResponse, OwnLane,
     StillInFlight, StoreDevice,
@@ -155,6 +156,8 @@ pub struct CoreInputs {
     pub group_settings: GroupSettings,
     /// Homes of the cluster, fixed when it was formed.
     pub home_count: u16,
+    /// A call to another node that takes longer is told of, when it is made for a client's request; `None`: none is.
+    pub slow_call: Option<Duration>,
     /// Whether the node is being made: only then may its logs start empty (I-L10).
     pub is_new: bool,
     /// Whether the cluster is being made with it: only then may shards start empty (I-O4).
@@ -169,6 +172,7 @@ pub struct CoreNode {
     groups: Rc<CoreGroups>,
     replicas: Replicas,
     engine: Rc<Engine>,
+    slow: Rc<SlowCalls>,
     /// Tables of the lanes, for a clean stop.
     tables: Vec<TableFile>,
 }
@@ -208,7 +212,8 @@ impl CoreNode {
         })
         .await?;
         let (nodes, ports) = (inputs.nodes.clone(), inputs.ports.clone());
-        let peers: Rc<dyn PeerCalls> = Rc::new(NotedCalls { calls: inputs.peers, nodes, ports });
+        let slow = SlowCalls::new(ports.clone(), inputs.slow_call);
+        let peers: Rc<dyn PeerCalls> = Rc::new(NotedCalls { calls: inputs.peers, nodes, ports, slow: slow.clone() });
         let directory = Rc::new(RecordedNodes(inputs.nodes.clone()));
         let replicas = Replicas::new(inputs.ports.clone());
         let groups = CoreGroups::new(CoreGroupsInputs {
@@ -246,6 +251,7 @@ impl CoreNode {
             groups,
             replicas,
             engine,
+            slow,
             tables,
         };
         Ok((Rc::new(core), reports))
@@ -267,8 +273,8 @@ impl CoreNode {
         let fragments: Rc<dyn FragmentStore> = Rc::new(self.fragments.clone());
         vec![
             (ServiceId::RAFT, self.replicas.handler()),
-            (ServiceId::ENGINE, self.engine.peer_handler()),
-            (ServiceId::FRAGMENTS, fragment_handler(fragments)),
+            (ServiceId::ENGINE, self.slow.watched(ServiceId::ENGINE, self.engine.peer_handler())),
+            (ServiceId::FRAGMENTS, self.slow.watched(ServiceId::FRAGMENTS, fragment_handler(fragments))),
         ]
     }
 

@@ -167,6 +167,7 @@ async fn run_core(
             None => GroupSettings::single_voter(),
         },
         home_count: shared.membership.homes,
+        slow_call: shared.config.log.slow_request(),
         is_new: shared.meta.is_new,
         forms_cluster: shared.meta.forms_cluster(),
     };
@@ -247,7 +248,11 @@ async fn serve_until_stopped(
     calls: Option<AdminCalls>,
     members: report::Members,
 ) -> Result<()> {
-    let gateway_config = GatewayConfig { region: shared.config.s3.region.clone(), ..GatewayConfig::default() };
+    let gateway_config = GatewayConfig {
+        region: shared.config.s3.region.clone(),
+        slow_request: shared.config.log.slow_request(),
+        ..GatewayConfig::default()
+    };
     let gateway = S3Service::new(ports.clone(), node.store(), gateway_config);
     report::start(shared, core, node, &gateway, members, ports);
     if let Some(calls) = calls {

@@ -225,7 +225,8 @@ fn config_text(options: &InitOptions) -> String {
          \n\
          [log]\n\
          filter = \"info\"\n\
-         format = \"text\"\n"
+         format = \"text\"\n\
+         slow_request_ms = 1000\n"
     )
 }
 

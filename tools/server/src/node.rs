@@ -1,6 +1,6 @@
 //! A node on this machine: opens what belongs to it, starts an executor per core, waits for a signal, stops cleanly.
 
-use crate::admin::http;
+use crate::admin::http::{self, HealthDesk};
 use crate::admin::server::{self, AdminDesk};
 use crate::cluster::{self, Membership, Neighbours};
 use crate::config::Config;
@@ -54,12 +54,17 @@ pub fn run(config: Config) -> Result<()> {
 
     let board = Arc::new(StatusBoard::default());
     let stoppers = Stopper::new();
-    let admin_http = http::start(config.admin.listen, board.clone(), executor::boottime_ns).map_err(|error| {
-        anyhow!("{}: {error}; stop whatever listens there, or choose --admin-port", config.admin.listen)
-    })?;
+    let health = Arc::new(HealthDesk::default());
+    let asked = health.clone();
+    let ask_health = Arc::new(move || asked.ask());
+    let admin_http =
+        http::start(config.admin.listen, board.clone(), ask_health, executor::boottime_ns).map_err(|error| {
+            anyhow!("{}: {error}; stop whatever listens there, or choose --admin-port", config.admin.listen)
+        })?;
     let shared = open(config, keys, tls, board, stoppers.1)?;
     let shared = Arc::new(shared);
     let (desk, calls) = AdminDesk::new(shared.clone());
+    health.open(desk.clone());
     server::start(&shared.config.dir.admin_socket(), desk.clone())
         .with_context(|| format!("can't make {}", shared.config.dir.admin_socket().display()))?;
     stop_on_signal(stoppers.0, shared.board.clone())?;

@@ -538,6 +538,7 @@ impl RealNode {
                 }
             },
             home_count: self.membership.as_ref().map_or(self.options.lanes, |membership| membership.home_count),
+            slow_call: None,
             is_new: plan.is_new,
             forms_cluster: plan.is_new && self.forms_cluster(),
             ports,

@@ -15,6 +15,7 @@ use kiseki_raft::table_set::TableSettings;
 use kiseki_raft::{GroupSettings, LaneLog, RaftPeers, Replicas};
 use kiseki_server::group_host::{CoreGroups, CoreGroupsInputs, Host};
 use kiseki_server::peer_directory::{NotedCalls, RecordedNodes};
+use kiseki_server::slow_calls::SlowCalls;
 use kiseki_simulator::{CutSwitch, DiskOptions, NodeId as Machine, Sim, SimDisk, SimMetaDir, SimNet};
 use kiseki_types::buf::stale_buffers;
 use kiseki_types::group::{Applied, ApplyError, LogPosition, RaftGroup, StateMachine, VoterId};
@@ -154,7 +155,8 @@ impl Cluster {
         let board = NodeBoard::new(node.id);
         board.take_up(1, &self.nodes.iter().map(|node| entry(node.id)).collect::<Vec<_>>());
         let calls = Watched { calls: self.net.calls(node.id, ports.clone()), sealed: self.sealed.clone() };
-        let calls = NotedCalls { calls: Rc::new(calls), nodes: board.clone(), ports: ports.clone() };
+        let slow = SlowCalls::new(ports.clone(), None);
+        let calls = NotedCalls { calls: Rc::new(calls), nodes: board.clone(), ports: ports.clone(), slow };
         let replicas = Replicas::new(ports.clone());
         self.net.serve(node.id, ServiceId::RAFT, ports.clone(), replicas.handler());
         let running = self.sim.block_on(node.machine(), async {

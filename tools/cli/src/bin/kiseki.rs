@@ -5,6 +5,8 @@ use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use kiseki_cli::ca::{self, CaCommand};
 use kiseki_cli::node::{self, NodeCommand};
+use kiseki_cli::top::{self, Show};
+use kiseki_cli::{health, shards};
 use kiseki_server::admin::{AdminRequest, AdminResponse, Dedup, Etag};
 use kiseki_server::admin_client::AdminClient;
 use kiseki_server::outcome::{self, NodeError};
@@ -31,7 +33,7 @@ From elsewhere:
   kiseki ca issue-admin --name alice          (where the authority is)
   kiseki --node storage1:9100 --cert admin-alice status
 
-Exit codes: 0 done, 1 refused, 2 wrong usage, 3 failed. With --json an error is one object on standard error:
+Exit codes: 0 done, 1 refused (health: it would not hold), 2 wrong usage, 3 failed. With --json an error is one object on standard error:
 {\"error\":{outcome, exit_code, message, causes}}."
 )]
 struct Cli {
@@ -68,6 +70,23 @@ enum Command {
     /// Shows devices, metadata directories, and what is unsafe or wrong.
     Status {
         /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Says whether the cluster would hold if a node left now: before it is restarted or drained. Exit code 0: yes, 1: no.
+    Health {
+        /// Number of the node; the one that is asked when absent.
+        number: Option<u64>,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Shows what the node does just now, again each second: nodes, cores, devices, pools, shards, backlog, alerts.
+    Top {
+        /// Show it once, after a second.
+        #[arg(long)]
+        once: bool,
+        /// The same as JSON.
         #[arg(long)]
         json: bool,
     },
@@ -158,19 +177,20 @@ enum EtagArg {
 
 fn main() -> ExitCode {
     match run(outcome::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => outcome::fail("kiseki", &error),
     }
 }
 
-fn run(cli: Cli) -> Result<()> {
+fn run(cli: Cli) -> Result<ExitCode> {
+    let done = |()| ExitCode::SUCCESS;
     let (request, json) = match cli.command {
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "kiseki", &mut std::io::stdout());
-            return Ok(());
+            return Ok(ExitCode::SUCCESS);
         }
-        Command::Ca(command) => return ca::run(&KisekiDir::at(&cli.dir)?, command),
-        Command::Man { dir } => return Ok(clap_mangen::generate_to(Cli::command(), dir)?),
+        Command::Ca(command) => return ca::run(&KisekiDir::at(&cli.dir)?, command).map(done),
+        Command::Man { dir } => return Ok(clap_mangen::generate_to(Cli::command(), dir).map(done)?),
         Command::Tenant(TenantCommand::Create { name, dedup, json }) => {
             let dedup = match dedup {
                 DedupArg::Shared => Dedup::Shared,
@@ -190,12 +210,25 @@ fn run(cli: Cli) -> Result<()> {
         }
         Command::Node(command) => {
             let dir = KisekiDir::at(&cli.dir)?;
-            return node::run(&dir, command, || connect(cli.node.as_deref(), cli.cert.as_deref(), &dir));
+            return node::run(&dir, command, || connect(cli.node.as_deref(), cli.cert.as_deref(), &dir)).map(done);
         }
         Command::Status { json } => (AdminRequest::Status, json),
+        Command::Health { number, json } => {
+            let mut client = connect(cli.node.as_deref(), cli.cert.as_deref(), &KisekiDir::at(&cli.dir)?)?;
+            return health::run(&mut client, number, json);
+        }
+        Command::Top { once, json } => {
+            let show = match (once, json) {
+                (_, true) => Show::Json,
+                (true, false) => Show::Once,
+                (false, false) => Show::Live,
+            };
+            let mut client = connect(cli.node.as_deref(), cli.cert.as_deref(), &KisekiDir::at(&cli.dir)?)?;
+            return top::run(&mut client, show).map(done);
+        }
     };
     let mut client = connect(cli.node.as_deref(), cli.cert.as_deref(), &KisekiDir::at(&cli.dir)?)?;
-    print(client.call(&request)?, json)
+    print(client.call(&request)?, json).map(done)
 }
 
 /// A way to the node that is meant.
@@ -242,6 +275,7 @@ fn print(response: AdminResponse, json: bool) -> Result<()> {
         AdminResponse::Invited(invitation) => print_json(&invitation),
         AdminResponse::Device(device) => print_json(&device),
         AdminResponse::Joined(joined) => print_json(&joined),
+        AdminResponse::Health(health) => print_json(&health),
         AdminResponse::Status(report) if json => print_json(&report),
         AdminResponse::Status(report) => {
             print_status(&report);
@@ -317,9 +351,7 @@ fn print_status(report: &NodeReport) {
     if let Some(peer) = &report.peer {
         println!("  peer      {}", peer_line(peer));
     }
-    if report.nodes.len() > 1 {
-        println!("  shards    {}", shards_line(report));
-    }
+    print!("{}", shards::status_lines(report));
     println!("  repair    {}", repair_line(report));
     println!("  scrub     {}", scrub_line(report));
     for setting in &report.unsafe_settings {
@@ -328,6 +360,15 @@ fn print_status(report: &NodeReport) {
     for warning in &report.warnings {
         println!("  warning   {warning}");
     }
+    for alert in report.alerts.iter().filter(|alert| !is_told(report, alert)) {
+        println!("  ALERT     {alert}");
+    }
+}
+
+/// Whether a line of its own says so.
+fn is_told(report: &NodeReport, alert: &str) -> bool {
+    report.warnings.iter().any(|warning| warning == alert)
+        || report.unsafe_settings.iter().any(|setting| alert.starts_with(setting.as_str()))
 }
 
 /// What the drive says of its health, or why it can't be asked.
@@ -432,17 +473,6 @@ fn peer_line(peer: &PeerReport) -> String {
         peer.revoked,
         peer.refused
     )
-}
-
-/// What a node has of the cluster's shards.
-fn shards_line(report: &NodeReport) -> String {
-    let (replicas, led) = (report.total("raft_groups"), report.total("raft_groups_led"));
-    match report.total("raft_votes_missing") {
-        0 => format!("{replicas} replicas here, {led} lead"),
-        missing => {
-            format!("{replicas} replicas here, {led} lead and lack {missing} votes: they would not survive a node yet")
-        }
-    }
 }
 
 fn repair_line(report: &NodeReport) -> String {
