@@ -378,7 +378,7 @@ struct Response {
     notHere @7 :NotHere;
     error   @8 :StoreError;
     holdings @9 :Holdings;
-    without @10 :Without;
+    without @12 :Without;
   }
   speaks @10 :UInt16;  # the highest version that the sender understands; 0: that of the message
   mark   @11 :UInt64;  # of the control shard or a tenant's: how far it has counted its requests
