@@ -321,6 +321,19 @@ pub fn voters_wanted(shard: ShardId, members: usize) -> usize {
     }
 }
 
+/// Who could lead instead of this node, the best first: voters whose nodes answer, of those such as stay, and of those by lot.
+#[must_use]
+pub(crate) fn heirs(shard: ShardId, nodes: &NodeBoard, voters: &[VoterId], now: Instant) -> Vec<VoterId> {
+    let mut heirs: Vec<VoterId> = voters.iter().copied().filter(|voter| node_of(*voter) != nodes.own()).collect();
+    heirs.sort_by_key(|voter| {
+        let node = node_of(*voter);
+        let is_here = nodes.last_heard(node).is_some_and(|at| now.since(at) < HERE_WITHIN);
+        let stays = nodes.entry(node).is_some_and(|entry| entry.state == NodeState::Active);
+        std::cmp::Reverse((is_here, stays, lot(shard, node)))
+    });
+    heirs
+}
+
 /// Keeps the voters of a group that this node leads right, until it is dropped.
 pub async fn keep(inputs: KeeperInputs) {
     let mut memory = Memory {

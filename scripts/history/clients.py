@@ -124,7 +124,7 @@ class Requests:
 class Clients:
     """Threads that work on the keys of an era through all nodes."""
 
-    def __init__(self, book, nodes, rng, count=5):
+    def __init__(self, book, nodes, rng, count=8):
         self.book, self.nodes, self.ending, self.lock = book, nodes, threading.Event(), threading.Lock()
         # At which era each thread is just now, while it has a request.
         self.era, self.at = 0, {}

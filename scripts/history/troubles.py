@@ -25,6 +25,7 @@ def leader_and_followers(scene):
 def kill_leader(scene):
     victim, _ = leader_and_followers(scene)
     victim.kill()
+    scene.serve_meanwhile(scene.cluster.up(), "its leader is dead")
     scene.last()
     return f"node {victim.number}, which led most"
 
@@ -48,7 +49,8 @@ def kill_all(scene):
     for member in scene.shuffled():
         member.launch()
         scene.pause(scene.rng.random())
-    return f"all; the boottime clock of node {members[0].number} goes {members[0].boottime} s before the others'"
+    clock = members[0].boottime
+    return f"all; node {members[0].number} counts its time from {clock} s earlier" if clock else "all"
 
 
 def cut_minority(scene):
@@ -59,6 +61,8 @@ def cut_minority(scene):
             scene.cluster.net.cut(victim.number, other.number)
             scene.cluster.net.cut(other.number, victim.number)
     scene.cluster.net.apply()
+    others = [member for member in scene.cluster.members if member is not victim]
+    scene.serve_meanwhile(others, f"node {victim.number} is cut off")
     scene.last()
     return f"node {victim.number}"
 
@@ -88,6 +92,7 @@ def cut_leader_deaf(scene):
     for other in followers:
         scene.cluster.net.cut(other.number, leader.number)
     scene.cluster.net.apply()
+    scene.serve_meanwhile(followers, f"node {leader.number}, which led most, is deaf")
     scene.last()
     return f"node {leader.number}"
 
@@ -108,6 +113,8 @@ def full_disk(scene):
     victim = scene.rng.choice(scene.cluster.members)
     victim.fill()
     scene.last()
+    others = [member for member in scene.cluster.members if member is not victim]
+    scene.serve_meanwhile(others, f"the disk of node {victim.number} is full")
     scene.last()
     victim.empty()
     if victim.is_up():
