@@ -176,7 +176,7 @@ impl Seats {
         }
     }
 
-    fn begin_work(&self, serving: &Serving, seat: &Seat) {
+    fn begin_work(&self, serving: &Serving, seat: &Rc<Seat>) {
         if let Service::Home(home) = &serving.service {
             home.settle_stale_pins(self.grace(seat.terms.get() - 1));
         }
@@ -190,7 +190,9 @@ impl Seats {
             Box::pin(async move { calls.host(node, shard).await })
         });
         let (ports, group, nodes) = (self.core.ports.clone(), seat.group.clone(), self.core.nodes.clone());
-        serving.background.repeat("keep replicas", Box::pin(keep(KeeperInputs { ports, group, nodes, ask_host })));
+        let pass_on = handover::passing(ports.clone(), seat);
+        let inputs = KeeperInputs { ports, group, nodes, ask_host, pass_on };
+        serving.background.repeat("keep replicas", Box::pin(keep(inputs)));
     }
 
     /// How long writers of earlier terms may still be at work. Those of a node that is alone went down with it.

@@ -7,11 +7,12 @@
 
 use super::{Seat, Seats, Service};
 use crate::message::{HomeRequest, RequestBody};
-use crate::replica_keeper::heirs;
+use crate::replica_keeper::{PassOn, heirs};
 use futures::StreamExt;
 use futures::future::select;
+use kiseki_types::group::{ReplicasError, VoterId};
 use kiseki_types::ids::ShardId;
-use kiseki_types::runtime::{Instant, RuntimeExt};
+use kiseki_types::runtime::{Instant, Ports, RuntimeExt};
 use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
@@ -123,26 +124,44 @@ impl Seats {
             if heirs.is_empty() {
                 return;
             }
-            let shut = Shut::the(seat);
-            self.until_empty(seat, until.min(ports.now() + DRAIN_MAX)).await;
             for heir in heirs {
-                match group.transfer_leader(heir).await {
+                match pass_on(ports, seat, heir, until).await {
                     Ok(()) => return,
                     Err(error) => debug!(shard = %group.shard(), heir, %error, "a voter does not take a shard over"),
                 }
             }
-            drop(shut);
             ports.sleep(RETRY_PAUSE).await;
         }
     }
+}
 
-    async fn until_empty(&self, seat: &Seat, until: Instant) {
-        let pins = || match seat.serving.borrow().as_ref().map(|serving| &serving.service) {
-            Some(Service::Home(home)) => home.unconfirmed(),
-            _ => 0,
-        };
-        while (seat.busy.get() > 0 || pins() > 0) && self.core.ports.now() < until {
-            self.core.ports.sleep(LOOK_INTERVAL).await;
-        }
+/// Gives a shard to a voter: shuts its door, waits until it is empty, and opens it again when another voter leads, or none did in time.
+async fn pass_on(ports: &Ports, seat: &Rc<Seat>, heir: VoterId, until: Instant) -> Result<(), ReplicasError> {
+    let _shut = Shut::the(seat);
+    until_empty(ports, seat, until.min(ports.now() + DRAIN_MAX)).await;
+    seat.group.transfer_leader(heir).await
+}
+
+/// The same for a keeper, which moves leadership when nobody is in a hurry.
+pub(super) fn passing(ports: Ports, seat: &Rc<Seat>) -> PassOn {
+    let seat = Rc::downgrade(seat);
+    Rc::new(move |heir| {
+        let (ports, seat) = (ports.clone(), seat.upgrade());
+        Box::pin(async move {
+            match seat {
+                Some(seat) => pass_on(&ports, &seat, heir, ports.now() + DRAIN_MAX).await,
+                None => Ok(()), // the core ends
+            }
+        })
+    })
+}
+
+async fn until_empty(ports: &Ports, seat: &Seat, until: Instant) {
+    let pins = || match seat.serving.borrow().as_ref().map(|serving| &serving.service) {
+        Some(Service::Home(home)) => home.unconfirmed(),
+        _ => 0,
+    };
+    while (seat.busy.get() > 0 || pins() > 0) && ports.now() < until {
+        ports.sleep(LOOK_INTERVAL).await;
     }
 }
