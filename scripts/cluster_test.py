@@ -15,7 +15,6 @@ import os
 import pathlib
 import random
 import shutil
-import subprocess
 import sys
 import threading
 import time
@@ -23,70 +22,14 @@ import traceback
 import urllib.error
 import urllib.request
 
-from node import PROGRAMS, SERVER, Node, free_port
+from node import PROGRAMS, SERVER, Node, Results, check, command, free_port, kiseki, listed, status, until, votes_missing
 
 KIB, MIB = 1 << 10, 1 << 20
-KISEKI, DEVCTL = PROGRAMS / "kiseki", PROGRAMS / "kiseki-devctl"
+DEVCTL = PROGRAMS / "kiseki-devctl"
 BUCKET = "cluster"
-# Longer than any condition takes on a loaded two-core machine.
-PATIENCE_SECONDS = 90
 # A leader is elected, links time out, a retry: what a client may see of a dead node.
 FAILOVER_SECONDS_MAX = 30
 PHASES = ["refusals", "data", "health", "requests", "drain", "kill-one", "kill-all", "leave"]
-
-
-class Results:
-    passed = failed = 0
-
-
-def check(ok, what):
-    Results.passed += bool(ok)
-    Results.failed += not ok
-    print(f"{'ok  ' if ok else 'FAIL'} {what}", flush=True)
-    return bool(ok)
-
-
-def until(what, condition, seconds=PATIENCE_SECONDS):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        found = condition()
-        if found:
-            return found
-        time.sleep(0.1)
-    raise RuntimeError(f"waited in vain for {seconds} s: {what}")
-
-
-def command(program, *words, timeout=120):
-    """Exit code, standard output, standard error."""
-    done = subprocess.run([program, *map(str, words)], capture_output=True, text=True, timeout=timeout)
-    return done.returncode, done.stdout, done.stderr
-
-
-def kiseki(node, *words):
-    return command(KISEKI, "--dir", node.dir, *words)
-
-
-def status(node):
-    code, out, error = kiseki(node, "status", "--json")
-    if not out:
-        raise RuntimeError(f"status of {node.dir.name} ended with {code}: {error}")
-    return json.loads(out)
-
-
-def listed(node):
-    code, out, error = kiseki(node, "node", "list", "--json")
-    if code != 0:
-        raise RuntimeError(f"node list: {error}")
-    return {row["node"]: row for row in json.loads(out)}
-
-
-def votes_missing(cluster):
-    """Votes that shards lack, as their leaders count; None while some shard has no leader."""
-    values = [core["values"] for node in cluster.nodes for core in status(node)["core_reports"].values()]
-    led = sum(value.get("raft_groups_led", 0) for value in values)
-    replicas = sum(value.get("raft_groups", 0) for value in values)
-    missing = sum(value.get("raft_votes_missing", 0) for value in values)
-    return missing if led and replicas >= 3 * led else None
 
 
 class Cluster:
@@ -164,7 +107,7 @@ def join(cluster):
     for node in cluster.nodes:
         until("all nodes are active", lambda: [row["state"] for row in status(node)["nodes"]] == ["active"] * cluster.count)
         check(True, f"all are active as {node.dir.name} sees it")
-    until("every shard has its voters", lambda: votes_missing(cluster) == 0)
+    until("every shard has its voters", lambda: votes_missing(cluster.nodes) == 0)
     check(True, "every shard has its voters")
     until("repair has looked at everything", lambda: all(status(node)["repair"]["at_full_width"] for node in cluster.nodes))
     check(True, "every stripe is at full width, as each node sees it")
@@ -359,7 +302,7 @@ def drain(cluster):
     for node in cluster.nodes:
         bad = cluster.bad_reads(node)
         check(not bad, f"everything reads back through {node.dir.name} without it {bad[:3]}")
-    until("every shard has its voters", lambda: votes_missing(cluster) == 0)
+    until("every shard has its voters", lambda: votes_missing(cluster.nodes) == 0)
 
 
 class Load:

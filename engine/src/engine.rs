@@ -21,7 +21,7 @@ use crate::orphans;
 use crate::repairer::{RepairSettings, RepairState, Repairer};
 use crate::replica_keeper::voters_wanted;
 use crate::scrubber::{LaneShare, ScrubSettings, ScrubState, Scrubber};
-use crate::seats::{Seats, Service};
+use crate::seats::{Entered, Seats, Service};
 use crate::shard_service::ShardService;
 use crate::store::EngineStore;
 use crate::wire;
@@ -433,6 +433,12 @@ impl Engine {
         self.scrubber.borrow().as_ref().map(|scrubber| scrubber.state())
     }
 
+    /// Gives the shards that this core leads to other nodes, before a stop; takes no longer than `within`. Requests are answered
+    /// meanwhile, here or where the shards go.
+    pub async fn hand_over(&self, within: Duration) {
+        self.seats.hand_over(within).await;
+    }
+
     /// Ends what goes on behind the answers, on every core before any core closes its groups.
     pub async fn stop_background(&self) {
         futures::future::join(self.core.background.stop(), self.seats.stop()).await;
@@ -522,7 +528,16 @@ impl Engine {
     /// Answers a request that arrived at this core.
     pub async fn handle(&self, request: EngineRequest) -> EngineResponse {
         let shard = request.shard;
-        match (request.body, self.seats.service(shard)) {
+        let mut entered = self.seats.enter(shard, &request.body);
+        if let Entered::Shut = entered {
+            self.seats.wait_outside(shard).await;
+            entered = self.seats.enter(shard, &request.body);
+        }
+        let (service, _busy) = match entered {
+            Entered::Served(service, busy) => (Some(service), Some(busy)),
+            Entered::Shut | Entered::Nobody => (None, None),
+        };
+        match (request.body, service) {
             (RequestBody::Control(body), Some(Service::Control(control))) => {
                 let answer = control.handle(body, request.stamp).await;
                 answer.map(|answer| ResponseBody::Control(answer, control.mark()))

@@ -405,6 +405,12 @@ impl HomeService {
         Ok(decisions)
     }
 
+    /// Pins whose writers have not asked yet whether they are committed: a leader of another term could not tell them.
+    #[must_use]
+    pub fn unconfirmed(&self) -> usize {
+        self.committing.borrow().len()
+    }
+
     async fn confirm(&self, pin: PinId) -> Result<(), StoreError> {
         let committing = self.committing.borrow().get(&pin).cloned();
         let stopped = || StoreError::Unsettled { reason: "the home has been restarted; try again".to_owned() };

@@ -2,6 +2,10 @@
 //! replica leads and has applied everything of earlier terms, and is dropped, with everything it remembers and does in the
 //! background, when the term ends. What it decides states its term, and every replica refuses what commits in another.
 
+mod handover;
+
+pub(crate) use handover::Entered;
+
 use crate::api::StoreError;
 use crate::background::Background;
 use crate::control_service::ControlService;
@@ -57,6 +61,10 @@ struct Seat {
     terms: Cell<u64>,
     /// Why the last service did not begin.
     problem: RefCell<Option<StoreError>>,
+    /// Requests that the service is busy with.
+    busy: Cell<usize>,
+    /// Whether new ones wait, because the shard is being handed over.
+    is_shut: Cell<bool>,
 }
 
 /// All replicas of one core.
@@ -84,6 +92,8 @@ impl Seats {
             serving: RefCell::default(),
             terms: Cell::new(0),
             problem: RefCell::default(),
+            busy: Cell::new(0),
+            is_shut: Cell::new(false),
         });
         if self.seats.borrow_mut().insert(shard, seat.clone()).is_some() {
             debug!(%shard, "a replica was taken twice");
@@ -172,7 +182,7 @@ impl Seats {
         }
     }
 
-    fn begin_work(&self, serving: &Serving, seat: &Seat) {
+    fn begin_work(&self, serving: &Serving, seat: &Rc<Seat>) {
         if let Service::Home(home) = &serving.service {
             home.settle_stale_pins(self.grace(seat.terms.get() - 1));
         }
@@ -186,7 +196,9 @@ impl Seats {
             Box::pin(async move { calls.host(node, shard).await })
         });
         let (ports, group, nodes) = (self.core.ports.clone(), seat.group.clone(), self.core.nodes.clone());
-        serving.background.repeat("keep replicas", Box::pin(keep(KeeperInputs { ports, group, nodes, ask_host })));
+        let pass_on = handover::passing(ports.clone(), seat);
+        let inputs = KeeperInputs { ports, group, nodes, ask_host, pass_on };
+        serving.background.repeat("keep replicas", Box::pin(keep(inputs)));
     }
 
     /// How long writers of earlier terms may still be at work. Those of a node that is alone went down with it.

@@ -63,6 +63,8 @@ pub(crate) struct Answerer {
     /// How large the next answer is expected to be: as the largest lately.
     answer_len: Cell<usize>,
     last_call: Cell<u64>,
+    /// Why calls are refused from now on, when they are.
+    leaving: RefCell<Option<String>>,
     /// For handlers, which outlive the borrow of their call.
     this: std::rc::Weak<Answerer>,
 }
@@ -88,6 +90,7 @@ impl Answerer {
             bytes_running: Cell::new(0),
             answer_len: Cell::new(ANSWER_LEN_BYTES_FIRST),
             last_call: Cell::new(0),
+            leaving: RefCell::default(),
             this: this.clone(),
         })
     }
@@ -98,7 +101,21 @@ impl Answerer {
         take(&self.session.counters.in_flight, ended);
     }
 
+    /// From now on calls are refused: nothing happens then, and the caller can ask elsewhere. What runs is answered.
+    pub fn leave(&self, why: &str) {
+        self.leaving.borrow_mut().get_or_insert_with(|| why.to_owned());
+    }
+
+    /// Whether calls have no answer yet, or answers have not been sent.
+    pub fn is_busy(&self) -> bool {
+        !self.running.borrow().is_empty() || self.session.backlog() > 0
+    }
+
     fn dispatch(&self, call: u64, service: ServiceId, lane: LaneId, request: Option<RequestId>, parcel: Parcel) {
+        let leaving = self.leaving.borrow().clone();
+        if let Some(why) = leaving {
+            return self.answer(call, Err(why));
+        }
         let shape = self.gate.shape();
         let held_by = shape.core_of(lane);
         let found = match lane.0 < shape.lane_count && held_by == self.core {

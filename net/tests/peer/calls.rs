@@ -196,6 +196,37 @@ fn calls_on_a_connection_that_breaks_end_and_the_link_is_made_again() {
 }
 
 #[test]
+fn a_node_that_stops_answers_what_runs_and_refuses_what_comes() {
+    let authority = Authority::new(crate::support::CLUSTER);
+    let served = Served::start(&authority.node(1), 1);
+    let (address, seen) = (served.address, served.seen.clone());
+    client(&authority.node(2), move |inputs| async move {
+        let ports = inputs.ports.clone();
+        let links = PeerLinks::new(inputs);
+        links.set_address(NodeId(1), address);
+        let running = links.call(node_1(0), ServiceId(103), Parcel::default(), PATIENCE);
+        let stopping = async {
+            while seen.running.load(Ordering::SeqCst) < 1 {
+                ports.sleep(Duration::from_millis(1)).await;
+            }
+            let stopped = std::thread::spawn(move || served.stop());
+            let refused = loop {
+                match links.call(node_1(0), ECHO, Parcel::default(), PATIENCE).await {
+                    Ok(_) => ports.sleep(Duration::from_millis(1)).await,
+                    Err(error) => break error,
+                }
+            };
+            seen.release.store(true, Ordering::SeqCst);
+            (refused, stopped)
+        };
+        let (outcome, (refused, stopped)) = futures::join!(running, stopping);
+        assert!(matches!(refused, PeerCallError::Refused { .. }), "nothing has happened, and it is said: {refused}");
+        assert!(outcome.is_ok(), "what ran is answered: {:?}", outcome.err());
+        stopped.join().unwrap();
+    });
+}
+
+#[test]
 fn i_o5_a_peer_that_takes_no_answers_is_not_read_any_more_and_holds_up_nobody_else() {
     let authority = Authority::new(crate::support::CLUSTER);
     let served = Served::start(&authority.node(1), 1);

@@ -320,6 +320,11 @@ impl CoreNode {
         Ok(self.engine.first_pool().await?)
     }
 
+    /// Gives the shards that this core leads to other nodes: the first step of a stop. Everything is answered meanwhile.
+    pub async fn hand_over(&self, within: Duration) {
+        self.engine.hand_over(within).await;
+    }
+
     /// Ends background work. To be done on every core before any core is closed: they need each other's shards.
     pub async fn stop_background(&self) {
         self.engine.stop_background().await;

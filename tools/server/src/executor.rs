@@ -10,6 +10,7 @@ use crate::device_admin::DeviceAdmin;
 use crate::device_orders::{self, DeviceOrders};
 use crate::device_records::DeviceRecorder;
 use crate::device_table::{DeviceTable, OpenDevice};
+use crate::ending::{Ending, HANDOVER_MAX};
 use crate::key_store::KeyStore;
 use crate::metadata::{NodeMetadata, mark_formed, raft_journal_path};
 use crate::node_admin::NodeAdmin;
@@ -92,6 +93,8 @@ pub struct CoreShared {
     pub replacements: Replacements,
     /// Thrown by a signal.
     pub stop: StopSignal,
+    /// What is ended after that, step by step.
+    pub ending: Ending,
 }
 
 /// The boottime clock in nanoseconds, for threads without ports.
@@ -212,16 +215,25 @@ async fn run_core(
         if let Some(shape) = node.pool_shape().await? {
             shared.board.lock().set_pool_shape(shape);
         }
-        serve_until_stopped(&shared, core, &node, &ports, calls, report::Members { server, cluster }).await?;
+        let members = report::Members { server: server.clone(), cluster };
+        serve_until_stopped(&shared, core, &node, &ports, calls, members).await?;
+    } else {
+        leave(&shared, &node, &ports).await?;
     }
-    shared.steps.done(5, &ports).await?;
-    // Nobody serves any more; the cores still answer each other while they make everything durable.
-    node.stop_background().await;
     shared.steps.done(6, &ports).await?;
-    let closed = node.close().await;
+    // No client is served any more, and no shard is led here that another node could lead.
+    shared.ending.end_members();
+    if let Some(server) = server {
+        server.ended().await;
+    }
     shared.steps.done(7, &ports).await?;
-    let closed = closed.and(node.close_files().await);
+    // Nobody is; the cores still answer each other while they make everything durable.
+    node.stop_background().await;
     shared.steps.done(8, &ports).await?;
+    let closed = node.close().await;
+    shared.steps.done(9, &ports).await?;
+    let closed = closed.and(node.close_files().await);
+    shared.steps.done(10, &ports).await?;
     lane_link.stop();
     engine_link.stop();
     // Whoever is woken by that gets to run once more before the executor goes.
@@ -239,7 +251,16 @@ async fn note_formed(shared: &CoreShared, core: CoreId, ports: &Ports) -> Result
     ports.offload(0, move || mark_formed(&dir)).await?.context("the metadata directories can't be written")
 }
 
-/// Serves S3 (and on core 0 administration) until the signal, then ends what is in flight.
+/// The first step of a stop, once on every core: what is led here is given to other nodes. Clients are still served meanwhile.
+async fn leave(shared: &CoreShared, node: &CoreNode, ports: &Ports) -> Result<()> {
+    node.hand_over(HANDOVER_MAX).await;
+    let all = shared.steps.done(5, ports).await;
+    shared.ending.end_clients();
+    Ok(all?)
+}
+
+/// Serves S3 (and on core 0 administration) until the signal and until the node has given away what it leads, then ends what is in
+/// flight.
 async fn serve_until_stopped(
     shared: &Arc<CoreShared>,
     core: CoreId,
@@ -277,15 +298,16 @@ async fn serve_until_stopped(
             }
         }) as LocalBoxFuture<'static, ()>
     });
-    let (stop, stopping) = (shared.stop.clone(), gateway.clone());
-    let board = shared.board.clone();
+    let (all, stopping, leaving, clock) = (shared.clone(), gateway.clone(), node.clone(), ports.clone());
     let watch = async move {
-        stop.stopped().await;
-        board.lock().phase = Phase::Stopping;
+        all.stop.stopped().await;
+        all.board.lock().phase = Phase::Stopping;
+        // Where another core has failed, that core says why.
+        let _all = leave(&all, &leaving, &clock).await;
         stopping.begin_shutdown();
     };
     ports.spawn("stop", Box::pin(watch));
-    serve(listener, shared.tls.clone(), ports.clone(), limits, shared.stop.clone(), handler).await;
+    serve(listener, shared.tls.clone(), ports.clone(), limits, shared.ending.clients(), handler).await;
     Ok(())
 }
 

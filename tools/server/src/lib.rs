@@ -29,6 +29,7 @@ pub mod device_records;
 pub mod device_table;
 pub mod devices;
 pub mod doctor;
+pub mod ending;
 pub mod enroll;
 pub mod enroll_offline;
 pub mod executor;

@@ -8,6 +8,7 @@ use crate::device_orders::DeviceOrders;
 use crate::device_table::DeviceTable;
 use crate::devices;
 use crate::doctor::Severity;
+use crate::ending::Ending;
 use crate::executor::{self, CoreShared};
 use crate::files::read_bounded;
 use crate::key_store::{KeyStore, read_passphrase};
@@ -156,6 +157,7 @@ fn open(
         board,
         replacements,
         stop,
+        ending: Ending::default(),
         config,
     })
 }

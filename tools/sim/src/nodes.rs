@@ -7,4 +7,4 @@
 mod scene;
 mod worker;
 
-pub use scene::{NodesOptions, NodesReport, run_nodes};
+pub use scene::{NodesOptions, NodesReport, run_handover, run_nodes};

@@ -8,7 +8,7 @@ use kiseki_engine::api::StoreError;
 use kiseki_engine::host::{FileSpec, GroupHost, GroupSpec, Opening};
 use kiseki_engine::message::{NodeEntry, NodeState};
 use kiseki_engine::nodes::NodeBoard;
-use kiseki_engine::replica_keeper::{AskHost, KeeperInputs, keep};
+use kiseki_engine::replica_keeper::{AskHost, KeeperInputs, PassOn, keep};
 use kiseki_raft::messages::{Question, decode_calls};
 use kiseki_raft::table_file::TableFile;
 use kiseki_raft::table_set::TableSettings;
@@ -304,7 +304,9 @@ async fn seat(nodes: Rc<Vec<Node>>, running: Running, group: Rc<dyn RaftGroup>) 
             Box::pin(async move { open(all, node, Opening::Join).await.map(|group| group.voter()) })
         });
         let (ports, group, nodes) = (running.ports.clone(), group.clone(), running.board.clone());
-        select(Box::pin(keep(KeeperInputs { ports, group, nodes, ask_host })), other).await;
+        let passed = group.clone();
+        let pass_on: PassOn = Rc::new(move |voter| passed.transfer_leader(voter));
+        select(Box::pin(keep(KeeperInputs { ports, group, nodes, ask_host, pass_on })), other).await;
     }
 }
 

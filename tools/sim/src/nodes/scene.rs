@@ -1,6 +1,10 @@
 //! A run: the cluster is formed node by node; clients work while nodes die and the network breaks; then peace, in which
 //! everything must come right again.
 
+mod handover;
+
+pub use handover::run_handover;
+
 use crate::model::{BUCKETS, Place};
 use crate::node::OpenNode;
 use crate::nodes::worker::{Book, Serving, Worker};

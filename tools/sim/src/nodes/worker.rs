@@ -35,6 +35,8 @@ pub struct Book {
     pub reads: Cell<u64>,
     /// Requests without a final answer.
     pub unknown: Cell<u64>,
+    /// What was said instead, of the last one.
+    pub last_unknown: RefCell<String>,
 }
 
 impl Book {
@@ -59,6 +61,12 @@ impl Book {
     #[must_use]
     pub fn violations(&self) -> Vec<String> {
         self.violations.borrow().clone()
+    }
+
+    /// A request has no final answer.
+    fn unknown(&self, why: String) {
+        self.unknown.set(self.unknown.get() + 1);
+        self.last_unknown.replace(why);
     }
 
     fn happened(&self, place: Place, id: WriteId) {
@@ -169,7 +177,7 @@ impl Worker {
             Some(Err(StoreError::Damaged { reason })) => {
                 self.book.violation(format!("{place}: a write met damage: {reason}"));
             }
-            _ => self.book.unknown.set(self.book.unknown.get() + 1),
+            answer => self.book.unknown(format!("{place}: a write: {answer:?}")),
         }
     }
 
@@ -179,7 +187,7 @@ impl Worker {
         let request = async move { read(store, tenant, place).await };
         match self.ask(node, request).await {
             Some(seen) => self.saw(place, start, seen, false),
-            None => self.book.unknown.set(self.book.unknown.get() + 1),
+            None => self.book.unknown(format!("{place}: a read without an answer")),
         }
     }
 
@@ -226,11 +234,11 @@ impl Worker {
                 book.reads.set(book.reads.get() + 1);
             }
             Err(error) if is_peace => book.violation(format!("{place}: not readable in peace: {error}")),
-            Err(StoreError::Unavailable { .. } | StoreError::Unsettled { .. }) => {
-                book.unknown.set(book.unknown.get() + 1)
+            Err(error @ (StoreError::Unavailable { .. } | StoreError::Unsettled { .. })) => {
+                book.unknown(format!("{place}: a read: {error}"));
             }
             // A page that was collected while its reader's leader changed: an error, never a wrong byte.
-            Err(StoreError::Damaged { .. }) => book.unknown.set(book.unknown.get() + 1),
+            Err(error @ StoreError::Damaged { .. }) => book.unknown(format!("{place}: a read: {error}")),
             Err(error) => book.violation(format!("{place}: a read failed: {error}")),
         }
     }
