@@ -6,7 +6,7 @@
 //! [`placement`], [`spread`], [`cluster_fragments`]); then what shards do: [`delta`], [`machine`], [`leader`],
 //! [`shard_service`], [`home_service`], [`control_service`]; how nodes ask each other: [`message`], [`wire`]; what keeps it
 //! whole: [`device_record`], [`device_board`],
-//! [`repairer`], [`repair`], [`evacuation`], [`retirement`], [`scrubber`]; and [`engine`], which puts one core
+//! [`repairer`], [`repair`], [`evacuation`], [`rebalancer`], [`rebalance`], [`retirement`], [`scrubber`]; and [`engine`], which puts one core
 //! together.
 #![forbid(unsafe_code)]
 
@@ -47,6 +47,8 @@ pub mod orphans;
 pub mod pace;
 pub mod placement;
 pub mod reader;
+pub mod rebalance;
+pub mod rebalancer;
 pub mod repair;
 pub mod repair_queue;
 pub mod repairer;
@@ -61,6 +63,7 @@ pub mod spread;
 pub mod store;
 pub mod stripe;
 pub mod throttle;
+pub mod upkeep_pace;
 pub mod walk;
 pub mod wire;
 pub mod write_budget;

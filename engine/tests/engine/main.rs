@@ -8,6 +8,7 @@ mod leaving;
 mod nodes;
 mod objects;
 mod promises;
+mod rebalance;
 mod repair;
 mod scrub;
 mod support;
