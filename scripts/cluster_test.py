@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Several nodes on this machine: joining and its refusals, one data for all, and nodes that die.
 
-    cluster_test.py DIRECTORY [--nodes 3] [--phases join,refusals,data,health,requests,drain,kill-one,kill-all,leave] [--rounds 1] [--seed 1]
+    cluster_test.py DIRECTORY [--nodes 3] [--phases join,refusals,data,health,requests,drain,kill-one,kill-all,leave,grow] [--rounds 1] [--seed 1]
 
 `join` comes first and is always run; `--phases` names those that follow, in this order: refusals (who may not join or start), data (put
 through one node, read through all), health (what healthz, health, top and metrics say while a node is down and when it is back), requests (one id in the logs of several nodes), drain (one more node joins and leaves), kill-one (kill -9 of each node in turn while clients work), kill-all (kill -9 of all, start in random
-order), leave (a drain that is cancelled, a lost node). Needs boto3 (target/client-test-venv, see client-test.sh). Ends with a line "N passed, M failed".
+order), leave (a drain that is cancelled, a lost node), grow (another cluster: nodes join when data are there,
+and when what was written has spread over them each node may go). Needs boto3 (target/client-test-venv, see client-test.sh). Ends with a line "N passed, M failed".
 """
 
 import argparse
@@ -29,7 +30,7 @@ DEVCTL = PROGRAMS / "kiseki-devctl"
 BUCKET = "cluster"
 # A leader is elected, links time out, a retry: what a client may see of a dead node.
 FAILOVER_SECONDS_MAX = 30
-PHASES = ["refusals", "data", "health", "requests", "drain", "kill-one", "kill-all", "leave"]
+PHASES = ["refusals", "data", "health", "requests", "drain", "kill-one", "kill-all", "leave", "grow"]
 
 
 class Cluster:
@@ -42,8 +43,8 @@ class Cluster:
         self.peer_ports.setdefault(number, free_port())
         return ["--peer-listen", f"127.0.0.1:{self.peer_ports[number]}", "--lanes", 2]
 
-    def form(self):
-        first = Node(self.work / "node1", devices=2, init=["--pool", "3 copies", *self.peer_words(1)])
+    def form(self, pool="3 copies"):
+        first = Node(self.work / "node1", devices=2, init=["--pool", pool, *self.peer_words(1)])
         os.environ["KISEKI_CORES"] = "1"
         self.nodes.append(first)
         first.start()
@@ -401,6 +402,85 @@ def leave(cluster):
     check('way="out"' in metrics, "links to others are in /metrics")
 
 
+def grow(cluster):
+    """2+1 on two nodes: a stripe has two fragments on one of them and would be lost with it. Two more join; when rebalancing has
+    ended (I-D4), any node may go."""
+    cluster.stop()
+    grown = Cluster(cluster.work / "grow", 4)
+    grown.work.mkdir()
+    try:
+        grow_and_lose(grown)
+    finally:
+        grown.stop()
+
+
+def grow_and_lose(grown):
+    grown.form("2+1")
+    first, rng = grown.nodes[0], random.Random(3)
+
+    def add_one():
+        node = grown.join()
+        node.start()
+        until("it is recorded as active", lambda: listed(first)[node.number]["state"] == "active")
+
+    def rebalance(node):
+        return status(node)["rebalance"]
+
+    def has_ended():
+        reports = [rebalance(node) for node in grown.nodes]
+        return all(report["at_rest"] and report["devices_surveyed"] == 2 * len(grown.nodes) for report in reports)
+
+    def total(name):
+        return sum(rebalance(node)[name] for node in grown.nodes)
+
+    add_one()
+    until("rebalancing is at rest on two nodes", has_ended)
+    client = first.client()
+    client.create_bucket(Bucket=BUCKET)
+    for index in range(40):
+        grown.put(client, f"grow/{index}", rng.choice([10 * KIB, 240 * KIB, 2 * MIB, 5 * MIB]), index)
+    check(total("fragments_moved") == 0, "nothing moves while everything lies as it should")
+    began = time.monotonic()
+    add_one()
+    add_one()
+    until("rebalancing has ended, as every node sees it", has_ended)
+    fragments, moved, needed = total("fragments_moved"), total("bytes_moved"), total("bytes_needed")
+    print(
+        f"  {fragments} fragments, {moved / MIB:.1f} MiB moved, {needed / MIB:.1f} MiB at the least, in {time.monotonic() - began:.1f} s"
+        " with two joins"
+    )
+    check(fragments > 40 and needed <= moved * 1.02 and moved <= 1.1 * needed, "what lay on few nodes has spread, and little else moved")
+    until("and is at full width", lambda: all(status(node)["repair"]["at_full_width"] for node in grown.nodes))
+    shown = kiseki(first, "status")[1]
+    check("rebalance at rest" in shown, "status says that it has ended")
+    metrics = urllib.request.urlopen(f"http://127.0.0.1:{first.admin_port}/metrics", timeout=5).read().decode()
+    check("kiseki_rebalance_at_rest 1" in metrics and "kiseki_rebalance_spread_bytes_total" in metrics, "and so do the metrics")
+    log = "".join(node.log.read_text(errors="replace") for node in grown.nodes)
+    check("rebalancing begins" in log and "rebalancing has ended" in log, "and the log")
+    until("every shard has its voters", lambda: votes_missing(grown) == 0)
+    for victim in list(grown.nodes):
+        living = [node for node in grown.nodes if node is not victim]
+        victim.kill()
+        bad = [""]
+
+        def all_read_back():
+            bad[:] = grown.bad_reads(living[0])
+            return not bad
+
+        try:
+            until("a node's loss is got over", all_read_back, FAILOVER_SECONDS_MAX)
+        except RuntimeError:
+            pass
+        check(not bad, f"without {victim.dir.name} everything reads back {bad[:3]}")
+        try:
+            grown.put(living[-1].client(), f"without/{victim.dir.name}", 300 * KIB, 5)
+            check(True, f"without {victim.dir.name} writes go on")
+        except Exception as error:  # noqa: BLE001: whatever it is, the write did not go on
+            check(False, f"without {victim.dir.name} writes go on: {error}")
+        victim.start()
+    until("rebalancing is at rest again", has_ended)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=pathlib.Path)
@@ -425,6 +505,7 @@ def main():
         "kill-one": lambda: kill_one(cluster, rng, arguments.rounds),
         "kill-all": lambda: kill_all(cluster, rng, arguments.rounds),
         "leave": lambda: leave(cluster),
+        "grow": lambda: grow(cluster),
     }
     try:
         join(cluster)

@@ -518,6 +518,7 @@ impl Core {
             pool: device.pool,
             capacity_bytes: device.layout.capacity_bytes().saturating_sub(reserve),
             free_bytes: device.lanes.values().map(LaneOnDevice::free_blocks).sum::<u64>() * block,
+            lanes_bytes: device.lanes.len() as u64 * zones_per_lane * block,
             state: if device.gate.fenced().is_some() { DeviceState::Failed } else { DeviceState::Healthy },
             read_errors: device.read_errors.get(),
         }

@@ -681,4 +681,5 @@ struct DeviceStatus {
   freeBytes     @6 :UInt64;
   state         @7 :DeviceState;
   readErrors    @8 :UInt64;
+  lanesBytes    @9 :UInt64;  # of all zones that freeBytes is of; 0 from a node that does not say
 }

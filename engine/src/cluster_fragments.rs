@@ -31,7 +31,7 @@ use kiseki_types::runtime::{Instant, LocalBoxFuture, Ports, RuntimeExt};
 use kiseki_types::units::{BlockIndex, Extent};
 use remote::{CallFailure, Remote, gathered};
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::pin::pin;
 use std::rc::Rc;
@@ -62,11 +62,16 @@ struct Inner {
     buffers: BufferSource,
     /// The devices of others, as each said last.
     heard: RefCell<BTreeMap<NodeId, Vec<DeviceStatus>>>,
+    /// What the cores of others said last of the space on their lanes: free bytes and all bytes.
+    spaces: RefCell<BTreeMap<NodeId, LaneSpaces>>,
     /// Which other node has a device.
     owners: RefCell<BTreeMap<DeviceId, NodeId>>,
     /// How long who takes to answer.
     latencies: Rc<Latencies>,
 }
+
+/// By device, and the lane whose core said so.
+type LaneSpaces = BTreeMap<(DeviceId, LaneId), (u64, u64)>;
 
 impl ClusterFragments {
     /// The store of a core whose own node's fragments are `local`. Others are heard of from [`ClusterFragments::start`] on.
@@ -79,8 +84,9 @@ impl ClusterFragments {
         buffers: BufferSource,
     ) -> ClusterFragments {
         let remote = Remote::new(peers);
-        let (heard, owners, latencies) = (RefCell::default(), RefCell::default(), Rc::default());
-        ClusterFragments { inner: Rc::new(Inner { ports, nodes, local, remote, buffers, heard, owners, latencies }) }
+        let (heard, spaces, owners, latencies) = <(RefCell<_>, RefCell<_>, RefCell<_>, Rc<_>)>::default();
+        let inner = Inner { ports, nodes, local, remote, buffers, heard, spaces, owners, latencies };
+        ClusterFragments { inner: Rc::new(inner) }
     }
 
     /// How long devices and nodes take to answer, as this core sees it.
@@ -222,12 +228,29 @@ impl Inner {
             Ok((FragmentReply::Devices(mut devices), _)) => {
                 // Whose they are says who answered.
                 devices.iter_mut().for_each(|device| device.node = node);
+                self.add_up(node, lane, &mut devices);
                 self.heard.borrow_mut().insert(node, devices);
                 self.nodes.heard(node, self.ports.now());
                 self.note_owners();
             }
             Ok(_) => debug!(%node, "a node was asked for its devices and answered something else"),
             Err(failure) => debug!(%node, reason = failure.reason(), "a node does not say which devices it has"),
+        }
+    }
+
+    /// What a core says of the space on a device is of its own lanes; with what the other cores have said it is of the device. A
+    /// core is asked as often as it has lanes, so what counts is how free and all bytes compare.
+    fn add_up(&self, node: NodeId, lane: LaneId, devices: &mut [DeviceStatus]) {
+        let mut spaces = self.spaces.borrow_mut();
+        let spaces = spaces.entry(node).or_default();
+        let ids: BTreeSet<DeviceId> = devices.iter().map(|device| device.id).collect();
+        spaces.retain(|(device, _), _| ids.contains(device));
+        for device in devices {
+            spaces.insert((device.id, lane), (device.free_bytes, device.lanes_bytes));
+            let of_device = spaces.range((device.id, LaneId(0))..=(device.id, LaneId(u16::MAX)));
+            let add = |sum: (u64, u64), one: &(u64, u64)| (sum.0.saturating_add(one.0), sum.1.saturating_add(one.1));
+            let sum = of_device.fold((0, 0), |sum, (_, one)| add(sum, one));
+            (device.free_bytes, device.lanes_bytes) = sum;
         }
     }
 

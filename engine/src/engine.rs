@@ -18,6 +18,7 @@ use crate::message::{
 };
 use crate::nodes::NodeBoard;
 use crate::orphans;
+use crate::rebalancer::{RebalanceSettings, RebalanceState, Rebalancer};
 use crate::repairer::{RepairSettings, RepairState, Repairer};
 use crate::replica_keeper::voters_wanted;
 use crate::scrubber::{LaneShare, ScrubSettings, ScrubState, Scrubber};
@@ -73,6 +74,8 @@ pub struct EngineInputs {
     pub pin_epoch_age: Duration,
     /// How fast this core may repair.
     pub repair: RepairSettings,
+    /// When devices are balanced.
+    pub rebalance: RebalanceSettings,
     /// How often everything is read and checked; `None` for never.
     pub scrub: Option<ScrubSettings>,
 }
@@ -112,6 +115,7 @@ pub struct Engine {
     repairer: RefCell<Option<Rc<Repairer>>>,
     scrubber: RefCell<Option<Rc<Scrubber>>>,
     evacuator: RefCell<Option<Rc<Evacuator>>>,
+    rebalancer: RefCell<Option<Rc<Rebalancer>>>,
     /// Replicas that are being opened.
     opening: futures::lock::Mutex<()>,
 }
@@ -157,6 +161,7 @@ impl Engine {
             repairer: RefCell::default(),
             scrubber: RefCell::default(),
             evacuator: RefCell::default(),
+            rebalancer: RefCell::default(),
             opening: futures::lock::Mutex::new(()),
         })
     }
@@ -387,8 +392,10 @@ impl Engine {
     pub fn start_background(self: &Rc<Self>) {
         self.seats.activate();
         orphans::start(&self.core);
-        self.repairer.replace(Some(Repairer::start(&self.core, self.inputs.repair)));
+        let repairer = Repairer::start(&self.core, self.inputs.repair);
+        self.repairer.replace(Some(repairer.clone()));
         self.evacuator.replace(Some(Evacuator::start(&self.core)));
+        self.rebalancer.replace(Some(Rebalancer::start(&self.core, repairer, self.inputs.rebalance)));
         if let Some(settings) = self.inputs.scrub {
             let share = LaneShare { lanes: self.inputs.lanes.len(), of: usize::from(self.inputs.lane_count) };
             self.scrubber.replace(Some(Scrubber::start(&self.core, share, settings)));
@@ -407,6 +414,12 @@ impl Engine {
     #[must_use]
     pub fn evacuation_states(&self) -> BTreeMap<DeviceId, EvacuationState> {
         self.evacuator.borrow().as_ref().map(|evacuator| evacuator.states()).unwrap_or_default()
+    }
+
+    /// What rebalancing is about on this core; nothing before step 3.
+    #[must_use]
+    pub fn rebalance_state(&self) -> RebalanceState {
+        self.rebalancer.borrow().as_ref().map(|rebalancer| rebalancer.state()).unwrap_or_default()
     }
 
     /// What this core knows of a device that is to be removed.

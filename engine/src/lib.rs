@@ -6,7 +6,7 @@
 //! [`placement`], [`spread`], [`cluster_fragments`]); then what shards do: [`delta`], [`machine`], [`leader`],
 //! [`shard_service`], [`home_service`], [`control_service`]; how nodes ask each other: [`message`], [`wire`]; what keeps it
 //! whole: [`device_record`], [`device_board`],
-//! [`repairer`], [`repair`], [`evacuation`], [`retirement`], [`scrubber`]; and [`engine`], which puts one core
+//! [`repairer`], [`repair`], [`evacuation`], [`rebalancer`], [`rebalance`], [`retirement`], [`scrubber`]; and [`engine`], which puts one core
 //! together.
 #![forbid(unsafe_code)]
 
@@ -48,6 +48,8 @@ pub mod orphans;
 pub mod pace;
 pub mod placement;
 pub mod reader;
+pub mod rebalance;
+pub mod rebalancer;
 pub mod repair;
 pub mod repair_queue;
 pub mod repairer;
@@ -64,6 +66,7 @@ pub mod store;
 pub mod stripe;
 pub mod stripe_read;
 pub mod throttle;
+pub mod upkeep_pace;
 pub mod walk;
 pub mod wire;
 pub mod without;

@@ -15,10 +15,10 @@ use crate::delta::ChunkName;
 use crate::evacuation::{Moved, move_stripe};
 use crate::home_service::{HeldGeneration, RepairPermit};
 use crate::message::HomeRequest;
-use crate::pace::Pace;
 use crate::repair::{Glance, Repaired, Silence, StripeRecord, add, repair_stripe};
 use crate::repair_queue::{MOVE_MARGIN, Margin, NO_ROOM_MARGIN, RepairCause};
 use crate::throttle::Throttle;
+use crate::upkeep_pace::{UpkeepPace, Urgency};
 use futures::channel::oneshot;
 use futures::future::{join_all, select};
 use kiseki_types::fragment::{FragmentError, StoredFragment};
@@ -60,12 +60,6 @@ const NO_ROOM_INTERVAL: Duration = Duration::from_secs(30);
 /// Before another stripe is tried after one that found no room: where all devices are full, the next one finds none
 /// either, and would be read for nothing.
 const NO_ROOM_PAUSE: Duration = Duration::from_secs(2);
-
-/// Share of the rate that is left to repair while clients are served.
-const BUSY_DIVISOR: u64 = 4;
-
-/// A client that moved bytes counts as being served for so long.
-const BUSY_FOR: Duration = Duration::from_secs(1);
 
 /// Stripes reported to their homes at once by one core; more are found again by the next read or walk (I-O5).
 const REPORTS_MAX: usize = 256;
@@ -109,7 +103,7 @@ type UsableDevices = BTreeMap<DeviceId, PoolId>;
 pub struct Repairer {
     core: Rc<Core>,
     settings: RepairSettings,
-    pace: Pace,
+    pace: Rc<UpkeepPace>,
     /// Devices that the last whole walk counted on, and which turn of the homes it was.
     walked: RefCell<Option<(UsableDevices, u64)>>,
     is_walking: Cell<bool>,
@@ -119,8 +113,6 @@ pub struct Repairer {
     devices_wanted: Cell<usize>,
     /// No stripe is tried before this: the last one found no room. 0 when the last one did.
     no_room_until: Cell<Instant>,
-    /// What clients had moved at the last look, and until when they count as being served.
-    foreground: Cell<(u64, Instant)>,
     losses: Throttle,
     /// What the last whole walk found of nodes that stripes can't do without.
     reliance: RefCell<Reliance>,
@@ -177,22 +169,33 @@ impl Repairer {
         let repairer = Rc::new(Repairer {
             core: core.clone(),
             settings,
-            pace: Pace::new(core.ports.clone()),
+            pace: Rc::new(UpkeepPace::new(core.ports.clone(), settings.bytes_per_second_max)),
             walked: RefCell::default(),
             is_walking: Cell::new(true),
             met_silence: Cell::new(false),
             devices_wanted: Cell::new(0),
             no_room_until: Cell::default(),
-            foreground: Cell::default(),
             losses: Throttle::default(),
             reliance: RefCell::default(),
             recount: Cell::new(false),
         });
         core.background.repeat("walk for repair", Box::pin(repairer.clone().walk_forever()));
-        for _ in 0..settings.stripes_at_once.max(1) {
+        for _ in 0..repairer.stripes_at_once() {
             core.background.repeat("repair", Box::pin(repairer.clone().repair_forever()));
         }
         repairer
+    }
+
+    /// What else moves fragments on this core keeps to the same pace.
+    #[must_use]
+    pub fn pace(&self) -> Rc<UpkeepPace> {
+        self.pace.clone()
+    }
+
+    /// How many stripes may be worked on at once.
+    #[must_use]
+    pub fn stripes_at_once(&self) -> usize {
+        self.settings.stripes_at_once.max(1)
     }
 
     /// For status and metrics.
@@ -242,7 +245,7 @@ impl Repairer {
         let mut next_walk: Option<Instant> = None;
         loop {
             self.settle().await;
-            self.serves_clients(); // what was moved long ago must not look new when the first repair asks
+            self.pace.serves(&self.core.counters); // what was moved long ago must not look new when the first repair asks
             let state = (self.usable(), self.core.homes.turn());
             let has_changed = self.walked.borrow().as_ref() != Some(&state);
             let is_due = next_walk.is_some_and(|at| at <= self.core.ports.now());
@@ -439,13 +442,13 @@ impl Repairer {
             let result = move_stripe(&self.core, name, &stripe, &moved, &guard).await;
             drop(guard);
             add(&counters.bytes_moved, moved.get());
-            self.pace.pay(moved.get(), self.rate(margin));
+            self.pay(moved.get(), margin);
             return self.moved(name, result);
         }
         let result = repair_stripe(&self.core, name, &stripe, &moved, &guard).await;
         drop(guard);
         add(&counters.bytes_moved, moved.get());
-        self.pace.pay(moved.get(), self.rate(margin));
+        self.pay(moved.get(), margin);
         if self.is_any_awaited() {
             self.met_silence.set(true);
         }
@@ -512,21 +515,9 @@ impl Repairer {
         by_node
     }
 
-    fn rate(&self, margin: Margin) -> u64 {
-        let rate = self.settings.bytes_per_second_max;
-        if self.serves_clients() && margin > 0 { rate / BUSY_DIVISOR } else { rate }
-    }
-
-    /// Whether clients have moved bytes on this core a moment ago.
-    fn serves_clients(&self) -> bool {
-        let data = &self.core.counters;
-        let bytes = data.bytes_read.get() + data.chunk_bytes_written.get() + data.chunk_bytes_deduplicated.get();
-        let (now, (before, mut until)) = (self.core.ports.now(), self.foreground.get());
-        if bytes != before {
-            until = now + BUSY_FOR;
-            self.foreground.set((bytes, until));
-        }
-        now < until
+    fn pay(&self, bytes: u64, margin: Margin) {
+        let urgency = if margin > 0 { Urgency::CanWait } else { Urgency::NoMargin };
+        self.pace.pay(bytes, urgency, &self.core.counters);
     }
 
     fn wait(&self, name: ChunkName, stripe: &StripeRecord, usable: usize) {

@@ -274,7 +274,7 @@ fn take_fragment(fragment: stored_fragment::Reader<'_>) -> Result<StoredFragment
 }
 
 fn put_status(mut out: device_status::Builder<'_>, status: &DeviceStatus) {
-    let DeviceStatus { id, node, name, pool, capacity_bytes, free_bytes, state, read_errors } = status;
+    let DeviceStatus { id, node, name, pool, capacity_bytes, free_bytes, lanes_bytes, state, read_errors } = status;
     let [low, high] = id_words(&id.0);
     out.set_device_low(low);
     out.set_device_high(high);
@@ -283,6 +283,7 @@ fn put_status(mut out: device_status::Builder<'_>, status: &DeviceStatus) {
     out.set_pool(pool.0);
     out.set_capacity_bytes(*capacity_bytes);
     out.set_free_bytes(*free_bytes);
+    out.set_lanes_bytes(*lanes_bytes);
     out.set_state(device::put_state(*state));
     out.set_read_errors(*read_errors);
 }
@@ -295,6 +296,7 @@ fn take_status(status: device_status::Reader<'_>) -> Result<DeviceStatus, WireEr
         pool: PoolId(status.get_pool()),
         capacity_bytes: status.get_capacity_bytes(),
         free_bytes: status.get_free_bytes(),
+        lanes_bytes: status.get_lanes_bytes(),
         state: device::take_state(status.get_state()?),
         read_errors: status.get_read_errors(),
     })

@@ -519,6 +519,7 @@ pub(super) fn fragment_replies() -> Vec<Named<FragmentReply>> {
         pool: PoolId(1),
         capacity_bytes: 1 << 40,
         free_bytes: 1 << 39,
+        lanes_bytes: 1 << 40,
         state: DeviceState::Evacuating,
         read_errors: 3,
     };

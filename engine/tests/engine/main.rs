@@ -10,6 +10,7 @@ mod nodes;
 mod objects;
 mod once;
 mod promises;
+mod rebalance;
 mod repair;
 mod scrub;
 mod support;

@@ -87,7 +87,7 @@ fn i_d1_a_walk_that_can_not_look_at_a_stripe_goes_on_where_it_is() {
 fn i_d1_the_most_endangered_stripes_come_first() {
     let repair = RepairSettings { stripes_at_once: 1, ..RepairSettings::default() };
     // Many devices and stripes: few lose two, and the walk takes many steps, so that those come up late.
-    let (world, tenant) = filled(World::with_upkeep(4, 20, CODED, Upkeep { repair, scrub: None }), 0);
+    let (world, tenant) = filled(World::with_upkeep(4, 20, CODED, Upkeep { repair, ..Upkeep::default() }), 0);
     for index in 0..700 {
         world.put(tenant, "bucket", &index.to_string(), &noise(index + 1, 20_000)).unwrap();
     }
@@ -273,7 +273,7 @@ fn repair_keeps_to_its_rate_and_gives_way_to_clients() {
     let rate = 4 << 20;
     let seconds = |seed: u64, serves_clients: bool| {
         let repair = RepairSettings { bytes_per_second_max: rate, stripes_at_once: 2 };
-        let (world, tenant) = filled(World::with_upkeep(seed, 8, CODED, Upkeep { repair, scrub: None }), 60);
+        let (world, tenant) = filled(World::with_upkeep(seed, 8, CODED, Upkeep { repair, ..Upkeep::default() }), 60);
         let ports = world.sim.ports(NODE);
         world.sleep(3);
         world.fragments.fail(0);

@@ -2,7 +2,6 @@
 
 use crate::support::{Upkeep, World, noise};
 use kiseki_engine::message::Dedup;
-use kiseki_engine::repairer::RepairSettings;
 use kiseki_engine::scrubber::{ScrubSettings, ScrubState};
 use kiseki_types::fragment::StripeShape;
 use std::time::Duration;
@@ -11,7 +10,7 @@ const INTERVAL: Duration = Duration::from_secs(3600);
 
 fn world(seed: u64) -> World {
     let scrub = Some(ScrubSettings { interval: INTERVAL, bytes_per_second_max: 8 << 20 });
-    let upkeep = Upkeep { repair: RepairSettings::default(), scrub };
+    let upkeep = Upkeep { scrub, ..Upkeep::default() };
     let world = World::with_upkeep(seed, 8, StripeShape { data: 4, parity: 2 }, upkeep);
     let tenant = world.tenant("a", Dedup::Shared);
     world.run(world.store.create_bucket(tenant, "bucket")).unwrap();

@@ -16,6 +16,7 @@ use kiseki_engine::message::{
     ControlRequest, ControlResponse, Dedup, EngineRequest, EngineResponse, NodeEntry, NodeState,
 };
 use kiseki_engine::nodes::{NobodyElse, NodeBoard, Standing};
+use kiseki_engine::rebalancer::RebalanceSettings;
 use kiseki_engine::repairer::RepairSettings;
 use kiseki_engine::scrubber::ScrubSettings;
 use kiseki_simulator::{NodeId, Sim, SimLink, SimNet};
@@ -62,6 +63,10 @@ struct Medium {
     locate_delay: Duration,
     /// Reads that began.
     reads: u64,
+    /// Whether every put finds the device full.
+    refuses_puts: bool,
+    /// Whether the devices say how full they are.
+    tells_fill: bool,
     /// Puts under way, by device.
     putting: BTreeMap<DeviceId, u64>,
     /// Where the next fragment lies on its device.
@@ -81,7 +86,7 @@ impl Medium {
         if self.failed.contains(&device) {
             return Err(FragmentError::DeviceFailed { device, reason: "test".to_owned() });
         }
-        if used + bytes.len() as u64 > self.capacity_bytes {
+        if self.refuses_puts || used + bytes.len() as u64 > self.capacity_bytes {
             return Err(FragmentError::Full { device, needed_bytes: bytes.len() as u64 });
         }
         if on_device().any(|((key, _), _)| key.locator == locator && key.generation == generation) {
@@ -171,6 +176,27 @@ impl MemoryFragments {
     pub fn set_capacity(&self, bytes: u64) {
         self.medium.borrow_mut().capacity_bytes = bytes;
     }
+    /// Whether every put finds its device full.
+    pub fn refuse_puts(&self, refuses: bool) {
+        self.medium.borrow_mut().refuses_puts = refuses;
+    }
+    /// One more device, empty.
+    pub fn add_device(&self) {
+        self.medium.borrow_mut().device_count += 1;
+    }
+    /// From now on devices have so many bytes and say how full they are.
+    pub fn tell_fill(&self, capacity_bytes: u64) {
+        self.set_capacity(capacity_bytes);
+        self.medium.borrow_mut().tells_fill = true;
+    }
+    /// Bytes on each device.
+    pub fn bytes_by_device(&self) -> BTreeMap<DeviceId, u64> {
+        let mut bytes: BTreeMap<DeviceId, u64> = self.devices().iter().map(|device| (device.id, 0)).collect();
+        for ((_, device), (_, fragment)) in &self.medium.borrow().fragments {
+            *bytes.entry(*device).or_default() += fragment.len() as u64;
+        }
+        bytes
+    }
     pub fn count(&self) -> usize {
         self.medium.borrow().fragments.len()
     }
@@ -219,7 +245,13 @@ impl FragmentStore for MemoryFragments {
                 let capacity_bytes = medium.capacity_bytes;
                 let (pool, name, read_errors) = (PoolId(0), format!("d{index}"), 0);
                 let node = medium.node;
-                DeviceStatus { id, node, name, pool, capacity_bytes, free_bytes: 0, state, read_errors }
+                let on_device = || medium.fragments.iter().filter(|((_, on), _)| *on == id);
+                let used: u64 = on_device().map(|(_, (_, bytes))| bytes.len() as u64).sum();
+                let (free_bytes, lanes_bytes) = match medium.tells_fill {
+                    true => (capacity_bytes - used, capacity_bytes),
+                    false => (0, 0),
+                };
+                DeviceStatus { id, node, name, pool, capacity_bytes, free_bytes, lanes_bytes, state, read_errors }
             })
             .collect()
     }
@@ -379,6 +411,19 @@ impl Apart {
         (1..=self.others.len() as u64 + 1).map(entry).collect()
     }
 
+    /// A node of the cluster that holds fragments.
+    fn add(&mut self, sim: &Sim, devices: u8) {
+        let node = self.others.len() as u8 + 2;
+        let ports = sim.ports(NodeId(u32::from(node)));
+        let fragments = MemoryFragments::new(ports.clone(), u64::from(node), (node - 1) * devices, devices);
+        let handler = fragment_handler(Rc::new(fragments.clone()));
+        let number = kiseki_types::NodeId(u64::from(node));
+        self.net.serve(number, ServiceId::FRAGMENTS, ports.clone(), handler);
+        let no_shards: PeerHandler = Rc::new(|_, _, _| Box::pin(async { Err("it holds fragments alone".to_owned()) }));
+        self.net.serve(number, ServiceId::ENGINE, ports, no_shards);
+        self.others.push(fragments);
+    }
+
     /// Nothing gets to a node or from it any more.
     pub fn cut(&self, node: u64) {
         for (from, to) in [(1, node), (node, 1)] {
@@ -407,6 +452,7 @@ pub struct World {
 pub struct Upkeep {
     pub repair: RepairSettings,
     pub scrub: Option<ScrubSettings>,
+    pub rebalance: RebalanceSettings,
 }
 
 impl World {
@@ -429,20 +475,10 @@ impl World {
     pub fn on_nodes(seed: u64, node_count: u8, devices: u8, shape: StripeShape) -> World {
         let (sim, own) = (Sim::new(seed), kiseki_types::NodeId(1));
         let net = SimNet::new(&sim);
-        let other = |node: u8| {
-            let ports = sim.ports(NodeId(u32::from(node)));
-            let fragments = MemoryFragments::new(ports.clone(), u64::from(node), (node - 1) * devices, devices);
-            let handler = fragment_handler(Rc::new(fragments.clone()));
-            let node = kiseki_types::NodeId(u64::from(node));
-            net.serve(node, ServiceId::FRAGMENTS, ports.clone(), handler);
-            let no_shards: PeerHandler =
-                Rc::new(|_, _, _| Box::pin(async { Err("it holds fragments alone".to_owned()) }));
-            net.serve(node, ServiceId::ENGINE, ports, no_shards);
-            fragments
-        };
-        let others = (2..=node_count).map(other).collect();
+        let mut apart = Apart { net, others: Vec::new() };
+        (2..=node_count).for_each(|_| apart.add(&sim, devices));
         let fragments = MemoryFragments::new(sim.ports(NODE), own.0, 0, devices);
-        let world = World::over(sim, fragments, Some(Apart { net, others }), shape, Upkeep::default());
+        let world = World::over(sim, fragments, Some(apart), shape, Upkeep::default());
         world.await_all_heard();
         world
     }
@@ -452,6 +488,22 @@ impl World {
         let (engine, nodes, all_fragments) = start(&sim, &logs, &fragments, apart.as_ref(), shape, upkeep, true);
         let store = engine.store();
         World { sim, logs, fragments, nodes, apart, all_fragments, engine, store, shape, upkeep }
+    }
+
+    /// One more node joins, with as many devices as the others have.
+    pub fn join(&mut self, devices: u8) {
+        let apart = self.apart.as_mut().expect("a world of several nodes");
+        apart.add(&self.sim, devices);
+        self.nodes.take_up(self.nodes.version() + 1, &apart.entries());
+        self.await_all_heard();
+    }
+
+    /// Until rebalancing has looked at everything with so many devices, and has nothing left to move.
+    pub fn await_rebalanced(&self, devices: usize) {
+        self.await_that("rebalancing is at rest", |world| {
+            let state = world.engine.rebalance_state();
+            state.is_at_rest && state.devices_surveyed == devices
+        });
     }
 
     pub fn await_all_heard(&self) {
@@ -627,6 +679,7 @@ fn start(
         first_pool: shape,
         pin_epoch_age: kiseki_engine::engine::PIN_EPOCH_AGE,
         repair: upkeep.repair,
+        rebalance: upkeep.rebalance,
         scrub: upkeep.scrub,
     });
     for lane in (0..LANES).map(LaneId) {

@@ -177,12 +177,25 @@ pub struct DeviceStatus {
     pub pool: PoolId,
     /// Bytes that fragments can use in all: its weight in placement.
     pub capacity_bytes: u64,
-    /// Bytes that are free, on all lanes of the core that says so.
+    /// Bytes that are free, on all lanes of the core that says so; of a device of another node, on all lanes of the cores
+    /// that have said so.
     pub free_bytes: u64,
+    /// Bytes of all zones of those lanes; 0 where that is not said.
+    pub lanes_bytes: u64,
     /// Its state.
     pub state: DeviceState,
     /// Reads that it failed since this core opened it.
     pub read_errors: u64,
+}
+
+impl DeviceStatus {
+    /// How full the device is in thousandths, as far as its lanes were heard of.
+    #[must_use]
+    pub fn fill_permille(&self) -> Option<u64> {
+        let used = self.lanes_bytes.saturating_sub(self.free_bytes);
+        let permille = (u128::from(used) * 1000).checked_div(u128::from(self.lanes_bytes))?;
+        u64::try_from(permille).ok()
+    }
 }
 
 /// How much of a device is in use.

@@ -25,6 +25,7 @@ use kiseki_engine::engine::{Engine, EngineInputs};
 use kiseki_engine::keyring::NodeKeys;
 use kiseki_engine::message::{EngineRequest, EngineResponse};
 use kiseki_engine::nodes::NodeBoard;
+use kiseki_engine::rebalancer::RebalanceSettings;
 use kiseki_engine::repairer::RepairSettings;
 use kiseki_engine::scrubber::ScrubSettings;
 use kiseki_raft::table_file::TableFile;
@@ -150,6 +151,8 @@ pub struct CoreInputs {
     pub pin_epoch_age: Duration,
     /// How fast this core may repair.
     pub repair: RepairSettings,
+    /// When devices are balanced.
+    pub rebalance: RebalanceSettings,
     /// How often this core reads and checks what it holds; `None` for never.
     pub scrub: Option<ScrubSettings>,
     /// Timers of the Raft groups.
@@ -242,6 +245,7 @@ impl CoreNode {
             first_pool: inputs.first_pool,
             pin_epoch_age: inputs.pin_epoch_age,
             repair: inputs.repair,
+            rebalance: inputs.rebalance,
             scrub: inputs.scrub,
         });
         let core = CoreNode {

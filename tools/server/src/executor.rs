@@ -164,6 +164,7 @@ async fn run_core(
         shards_per_tenant: shared.shards_per_tenant,
         pin_epoch_age: PIN_EPOCH_AGE,
         repair: shared.config.repair.of_core(shared.config.cores),
+        rebalance: shared.config.rebalance.settings(),
         scrub: shared.config.scrub_of_core(),
         group_settings: match shared.peer {
             Some(_) => GroupSettings::several_voters(),

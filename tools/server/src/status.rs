@@ -4,7 +4,7 @@
 use crate::nodes_file::NodeRow;
 use crate::shards::ShardReport;
 use crate::space::{CoreSpace, PoolReport, SpaceReport};
-use crate::upkeep::{CoreUpkeep, RepairReport, ScrubReport};
+use crate::upkeep::{CoreUpkeep, RebalanceReport, RepairReport, ScrubReport};
 use crate::wear::WearReading;
 use kiseki_devices::nvme::path::PathChoice;
 use kiseki_types::fragment::DeviceState;
@@ -343,6 +343,9 @@ pub struct NodeReport {
     /// Whether stripes have their full width, and what is being done about it.
     #[serde(default)]
     pub repair: RepairReport,
+    /// Whether stripes lie where placement would put them, and what is being done about it.
+    #[serde(default)]
+    pub rebalance: RebalanceReport,
     /// How far everything has been read and checked.
     #[serde(default)]
     pub scrub: ScrubReport,
@@ -427,6 +430,7 @@ impl NodeReport {
     pub fn settle_upkeep(&mut self) {
         let healthy = self.devices.iter().filter(|device| device.is_usable()).count();
         (self.repair, self.scrub) = crate::upkeep::of_node(&self.core_reports, self.cores, healthy);
+        self.rebalance = crate::upkeep::rebalance_of_node(&self.core_reports, self.cores);
     }
 
     /// Whether every device and directory is as it should be, or on its way there, and no data is lost.

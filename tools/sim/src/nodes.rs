@@ -2,8 +2,10 @@
 //! is cut. Clients put, get and delete objects through any node; nodes lose power at any write and come back.
 //!
 //! What is checked: everything that is acknowledged is there, through every node, and no read goes back behind another
-//! one; and in the end, in peace, every shard has its voters, replicas that say the same, and every stripe is whole.
+//! one; and in the end, in peace, every shard has its voters, replicas that say the same, and every stripe is whole and lies as
+//! placement demands, also where nodes joined when data were there already.
 
+mod placed;
 mod scene;
 mod worker;
 

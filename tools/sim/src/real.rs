@@ -528,6 +528,7 @@ impl RealNode {
             shards_per_tenant: 2 * self.options.cores,
             pin_epoch_age: if self.membership.is_some() { MEMBERS_PIN_EPOCH_AGE } else { PIN_EPOCH_AGE },
             repair: Default::default(),
+            rebalance: Default::default(),
             scrub: Some(Default::default()),
             group_settings: GroupSettings {
                 snapshot_entries: 60,

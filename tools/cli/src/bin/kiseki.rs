@@ -353,6 +353,7 @@ fn print_status(report: &NodeReport) {
     }
     print!("{}", shards::status_lines(report));
     println!("  repair    {}", repair_line(report));
+    println!("  rebalance {}", rebalance_line(report));
     println!("  scrub     {}", scrub_line(report));
     for setting in &report.unsafe_settings {
         println!("  unsafe    {setting}");
@@ -495,6 +496,33 @@ fn repair_line(report: &NodeReport) -> String {
     line
 }
 
+fn rebalance_line(report: &NodeReport) -> String {
+    let rebalance = &report.rebalance;
+    let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+    let mut parts = Vec::new();
+    if rebalance.fragments_to_spread > 0 {
+        let (fragments, mib) = (rebalance.fragments_to_spread, mib(rebalance.bytes_to_spread));
+        parts.push(format!("{fragments} fragments ({mib} MiB) to spread over nodes"));
+    }
+    if rebalance.fragments_to_balance > 0 {
+        let (fragments, mib) = (rebalance.fragments_to_balance, mib(rebalance.bytes_to_balance));
+        parts.push(format!("up to {fragments} fragments ({mib} MiB) to emptier devices"));
+    }
+    let mut line = match parts.is_empty() {
+        true if rebalance.at_rest => "at rest".to_owned(),
+        true => "looking".to_owned(),
+        false => parts.join(", "),
+    };
+    if !rebalance.waits_for.is_empty() {
+        line.push_str(&format!(", waits for {}", rebalance.waits_for));
+    } else if rebalance.bytes_per_second > 0 {
+        line.push_str(&format!(", {:.1} MiB/s", rebalance.bytes_per_second as f64 / f64::from(1 << 20)));
+    }
+    let (fragments, moved) = (rebalance.fragments_moved, mib(rebalance.bytes_moved));
+    line.push_str(&format!("; {fragments} fragments ({moved} MiB) moved since the start"));
+    line
+}
+
 fn scrub_line(report: &NodeReport) -> String {
     let scrub = &report.scrub;
     if !scrub.is_on {
@@ -536,6 +564,29 @@ mod tests {
         report.repair = kiseki_server::upkeep::RepairReport { at_full_width: true, ..Default::default() };
         assert!(repair_line(&report).starts_with("all stripes at full width"));
         assert_eq!(scrub_line(&report), "off");
+    }
+
+    #[test]
+    fn i_o2_status_says_what_rebalancing_has_left_and_waits_for() {
+        let mut report = NodeReport::default();
+        assert!(rebalance_line(&report).starts_with("looking"));
+        report.rebalance.at_rest = true;
+        assert!(rebalance_line(&report).starts_with("at rest; 0 fragments"));
+        report.rebalance = kiseki_server::upkeep::RebalanceReport {
+            fragments_to_spread: 3,
+            bytes_to_spread: 5 << 20,
+            fragments_moved: 2,
+            bytes_moved: 1 << 20,
+            bytes_per_second: 3 << 19,
+            ..Default::default()
+        };
+        let line = rebalance_line(&report);
+        assert_eq!(
+            line,
+            "3 fragments (5 MiB) to spread over nodes, 1.5 MiB/s; 2 fragments (1 MiB) moved since the start"
+        );
+        report.rebalance.waits_for = "repair, which comes first".to_owned();
+        assert!(rebalance_line(&report).contains("waits for repair"), "{}", rebalance_line(&report));
     }
 
     #[test]
