@@ -240,6 +240,7 @@ mod tests {
                 pool: PoolId(0),
                 capacity_bytes: 1,
                 free_bytes: 1,
+                lanes_bytes: 1,
                 state,
                 read_errors: 0,
             };

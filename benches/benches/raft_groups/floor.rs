@@ -157,9 +157,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
         Err(io::Error::other("no snapshot is ever sent"))
     }
 
-    async fn get_current_snapshot(
-        &mut self,
-    ) -> Result<Option<openraft::alias::SnapshotOf<TypeConfig, ()>>, io::Error> {
+    async fn get_current_snapshot(&mut self) -> Result<Option<openraft::alias::SnapshotOf<TypeConfig, ()>>, io::Error> {
         Ok(None)
     }
 }

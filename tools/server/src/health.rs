@@ -182,6 +182,7 @@ mod tests {
             pool: PoolId(0),
             capacity_bytes: 1,
             free_bytes: 1,
+            lanes_bytes: 1,
             state: DeviceState::Healthy,
             read_errors: 0,
         };

@@ -1,11 +1,10 @@
 //! A run without faults: one node after the other gives away what it leads, as at a clean stop, while clients work. They must not
 //! notice: no request fails, and none waits for an election.
 
-use super::{NodesOptions, NodesReport, PEACE_MAX, Scene};
+use super::{Counts, NodesOptions, NodesReport, PEACE_MAX, Scene};
 use crate::nodes::worker::Book;
 use futures::future::join_all;
 use kiseki_simulator::{Limits, Sim, SimNet};
-use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -20,8 +19,8 @@ const WORK: Duration = Duration::from_secs(3);
 pub fn run_handover(seed: u64, options: NodesOptions) -> NodesReport {
     let sim = Rc::new(Sim::new(seed));
     sim.set_limits(Limits { steps: 60_000_000, time: PEACE_MAX * 3 });
-    let (book, cuts, net) = (Rc::new(Book::default()), Rc::new(Cell::new(0)), SimNet::new(&sim));
-    let mut scene = Scene::new(&sim, &net, &book, &cuts, options);
+    let (book, counts, net) = (Rc::new(Book::default()), Rc::<Counts>::default(), SimNet::new(&sim));
+    let mut scene = Scene::new(&sim, &net, &book, &counts, options);
     scene.form();
     scene.hire();
     for number in 1..=options.nodes {
@@ -36,7 +35,8 @@ pub fn run_handover(seed: u64, options: NodesOptions) -> NodesReport {
         acknowledged: book.acknowledged.get(),
         reads: book.reads.get(),
         unknown: book.unknown.get(),
-        cuts: cuts.get(),
+        cuts: counts.cuts.get(),
+        moved: counts.moved.get(),
         messages: net.counts(),
         steps: sim.steps(),
         trace_hash: sim.trace_hash(),
