@@ -89,6 +89,7 @@ pub fn of_core(engine: &Engine, values: &mut BTreeMap<String, u64>) -> CoreUpkee
         ("evacuation_fragment_bytes_total", counters.fragment_bytes_moved.get()),
         ("evacuation_orphans_freed_total", counters.orphans_freed.get()),
         ("evacuation_stripes_queued", state.moving as u64),
+        ("repair_stripes_unfinished", state.unfinished as u64),
         ("repair_released_total", counters.released.get()),
         ("repair_failures_total", counters.failures.get()),
         ("repair_walks_total", counters.walks.get()),
