@@ -436,7 +436,7 @@ impl Engine {
             core: self.inputs.lanes.first().copied().expect("a core that is asked has a lane"),
             used: self.core.fragments.use_of(device),
             older_placements: self.core.devices.older_placements(),
-            open_stripes: has_walked.then_some(repair.backlog + repair.waiting + repair.lost),
+            open_stripes: has_walked.then_some(repair.backlog + repair.unfinished + repair.waiting + repair.lost),
         }
     }
 

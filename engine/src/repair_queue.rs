@@ -38,6 +38,8 @@ pub enum RepairCause {
 struct Entry {
     margin: Margin,
     not_before: Instant,
+    /// No delta names it yet, and perhaps none ever will: its writer is at work, or gone.
+    is_unfinished: bool,
 }
 
 struct Running {
@@ -57,6 +59,8 @@ struct State {
     running: BTreeMap<ChunkName, Running>,
     /// Entries that are only to be moved.
     moves: usize,
+    /// Entries that no delta names yet.
+    unfinished: usize,
     /// Cannot reach full width with the devices that are usable now.
     waiting: BTreeSet<ChunkName>,
     lost: BTreeSet<ChunkName>,
@@ -84,6 +88,16 @@ impl RepairQueue {
 
     /// Takes a stripe in that has to wait until `not_before`.
     pub fn offer_later(&self, name: ChunkName, margin: Margin, cause: RepairCause, not_before: Instant) {
+        self.take_in(name, cause, Entry { margin, not_before, is_unfinished: false });
+    }
+
+    /// The same with a stripe that is missing fragments while no delta names it: it lacks nothing that anybody stored.
+    pub fn offer_unfinished(&self, name: ChunkName, margin: Margin, not_before: Instant) {
+        self.take_in(name, RepairCause::Missing, Entry { margin, not_before, is_unfinished: true });
+    }
+
+    fn take_in(&self, name: ChunkName, cause: RepairCause, offered: Entry) {
+        let margin = offered.margin;
         let mut state = self.state.borrow_mut();
         if let Some(running) = state.running.get_mut(&name) {
             // Whoever repairs it may have looked already.
@@ -95,15 +109,16 @@ impl RepairQueue {
             return;
         }
         if let Some(entry) = state.remove(name) {
-            let (margin, not_before) = (entry.margin.min(margin), entry.not_before.min(not_before));
-            state.put(name, Entry { margin, not_before });
+            let (margin, not_before) = (entry.margin.min(margin), entry.not_before.min(offered.not_before));
+            let is_unfinished = entry.is_unfinished && offered.is_unfinished;
+            state.put(name, Entry { margin, not_before, is_unfinished });
         } else {
             if state.entries.len() >= REPAIR_QUEUE_MAX {
                 self.overflowed.set(true);
                 let Some(last) = state.order.last().copied().filter(|last| *last > (margin, name)) else { return };
                 state.remove(last.1);
             }
-            state.put(name, Entry { margin, not_before });
+            state.put(name, offered);
         }
         for listener in std::mem::take(&mut state.listeners) {
             let _gone = listener.send(());
@@ -145,8 +160,8 @@ impl RepairQueue {
         self.now.set(now);
         let mut state = self.state.borrow_mut();
         while let Some((_, name)) = state.early.first().copied().filter(|(at, _)| *at <= now) {
-            let Entry { margin, .. } = state.remove(name).expect("what is early is in the queue");
-            state.put(name, Entry { margin, not_before: Instant(0) });
+            let entry = state.remove(name).expect("what is early is in the queue");
+            state.put(name, Entry { not_before: Instant(0), ..entry });
         }
         let (margin, name) = state.order.first().copied().filter(|(margin, _)| *margin <= margin_max)?;
         state.remove(name);
@@ -223,7 +238,13 @@ impl RepairQueue {
     pub fn backlog(&self) -> usize {
         let state = self.state.borrow();
         let running = state.running.values().filter(|running| running.margin != MOVE_MARGIN).count();
-        state.entries.len() - state.moves + running
+        state.entries.len() - state.moves - state.unfinished + running
+    }
+
+    /// Stripes that are looked at again when a delta names them.
+    #[must_use]
+    pub fn unfinished(&self) -> usize {
+        self.state.borrow().unfinished
     }
 
     /// Stripes that wait for their turn to be moved, or are being so.
@@ -265,6 +286,7 @@ impl RepairQueue {
 impl State {
     fn put(&mut self, name: ChunkName, entry: Entry) {
         self.moves += usize::from(entry.margin == MOVE_MARGIN);
+        self.unfinished += usize::from(entry.is_unfinished);
         self.entries.insert(name, entry);
         if entry.not_before == Instant(0) {
             self.order.insert((entry.margin, name));
@@ -276,6 +298,7 @@ impl State {
     fn remove(&mut self, name: ChunkName) -> Option<Entry> {
         let entry = self.entries.remove(&name)?;
         self.moves -= usize::from(entry.margin == MOVE_MARGIN);
+        self.unfinished -= usize::from(entry.is_unfinished);
         self.order.remove(&(entry.margin, name));
         self.early.remove(&(entry.not_before, name));
         Some(entry)
@@ -335,6 +358,22 @@ mod tests {
         assert_eq!(queue.backlog(), REPAIR_QUEUE_MAX, "I-O5");
         assert!(queue.take_overflow() && !queue.take_overflow());
         assert_eq!(queue.take(Instant(0), Margin::MAX), Some((name(2 << 20), 0)));
+    }
+
+    #[test]
+    fn what_no_delta_names_is_no_backlog_until_somebody_misses_it() {
+        let queue = RepairQueue::default();
+        queue.offer_unfinished(name(1), 1, Instant(9));
+        queue.offer_unfinished(name(1), 1, Instant(9));
+        assert_eq!((queue.backlog(), queue.unfinished()), (0, 1));
+        assert_eq!(queue.take(Instant(8), Margin::MAX), None);
+        assert_eq!(queue.take(Instant(9), Margin::MAX), Some((name(1), 1)), "it is looked at again");
+        assert_eq!((queue.backlog(), queue.unfinished()), (1, 0));
+        queue.done(name(1));
+        queue.offer_unfinished(name(1), 1, Instant(20));
+        queue.offer(name(1), 0, RepairCause::Missing);
+        assert_eq!((queue.backlog(), queue.unfinished()), (1, 0), "its writer reports it");
+        assert_eq!(queue.take(Instant(10), 0), Some((name(1), 0)));
     }
 
     #[test]

@@ -97,6 +97,14 @@ pub fn report(core: &Rc<Core>, name: ChunkName, margin: Margin, cause: RepairCau
     });
 }
 
+/// A stripe that is to be looked at again, how urgently and from when on.
+enum Again {
+    /// It is not whole.
+    Repair(Margin, Instant),
+    /// No delta names it yet.
+    Unfinished(Margin, Instant),
+}
+
 type UsableDevices = BTreeMap<DeviceId, PoolId>;
 
 /// Repair on one core.
@@ -147,6 +155,8 @@ impl Reliance {
 pub struct RepairState {
     /// Stripes queued or being repaired.
     pub backlog: usize,
+    /// Stripes that no delta names: their writers are at work, or gone and not settled yet. Nobody has stored them.
+    pub unfinished: usize,
     /// Whole stripes that are queued to be moved off a device, or being so.
     pub moving: usize,
     /// Stripes that wait for devices.
@@ -210,6 +220,7 @@ impl Repairer {
         let own_walked = |devices: &UsableDevices| own.filter(|device| devices.contains_key(&device.id)).count();
         RepairState {
             backlog: queue.backlog(),
+            unfinished: queue.unfinished(),
             moving: queue.moving(),
             waiting: queue.waiting_count(),
             lost: queue.lost_count(),
@@ -373,7 +384,7 @@ impl Repairer {
         if !held.is_complete {
             // Its writer may just be writing it; the permit tells.
             let later = self.core.ports.now() + NOT_YET_INTERVAL;
-            queue.offer_later(held.name, margin, RepairCause::Missing, later);
+            queue.offer_unfinished(held.name, margin, later);
         } else if margin < 0 {
             self.lost(held.name, &held.stripe, glance.good);
         } else if glance.good < held.stripe.shape.width() && !has_room_for(held, &located, devices) && !was_lost {
@@ -406,8 +417,12 @@ impl Repairer {
             self.core.background.finish("repair stripe", async move {
                 let again = repairer.repair(name, margin).await;
                 repairer.core.repairs.done(name);
-                if let Some((margin, at)) = again {
-                    repairer.core.repairs.offer_later(name, margin, RepairCause::Unreadable, at);
+                match again {
+                    Some(Again::Repair(margin, at)) => {
+                        repairer.core.repairs.offer_later(name, margin, RepairCause::Unreadable, at);
+                    }
+                    Some(Again::Unfinished(margin, at)) => repairer.core.repairs.offer_unfinished(name, margin, at),
+                    None => {}
                 }
                 let _stopping = sender.send(());
             });
@@ -417,15 +432,17 @@ impl Repairer {
 
     /// Repairs one stripe, and decides what becomes of it when that is not possible now: how urgently and from when on it
     /// is to be tried again, if it is.
-    async fn repair(&self, name: ChunkName, margin: Margin) -> Option<(Margin, Instant)> {
+    async fn repair(&self, name: ChunkName, margin: Margin) -> Option<Again> {
         let queue = &self.core.repairs;
         let counters = &self.core.repair_counters;
-        let again = |after: Duration| Some((margin, self.core.ports.now() + after));
+        let again = |after: Duration| Some(Again::Repair(margin, self.core.ports.now() + after));
         // A stripe whose home is led elsewhere by now is looked after there.
         let home = self.core.homes.get(self.core.calls.home_of(&name.locator))?;
         let (guard, stripe) = match home.permit_repair(name).await {
             Ok(RepairPermit::Granted(guard, stripe)) => (guard, stripe),
-            Ok(RepairPermit::NotYet) => return again(NOT_YET_INTERVAL),
+            Ok(RepairPermit::NotYet) => {
+                return Some(Again::Unfinished(margin, self.core.ports.now() + NOT_YET_INTERVAL));
+            }
             Ok(RepairPermit::Gone) => {
                 self.no_room_until.set(Instant(0)); // it freed what it held
                 queue.forget_lost(&name);
@@ -443,7 +460,7 @@ impl Repairer {
             drop(guard);
             add(&counters.bytes_moved, moved.get());
             self.pay(moved.get(), margin);
-            return self.moved(name, result);
+            return self.moved(name, result).map(|(margin, at)| Again::Repair(margin, at));
         }
         let result = repair_stripe(&self.core, name, &stripe, &moved, &guard).await;
         drop(guard);
@@ -464,7 +481,7 @@ impl Repairer {
             Ok(Repaired::NoRoom) => {
                 add(&counters.failures, 1);
                 self.no_room_until.set(self.core.ports.now() + NO_ROOM_PAUSE);
-                return Some((NO_ROOM_MARGIN, self.core.ports.now() + NO_ROOM_INTERVAL));
+                return Some(Again::Repair(NO_ROOM_MARGIN, self.core.ports.now() + NO_ROOM_INTERVAL));
             }
             Ok(Repaired::Awaited) => return again(AWAITED_INTERVAL),
             // Most likely its writer gave it up half written; should a delta name it, its pardon offers it again.

@@ -10,9 +10,10 @@ use crate::leader::{Draft, row_damaged};
 use crate::machine::{CANDIDATES, COUNTS_FILE, FENCES, FENCES_FORGOTTEN_MAX};
 use crate::message::{Collected, HomeRequest, HomeResponse};
 use crate::shard_tables::{DROPPED, LOOSE, PAGES, page_key};
+use futures::StreamExt;
 use futures::channel::oneshot;
 use futures::future::{Either, select};
-use kiseki_types::ids::{CompositionId, PageId};
+use kiseki_types::ids::{CompositionId, PageId, ShardId};
 use kiseki_types::runtime::{Instant, RuntimeExt};
 use kiseki_types::table::{Direction, Scan, prefix_end};
 use std::cell::{Cell, RefCell};
@@ -27,6 +28,10 @@ const PAGES_PER_DELTA: usize = 16;
 
 /// Candidates that one round asks about.
 const CANDIDATES_PER_ROUND: usize = 256;
+
+/// Candidates that are collected at once. Each takes several commits of several groups, one after the other: singly, what is
+/// written over by many clients would be freed more slowly than it comes.
+const COLLECTED_AT_ONCE: usize = 16;
 
 /// Time between rounds when nobody wakes the task: what was busy is asked again.
 const ROUND_INTERVAL: Duration = Duration::from_secs(2);
@@ -339,43 +344,53 @@ impl ShardService {
     /// this round, and keeps nothing waiting that is another's.
     async fn settle_candidates(&self) -> Result<u64, StoreError> {
         let mut busy = 0;
-        let mut silent = BTreeSet::new();
+        let silent = RefCell::new(BTreeSet::new());
         let mut from = Bound::Unbounded;
         loop {
             let rows = self.scan_from(COUNTS_FILE, CANDIDATES, from, CANDIDATES_PER_ROUND).await?;
             let Some((last, _)) = rows.last() else { break };
             from = Bound::Excluded(last.clone());
-            for (key, _) in &rows {
-                let name = ChunkName::from_key(key).map_err(row_damaged)?;
-                let home = self.calls.home_of(&name.locator);
-                if silent.contains(&home) {
-                    busy += 1;
-                    continue;
-                }
-                let answer = match self.calls.home(home, HomeRequest::Collect(name)).await {
-                    Ok(answer) => answer,
-                    Err(error) => {
-                        warn!(shard = %self.shard(), %home, %error, "a home does not collect; it is asked again");
-                        silent.insert(home);
-                        busy += 1;
-                        continue;
-                    }
-                };
-                match answer {
-                    HomeResponse::Collected(Collected::Busy) => busy += 1,
-                    HomeResponse::Collected(outcome) => {
-                        let freed = u64::from(outcome == Collected::Freed);
-                        self.backlog.generations_freed.set(self.backlog.generations_freed.get() + freed);
-                        self.leader.propose(&Command::ForgetCandidate(name)).await?;
-                    }
-                    _ => panic!("a home answers Collect with Collected"),
-                }
+            let names = rows.iter().map(|(key, _)| ChunkName::from_key(key).map_err(row_damaged));
+            let names = names.collect::<Result<Vec<_>, _>>()?;
+            let settling = futures::stream::iter(names).map(|name| self.settle_candidate(name, &silent));
+            // All of them come to an end, whatever becomes of one.
+            for outcome in settling.buffer_unordered(COLLECTED_AT_ONCE).collect::<Vec<_>>().await {
+                busy += u64::from(outcome? == Collected::Busy);
             }
         }
-        if !silent.is_empty() {
+        if !silent.borrow().is_empty() {
             self.backlog.failed_rounds.set(self.backlog.failed_rounds.get() + 1);
         }
         Ok(busy)
+    }
+
+    /// Asks the home of a candidate to collect it, and forgets it unless it is busy. One that is among the `silent` homes, or
+    /// joins them, is busy.
+    async fn settle_candidate(
+        &self,
+        name: ChunkName,
+        silent: &RefCell<BTreeSet<ShardId>>,
+    ) -> Result<Collected, StoreError> {
+        let home = self.calls.home_of(&name.locator);
+        if silent.borrow().contains(&home) {
+            return Ok(Collected::Busy);
+        }
+        let outcome = match self.calls.home(home, HomeRequest::Collect(name)).await {
+            Ok(HomeResponse::Collected(outcome)) => outcome,
+            Ok(_) => panic!("a home answers Collect with Collected"),
+            Err(error) => {
+                if silent.borrow_mut().insert(home) {
+                    warn!(shard = %self.shard(), %home, %error, "a home does not collect; it is asked again");
+                }
+                return Ok(Collected::Busy);
+            }
+        };
+        if outcome != Collected::Busy {
+            let freed = u64::from(outcome == Collected::Freed);
+            self.backlog.generations_freed.set(self.backlog.generations_freed.get() + freed);
+            self.leader.propose(&Command::ForgetCandidate(name)).await?;
+        }
+        Ok(outcome)
     }
 
     async fn scan_from(

@@ -211,6 +211,8 @@ fn i_d1_what_is_being_written_is_neither_repaired_nor_said_to_be_lost() {
     let counters = &world.engine.core().repair_counters;
     assert!(counters.walks.get() > 0);
     assert_eq!((world.engine.repair_state().lost, counters.lost.get()), (0, 0), "I-D1: it is not there yet, not lost");
+    let state = world.engine.repair_state();
+    assert_eq!((state.backlog, state.unfinished), (0, 1), "I-D1: nobody has stored it, so nothing lacks width");
     world.run(done).unwrap().unwrap();
     world.await_full_width();
     assert_full_width(&world, "after its writer was done");

@@ -160,6 +160,7 @@ pub fn of_core(engine: &Engine, values: &mut BTreeMap<String, u64>) -> CoreUpkee
         ("rebalance_fragments_to_balance", rebalance.balance_left.fragments),
         ("rebalance_bytes_to_balance", rebalance.balance_left.bytes),
         ("rebalance_bytes_per_second", rebalance.bytes_per_second),
+        ("repair_stripes_unfinished", state.unfinished as u64),
         ("repair_released_total", counters.released.get()),
         ("repair_failures_total", counters.failures.get()),
         ("repair_walks_total", counters.walks.get()),
