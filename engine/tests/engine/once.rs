@@ -74,6 +74,7 @@ fn i_c2_a_chunk_whose_pin_is_not_known_to_be_durable_is_begun_anew() {
         let bytes = noise(seed, 200_000);
         world.logs.lose_next_home_answer(lost);
         world.put(tenant, "bucket", "written", &bytes).expect("the chunk is written under another generation");
+        world.sleep(1); // its home hears that it is complete
         world.logs.lose_next_home_answer(lost);
         world.put(tenant, "bucket", "found", &bytes).expect("it is found again");
         assert!(world.get(tenant, "bucket", "written").unwrap() == bytes, "{lost:?}");
