@@ -95,6 +95,7 @@ class Node:
         from botocore.config import Config
 
         env = self.env()
+        config = {"retries": {"max_attempts": 1}, **config}
         return boto3.client(
             "s3",
             endpoint_url=env["AWS_ENDPOINT_URL"],
@@ -102,7 +103,7 @@ class Node:
             aws_secret_access_key=env["AWS_SECRET_ACCESS_KEY"],
             region_name=env["AWS_REGION"],
             verify=env.get("AWS_CA_BUNDLE", False),
-            config=Config(s3={"addressing_style": "path"}, retries={"max_attempts": 1}, **config),
+            config=Config(s3={"addressing_style": "path"}, **config),
         )
 
     def __enter__(self):

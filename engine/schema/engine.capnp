@@ -113,7 +113,6 @@ struct Stamp {
   low   @0 :UInt64;  # the request's id
   high  @1 :UInt64;
   seen  @2 :UInt64;  # how far the shard had counted before it was asked for the first time
-  again @3 :Bool;    # it may have been done
 }
 
 struct CoreRequest {
@@ -380,7 +379,7 @@ struct Response {
     holdings @9 :Holdings;
   }
   speaks @10 :UInt16;  # the highest version that the sender understands; 0: that of the message
-  mark   @11 :UInt64;  # of a tenant's shard: how far it has counted its requests
+  mark   @11 :UInt64;  # of the control shard or a tenant's: how far it has counted its requests
 }
 
 struct NotHere {

@@ -326,7 +326,8 @@ pub trait ObjectStore {
         after: u16,
         limit: usize,
     ) -> StoreFuture<'a, (UploadInfo, Vec<PartInfo>)>;
-    /// Uploads in progress whose (key, upload id) lies behind `after`, in order, with this prefix, at most `limit`.
+    /// Uploads in progress whose (key, upload id) lies behind `after`, in order, with this prefix, at most `limit`. Only none at all
+    /// means that there are no more.
     fn uploads<'a>(
         &'a self,
         tenant: TenantId,

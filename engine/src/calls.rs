@@ -18,10 +18,11 @@ use kiseki_types::group::VoterId;
 use kiseki_types::ids::{DeviceId, LaneId, Locator, NodeId, RequestId, ShardId};
 use kiseki_types::link::Link;
 use kiseki_types::peer::{Parcel, PeerCallError, PeerCalls, PeerLane, ServiceId};
-use kiseki_types::runtime::{Ports, RuntimeExt};
+use kiseki_types::runtime::{Instant, Ports, RuntimeExt};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
+use zeroize::Zeroize;
 
 /// How long somebody who leads the shard is looked for: several elections fit. Nothing has happened when it is over.
 const LEADER_WAIT: Duration = Duration::from_secs(10);
@@ -34,6 +35,10 @@ const STAMPED_WITHIN: Duration = Duration::from_secs(5);
 
 /// How long a change is asked for again that may have been made: a leader that is cut off is found to be so and another one elected.
 const SETTLE_WAIT: Duration = Duration::from_secs(20);
+
+/// What a shard said so long ago of how far it has counted its requests is asked for anew before a change: no shard carries out as
+/// many in that time as it remembers.
+const MARK_AGE_MAX: Duration = Duration::from_secs(1);
 
 /// And one that may not be: a commit may wait for a majority that is slow.
 const CHANGE_WITHIN: Duration = Duration::from_secs(20);
@@ -109,23 +114,26 @@ impl Calls {
         let inner = &*self.inner;
         // Who is alone has nobody else to ask, and whoever asked goes down with it.
         let repeat = if inner.nodes.is_alone() { Repeat::Never } else { Repeat::of(&body) };
-        let mut stamp = match repeat {
+        let stamp = match repeat {
             Repeat::Stamped => Some(self.stamp(shard).await),
             Repeat::Freely | Repeat::Never => None,
         };
         let mut asked = Asked::Here(body);
-        let (mut since, mut unsettled) = (None, None);
+        let (mut since, mut unsettled): (Option<Instant>, Option<StoreError>) = (None, None);
         let mut route = inner.routes.begin(shard);
         loop {
             let attempt = match route.node == inner.nodes.own() {
                 true => inner.ask_here(shard, &mut asked, repeat, stamp).await,
-                false => inner.ask_there(route.node, shard, &mut asked, repeat, stamp).await,
+                false => {
+                    let is_again = unsettled.is_some();
+                    inner.ask_there(route.node, shard, &mut asked, repeat, stamp, is_again).await
+                }
             };
             let leader = match attempt {
                 Attempt::Answered(answer) => {
                     inner.routes.found(shard, route.node);
-                    if let Ok(ResponseBody::Shard(_, mark)) = &answer {
-                        inner.routes.marked(shard, *mark);
+                    if let Ok(ResponseBody::Shard(_, mark) | ResponseBody::Control(_, mark)) = &answer {
+                        inner.routes.marked(shard, *mark, inner.ports.now());
                     }
                     return answer;
                 }
@@ -134,7 +142,6 @@ impl Calls {
                     return Err(error);
                 }
                 Attempt::Unanswered(error) => {
-                    stamp.iter_mut().for_each(|stamp| stamp.again = true);
                     unsettled = Some(error);
                     None
                 }
@@ -157,20 +164,24 @@ impl Calls {
     /// Makes one request of all times that a change will be asked for.
     async fn stamp(&self, shard: ShardId) -> RequestStamp {
         let inner = &*self.inner;
-        if inner.routes.mark(shard).is_none() {
-            // From this core the shard was never asked. Its answer says how far it has counted; without one the change is
-            // asked for all the same, and is not asked for again if the shard has counted far.
-            let ask = RequestBody::Shard(Box::new(ShardRequest::PinEpoch));
+        let now = inner.ports.now();
+        if inner.routes.mark(shard).is_none_or(|(_, at)| now.since(at) > MARK_AGE_MAX) {
+            // An answer says how far the shard has counted. Without one the change is asked for all the same; if the shard has
+            // counted far since, it is refused.
+            let ask = match shard {
+                ShardId::CONTROL => RequestBody::Control(ControlRequest::Nodes),
+                _ => RequestBody::Shard(Box::new(ShardRequest::PinEpoch)),
+            };
             let _ = Box::pin(self.call(shard, ask)).await;
         }
-        let seen = inner.routes.mark(shard).unwrap_or(Mark(0));
-        RequestStamp { id: RequestId(inner.ports.random()), seen, again: false }
+        let seen = inner.routes.mark(shard).map_or(Mark(0), |(mark, _)| mark);
+        RequestStamp { id: RequestId(inner.ports.random()), seen }
     }
 
     /// Asks the control shard.
     pub async fn control(&self, request: ControlRequest) -> Result<ControlResponse, StoreError> {
         match self.call(ShardId::CONTROL, RequestBody::Control(request)).await? {
-            ResponseBody::Control(response) => Ok(response),
+            ResponseBody::Control(response, _) => Ok(response),
             other => Err(unfit(&other)),
         }
     }
@@ -322,9 +333,10 @@ impl Inner {
         asked: &mut Asked,
         repeat: Repeat,
         stamp: Option<RequestStamp>,
+        is_again: bool,
     ) -> Attempt {
         let is_old = self.nodes.spoken(node).is_some_and(|version| version < wire::STAMPED_VERSION);
-        let stamp = stamp.filter(|stamp| stamp.again || !is_old);
+        let stamp = stamp.filter(|_| is_again || !is_old);
         let message = match asked.encode(shard, stamp) {
             Ok(message) => message,
             Err(error) => return Attempt::Failed(error),
@@ -377,11 +389,12 @@ impl Inner {
     ) -> Result<EngineResponse, PeerCallError> {
         let lanes = self.nodes.entry(node).map_or(1, |entry| entry.lanes.max(1));
         let to = PeerLane { node, lane: shard.lane(lanes) };
-        let answer = self.peers.call(to, ServiceId::ENGINE, Parcel { message, bulk: Vec::new() }, within).await?;
+        let mut answer = self.peers.call(to, ServiceId::ENGINE, Parcel { message, bulk: Vec::new() }, within).await?;
         self.nodes.heard(node, self.ports.now());
         self.nodes.speaks(node, wire::spoken(&answer.message));
-        wire::decode_response(&answer.message)
-            .map_err(|error| PeerCallError::Unreachable { node, reason: format!("its answer is bad: {error}") })
+        let decoded = wire::decode_response(&answer.message);
+        answer.message.zeroize(); // it may have held a key (I-K8)
+        decoded.map_err(|error| PeerCallError::Unreachable { node, reason: format!("its answer is bad: {error}") })
     }
 
     /// Asks the core of each lane of this node.

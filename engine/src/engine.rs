@@ -37,6 +37,7 @@ use std::collections::BTreeMap;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 use tracing::{debug, warn};
+use zeroize::Zeroize;
 
 /// What an engine is made of.
 pub struct EngineInputs {
@@ -241,7 +242,16 @@ impl Engine {
             (None, FileSpec::clear(format!("home-{}.redb", shard.0)), Machine::of_home())
         };
         let spec = GroupSpec { shard, files: vec![file], opening, machine: Rc::new(machine) };
-        self.seats.add(self.inputs.host.open(spec).await?, sealer);
+        let group = self.inputs.host.open(spec).await?;
+        let other = group.voters().into_iter().map(node_of).find(|node| *node != self.core.nodes.own());
+        if let Some(other) = other.filter(|_| self.core.nodes.entries().is_empty()) {
+            let reason = format!(
+                "this node is one of several and does not know where the others are: {other} has a vote in shard {shard}, and \
+                 nodes.json is missing; copy the file of another node of the cluster beside kiseki.toml"
+            );
+            return Err(StoreError::Unavailable { reason });
+        }
+        self.seats.add(group, sealer);
         Ok(())
     }
 
@@ -447,7 +457,7 @@ impl Engine {
         })
     }
 
-    async fn answer(&self, from: NodeId, parcel: Parcel) -> Result<Parcel, String> {
+    async fn answer(&self, from: NodeId, mut parcel: Parcel) -> Result<Parcel, String> {
         let nodes = &self.core.nodes;
         let request = wire::decode_request(&parcel.message).map_err(|error| error.to_string())?;
         if let RequestBody::Control(ControlRequest::NodeHere { node, .. }) = &request.body
@@ -455,7 +465,7 @@ impl Engine {
         {
             return Err(format!("{from} speaks for {node}"));
         }
-        drop(parcel);
+        parcel.message.zeroize(); // it may have held a key (I-K8)
         nodes.heard(from, self.inputs.ports.now());
         let (shard, stamp) = (request.shard, request.stamp);
         let answer = match request.body {
@@ -485,7 +495,8 @@ impl Engine {
         let shard = request.shard;
         match (request.body, self.seats.service(shard)) {
             (RequestBody::Control(body), Some(Service::Control(control))) => {
-                control.handle(body).await.map(ResponseBody::Control)
+                let answer = control.handle(body, request.stamp).await;
+                answer.map(|answer| ResponseBody::Control(answer, control.mark()))
             }
             (RequestBody::Home(body), Some(Service::Home(home))) => home.handle(body).await.map(ResponseBody::Home),
             (RequestBody::Shard(body), Some(Service::Shard(service))) => {

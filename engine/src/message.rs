@@ -133,8 +133,8 @@ pub type EngineResponse = Result<ResponseBody, StoreError>;
 pub enum ResponseBody {
     /// Done, nothing to say.
     Done,
-    /// From the control shard.
-    Control(ControlResponse),
+    /// From the control shard, and how far it has counted its requests.
+    Control(ControlResponse, Mark),
     /// From a home.
     Home(HomeResponse),
     /// From a tenant's shard, and how far it has counted its requests.
@@ -688,6 +688,24 @@ pub enum ControlRequest {
     },
     /// The key of a tenant's shard, for a node that has a replica of it.
     ShardKey(ShardId),
+}
+
+impl ControlRequest {
+    /// Whether a second time would change something more, or fail on what the first one did.
+    #[must_use]
+    pub fn is_done_once(&self) -> bool {
+        matches!(
+            self,
+            ControlRequest::CreateTenant { .. }
+                | ControlRequest::CreateAccessKey { .. }
+                | ControlRequest::CreateBucket { .. }
+                | ControlRequest::DeleteBucket { .. }
+                | ControlRequest::SetBucketEtag { .. }
+                | ControlRequest::UpdateDevice { .. }
+                | ControlRequest::InviteNode
+                | ControlRequest::SetNodeState { .. }
+        )
+    }
 }
 
 /// What the control shard answers.

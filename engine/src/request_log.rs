@@ -51,8 +51,6 @@ pub struct RequestStamp {
     pub id: RequestId,
     /// How far the shard had counted before it was asked for the first time.
     pub seen: Mark,
-    /// Whether it was asked before, so that it may have been done.
-    pub again: bool,
 }
 
 /// What becomes of a request that arrives.
@@ -139,10 +137,11 @@ impl RequestLog {
             (known.numbers.get(&stamp.id).copied(), known.next)
         };
         let Some(number) = number else {
-            if stamp.again && stamp.seen.0.saturating_add(REMEMBERED) < next {
+            // Whoever asks for the first time may be one whose message was long on its way, and who has asked again meanwhile.
+            if stamp.seen.0.saturating_add(REMEMBERED) < next {
                 let reason = format!(
-                    "whether the change was made is not known any more: it was asked for more than {REMEMBERED} requests ago; \
-                     look, and ask anew"
+                    "whether the change was made is not known any more: it was first asked for more than {REMEMBERED} requests \
+                     ago; look, and ask anew"
                 );
                 return Err(StoreError::Unavailable { reason });
             }

@@ -2,11 +2,12 @@
 //! other. And what may be asked again of the next one.
 
 use crate::api::StoreError;
-use crate::message::{ControlRequest, EngineRequest, EngineResponse, HomeRequest, RequestBody, ShardRequest};
+use crate::message::{EngineRequest, EngineResponse, HomeRequest, RequestBody, ShardRequest};
 use crate::nodes::NodeBoard;
 use crate::request_log::{Mark, RequestStamp};
 use crate::wire;
 use kiseki_types::ids::{NodeId, ShardId};
+use kiseki_types::runtime::Instant;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -76,7 +77,7 @@ pub(crate) struct Routes {
     nodes: Rc<NodeBoard>,
     known: RefCell<BTreeMap<ShardId, NodeId>>,
     /// How far shards had counted their requests when they answered last.
-    marks: RefCell<BTreeMap<ShardId, Mark>>,
+    marks: RefCell<BTreeMap<ShardId, (Mark, Instant)>>,
 }
 
 /// The way of one request.
@@ -111,21 +112,21 @@ impl Routes {
         }
     }
 
-    /// How far a shard had counted its requests when it answered last, if it has answered.
-    pub(crate) fn mark(&self, shard: ShardId) -> Option<Mark> {
+    /// How far a shard had counted its requests when it answered last, and when that was.
+    pub(crate) fn mark(&self, shard: ShardId) -> Option<(Mark, Instant)> {
         self.marks.borrow().get(&shard).copied()
     }
 
     /// A shard has counted so far.
-    pub(crate) fn marked(&self, shard: ShardId, mark: Mark) {
+    pub(crate) fn marked(&self, shard: ShardId, mark: Mark, now: Instant) {
         let mut marks = self.marks.borrow_mut();
         match marks.get_mut(&shard) {
-            Some(known) => *known = mark.max(*known),
+            Some(known) => *known = (mark.max(known.0), now),
             None => {
                 if marks.len() >= ROUTES_MAX {
                     marks.clear();
                 }
-                marks.insert(shard, mark);
+                marks.insert(shard, (mark, now));
             }
         }
     }
@@ -173,6 +174,7 @@ impl Repeat {
     /// Of a request.
     pub(crate) fn of(body: &RequestBody) -> Repeat {
         match body {
+            RequestBody::Control(request) if request.is_done_once() => Repeat::Stamped,
             RequestBody::Shard(request) if request.is_done_once() => Repeat::Stamped,
             body if repeats_freely(body) => Repeat::Freely,
             _ => Repeat::Never,
@@ -194,17 +196,7 @@ pub(crate) fn copy_of(body: &RequestBody) -> Option<RequestBody> {
 
 fn repeats_freely(body: &RequestBody) -> bool {
     match body {
-        RequestBody::Control(request) => !matches!(
-            request,
-            ControlRequest::CreateTenant { .. }
-                | ControlRequest::CreateAccessKey { .. }
-                | ControlRequest::CreateBucket { .. }
-                | ControlRequest::DeleteBucket { .. }
-                | ControlRequest::SetBucketEtag { .. }
-                | ControlRequest::UpdateDevice { .. }
-                | ControlRequest::InviteNode
-                | ControlRequest::SetNodeState { .. }
-        ),
+        RequestBody::Control(request) => !request.is_done_once(),
         RequestBody::Home(request) => matches!(
             request,
             HomeRequest::Settle { .. }

@@ -148,7 +148,7 @@ fn take_stamp(root: request::Reader<'_>) -> Result<Option<RequestStamp>, WireErr
     }
     let stamp = root.get_stamp()?;
     let id = RequestId(field::id_of_words(stamp.get_low(), stamp.get_high()));
-    Ok(Some(RequestStamp { id, seen: Mark(stamp.get_seen()), again: stamp.get_again() }))
+    Ok(Some(RequestStamp { id, seen: Mark(stamp.get_seen()) }))
 }
 
 fn put_stamp(mut out: stamp::Builder<'_>, stamp: &RequestStamp) {
@@ -156,7 +156,6 @@ fn put_stamp(mut out: stamp::Builder<'_>, stamp: &RequestStamp) {
     out.set_low(low);
     out.set_high(high);
     out.set_seen(stamp.seen.0);
-    out.set_again(stamp.again);
 }
 
 /// A response as the message of a parcel. What was asked is not given back with `NotHere`: whoever asked has it.
@@ -181,7 +180,8 @@ pub fn encode_response(response: &EngineResponse) -> Result<Vec<u8>, WireError> 
 fn put_answer(mut out: response::Builder<'_>, body: &ResponseBody, is_secret: &mut bool) -> Result<(), WireError> {
     match body {
         ResponseBody::Done => out.set_done(()),
-        ResponseBody::Control(response) => {
+        ResponseBody::Control(response, mark) => {
+            out.set_mark(mark.0);
             *is_secret = control_is_secret(response);
             control::put_response(out.init_control(), response)?;
         }
@@ -232,7 +232,9 @@ pub fn decode_response(message: &[u8]) -> Result<EngineResponse, WireError> {
         frame::check_version(root.get_version())?;
         Ok(Ok(match root.which()? {
             response::Done(()) => ResponseBody::Done,
-            response::Control(control) => ResponseBody::Control(control::take_response(control?)?),
+            response::Control(control) => {
+                ResponseBody::Control(control::take_response(control?)?, Mark(root.get_mark()))
+            }
             response::Home(home) => ResponseBody::Home(home::take_response(home?)?),
             response::Tenant(tenant) => {
                 ResponseBody::Shard(shard_answer::take_response(tenant?)?, Mark(root.get_mark()))

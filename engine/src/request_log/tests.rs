@@ -42,8 +42,8 @@ fn id(number: u64) -> RequestId {
     RequestId((u128::from(number) << 64 | 7).to_le_bytes())
 }
 
-fn asked(number: u64, seen: Mark, again: bool) -> RequestStamp {
-    RequestStamp { id: id(number), seen, again }
+fn asked(number: u64, seen: Mark) -> RequestStamp {
+    RequestStamp { id: id(number), seen }
 }
 
 fn enter(log: &RequestLog, rows: &Rows, stamp: RequestStamp) -> Result<Entered, StoreError> {
@@ -52,7 +52,7 @@ fn enter(log: &RequestLog, rows: &Rows, stamp: RequestStamp) -> Result<Entered, 
 
 /// Carries a request out as a leader does.
 fn carry_out(log: &RequestLog, rows: &Rows, number: u64, seen: Mark) {
-    let Ok(Entered::First(_running)) = enter(log, rows, asked(number, seen, false)) else { panic!("{number} is new") };
+    let Ok(Entered::First(_running)) = enter(log, rows, asked(number, seen)) else { panic!("{number} is new") };
     let (slot, row) = log.note(id(number), number.to_le_bytes().to_vec());
     rows.commit(row);
     log.done(slot);
@@ -64,12 +64,8 @@ fn a_request_that_was_committed_gets_its_first_answer_from_whoever_leads() {
     let log = next_term(&rows);
     carry_out(&log, &rows, 1, Mark(0));
     for leader in [log, next_term(&rows)] {
-        for again in [false, true] {
-            let Ok(Entered::Done(answer)) = enter(&leader, &rows, asked(1, Mark(0), again)) else {
-                panic!("it is known")
-            };
-            assert_eq!(answer, 1u64.to_le_bytes());
-        }
+        let Ok(Entered::Done(answer)) = enter(&leader, &rows, asked(1, Mark(0))) else { panic!("it is known") };
+        assert_eq!(answer, 1u64.to_le_bytes());
     }
 }
 
@@ -77,36 +73,36 @@ fn a_request_that_was_committed_gets_its_first_answer_from_whoever_leads() {
 fn what_may_still_be_committed_is_neither_done_again_nor_said_to_be_done() {
     let rows = Rows::default();
     let log = next_term(&rows);
-    let Ok(Entered::First(running)) = enter(&log, &rows, asked(1, Mark(0), false)) else { panic!("it is new") };
+    let Ok(Entered::First(running)) = enter(&log, &rows, asked(1, Mark(0))) else { panic!("it is new") };
     let (_, row) = log.note(id(1), Vec::new());
     drop(running); // what became of the proposal was not heard
-    let unknown = enter(&log, &rows, asked(1, Mark(0), true));
+    let unknown = enter(&log, &rows, asked(1, Mark(0)));
     assert!(matches!(unknown, Err(StoreError::Unsettled { .. })), "it is asked again a little later");
     // Another leader does not find it, so no majority holds it and it never will be: it is done there.
-    assert!(matches!(enter(&next_term(&rows), &rows, asked(1, Mark(0), true)), Ok(Entered::First(_))));
+    assert!(matches!(enter(&next_term(&rows), &rows, asked(1, Mark(0))), Ok(Entered::First(_))));
     // It was committed after all, and this leader applies it.
     rows.commit(row);
-    assert!(matches!(enter(&log, &rows, asked(1, Mark(0), true)), Ok(Entered::Done(_))));
+    assert!(matches!(enter(&log, &rows, asked(1, Mark(0))), Ok(Entered::Done(_))));
 }
 
 #[test]
 fn what_was_refused_is_decided_anew() {
     let rows = Rows::default();
     let log = next_term(&rows);
-    let Ok(Entered::First(running)) = enter(&log, &rows, asked(1, Mark(0), false)) else { panic!("it is new") };
+    let Ok(Entered::First(running)) = enter(&log, &rows, asked(1, Mark(0))) else { panic!("it is new") };
     let (number, _) = log.note(id(1), Vec::new());
     log.refused(number);
     drop(running);
-    assert!(matches!(enter(&log, &rows, asked(1, Mark(0), true)), Ok(Entered::First(_))));
+    assert!(matches!(enter(&log, &rows, asked(1, Mark(0))), Ok(Entered::First(_))));
 }
 
 #[test]
 fn the_second_asking_waits_for_the_first() {
     let rows = Rows::default();
     let log = next_term(&rows);
-    let Ok(Entered::First(running)) = enter(&log, &rows, asked(1, Mark(0), false)) else { panic!("it is new") };
+    let Ok(Entered::First(running)) = enter(&log, &rows, asked(1, Mark(0))) else { panic!("it is new") };
     block_on(async {
-        let mut second = pin!(log.enter(asked(1, Mark(0), true), &rows));
+        let mut second = pin!(log.enter(asked(1, Mark(0)), &rows));
         assert!(poll!(second.as_mut()).is_pending());
         let (number, row) = log.note(id(1), vec![5]);
         assert!(poll!(second.as_mut()).is_pending());
@@ -125,17 +121,15 @@ fn i_o5_a_request_that_is_out_of_the_window_is_not_known_and_not_done_again() {
     for number in 0..REMEMBERED {
         carry_out(&log, &rows, number, log.mark());
     }
-    assert!(matches!(enter(&log, &rows, asked(0, Mark(0), true)), Ok(Entered::Done(_))), "the oldest is still there");
+    assert!(matches!(enter(&log, &rows, asked(0, Mark(0))), Ok(Entered::Done(_))), "the oldest is still there");
     carry_out(&log, &rows, REMEMBERED, log.mark());
     assert_eq!(rows.0.borrow().len() as u64, REMEMBERED, "the next one takes the slot of the oldest");
     for round in 0..2 {
-        let passed = enter(&log, &rows, asked(0, Mark(0), true));
+        let passed = enter(&log, &rows, asked(0, Mark(0)));
         assert!(matches!(passed, Err(StoreError::Unavailable { .. })), "round {round}");
         // One that saw what is remembered, and is not among it, never happened.
-        assert!(matches!(enter(&log, &rows, asked(1 << 40, Mark(1), true)), Ok(Entered::First(_))), "round {round}");
-        assert!(matches!(enter(&log, &rows, asked(1, Mark(1), true)), Ok(Entered::Done(_))), "round {round}");
-        // Who asks for the first time is not looked for.
-        assert!(matches!(enter(&log, &rows, asked(1 << 41, Mark(0), false)), Ok(Entered::First(_))), "round {round}");
+        assert!(matches!(enter(&log, &rows, asked(1 << 40, Mark(1))), Ok(Entered::First(_))), "round {round}");
+        assert!(matches!(enter(&log, &rows, asked(1, Mark(1))), Ok(Entered::Done(_))), "round {round}");
         log = next_term(&rows);
     }
 }

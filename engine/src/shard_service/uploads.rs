@@ -13,10 +13,14 @@ use crate::shard_tables::{
     ENTRIES, PARTS, UPLOADS, parse_part_key, parse_upload_key, part_key, upload_key, upload_prefix,
 };
 use kiseki_types::ids::{NamespaceId, RequestId, UploadId};
+use kiseki_types::peer::MESSAGE_LEN_BYTES_MAX;
 use kiseki_types::runtime::RuntimeExt;
 use kiseki_types::table::{Direction, Scan, prefix_end};
 use std::collections::BTreeMap;
 use std::ops::Bound;
+
+/// Bytes of uploads that one answer lists, at least one: it fits a message to another node. Whoever asked goes on behind the last.
+const LISTED_LEN_BYTES: usize = MESSAGE_LEN_BYTES_MAX / 2;
 
 impl ShardService {
     pub(super) async fn handle_upload(
@@ -156,7 +160,13 @@ impl ShardService {
         }
         let scan = Scan { file: ROWS_FILE, table: UPLOADS, from, to, limit, direction: Direction::Forward };
         let rows = self.leader.scan(scan).await?;
+        let mut listed = 0;
         rows.iter()
+            .take_while(|(key, value)| {
+                let is_first = listed == 0;
+                listed += key.len() + value.len() + size_of::<UploadInfo>();
+                is_first || listed <= LISTED_LEN_BYTES
+            })
             .map(|(key, value)| {
                 let (key, upload) =
                     parse_upload_key(key).ok_or_else(|| damaged("an upload's key is not well formed"))?;

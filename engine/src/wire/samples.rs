@@ -153,11 +153,8 @@ pub(super) fn requests() -> Vec<Named<EngineRequest>> {
 }
 
 fn stamped_requests() -> Vec<Named<EngineRequest>> {
-    let stamped = |again| {
-        let stamp = Some(RequestStamp { id: RequestId(bytes(0xb0)), seen: Mark(77), again });
-        EngineRequest { stamp, ..request_to(RequestBody::Shard(Box::new(put_entry("key")))) }
-    };
-    vec![("put-stamped", stamped(false)), ("put-again", stamped(true))]
+    let stamp = Some(RequestStamp { id: RequestId(bytes(0xb0)), seen: Mark(77) });
+    vec![("put-stamped", EngineRequest { stamp, ..request_to(RequestBody::Shard(Box::new(put_entry("key")))) })]
 }
 
 /// A request to begin that many chunks.
@@ -338,7 +335,10 @@ pub(super) fn responses() -> Vec<Named<EngineResponse>> {
         plain,
         home_responses().into_iter().map(|(name, home)| (name, ResponseBody::Home(home))).collect(),
         shard_responses().into_iter().map(|(name, shard)| (name, ResponseBody::Shard(shard, Mark(4)))).collect(),
-        control_responses().into_iter().map(|(name, control)| (name, ResponseBody::Control(control))).collect(),
+        control_responses()
+            .into_iter()
+            .map(|(name, control)| (name, ResponseBody::Control(control, Mark(5))))
+            .collect(),
     ];
     let answers = bodies.into_iter().flatten().map(|(name, body)| (name, Ok(body)));
     answers.chain(store_errors().into_iter().map(|(name, error)| (name, Err(error)))).collect()

@@ -39,7 +39,7 @@ fn shown_response(response: &EngineResponse) -> String {
     match response {
         Err(error) => format!("{error:?}"),
         Ok(ResponseBody::Done) => "done".to_owned(),
-        Ok(ResponseBody::Control(response)) => format!("control {}", shown_control(response)),
+        Ok(ResponseBody::Control(response, mark)) => format!("control {} {mark:?}", shown_control(response)),
         Ok(ResponseBody::Home(response)) => format!("home {response:?}"),
         Ok(ResponseBody::Shard(response, mark)) => format!("shard {response:?} {mark:?}"),
         Ok(ResponseBody::Looks(looks)) => format!("{looks:?}"),
@@ -400,7 +400,7 @@ fn i_k8_no_error_shows_a_key() {
         encode_request(&EngineRequest { shard: ShardId(1024), body: RequestBody::Open(open), stamp: None }).unwrap();
     let secret = zeroize::Zeroizing::new("K".repeat(40));
     let key = ControlResponse::AccessKey(Some((TenantId(1), secret)));
-    let answer = encode_response(&Ok(ResponseBody::Control(key))).unwrap();
+    let answer = encode_response(&Ok(ResponseBody::Control(key, Mark(1)))).unwrap();
     for whole in [bytes, answer] {
         for at in 0..whole.len() {
             let mut changed = whole.clone();
