@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use zeroize::Zeroize;
 
 /// Pieces handed over in one write.
 const PIECES_MAX: usize = 64;
@@ -20,6 +21,13 @@ struct Outgoing {
     call: u64,
     head: Vec<u8>,
     parcel: Parcel,
+}
+
+/// I-K8: what was sent, or never will be, may have held keys; nobody else has its bytes.
+impl Drop for Outgoing {
+    fn drop(&mut self) {
+        self.parcel.message.zeroize();
+    }
 }
 
 impl Outgoing {

@@ -122,6 +122,7 @@ fn open(
     let meta = metadata::open(keys.cluster, &config.metadata_dirs, witness.clone())?;
     let membership = Membership::of(nodes, meta.joined, meta.forms_cluster(), found.lanes)?;
     cluster::check_port(&membership, trust.as_ref().and_then(PeerTrustOfNode::node), &board)?;
+    cluster::check_addresses(&membership, &config.peer)?;
     let shape = stripe_shape(&config, meta.forms_cluster())?;
     let replacements = replacements(&config, &board);
     describe(&config, &board, &found.reports, &meta, found.lanes);
