@@ -22,6 +22,7 @@ use kiseki_types::limits::CHUNK_LEN_BYTES_MAX;
 use kiseki_types::runtime::RuntimeExt;
 use kiseki_types::secret::SecretKey;
 use std::rc::Rc;
+use std::time::Duration;
 use tracing::warn;
 
 /// Epoch of the device map: it stays 1 until devices come and go while a node runs.
@@ -79,8 +80,12 @@ fn chunk_buffer_len(len_bytes: usize, shape: StripeShape) -> usize {
     copies.max(padded_len(envelope, shape))
 }
 
-/// Times that a chunk is begun: once more for each leader of its home that goes while it is written.
-const BEGINNINGS_MAX: usize = 4;
+/// How long a chunk is begun anew whose home changes its leader: an election and what leads to it.
+const BEGIN_WAIT: Duration = Duration::from_secs(20);
+
+/// Before a chunk is begun anew; it doubles up to the longest.
+const BEGIN_PAUSE: Duration = Duration::from_millis(50);
+const BEGIN_PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// Stores one chunk. `plaintext` is sealed in place; the delta that names the chunk has to state `pin_epoch` or an older one.
 pub async fn store_chunk(
@@ -123,8 +128,9 @@ pub async fn store_chunk(
         pool: scope.bucket.pool,
         payloads: Payloads::Sealed(envelope),
     };
-    let mut pin = pin;
-    for beginning in 1.. {
+    let (mut pin, mut pause) = (pin, BEGIN_PAUSE);
+    let until = core.ports.now() + BEGIN_WAIT;
+    loop {
         let failure = match decision {
             Ok(decided) => match settle_decision(core, home, pin, decided, &mut stripe).await {
                 Ok(name) => return Ok(StoredChunk { chunk, name, len_bytes, dek, pin }),
@@ -132,19 +138,18 @@ pub async fn store_chunk(
             },
             Err(error) => error.into(),
         };
-        if beginning == BEGINNINGS_MAX
-            || core.calls.is_alone()
-            || !matches!(failure.error, StoreError::Unsettled { .. })
+        if core.ports.now() >= until || core.calls.is_alone() || !matches!(failure.error, StoreError::Unsettled { .. })
         {
             return Err(failure);
         }
         // The home has another leader, which knows nothing of this writer. What was pinned or written is given up, and the
         // chunk is begun anew under another pin: who did not hear whether its pin is durable must not rely on it (I-C2).
         give_up(core, home, failure.pinned);
+        core.ports.sleep(pause).await;
+        pause = (pause * 2).min(BEGIN_PAUSE_MAX);
         pin = core.ports.random();
         decision = begin_chunk(core, home, begin(pin)).await;
     }
-    unreachable!("the last beginning returns")
 }
 
 async fn begin_chunk(core: &Core, home: ShardId, begin: HomeRequest) -> Result<Decision, StoreError> {

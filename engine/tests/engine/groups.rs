@@ -149,6 +149,7 @@ pub struct Logs {
     pub home_delay: Rc<Cell<Duration>>,
     control_lost: Rc<Cell<Option<Lost>>>,
     shard_lost: Rc<Cell<Option<Lost>>>,
+    home_lost: Rc<Cell<Option<Lost>>>,
 }
 
 impl Logs {
@@ -160,6 +161,11 @@ impl Logs {
     /// The same of the next change of any tenant's shard.
     pub fn lose_next_shard_answer(&self, lost: Lost) {
         self.shard_lost.set(Some(lost));
+    }
+
+    /// And of the next change of any home.
+    pub fn lose_next_home_answer(&self, lost: Lost) {
+        self.home_lost.set(Some(lost));
     }
 
     /// How much longer commits of homes take from now on than those of shards.
@@ -187,7 +193,7 @@ impl GroupHost for MemoryHost {
         let delay = if is_home { self.logs.home_delay.clone() } else { Rc::default() };
         let next_lost = match spec.shard {
             ShardId::CONTROL => self.logs.control_lost.clone(),
-            _ if is_home => Rc::default(),
+            _ if is_home => self.logs.home_lost.clone(),
             _ => self.logs.shard_lost.clone(),
         };
         let (shard, machine) = (spec.shard, spec.machine);

@@ -4,7 +4,7 @@ use crate::groups::Lost;
 use crate::support::{CODED, World, filled, noise, put};
 use kiseki_engine::api::{Attributes, CompletePart, Condition, FinishWrite, StoreError};
 use kiseki_engine::composition::Page;
-use kiseki_engine::message::{ObjectPath, ShardRequest, ShardResponse};
+use kiseki_engine::message::{ControlRequest, ControlResponse, Dedup, ObjectPath, ShardRequest, ShardResponse};
 use kiseki_engine::request_log::REQUESTS;
 use kiseki_types::ids::{CompositionId, PageId, PinEpoch, ShardId};
 
@@ -68,6 +68,22 @@ fn deletes_and_uploads_get_their_first_answers() {
 }
 
 #[test]
+fn i_c2_a_chunk_whose_pin_is_not_known_to_be_durable_is_begun_anew() {
+    for (seed, lost) in [(9, Lost::Answer), (10, Lost::Command)] {
+        let (world, tenant) = in_two_nodes(seed);
+        let bytes = noise(seed, 200_000);
+        world.logs.lose_next_home_answer(lost);
+        world.put(tenant, "bucket", "written", &bytes).expect("the chunk is written under another generation");
+        world.sleep(1); // its home hears that it is complete
+        world.logs.lose_next_home_answer(lost);
+        world.put(tenant, "bucket", "found", &bytes).expect("it is found again");
+        assert!(world.get(tenant, "bucket", "written").unwrap() == bytes, "{lost:?}");
+        world.await_that("what the first beginning wrote is freed", |world| world.good_by_node().len() == 1);
+        assert!(world.get(tenant, "bucket", "found").unwrap() == bytes, "{lost:?}");
+    }
+}
+
+#[test]
 fn what_is_not_known_to_be_committed_is_not_done_twice() {
     let (world, tenant) = in_two_nodes(3);
     world.logs.lose_next_shard_answer(Lost::Command);
@@ -123,4 +139,65 @@ fn a_node_that_is_alone_remembers_nothing_and_a_store_from_before_opens() {
     let answer = world.run(world.engine.calls().shard(bucket.shard, nothing));
     assert!(matches!(answer, Ok(ShardResponse::Deleted(false))));
     assert_eq!(remembered(&world), before + 1, "what changes nothing is not remembered");
+}
+
+#[test]
+fn i_o5_uploads_with_long_attributes_are_listed_in_answers_that_fit_a_message() {
+    let (world, tenant) = in_two_nodes(8);
+    let long = |at: u8| (format!("k{at}"), "v".repeat(16_000));
+    let attributes: Attributes = (0..4).map(long).collect();
+    for index in 0..40 {
+        let key = format!("{index:02}");
+        world.run(world.store.create_upload(tenant, "bucket", &key, attributes.clone())).unwrap();
+    }
+    let (mut after, mut keys, mut answers) = (None, Vec::new(), 0);
+    loop {
+        let page = world.run(world.store.uploads(tenant, "bucket", "", after.clone(), 1000)).unwrap();
+        let Some(last) = page.last() else { break };
+        after = Some((last.key.clone(), last.upload));
+        let len: usize = page.iter().map(|upload| upload.attributes.values().map(String::len).sum::<usize>()).sum();
+        assert!(len <= kiseki_types::peer::MESSAGE_LEN_BYTES_MAX / 2);
+        keys.extend(page.into_iter().map(|upload| upload.key));
+        answers += 1;
+    }
+    assert_eq!(keys, (0..40).map(|index| format!("{index:02}")).collect::<Vec<_>>());
+    assert!(answers > 1);
+}
+
+#[test]
+fn changes_of_the_control_shard_get_their_first_answers() {
+    let (world, tenant) = in_two_nodes(7);
+    let control = |request| {
+        world.logs.lose_next_control_answer(Lost::Answer);
+        world.run(world.engine.calls().control(request))
+    };
+    let name = || "late".to_owned();
+    let Ok(ControlResponse::Bucket(made)) = control(ControlRequest::CreateBucket { tenant, name: name() }) else {
+        panic!("the bucket is made")
+    };
+    world.put(tenant, "late", "key", b"bytes").unwrap();
+    world.run(world.store.delete(tenant, "late", "key", Condition::None)).unwrap();
+    let Ok(ControlResponse::Bucket(gone)) = control(ControlRequest::DeleteBucket { tenant, name: name() }) else {
+        panic!("the bucket is removed")
+    };
+    assert_eq!(gone.info, made.info);
+    assert!(matches!(world.run(world.store.bucket(tenant, "late")), Err(StoreError::NoSuchBucket)));
+
+    let create = ControlRequest::CreateTenant { name: "second".to_owned(), dedup: Dedup::Private };
+    let Ok(ControlResponse::Tenant(second)) = control(create) else { panic!("the tenant is made") };
+    world.run(world.store.create_bucket(second.tenant, "its")).expect("its shards were made");
+    let key = ControlRequest::CreateAccessKey { tenant: "second".to_owned() };
+    let Ok(ControlResponse::NewAccessKey(id, secret)) = control(key) else { panic!("the key is made") };
+    let keys = world.run(world.engine.calls().control(ControlRequest::AccessKeys { tenant: "second".to_owned() }));
+    assert!(matches!(keys, Ok(ControlResponse::AccessKeys(ids)) if ids == [id.clone()]), "one key was made");
+    let known = world.run(world.store.access_key(&id)).unwrap().expect("it is known");
+    assert_eq!(known.secret, secret);
+
+    let invited: Vec<u64> = (0..2)
+        .map(|_| match control(ControlRequest::InviteNode) {
+            Ok(ControlResponse::Node(entry)) => entry.node.0,
+            _ => panic!("a node is invited"),
+        })
+        .collect();
+    assert_eq!(invited[0] + 1, invited[1], "no number is lost");
 }
