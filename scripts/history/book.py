@@ -6,7 +6,7 @@ import json
 import threading
 import time
 
-from history.linear import NEVER, Step, Undecided, contradiction
+from history.linear import NEVER, Undecided, contradiction
 
 # Of a wrong history so much is shown: what came before the answer that fits nothing.
 SHOWN_STEPS = 30
@@ -99,5 +99,3 @@ def same(step, other):
 def now():
     return time.monotonic()
 
-
-__all__ = ["Book", "NEVER", "Step", "now", "value_in"]

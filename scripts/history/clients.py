@@ -5,7 +5,8 @@ import random
 import threading
 import time
 
-from history.book import NEVER, Step, now, value_in
+from history.book import now, value_in
+from history.linear import NEVER, Step
 from history.s3 import Client, NoAnswer, NotSent, error_code, listed
 
 BUCKET = "history"
