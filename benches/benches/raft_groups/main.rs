@@ -138,7 +138,8 @@ fn report(
     (parcels, calls): (u64, u64),
 ) {
     let done = ours.micros.len() as f64;
-    let (p50, p99, alone, flush) = (ours.permille(500), ours.permille(990), theirs.permille(500), flushes.permille(500));
+    let (p50, p99, alone, flush) =
+        (ours.permille(500), ours.permille(990), theirs.permille(500), flushes.permille(500));
     let ratio = p50 / (alone + flush);
     if options.json {
         println!(
@@ -173,8 +174,7 @@ async fn measure_idle(ports: &Ports, options: &Options, base: &Path, groups: u64
     ports.sleep(options.span).await;
     let (wall, cpu) = (start.elapsed().as_secs_f64(), (cpu_time() - cpu).as_secs_f64());
     let (parcels, calls) = (cluster.sent().0 - sent.0, cluster.sent().1 - sent.1);
-    let (percent, rate, each) =
-        (100.0 * cpu / wall, parcels as f64 / wall, calls as f64 / parcels.max(1) as f64);
+    let (percent, rate, each) = (100.0 * cpu / wall, parcels as f64 / wall, calls as f64 / parcels.max(1) as f64);
     if options.json {
         println!(
             "{{\"groups\": {groups}, \"idle_percent_of_a_core\": {percent:.2}, \"parcels_per_second\": {rate:.1}, \
