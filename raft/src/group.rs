@@ -74,7 +74,7 @@ impl GroupSettings {
             max_in_snapshot_log_to_keep: self.kept_entries,
             purge_batch_size: (self.kept_entries / 4).max(1),
             replication_lag_threshold: self.snapshot_entries.saturating_mul(4),
-            max_payload_entries: 64,
+            max_payload_entries: 1024,
             enable_pre_vote: Some(true),
             // A restarted leader stands for election again: what it applied before is then known to be committed.
             enable_leader_restore: Some(false),

@@ -29,6 +29,7 @@ pub mod table_file;
 pub mod table_set;
 pub mod type_config;
 
+mod append_stream;
 mod clear_file;
 mod file_header;
 mod leadership;

@@ -119,7 +119,8 @@ fn what_many_groups_send_to_one_node_travels_together() {
             futures::future::join_all(writes).await;
         }
         let (parcels, calls) = (peers.parcels() - parcels, peers.calls() - calls);
-        assert!(calls >= 16 * 2 * 20, "{calls} calls");
+        // A peer that is behind gets several commands in one call.
+        assert!(calls >= 16 * 20, "{calls} calls");
         assert!(calls > 3 * parcels, "{calls} calls in {parcels} parcels");
         for group in &groups {
             assert_eq!(count(&*group.tables()).await, 20);
@@ -130,6 +131,25 @@ fn what_many_groups_send_to_one_node_travels_together() {
         let (parcels, calls) = (peers.parcels() - parcels, peers.calls() - calls);
         assert!(calls > 16 * 2 * 20, "{calls} heartbeats in 10 s");
         assert!(calls > 2 * parcels, "{calls} heartbeats in {parcels} parcels");
+    });
+}
+
+#[test]
+fn news_of_a_commit_holds_no_command_back() {
+    let sim = Sim::new(21);
+    let net = SimNet::new(&sim);
+    sim.block_on(MAIN, async {
+        let members = cluster(&sim, &net, 3, &[SHARD]).await;
+        let group = leader(&members, SHARD).await;
+        put(&group, 1, b"value").await;
+        let ports = members[0].running.ports.clone();
+        let start = ports.now();
+        for number in 0..100 {
+            put(&group, number, b"value").await;
+        }
+        let taken = ports.now().since(start);
+        // News waits 40 ms for company.
+        assert!(taken < Duration::from_secs(2), "100 commands, one after the other, took {taken:?}");
     });
 }
 
