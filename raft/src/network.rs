@@ -5,7 +5,7 @@ use crate::append_stream::{Sent, appends};
 use crate::group::ShardGroup;
 use crate::shard_machine::SmSnapshot;
 use crate::snapshot::{SnapshotData, SnapshotSeals, SnapshotSender};
-use crate::type_config::{TypeConfig, Vote, VoterId};
+use crate::type_config::{LogId, TypeConfig, Vote, VoterId};
 use futures::channel::mpsc;
 use futures::future::{Either, select};
 use futures::stream::{LocalBoxStream, Stream};
@@ -20,7 +20,7 @@ use openraft::raft::{
 };
 use openraft::raft::{VoteRequest, VoteResponse};
 use openraft::{EmptyNode, OptionalSend, RaftNetworkFactory, RaftNetworkV2};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::pin::pin;
@@ -117,6 +117,26 @@ pub trait PeerLink {
         vote: Vote,
         frames: SnapshotFrames,
     ) -> LocalBoxFuture<'static, Result<SnapshotAnswer, PeerError>>;
+    /// Asks a peer to rest, and tells it that the leader rests or is about to: see [`crate::rest`]. Whether it does.
+    fn rest(
+        &self,
+        to: VoterId,
+        _shard: ShardId,
+        _request: RestRequest,
+    ) -> LocalBoxFuture<'static, Result<bool, PeerError>> {
+        Box::pin(async move { Err(PeerError::Unreachable { voter: to }) })
+    }
+    /// What waits for company on the way to the peer leaves now.
+    fn hurry(&self, _to: VoterId, _shard: ShardId) {}
+}
+
+/// A leader asks its peers to rest with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RestRequest {
+    /// The leader's vote.
+    pub vote: Vote,
+    /// Its last entry: committed, and all that there is.
+    pub last: LogId,
 }
 
 /// The link of a node without peers.
@@ -177,6 +197,8 @@ pub struct PeerNetwork {
     pub link: Rc<dyn PeerLink>,
     /// How files travel in a snapshot.
     pub seals: SnapshotSeals,
+    /// So many wait for a majority to answer a heartbeat.
+    pub hurries: Rc<Cell<u32>>,
 }
 
 /// openraft's client for one peer.
@@ -204,7 +226,7 @@ fn as_rpc_error(error: &PeerError) -> RPCError<TypeConfig> {
 type AppendAnswers<'s> = LocalBoxStream<'s, Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>>;
 
 impl PeerClient {
-    /// Sends one append.
+    /// Sends one append. Whoever waits for a heartbeat of the group does not wait for others' as well.
     pub(crate) async fn append(
         &self,
         request: AppendRequest,
@@ -213,6 +235,9 @@ impl PeerClient {
         let network = &self.network;
         let sent = Sent::of(&request);
         let call = network.link.append(self.target, network.shard, request);
+        if network.hurries.get() > 0 {
+            network.link.hurry(self.target, network.shard);
+        }
         let response = self.within(within, call).await?;
         if sent.explains(&response) {
             return Ok(response);
@@ -455,5 +480,13 @@ impl PeerLink for ProcessLink {
     ) -> LocalBoxFuture<'static, Result<SnapshotAnswer, PeerError>> {
         let frames = frames.boxed_local();
         self.call(to, shard, move |group| async move { group.handle_snapshot(vote, frames).await })
+    }
+    fn rest(
+        &self,
+        to: VoterId,
+        shard: ShardId,
+        request: RestRequest,
+    ) -> LocalBoxFuture<'static, Result<bool, PeerError>> {
+        self.call(to, shard, move |group| async move { Ok(group.handle_rest(request)) })
     }
 }
