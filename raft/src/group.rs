@@ -3,6 +3,7 @@
 use crate::error::RaftError;
 use crate::log_store::{GroupStatus, LaneLog};
 use crate::network::{AppendRequest, AppendResponse, PeerLink, PeerNetwork, SnapshotAnswer};
+use crate::rest::Rest;
 use crate::runtime::{GroupHealth, in_group};
 use crate::shard_machine::{MachineParts, ShardMachine, applied_in};
 use crate::snapshot::{SnapshotReceiver, SnapshotSeals};
@@ -13,7 +14,7 @@ use futures::future::{Either, select};
 use futures::stream::{LocalBoxStream, StreamExt};
 use kiseki_types::group::{GroupView, Leadership, ProposeError, RaftGroup, ReplicasError, StateMachine};
 use kiseki_types::limits::COMMAND_LEN_BYTES_MAX;
-use kiseki_types::runtime::{Instant, LocalBoxFuture, Ports, RuntimeExt};
+use kiseki_types::runtime::{Instant, LocalBoxFuture, Ports};
 use kiseki_types::table::TableReader;
 use kiseki_types::{ShardId, Term};
 use openraft::async_runtime::WatchReceiver;
@@ -43,6 +44,8 @@ pub struct GroupSettings {
     pub kept_entries: u64,
     /// An open waits this long for a leader.
     pub leader_wait: Duration,
+    /// A group that nobody used for so long rests: see [`crate::rest`].
+    pub rest_after: Duration,
 }
 
 impl GroupSettings {
@@ -56,6 +59,7 @@ impl GroupSettings {
             snapshot_entries: 20_000,
             kept_entries: 5_000,
             leader_wait: Duration::from_secs(30),
+            rest_after: Duration::from_secs(3),
         }
     }
 
@@ -75,7 +79,7 @@ impl GroupSettings {
             max_in_snapshot_log_to_keep: self.kept_entries,
             purge_batch_size: (self.kept_entries / 4).max(1),
             replication_lag_threshold: self.snapshot_entries.saturating_mul(4),
-            max_payload_entries: 64,
+            max_payload_entries: 1024,
             enable_pre_vote: Some(true),
             // A restarted leader stands for election again: what it applied before is then known to be committed.
             enable_leader_restore: Some(false),
@@ -131,6 +135,8 @@ pub(crate) struct Instance {
     pub(crate) health: Rc<GroupHealth>,
     /// It gives no vote before this time.
     pub(crate) quiet_until: Instant,
+    /// So many wait for a majority to answer a heartbeat.
+    pub(crate) hurries: Rc<Cell<u32>>,
     alive: Rc<Cell<bool>>,
 }
 
@@ -149,6 +155,7 @@ pub(crate) struct Inner {
     pub(crate) confirmed: Cell<Option<u64>>,
     /// No vote before this time: see [`crate::reads`].
     pub(crate) quiet_until: Cell<Instant>,
+    pub(crate) rest: Rest,
     /// A snapshot is being received; one at a time.
     receiving: tokio::sync::Mutex<()>,
     pub(crate) rebuilds: Cell<u64>,
@@ -223,6 +230,7 @@ impl ShardGroup {
         let counters = Rc::new(GroupCounters::default());
         let instance = build(&parts, &counters).await?;
         let quiet_until = Cell::new(instance.quiet_until);
+        let rest = Rest::awake(parts.ports.now());
         let group = ShardGroup {
             inner: Rc::new(Inner {
                 parts,
@@ -230,6 +238,7 @@ impl ShardGroup {
                 state: RefCell::new(GroupState::Running),
                 confirmed: Cell::new(None),
                 quiet_until,
+                rest,
                 receiving: tokio::sync::Mutex::new(()),
                 rebuilds: Cell::new(0),
                 counters,
@@ -300,6 +309,7 @@ impl ShardGroup {
 
     /// An append or heartbeat from a peer.
     pub async fn handle_append(&self, request: AppendRequest) -> Result<AppendResponse, RaftError> {
+        self.stir();
         self.raft().append_entries(request).await.map_err(|error| self.stopped(error.to_string()))
     }
 
@@ -309,6 +319,7 @@ impl ShardGroup {
         vote: Vote,
         mut frames: LocalBoxStream<'static, Vec<u8>>,
     ) -> Result<SnapshotAnswer, RaftError> {
+        self.stir();
         let _one = self.inner.receiving.lock().await;
         let parts = &self.inner.parts;
         let mut receiver = SnapshotReceiver::new(parts.shard, parts.tables.clone(), parts.seals.clone());
@@ -334,60 +345,6 @@ impl ShardGroup {
         RaftError::Stopped { shard: self.shard_id(), reason }
     }
 
-    /// A lone voter need not wait for its election timeout.
-    pub(crate) fn stand_if_alone(&self) {
-        let raft = self.raft();
-        let voters: Vec<VoterId> = raft.voter_ids().collect();
-        if voters == [*raft.node_id()] && !raft.is_leader() {
-            self.inner.parts.ports.spawn(
-                "raft-elect",
-                Box::pin(async move {
-                    let _ = raft.trigger().elect(false).await; // the supervisor sees why it stopped
-                }),
-            );
-        }
-    }
-
-    /// Waits until a leader is known and, when it is this replica, until reads here are linearizable.
-    pub(crate) async fn wait_for_leader(&self) -> Result<(), RaftError> {
-        let parts = &self.inner.parts;
-        let deadline = parts.ports.sleep(parts.settings.leader_wait);
-        self.stand_if_alone();
-        let led = async {
-            loop {
-                let mut metrics = self.raft().metrics();
-                let (leader, running) = {
-                    let now = metrics.borrow_and_update();
-                    (now.current_leader, now.running_state.clone())
-                };
-                match (self.state(), running) {
-                    (GroupState::Fenced(reason), _) => return Err(self.stopped(reason)),
-                    (GroupState::Closed, _) => return Err(self.stopped("closed".to_owned())),
-                    _ => {}
-                }
-                match leader {
-                    Some(leader) if leader == *self.raft().node_id() => {
-                        if self.read_index().await.is_ok() {
-                            return Ok(());
-                        }
-                        parts.ports.sleep(RETRY_PAUSE).await;
-                    }
-                    Some(_) => return Ok(()),
-                    None => {
-                        let _ = select(pin!(metrics.changed()), parts.ports.sleep(RETRY_PAUSE)).await;
-                    }
-                }
-            }
-        };
-        match select(pin!(led), deadline).await {
-            Either::Left((led, _)) => led,
-            Either::Right(_) => {
-                let waited_ms = u64::try_from(parts.settings.leader_wait.as_millis()).unwrap_or(u64::MAX);
-                Err(RaftError::NoLeader { shard: parts.shard, waited_ms })
-            }
-        }
-    }
-
     async fn propose_here(&self, command: Vec<u8>) -> Result<Vec<u8>, ProposeError> {
         let shard = self.shard_id();
         if command.len() > COMMAND_LEN_BYTES_MAX {
@@ -399,6 +356,7 @@ impl ShardGroup {
             GroupState::Fenced(reason) => return Err(unavailable(shard, &reason)),
             GroupState::Closed => return Err(unavailable(shard, "the group is closed")),
         }
+        self.rouse().await?;
         let permit = self.inner.parts.log.proposing(command.len()).await;
         let proposals = &self.inner.counters.proposals;
         proposals.set(proposals.get() + 1);
@@ -435,9 +393,6 @@ impl ShardGroup {
 /// A command that is not answered by then gives its share of the lane's room to others.
 const ROOM_HELD_MAX: Duration = Duration::from_secs(5);
 
-/// Pause between looks for a leader.
-const RETRY_PAUSE: Duration = Duration::from_millis(20);
-
 fn unavailable(shard: ShardId, reason: &str) -> ProposeError {
     ProposeError::Unavailable { shard, reason: reason.to_owned() }
 }
@@ -463,11 +418,13 @@ pub(crate) async fn build(parts: &GroupParts, counters: &GroupCounters) -> Resul
         machine: parts.machine.clone(),
     };
     let machine = ShardMachine::new(machine_parts, log.clone(), alive.clone())?;
+    let (link, seals, hurries) = (parts.link.clone(), parts.seals.clone(), Rc::<Cell<u32>>::default());
     let network = PeerNetwork {
         ports: parts.ports.clone(),
         shard,
-        link: parts.link.clone(),
-        seals: parts.seals.clone(),
+        link,
+        seals,
+        hurries: hurries.clone(),
         snapshots_sent: counters.snapshots_sent.clone(),
     };
     let stopped = |reason: String| RaftError::Stopped { shard, reason };
@@ -480,7 +437,7 @@ pub(crate) async fn build(parts: &GroupParts, counters: &GroupCounters) -> Resul
         .map_err(|error| stopped(error.to_string()))?;
     let now = parts.ports.now();
     let quiet_until = if has_voted { now + parts.settings.quiet() } else { now };
-    Ok(Instance { raft, health, quiet_until, alive })
+    Ok(Instance { raft, health, quiet_until, hurries, alive })
 }
 
 impl RaftGroup for ShardGroup {
@@ -497,6 +454,7 @@ impl RaftGroup for ShardGroup {
         if let Some(term) = self.read_alone() {
             return Box::pin(async move { Ok(term) });
         }
+        self.wake();
         let group = self.clone();
         Box::pin(async move { group.read_index().await })
     }

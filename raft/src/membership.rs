@@ -86,6 +86,12 @@ impl ShardGroup {
         if to == self.voter() {
             return Ok(());
         }
+        let rested = self.rests();
+        self.rouse().await.map_err(|error| self.stopped(error.to_string()))?;
+        if rested {
+            // A majority has answered; `to` may be about to.
+            self.inner.parts.ports.sleep(Duration::from_millis(self.inner.parts.settings.heartbeat_ms)).await;
+        }
         self.can_lead(to)?;
         let raft = self.raft();
         raft.trigger().transfer_leader(to).await.map_err(|error| self.stopped(error.to_string()))?;
@@ -147,6 +153,7 @@ impl ShardGroup {
         if nodes.len() != wanted.len() {
             return Err(self.refused("one node would vote twice"));
         }
+        self.rouse().await.map_err(|error| self.stopped(error.to_string()))?;
         let raft = self.raft();
         let now = self.voters();
         for voter in wanted.difference(&now) {
@@ -180,6 +187,7 @@ impl ShardGroup {
         if members.len() > MEMBERS_MAX {
             return Err(self.refused(format!("it has {MEMBERS_MAX} members; remove some voters first")));
         }
+        self.rouse().await.map_err(|error| self.stopped(error.to_string()))?;
         let raft = self.raft();
         // openraft's own waiting ends when few entries are missing, which may be all there are.
         let added = raft.add_learner(learner, EmptyNode {}, false).await;
@@ -227,6 +235,7 @@ impl ShardGroup {
 
     /// A leader gives its leadership away.
     pub async fn handle_transfer(&self, request: TransferRequest) -> Result<(), RaftError> {
+        self.stir();
         let answer = self.raft().handle_transfer_leader(request).await;
         answer.map_err(|error| self.stopped(error.to_string()))?.map_err(|error| self.stopped(error.to_string()))
     }
@@ -234,17 +243,19 @@ impl ShardGroup {
     /// A peer stands for election.
     pub async fn handle_vote(&self, request: ElectionRequest) -> Result<ElectionResponse, RaftError> {
         // An election that the leader itself asked for breaks no promise: it answers no reads any more.
-        if !request.leadership_transfer && self.is_quiet() {
+        if !request.leadership_transfer && (self.is_quiet() || self.is_led()) {
             return Ok(self.not_now());
         }
+        self.stir();
         self.raft().vote(request).await.map_err(|error| self.stopped(error.to_string()))
     }
 
     /// A peer asks whether it would be elected.
     pub async fn handle_pre_vote(&self, request: ElectionRequest) -> Result<ElectionResponse, RaftError> {
-        if self.is_quiet() {
+        if self.is_quiet() || self.is_led() {
             return Ok(self.not_now());
         }
+        self.stir();
         self.raft().pre_vote(request).await.map_err(|error| self.stopped(error.to_string()))
     }
 

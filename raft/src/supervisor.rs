@@ -87,6 +87,7 @@ async fn rebuild(inner: &Rc<Inner>) -> bool {
     match built {
         Ok(instance) => {
             inner.quiet_until.set(instance.quiet_until);
+            inner.rest.begin_anew(inner.parts.ports.now());
             inner.instance.replace(Rc::new(instance));
             inner.rebuilds.set(inner.rebuilds.get() + 1);
             inner.state.replace(GroupState::Running);

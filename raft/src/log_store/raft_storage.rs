@@ -14,7 +14,7 @@ use std::io;
 use std::ops::{Bound, RangeBounds};
 use std::rc::Rc;
 
-/// Entries read at a time to be applied.
+/// Entries read at a time.
 const ENTRIES_PER_READ: u64 = 64;
 
 /// Bytes of entries sent to a peer at a time; at least one entry.
@@ -125,17 +125,20 @@ impl RaftLogReader<TypeConfig> for GroupLogStore {
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
-        let end = end.min(start.saturating_add(ENTRIES_PER_READ));
-        let mut entries = self.try_get_log_entries(start..end).await?;
-        let mut len_bytes = 0;
-        let fitting = entries
-            .iter()
-            .take_while(|entry| {
-                len_bytes += entry_len_bytes(entry);
-                len_bytes <= READ_LEN_BYTES_MAX
-            })
-            .count();
-        entries.truncate(fitting.max(1));
+        let (mut entries, mut len_bytes): (Vec<Entry>, usize) = (Vec::new(), 0);
+        // In steps: entries of the log file are read before their lengths are known.
+        let mut at = start;
+        while at < end {
+            let read = self.try_get_log_entries(at..end.min(at.saturating_add(ENTRIES_PER_READ))).await?;
+            at = read.last().map_or(end, |entry| entry.log_id.index + 1);
+            for entry in read {
+                len_bytes += entry_len_bytes(&entry);
+                if len_bytes > READ_LEN_BYTES_MAX && !entries.is_empty() {
+                    return Ok(entries);
+                }
+                entries.push(entry);
+            }
+        }
         Ok(entries)
     }
 

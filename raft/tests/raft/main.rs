@@ -5,6 +5,7 @@ mod guards;
 mod i_l2_unflushed;
 mod peers;
 mod power_cut;
+mod rest;
 mod runtime_suite;
 mod single_voter;
 mod three_voters;
