@@ -14,7 +14,7 @@ use futures::future::{Either, select};
 use futures::stream::{LocalBoxStream, StreamExt};
 use kiseki_types::group::{GroupView, Leadership, ProposeError, RaftGroup, ReplicasError, StateMachine};
 use kiseki_types::limits::COMMAND_LEN_BYTES_MAX;
-use kiseki_types::runtime::{Instant, LocalBoxFuture, Ports};
+use kiseki_types::runtime::{Instant, LocalBoxFuture, Ports, RuntimeExt};
 use kiseki_types::table::TableReader;
 use kiseki_types::{ShardId, Term};
 use openraft::async_runtime::WatchReceiver;
