@@ -15,13 +15,14 @@ impl ShardGroup {
         let metrics = metrics.borrow_and_update();
         let joint = metrics.membership_config.membership().get_joint_config();
         let last_index = metrics.last_log_index.unwrap_or(0);
+        let all_answer = self.rests(); // no heartbeats go out then: all have agreed to rest, a moment ago
         let follower = |voter: &VoterId| {
             let matched = metrics.replication.as_ref().and_then(|all| all.get(voter).copied()).flatten();
             let answered = metrics.heartbeat.as_ref().and_then(|all| all.get(voter).copied()).flatten();
             FollowerView {
                 voter: *voter,
                 lag_entries: last_index.saturating_sub(matched.map_or(0, |id| id.index)),
-                answers: answered.is_some_and(|at| now.since(at.into_inner().0) <= quiet),
+                answers: all_answer || answered.is_some_and(|at| now.since(at.into_inner().0) <= quiet),
             }
         };
         let others = metrics.replication.iter().flat_map(|all| all.keys()).filter(|voter| **voter != metrics.id);
