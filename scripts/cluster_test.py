@@ -472,11 +472,21 @@ def grow_and_lose(grown):
         except RuntimeError:
             pass
         check(not bad, f"without {victim.dir.name} everything reads back {bad[:3]}")
+        said = [""]
+
+        def writes():
+            try:
+                grown.put(living[-1].client(), f"without/{victim.dir.name}", 300 * KIB, 5)
+            except Exception as error:  # noqa: BLE001: whatever it is, the write did not go on
+                said[0] = str(error)
+                return False
+            return True
+
         try:
-            grown.put(living[-1].client(), f"without/{victim.dir.name}", 300 * KIB, 5)
+            until("writes go on", writes, FAILOVER_SECONDS_MAX)
             check(True, f"without {victim.dir.name} writes go on")
-        except Exception as error:  # noqa: BLE001: whatever it is, the write did not go on
-            check(False, f"without {victim.dir.name} writes go on: {error}")
+        except RuntimeError:
+            check(False, f"without {victim.dir.name} writes go on: {said[0]}")
         victim.start()
     until("rebalancing is at rest again", has_ended)
 

@@ -890,11 +890,12 @@ def a_device_that_joins_gets_its_share(directory):
         objects = Objects(node)
         objects.put("share", 60, 3 * MIB)
         await_that("it is at rest", lambda: rebalanced(node, 8))
+        # What cores report is some seconds old at most.
+        await_that("reports know of all", lambda: sum(used_by_device(node).values()) > 60 * 3 * MIB * 1.5)
         before, moved = used_by_device(node), status(node)["rebalance"]["bytes_moved"]
         image, began = new_image(node.dir / "devices/d8.img", 128), time.monotonic()
         devctl(node, "enroll", image, "--format")
         report = await_that("rebalancing has ended", lambda: rebalanced(node, 9))
-        # Reports of cores are some seconds old at most.
         await_that("what was moved is off its old place", lambda: sum(used_by_device(node).values()) <= sum(before.values()))
         seconds, after = time.monotonic() - began, used_by_device(node)
         moved = report["bytes_moved"] - moved

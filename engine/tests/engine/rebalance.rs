@@ -323,9 +323,13 @@ fn i_d4_what_an_upload_wrote_before_a_node_joined_spreads_when_it_is_done() {
             writer.write(Bytes::copy_from_slice(piece)).await.unwrap();
         }
     });
+    world.sleep(2);
+    let (stripes, open) = (by_node(&world).len(), surplus(&by_node(&world), 3));
+    assert!(stripes > 4 && open > 0, "{stripes} stripes, {open} fragments too many on a node");
     world.join(3);
     world.await_rebalanced(9);
-    assert!(surplus(&by_node(&world), 3) > 0, "what is being written is left alone");
+    let left = surplus(&by_node(&world), 3);
+    assert!(left > 0, "what is being written is left alone: {stripes} stripes, {open} before");
     world.sleep(300);
     world.run(async {
         for piece in rest.chunks(100_000) {
