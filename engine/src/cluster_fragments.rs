@@ -228,7 +228,7 @@ impl Inner {
             Ok((FragmentReply::Devices(mut devices), _)) => {
                 // Whose they are says who answered.
                 devices.iter_mut().for_each(|device| device.node = node);
-                self.add_up(node, lane, &mut devices);
+                self.add_up(node, lane, lanes, &mut devices);
                 self.heard.borrow_mut().insert(node, devices);
                 self.nodes.heard(node, self.ports.now());
                 self.note_owners();
@@ -239,15 +239,20 @@ impl Inner {
     }
 
     /// What a core says of the space on a device is of its own lanes; with what the other cores have said it is of the device. A
-    /// core is asked as often as it has lanes, so what counts is how free and all bytes compare.
-    fn add_up(&self, node: NodeId, lane: LaneId, devices: &mut [DeviceStatus]) {
+    /// core is asked as often as it has lanes, so what counts is how free and all bytes compare. Until every lane was asked,
+    /// nothing is said.
+    fn add_up(&self, node: NodeId, lane: LaneId, lanes: u16, devices: &mut [DeviceStatus]) {
         let mut spaces = self.spaces.borrow_mut();
         let spaces = spaces.entry(node).or_default();
         let ids: BTreeSet<DeviceId> = devices.iter().map(|device| device.id).collect();
         spaces.retain(|(device, _), _| ids.contains(device));
         for device in devices {
             spaces.insert((device.id, lane), (device.free_bytes, device.lanes_bytes));
-            let of_device = spaces.range((device.id, LaneId(0))..=(device.id, LaneId(u16::MAX)));
+            let of_device = spaces.range((device.id, LaneId(0))..(device.id, LaneId(lanes)));
+            if of_device.clone().count() < usize::from(lanes) {
+                device.lanes_bytes = 0;
+                continue;
+            }
             let add = |sum: (u64, u64), one: &(u64, u64)| (sum.0.saturating_add(one.0), sum.1.saturating_add(one.1));
             let sum = of_device.fold((0, 0), |sum, (_, one)| add(sum, one));
             (device.free_bytes, device.lanes_bytes) = sum;

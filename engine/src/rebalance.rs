@@ -76,7 +76,7 @@ pub struct StripeMap {
 }
 
 impl StripeMap {
-    /// Looks at a whole stripe. `None` when it is not for rebalancing: a part of it lies on a device that takes no fragments (it
+    /// Looks at a whole stripe, of which `located` can be read. `None` when it is not for rebalancing: a part of it lies on a device that takes no fragments (it
     /// is looked after otherwise), or placement has too few devices for its width.
     #[must_use]
     pub fn at(
@@ -233,7 +233,7 @@ pub struct Work {
     pub moved: Cell<Amount>,
 }
 
-/// Moves what a whole stripe has where `goal` does not want it. The copy is durable and indexed before the fragment is freed, and
+/// Moves what a whole stripe has where `goal` does not want it; `devices` say how full they are. The copy is durable and indexed before the fragment is freed, and
 /// `guard` keeps the stripe from collection and other repairs. Cut off anywhere, it leaves a stripe that is whole, at worst
 /// with a fragment twice, of which repair frees one.
 ///
@@ -243,6 +243,7 @@ pub async fn relocate(
     name: ChunkName,
     stripe: &StripeRecord,
     goal: Goal,
+    devices: &[DeviceStatus],
     work: &Work,
     guard: &RepairGuard,
 ) -> Result<Relocated, FragmentError> {
@@ -251,11 +252,13 @@ pub async fn relocate(
     if Silence::of(core, &located)? != Silence::None {
         return Ok(Relocated::Later);
     }
-    let located = located.found;
-    if !Glance::at(name, stripe, &located, &core.devices.readable()).is_whole {
+    // What lies on a device that can't be read now may come back: then repair frees one of the two.
+    let (mut located, readable) = (located.found, core.devices.readable());
+    located.retain(|found| readable.contains(&found.extent.device));
+    if !Glance::at(name, stripe, &located, &readable).is_whole {
         return Ok(Relocated::NotWhole);
     }
-    let Some(mut map) = StripeMap::at(name, stripe, &located, &core.devices.devices()) else {
+    let Some(mut map) = StripeMap::at(name, stripe, &located, devices) else {
         return Ok(Relocated::Later);
     };
     let mut held_by: BTreeMap<u8, DeviceId> =

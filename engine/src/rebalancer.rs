@@ -14,6 +14,7 @@ use crate::api::StoreError;
 use crate::core::Core;
 use crate::delta::ChunkName;
 use crate::home_service::{HeldGeneration, RepairPermit};
+use crate::message::{Closing, CoreRequest, ResponseBody};
 use crate::rebalance::{Amount, Goal, Relocated, StripeMap, Work, relocate};
 use crate::repair::{Glance, Silence, StripeRecord, add};
 use crate::repair_queue::{Margin, RepairCause};
@@ -22,7 +23,7 @@ use crate::upkeep_pace::{UpkeepPace, Urgency};
 use futures::StreamExt;
 use futures::channel::oneshot;
 use futures::future::join_all;
-use kiseki_types::fragment::FragmentError;
+use kiseki_types::fragment::{DeviceStatus, FragmentError};
 use kiseki_types::ids::{DeviceId, NodeId, PoolId};
 use kiseki_types::runtime::{Instant, RuntimeExt};
 use std::cell::{Cell, RefCell};
@@ -51,6 +52,10 @@ const STUCK_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Before a pass that met an error begins again.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
+
+/// What the cores of this node say of its devices is asked for anew after so long while something moves, and while nothing does.
+const FILL_AGE_MAX: Duration = Duration::from_secs(2);
+const FILL_AGE_MAX_AT_REST: Duration = Duration::from_secs(300);
 
 /// The rate that is shown is that of the last one or two such spans.
 const RATE_SPAN: Duration = Duration::from_secs(5);
@@ -183,6 +188,8 @@ pub struct Rebalancer {
     surveys: Cell<u64>,
     failures: Cell<u64>,
     waits_for: Cell<Option<Hindrance>>,
+    /// Bytes that all cores of this node hold on its devices, and when they said so.
+    used: RefCell<(Instant, BTreeMap<DeviceId, u64>)>,
     /// Whether the last survey found something to move of what is still being written.
     met_unfinished: Cell<bool>,
     /// Whether a device that should take a fragment did not, in this round.
@@ -208,6 +215,7 @@ impl Rebalancer {
             surveys: Cell::default(),
             failures: Cell::default(),
             waits_for: Cell::default(),
+            used: RefCell::default(),
             met_unfinished: Cell::default(),
             met_no_room: Cell::default(),
             rate: Rate::default(),
@@ -255,10 +263,40 @@ impl Rebalancer {
         (!has_walked || repair.backlog + repair.moving > 0).then_some(Hindrance::Repair)
     }
 
+    /// All devices and how full they are. Those of other nodes say it themselves; of this node's each core knows a part.
+    fn devices(&self) -> Vec<DeviceStatus> {
+        let (mut devices, used) = (self.core.devices.devices(), self.used.borrow());
+        for device in devices.iter_mut().filter(|device| device.node == self.core.nodes.own()) {
+            let held = used.1.get(&device.id);
+            device.lanes_bytes = held.map_or(0, |_| device.capacity_bytes);
+            device.free_bytes = device.capacity_bytes.saturating_sub(held.copied().unwrap_or_default());
+        }
+        devices
+    }
+
+    /// Asks the cores of this node what they hold on its devices, unless that was done a moment ago.
+    async fn ask_fill(&self, age_max: Duration) {
+        let now = self.core.ports.now();
+        if self.settings.begins_permille().is_none() || now.since(self.used.borrow().0) < age_max {
+            return;
+        }
+        let devices = self.core.devices.devices().into_iter();
+        let own = devices.filter(|device| device.node == self.core.nodes.own() && device.state.is_readable());
+        let asked = own.map(async |device| {
+            let request = CoreRequest::LookAtDevice(device.id, Closing::AsItIs);
+            // Where a core does not say it, nothing follows.
+            let Ok(ResponseBody::Looks(looks)) = self.core.calls.ask_whole_node(&request).await else { return None };
+            let bytes = looks.iter().map(|look| look.used.map(|used| used.bytes)).sum::<Option<u64>>()?;
+            Some((device.id, bytes))
+        });
+        let used = join_all(asked).await.into_iter().flatten().collect();
+        self.used.replace((now, used));
+    }
+
     /// Pools whose devices differ in fill by more than so much.
     fn apart(&self, permille: u64) -> BTreeSet<PoolId> {
         let mut fills = BTreeMap::<PoolId, (u64, u64)>::new();
-        for device in self.core.devices.devices().iter().filter(|device| device.state.takes_fragments()) {
+        for device in self.devices().iter().filter(|device| device.state.takes_fragments()) {
             if let Some(fill) = device.fill_permille() {
                 let range = fills.entry(device.pool).or_insert((fill, fill));
                 *range = (range.0.min(fill), range.1.max(fill));
@@ -274,6 +312,7 @@ impl Rebalancer {
 
     async fn rebalance_forever(self: Rc<Self>) {
         loop {
+            self.ask_fill(FILL_AGE_MAX_AT_REST).await;
             let (hindrance, seen) = (self.hindrance(), self.seen());
             self.waits_for.set(hindrance);
             if hindrance.is_some() || !self.is_due(&seen) {
@@ -316,6 +355,7 @@ impl Rebalancer {
     /// One survey, and what it found is moved.
     async fn round(self: &Rc<Self>, seen: &Seen) -> Result<Round, StoreError> {
         self.met_no_room.set(false);
+        self.ask_fill(FILL_AGE_MAX).await;
         let pools = self.unbalanced();
         let Some(left) = self.survey(seen, &pools).await? else { return Ok(Round::Interrupted) };
         add(&self.surveys, 1);
@@ -449,12 +489,15 @@ impl Rebalancer {
         let (name, stripe) = (held.name, &held.stripe);
         let located = self.core.fragments.locate(name.locator, name.generation).await.map_err(unknown)?;
         let silence = Silence::of(&self.core, &located).map_err(unknown)?;
-        let devices = self.core.devices.devices();
-        let readable = devices.iter().filter(|device| device.state.is_readable()).map(|device| device.id).collect();
-        if silence != Silence::None || !Glance::at(name, stripe, &located.found, &readable).is_whole {
+        let devices = self.devices();
+        let readable: BTreeSet<DeviceId> =
+            devices.iter().filter(|device| device.state.is_readable()).map(|device| device.id).collect();
+        let mut located = located.found;
+        located.retain(|found| readable.contains(&found.extent.device));
+        if silence != Silence::None || !Glance::at(name, stripe, &located, &readable).is_whole {
             return Ok(None);
         }
-        let Some(map) = StripeMap::at(name, stripe, &located.found, &devices) else { return Ok(None) };
+        let Some(map) = StripeMap::at(name, stripe, &located, &devices) else { return Ok(None) };
         let balance = Goal::Balance { apart_permille: self.settings.ends_permille() };
         let is_balanced = !pools.contains(&stripe.pool);
         let balance = if is_balanced { 0 } else { map.clone().count(balance) };
@@ -501,11 +544,12 @@ impl Rebalancer {
                 return;
             }
         };
+        self.ask_fill(FILL_AGE_MAX).await;
         if matches!(goal, Goal::Balance { .. }) && !self.apart(self.settings.ends_permille()).contains(&stripe.pool) {
             return; // by now the devices are about as full as each other
         }
         let work = Work::default();
-        let result = relocate(&self.core, name, &stripe, goal, &work, &guard).await;
+        let result = relocate(&self.core, name, &stripe, goal, &self.devices(), &work, &guard).await;
         drop(guard);
         self.note(goal, work.moved.get());
         add(&self.core.repair_counters.bytes_moved, work.touched.get());
