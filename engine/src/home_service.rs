@@ -56,6 +56,9 @@ const SHARDS_PER_GENERATION_MAX: usize = 4096;
 /// Pins of gateways that are gone which one round of the start looks at.
 const PINS_PER_ROUND: usize = 256;
 
+/// A writer asks for its pin at once; over a slow link its question arrives within this time.
+const CONFIRMED_WITHIN: Duration = Duration::from_millis(500);
+
 /// Time before a generation that could not be collected is tried again.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -405,10 +408,13 @@ impl HomeService {
         Ok(decisions)
     }
 
-    /// Pins whose writers have not asked yet whether they are committed: a leader of another term could not tell them.
+    /// Pins whose writers are about to ask whether they are committed: a leader of another term could not tell them. Those that have
+    /// not asked for a while are gone, or their question is lost.
     #[must_use]
     pub fn unconfirmed(&self) -> usize {
-        self.committing.borrow().len()
+        let (now, live) = (self.leader.ports().now(), self.live_pins.borrow());
+        let is_fresh = |pin: &&PinId| live.get(*pin).is_some_and(|since| now.since(*since) < CONFIRMED_WITHIN);
+        self.committing.borrow().keys().filter(is_fresh).count()
     }
 
     async fn confirm(&self, pin: PinId) -> Result<(), StoreError> {

@@ -5,24 +5,22 @@ use futures::FutureExt;
 use kiseki_engine::api::{Attributes, BucketInfo, EtagMode};
 use kiseki_engine::chunker::{ChunkFormat, Chunker};
 use kiseki_engine::composition::{ChunkReference, Entry, FileEntry, Page, PageReference, PartEntry, UploadEntry};
-use kiseki_engine::control_rows::{
-    AccessKeyRow, BucketRow, ShardRow, TenantRow, decode_node, decode_pool, encode_node, encode_pool,
-};
+use kiseki_engine::control_rows::{AccessKeyRow, BucketRow, ShardRow, TenantRow, decode_pool, encode_pool};
 use kiseki_engine::delta::{ChunkName, Command, Delta, Outcome, Payload, RowChange, decode_rows, encode_rows};
 use kiseki_engine::device_record::{DeviceActor, DevicePlace, DeviceRecord, DeviceUpdate, WearCause};
 use kiseki_engine::envelope::envelope_len;
 use kiseki_engine::fuzzing;
 use kiseki_engine::keys::{MetaSealer, WRAPPED_DEK_LEN_BYTES, WrappedDek};
 use kiseki_engine::machine::Machine;
-use kiseki_engine::message::{Dedup, NodeEntry, NodeState};
+use kiseki_engine::message::Dedup;
 use kiseki_engine::stripe::{check_shape, fragment_payload_len, shape_for};
 use kiseki_types::LocalBoxFuture;
 use kiseki_types::codec::{Reader, Writer};
 use kiseki_types::fragment::StripeShape;
 use kiseki_types::group::{LogPosition, StateMachine};
 use kiseki_types::ids::{
-    ChunkId, CompositionId, DeviceId, DirId, Generation, Locator, NamespaceId, NodeId, PageId, PinEpoch, PoolId,
-    RequestId, ShardId, TenantId, Term,
+    ChunkId, CompositionId, DeviceId, DirId, Generation, Locator, NamespaceId, PageId, PinEpoch, PoolId, RequestId,
+    ShardId, TenantId, Term,
 };
 use kiseki_types::runtime::Rng;
 use kiseki_types::secret::SecretKey;
@@ -60,11 +58,6 @@ pub const SHARD_ROW: Target = Target::new("shard_row", shard_row, shard_row_seed
 pub const POOL_ROW: Target = Target::new("pool_row", pool_row, pool_row_seeds);
 /// What is recorded of a device.
 pub const DEVICE_RECORD: Target = Target::new("device_record", device_record, device_record_seeds);
-/// What is recorded of a node.
-pub const NODE_ROW: Target = Target::new("node_row", node_row, node_row_seeds);
-/// What a shard remembers of a request.
-pub const REMEMBERED_REQUEST: Target =
-    Target::new("remembered_request", remembered_request, || vec![("request", fuzzing::remembered_request_seed())]);
 /// A home's record of a generation.
 pub const GENERATION_RECORD: Target =
     Target::new("generation_record", generation_record, || vec![("complete", fuzzing::generation_record_seed())]);
@@ -77,23 +70,6 @@ fn name(byte: u8) -> ChunkName {
 
 fn rows() -> Vec<RowChange> {
     vec![RowChange::put(1, b"key".to_vec(), b"value".to_vec()), RowChange::remove(2, b"gone".to_vec())]
-}
-
-fn node_row(bytes: &[u8]) -> Verdict {
-    bytes_survive(bytes, |bytes| decode_node(NodeId(3), bytes).ok().map(|entry| encode_node(&entry)))
-}
-
-fn node_row_seeds() -> Vec<Seed> {
-    let row = |state, addresses: &[&str]| {
-        let addresses = addresses.iter().map(|address| (*address).to_owned()).collect();
-        let version = "0.1.0".to_owned();
-        encode_node(&NodeEntry { node: NodeId(3), state, addresses, lanes: 2, cores: 1, version, since_unix_ms: 4 })
-    };
-    vec![("active", row(NodeState::Active, &["10.0.0.1:9100", "s:1"])), ("invited", row(NodeState::Invited, &[]))]
-}
-
-fn remembered_request(bytes: &[u8]) -> Verdict {
-    bytes_survive(bytes, fuzzing::remembered_request)
 }
 
 fn command(bytes: &[u8]) -> Verdict {

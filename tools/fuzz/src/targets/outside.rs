@@ -1,14 +1,12 @@
 //! What operators and clients send: the key store and its configuration, administration, S3 behind `s3s`.
 
-use crate::target::{Seed, Target, Verdict, accepted, bytes_settle, bytes_survive, value_survives};
+use crate::target::{Seed, Target, Verdict, accepted, bytes_settle, value_survives};
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use kiseki_engine::api::Attributes;
 use kiseki_gateway::fuzzing as gateway;
 use kiseki_server::admin::AdminRequest;
 use kiseki_server::config::{Config, FileConfig, Overrides};
 use kiseki_server::fuzzing as server;
-use kiseki_server::join_service::{JoinAnswer, JoinQuestion};
-use kiseki_server::nodes_file::{NodeRow, NodesFile};
 use kiseki_server::paths::KisekiDir;
 use std::path::Path;
 
@@ -20,12 +18,6 @@ pub const KEY_STORE_PLAIN: Target = Target::new("key_store_plain", key_store_pla
 pub const CONFIG: Target = Target::new("config", config, config_seeds).allowed(256 * 1024, 512);
 /// A line on the admin socket.
 pub const ADMIN_REQUEST: Target = Target::new("admin_request", admin_request, admin_request_seeds);
-/// `nodes.json`. A list of short texts takes few bytes, and each has a header.
-pub const NODES_FILE: Target = Target::new("nodes_file", nodes_file, nodes_file_seeds).allowed(256 * 1024, 64);
-/// What a node asks that joins.
-pub const JOIN_QUESTION: Target = Target::new("join_question", join_question, join_question_seeds);
-/// What it is answered.
-pub const JOIN_ANSWER: Target = Target::new("join_answer", join_answer, join_answer_seeds).allowed(256 * 1024, 64);
 /// A continuation token.
 pub const TOKEN: Target = Target::new("continuation_token", token, token_seeds);
 /// `Range`, `x-amz-copy-source-range` and part numbers.
@@ -91,57 +83,6 @@ fn admin_request_seeds() -> Vec<Seed> {
         ("tenant", br#"{"command":"tenant-create","name":"a","dedup":"private"}"#.to_vec()),
         ("bucket", br#"{"command":"bucket-set","tenant":"a","bucket":"b","etag":"opaque"}"#.to_vec()),
         ("status", br#"{"command":"status"}"#.to_vec()),
-    ]
-}
-
-fn nodes() -> NodesFile {
-    let row = |node: u64, state: &str, addresses: &[&str]| NodeRow {
-        node,
-        state: state.to_owned(),
-        addresses: addresses.iter().map(|address| (*address).to_owned()).collect(),
-        lanes: 2,
-        cores: 1,
-        version: "0.1.0".to_owned(),
-        since_unix_ms: 5,
-    };
-    let nodes = vec![row(1, "active", &["10.0.0.1:9100", "storage1:9100"]), row(2, "invited", &[])];
-    NodesFile { cluster: "07".repeat(16), homes: 4, version: 9, nodes }
-}
-
-fn nodes_file(bytes: &[u8]) -> Verdict {
-    let decode = |bytes: &[u8]| NodesFile::parse(bytes);
-    let verdict = value_survives(bytes, decode, NodesFile::text);
-    if let Ok(file) = NodesFile::parse(bytes) {
-        assert_eq!(file.entries().expect("it was looked through").len(), file.nodes.len());
-    }
-    verdict
-}
-
-fn nodes_file_seeds() -> Vec<Seed> {
-    vec![("two", nodes().text())]
-}
-
-fn join_question(bytes: &[u8]) -> Verdict {
-    bytes_survive(bytes, |bytes| JoinQuestion::decode(bytes).map(JoinQuestion::encode))
-}
-
-fn join_question_seeds() -> Vec<Seed> {
-    vec![("join", JoinQuestion::Join.encode()), ("nodes", JoinQuestion::Nodes.encode())]
-}
-
-fn join_answer(bytes: &[u8]) -> Verdict {
-    bytes_settle(bytes, |bytes| JoinAnswer::decode(bytes).ok().map(|answer| answer.encode().to_vec()))
-}
-
-fn join_answer_seeds() -> Vec<Seed> {
-    // `docs/formats/join.md`: version, kind, nodes, keys.
-    let keys = key_store_plain_seeds().remove(0).1;
-    let nodes_text = nodes().text();
-    let part = |bytes: &[u8]| [&(bytes.len() as u32).to_le_bytes()[..], bytes].concat();
-    vec![
-        ("welcome", [&[1, 0, 1][..], &part(&nodes_text), &part(&keys)].concat()),
-        ("refused", JoinAnswer::Refused("no".to_owned()).encode().to_vec()),
-        ("nodes", JoinAnswer::Nodes(nodes()).encode().to_vec()),
     ]
 }
 
