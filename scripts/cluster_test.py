@@ -457,7 +457,7 @@ def grow_and_lose(grown):
     check("kiseki_rebalance_at_rest 1" in metrics and "kiseki_rebalance_spread_bytes_total" in metrics, "and so do the metrics")
     log = "".join(node.log.read_text(errors="replace") for node in grown.nodes)
     check("rebalancing begins" in log and "rebalancing has ended" in log, "and the log")
-    until("every shard has its voters", lambda: votes_missing(grown) == 0)
+    until("every shard has its voters", lambda: votes_missing(grown.nodes) == 0)
     for victim in list(grown.nodes):
         living = [node for node in grown.nodes if node is not victim]
         victim.kill()

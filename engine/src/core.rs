@@ -4,6 +4,7 @@ use crate::api::StoreError;
 use crate::background::Background;
 use crate::calls::Calls;
 use crate::chunker::{ChunkFormat, Chunker};
+use crate::cluster_fragments::ClusterFragments;
 use crate::control_cache::{BELIEF_MAX, ControlCache};
 use crate::delta::ChunkName;
 use crate::device_board::DeviceBoard;
@@ -126,12 +127,13 @@ impl Core {
         ports: Ports,
         calls: Calls,
         nodes: Rc<NodeBoard>,
-        fragments: Rc<dyn FragmentStore>,
+        fragments: &ClusterFragments,
         buffers: BufferSource,
         keys: Rc<NodeKeys>,
         pin_epoch_age: Duration,
-        latencies: Rc<Latencies>,
     ) -> Rc<Core> {
+        let latencies = fragments.latencies();
+        let fragments: Rc<dyn FragmentStore> = Rc::new(fragments.clone());
         let keyring = Keyring::new(ports.clone(), calls.clone());
         let (coder, counters) = (StripeCoder::new(), DataCounters::default());
         Rc::new(Core {

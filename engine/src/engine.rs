@@ -139,16 +139,14 @@ impl Engine {
             inputs.fragments.clone(),
             inputs.buffers.clone(),
         );
-        let latencies = fragments.latencies();
         let core = Core::new(
             inputs.ports.clone(),
             calls.clone(),
             inputs.nodes.clone(),
-            Rc::new(fragments.clone()),
+            &fragments,
             inputs.buffers.clone(),
             inputs.keys.clone(),
             inputs.pin_epoch_age,
-            latencies,
         );
         fragments.start(&core.background);
         let inputs = Rc::new(inputs);

@@ -245,10 +245,10 @@ impl ShardGroup {
             }),
         };
         supervisor::watch(&group);
-        if let Start::Bootstrap(members) = start {
-            if let Err(error) = group.form(&members).await {
-                return Err(group.given_up(error).await);
-            }
+        if let Start::Bootstrap(members) = start
+            && let Err(error) = group.form(&members).await
+        {
+            return Err(group.given_up(error).await);
         }
         group.stand_if_alone();
         Ok(group)

@@ -61,7 +61,7 @@ pub fn run(client: &mut AdminClient, show: Show) -> Result<()> {
 fn draw(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
     if !out.is_terminal() {
-        write!(out, "{text}\n")?;
+        writeln!(out, "{text}")?;
         return Ok(out.flush()?);
     }
     let (rows, columns) = console::Term::stdout().size();

@@ -46,7 +46,7 @@ impl SlowCalls {
         let (request, slow_after) = (request::current()?, self.slow_after?);
         let took = self.ports.now().since(began);
         let is_worth_it = failure.is_some() || took > slow_after;
-        is_worth_it.then(|| Told { request, took_ms: took.as_millis() as u64, failure })
+        is_worth_it.then_some(Told { request, took_ms: took.as_millis() as u64, failure })
     }
 
     /// A call has ended. Where many are slow, one line in five seconds is a warning; the others are for whoever wants all.

@@ -286,7 +286,7 @@ mod tests {
         let (done, waiting) = (part(true, 8, ""), part(false, 0, "repair, which comes first"));
         let both = rebalance_of_node(&reports(&[done.clone(), done.clone()]), 2);
         assert!(both.at_rest && both.devices_surveyed == 8 && both.bytes_needed == 14, "{both:?}");
-        assert!(!rebalance_of_node(&reports(&[done.clone()]), 2).at_rest, "I-O2: a core has not reported");
+        assert!(!rebalance_of_node(&reports(std::slice::from_ref(&done)), 2).at_rest, "I-O2: a core has not reported");
         let one = rebalance_of_node(&reports(&[done, waiting]), 2);
         assert!(!one.at_rest && one.devices_surveyed == 0 && one.waits_for == "repair, which comes first", "{one:?}");
     }
