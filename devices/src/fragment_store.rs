@@ -354,6 +354,12 @@ impl CoreFragmentStore {
         }
     }
 
+    /// Why a device is fenced on this core, if it is (I-D6).
+    #[must_use]
+    pub fn why_failed(&self, device: DeviceId) -> Option<String> {
+        self.core.devices.get(device)?.gate.fenced().map(|fenced| fenced.reason)
+    }
+
     /// What this core has done.
     #[must_use]
     pub fn counters(&self) -> &FragmentCounters {

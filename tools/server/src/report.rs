@@ -181,7 +181,8 @@ fn report(shared: &CoreShared, core: CoreId, node: &CoreNode, gateway: &S3Servic
             continue; // it is being closed
         }
         if device.state == DeviceState::Failed {
-            fail(&shared.board, &id, "it failed an operation and is fenced until it is reopened");
+            let why = node.fragments().why_failed(device.id).unwrap_or_else(|| "it failed an operation".to_owned());
+            fail(&shared.board, &id, &format!("{why}; it is fenced until it is reopened (I-D6)"));
         } else if let Some(reason) = reason_to_leave(&shared.board, &id) {
             node.fragments().fail_device(device.id, &reason);
         }
