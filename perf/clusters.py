@@ -161,6 +161,7 @@ class Garage:
         with processes([self.command(number) for number in numbers]) as started:
             for number, process in zip(numbers, started):
                 wait_for_http(process, f"http://127.0.0.1:{self.ports[number - 1][1]}/health")
+            self.connect()
             if not self.made:
                 self.make()
             self.await_healthy()
@@ -171,11 +172,16 @@ class Garage:
                 "AWS_REGION": "us-east-1",
             }
 
-    def make(self):
-        names = [self.ask("node", "id", "-q", number=number).strip() for number in range(1, self.nodes + 1)]
-        for name in names[1:]:
+    def names(self):
+        return [self.ask("node", "id", "-q", number=number).strip() for number in range(1, self.nodes + 1)]
+
+    def connect(self):
+        """At each start: left alone, nodes that were all away find each other again after minutes."""
+        for name in self.names()[1:]:
             self.ask("node", "connect", name)
-        for name in names:
+
+    def make(self):
+        for name in self.names():
             self.ask("layout", "assign", "-z", "here", "-c", "8G", name.split("@")[0])
         self.ask("layout", "apply", "--version", 1)
         self.ask("key", "import", "--yes", self.key, self.secret)
