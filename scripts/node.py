@@ -75,11 +75,13 @@ def listed(node):
 
 def votes_missing(nodes):
     """Votes that shards lack, as their leaders count; None while some shard has no leader."""
-    values = [core["values"] for node in nodes for core in status(node)["core_reports"].values()]
+    cores = [core for node in nodes for core in status(node)["core_reports"].values()]
+    values = [core["values"] for core in cores]
+    shards = {shard["shard"] for core in cores for shard in core["shards"]}
     led = sum(value.get("raft_groups_led", 0) for value in values)
     replicas = sum(value.get("raft_groups", 0) for value in values)
     missing = sum(value.get("raft_votes_missing", 0) for value in values)
-    return missing if led and replicas >= 3 * led else None
+    return missing if led and led == len(shards) and replicas >= 3 * led else None
 
 
 def free_port() -> int:

@@ -122,8 +122,9 @@ struct CoreRequest {
     lookAtDevice @2 :LookAtDevice;
     nodes        @3 :NodeEntries;
     host         @4 :Void;
-    holdings     @5 :UInt64;  # of which node
+    holdings     @5 :Void;    # of an earlier release, which did not say of which node: refused
     without      @6 :UInt64;  # which node
+    holdingsOf   @7 :UInt64;  # which node
   }
 }
 

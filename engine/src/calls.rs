@@ -116,7 +116,7 @@ impl Calls {
         // Who is alone has nobody else to ask, and whoever asked goes down with it.
         let repeat = if inner.nodes.is_alone() { Repeat::Never } else { Repeat::of(&body) };
         let stamp = match repeat {
-            Repeat::Stamped => Some(self.stamp(shard).await),
+            Repeat::Stamped => Some(self.stamp(shard).await?),
             Repeat::Freely | Repeat::Never => None,
         };
         let mut asked = Asked::Here(body);
@@ -163,20 +163,22 @@ impl Calls {
     }
 
     /// Makes one request of all times that a change will be asked for.
-    async fn stamp(&self, shard: ShardId) -> RequestStamp {
+    async fn stamp(&self, shard: ShardId) -> Result<RequestStamp, StoreError> {
         let inner = &*self.inner;
         let now = inner.ports.now();
         if inner.routes.mark(shard).is_none_or(|(_, at)| now.since(at) > MARK_AGE_MAX) {
-            // An answer says how far the shard has counted. Without one the change is asked for all the same; if the shard has
-            // counted far since, it is refused.
+            // An answer says how far the shard has counted. Where nobody answers a question nobody makes a change.
             let ask = match shard {
                 ShardId::CONTROL => RequestBody::Control(ControlRequest::Nodes),
                 _ => RequestBody::Shard(Box::new(ShardRequest::PinEpoch)),
             };
-            let _ = Box::pin(self.call(shard, ask)).await;
+            Box::pin(self.call(shard, ask)).await.map_err(|error| match error {
+                StoreError::Unsettled { reason } => StoreError::Unavailable { reason }, // nothing was changed
+                error => error,
+            })?;
         }
         let seen = inner.routes.mark(shard).map_or(Mark(0), |(mark, _)| mark);
-        RequestStamp { id: RequestId(inner.ports.random()), seen }
+        Ok(RequestStamp { id: RequestId(inner.ports.random()), seen })
     }
 
     /// Asks the control shard.
@@ -372,7 +374,8 @@ impl Inner {
             Ok(Err(error @ StoreError::Unsettled { .. })) if may_repeat => Attempt::Unanswered(error),
             Ok(answer) => Attempt::Answered(answer),
             Err(PeerCallError::Refused { .. }) => {
-                if stamp.is_some() {
+                // One that has said more is stopping, or not yet up.
+                if stamp.is_some() && self.nodes.spoken(node).is_none() {
                     self.nodes.speaks(node, wire::STAMPED_VERSION - 1); // until it says otherwise
                 }
                 Attempt::NotThere(None)

@@ -25,14 +25,13 @@ pub async fn read_chunk(
     let ranges = EnvelopeRanges::covering(reference.len_bytes, wanted.clone());
     let wanted_ranges = || [ranges.ciphertext.clone(), ranges.tags.clone()];
     let [ciphertext, tags] = match read_soon(core, reference, wanted_ranges()).await {
-        Err(Soon::NotEnough) => {
-            // Nodes that are late may have what is missing.
+        Ok(read) => read,
+        Err(_) => {
+            // Nodes that are late may have what is missing, and what was moved meanwhile lies elsewhere.
             let located = core.fragments.locate(reference.locator, reference.generation).await;
             let fragments = fragments(core, reference, located)?;
             read_ranges(core, &fragments, wanted_ranges()).await?
         }
-        Err(Soon::Failed(error)) => return Err(error),
-        Ok(read) => read,
     };
     let mut plaintext = vec![0; ciphertext.len()];
     open_segments(dek, &binding, ranges.segments.clone(), &ciphertext, &tags, &mut plaintext)
@@ -44,20 +43,15 @@ pub async fn read_chunk(
     Ok(plaintext)
 }
 
-/// Why a read that waits for nobody who is late has no bytes.
-enum Soon {
-    /// What those have may be needed.
-    NotEnough,
-    Failed(StoreError),
-}
-
 /// Reads with what is known soon of where the fragments lie.
-async fn read_soon(core: &Rc<Core>, reference: &ChunkReference, ranges: [Range<u32>; 2]) -> Result<[Vec<u8>; 2], Soon> {
+async fn read_soon(
+    core: &Rc<Core>,
+    reference: &ChunkReference,
+    ranges: [Range<u32>; 2],
+) -> Result<[Vec<u8>; 2], StoreError> {
     let located = core.fragments.locate_soon(reference.locator, reference.generation).await;
-    let is_late = located.as_ref().is_ok_and(|located| is_late(core, located));
-    let failed = |error| if is_late { Soon::NotEnough } else { Soon::Failed(error) };
-    let fragments = fragments(core, reference, located).map_err(failed)?;
-    read_ranges(core, &fragments, ranges).await.map_err(failed)
+    let fragments = fragments(core, reference, located)?;
+    read_ranges(core, &fragments, ranges).await
 }
 
 /// Whether a node has not said what it has and is not silent either.

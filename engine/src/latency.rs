@@ -154,12 +154,12 @@ impl Latencies {
         let times = by.entry(source).or_insert_with(Times::new);
         times.add(us);
         times.last = now;
-        times.slow_streak = if us >= slow_us { times.slow_streak + 1 } else { 0 };
+        times.slow_streak = if us >= slow_us { times.slow_streak.saturating_add(1) } else { 0 };
         if times.count.is_multiple_of(LOOK_EVERY) {
             (times.half_us, times.most_us) = (times.within(50), times.within(95));
         }
         drop(by);
-        self.looks.set(self.looks.get() + 1);
+        self.looks.set((self.looks.get() + 1) % LOOK_EVERY);
         if self.looks.get().is_multiple_of(LOOK_EVERY) {
             self.look();
         }

@@ -38,6 +38,17 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 /// Generations that one step of a pass looks at.
 const STEP: usize = 128;
 
+/// Before another stripe is tried after one that found no room: the next one most likely finds none either, and would be read for
+/// nothing.
+const NO_ROOM_PAUSE: Duration = Duration::from_secs(2);
+
+/// Whether what was to move found a place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Room {
+    Enough,
+    None,
+}
+
 /// Pause between steps, so that a pass over millions of generations does not slow the node.
 const STEP_PACE: Duration = Duration::from_millis(5);
 
@@ -446,7 +457,9 @@ impl Rebalancer {
             let moves = futures::stream::iter(complete.filter(is_meant));
             let relocate = async |found: Found| {
                 if is_as_it_was.get() && self.turn_comes(seen).await {
-                    self.relocate(found.name, goal).await;
+                    if self.relocate(found.name, goal).await == Room::None {
+                        self.core.ports.sleep(NO_ROOM_PAUSE).await;
+                    }
                 } else {
                     is_as_it_was.set(false);
                 }
@@ -469,7 +482,8 @@ impl Rebalancer {
             let mut after = None;
             loop {
                 let batch = home.generations_after(after, STEP).await?;
-                let looks = join_all(batch.held.iter().map(|held| self.look(held, pools))).await;
+                let devices = self.devices();
+                let looks = join_all(batch.held.iter().map(|held| self.look(held, pools, &devices))).await;
                 let found = looks.into_iter().filter_map(Result::transpose).collect::<Result<Vec<_>, _>>()?;
                 if !act(found).await {
                     return Ok(false);
@@ -484,12 +498,16 @@ impl Rebalancer {
     }
 
     /// What is to move of one generation. Of one that is not whole nothing: repair comes first, and finds it by itself.
-    async fn look(&self, held: &HeldGeneration, pools: &BTreeSet<PoolId>) -> Result<Option<Found>, StoreError> {
+    async fn look(
+        &self,
+        held: &HeldGeneration,
+        pools: &BTreeSet<PoolId>,
+        devices: &[DeviceStatus],
+    ) -> Result<Option<Found>, StoreError> {
         let unknown = |error: FragmentError| StoreError::Unavailable { reason: error.to_string() };
         let (name, stripe) = (held.name, &held.stripe);
         let located = self.core.fragments.locate(name.locator, name.generation).await.map_err(unknown)?;
         let silence = Silence::of(&self.core, &located).map_err(unknown)?;
-        let devices = self.devices();
         let readable: BTreeSet<DeviceId> =
             devices.iter().filter(|device| device.state.is_readable()).map(|device| device.id).collect();
         let mut located = located.found;
@@ -497,7 +515,7 @@ impl Rebalancer {
         if silence != Silence::None || !Glance::at(name, stripe, &located, &readable).is_whole {
             return Ok(None);
         }
-        let Some(map) = StripeMap::at(name, stripe, &located, &devices) else { return Ok(None) };
+        let Some(map) = StripeMap::at(name, stripe, &located, devices) else { return Ok(None) };
         let balance = Goal::Balance { apart_permille: self.settings.ends_permille() };
         let is_balanced = !pools.contains(&stripe.pool);
         let balance = if is_balanced { 0 } else { map.clone().count(balance) };
@@ -523,30 +541,29 @@ impl Rebalancer {
     }
 
     /// In a task of its own: a stop waits for what has begun, so that no put outlives the guard.
-    async fn relocate(self: &Rc<Self>, name: ChunkName, goal: Goal) {
+    async fn relocate(self: &Rc<Self>, name: ChunkName, goal: Goal) -> Room {
         let (sender, ended) = oneshot::channel();
         let rebalancer = self.clone();
         self.core.background.finish("rebalance stripe", async move {
-            rebalancer.relocate_now(name, goal).await;
-            let _stopping = sender.send(());
+            let _stopping = sender.send(rebalancer.relocate_now(name, goal).await);
         });
-        let _ended = ended.await;
+        ended.await.unwrap_or(Room::Enough)
     }
 
-    async fn relocate_now(&self, name: ChunkName, goal: Goal) {
-        let Some(home) = self.core.homes.get(self.core.calls.home_of(&name.locator)) else { return };
+    async fn relocate_now(&self, name: ChunkName, goal: Goal) -> Room {
+        let Some(home) = self.core.homes.get(self.core.calls.home_of(&name.locator)) else { return Room::Enough };
         let (guard, stripe) = match home.permit_repair(name).await {
             Ok(RepairPermit::Granted(guard, stripe)) => (guard, stripe),
             // Deleted, or somebody else has it: the next survey tells.
-            Ok(RepairPermit::NotYet | RepairPermit::Gone) => return,
+            Ok(RepairPermit::NotYet | RepairPermit::Gone) => return Room::Enough,
             Err(error) => {
                 warn!(%error, "a home can't say whether a stripe may be moved; the next pass asks again");
-                return;
+                return Room::Enough;
             }
         };
         self.ask_fill(FILL_AGE_MAX).await;
         if matches!(goal, Goal::Balance { .. }) && !self.apart(self.settings.ends_permille()).contains(&stripe.pool) {
-            return; // by now the devices are about as full as each other
+            return Room::Enough; // by now the devices are about as full as each other
         }
         let work = Work::default();
         let result = relocate(&self.core, name, &stripe, goal, &self.devices(), &work, &guard).await;
@@ -556,7 +573,10 @@ impl Rebalancer {
         self.pace.pay(work.touched.get(), Urgency::CanWait, &self.core.counters);
         match result {
             Ok(Relocated::Done | Relocated::Later) => {}
-            Ok(Relocated::NoRoom) => self.met_no_room.set(true),
+            Ok(Relocated::NoRoom) => {
+                self.met_no_room.set(true);
+                return Room::None;
+            }
             Ok(Relocated::NotWhole) => self.have_repaired(name, &stripe),
             Err(error) => {
                 add(&self.failures, 1);
@@ -564,6 +584,7 @@ impl Rebalancer {
                 self.have_repaired(name, &stripe);
             }
         }
+        Room::Enough
     }
 
     /// A fragment may be missing or there twice: how endangered the stripe is, its repair finds out.

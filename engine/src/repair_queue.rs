@@ -93,7 +93,10 @@ impl RepairQueue {
 
     /// The same with a stripe that is missing fragments while no delta names it: it lacks nothing that anybody stored.
     pub fn offer_unfinished(&self, name: ChunkName, margin: Margin, not_before: Instant) {
-        self.take_in(name, RepairCause::Missing, Entry { margin, not_before, is_unfinished: true });
+        // What was only to be moved is found by the next sweep, whatever it is by then.
+        if margin != MOVE_MARGIN {
+            self.take_in(name, RepairCause::Missing, Entry { margin, not_before, is_unfinished: true });
+        }
     }
 
     fn take_in(&self, name: ChunkName, cause: RepairCause, offered: Entry) {
@@ -259,7 +262,7 @@ impl RepairQueue {
     #[must_use]
     pub fn endangered(&self) -> Vec<u64> {
         let state = self.state.borrow();
-        let waiting = state.entries.values().map(|entry| entry.margin);
+        let waiting = state.entries.values().filter(|entry| !entry.is_unfinished).map(|entry| entry.margin);
         let running = state.running.values().map(|running| running.margin);
         let mut by_margin = Vec::new();
         for margin in waiting.chain(running).filter(|margin| *margin >= 0 && *margin != MOVE_MARGIN) {
@@ -397,6 +400,16 @@ mod tests {
         assert!(!queue.offer_move(name(1)) && queue.has_no_room());
         assert_eq!(queue.take(Instant(9), 0), None);
         assert!(queue.offer_move(name(1)), "its pause is over");
+    }
+
+    #[test]
+    fn a_move_that_has_to_wait_for_somebody_else_is_not_counted_twice() {
+        let queue = RepairQueue::default();
+        assert!(queue.offer_move(name(1)));
+        assert_eq!(queue.take(Instant(1), Margin::MAX), Some((name(1), MOVE_MARGIN)));
+        queue.done(name(1));
+        queue.offer_unfinished(name(1), MOVE_MARGIN, Instant(9));
+        assert_eq!((queue.backlog(), queue.moving(), queue.unfinished()), (0, 0, 0));
     }
 
     #[test]

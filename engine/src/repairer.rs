@@ -317,9 +317,11 @@ impl Repairer {
             let mut after = None;
             loop {
                 let batch = home.generations_after(after, WALK_STEP).await?;
-                let before = reliance.borrow().clone();
-                let looks =
-                    batch.held.iter().map(|held| self.look(held, devices, lost.contains(&held.name), &reliance));
+                let (before, nodes) = (reliance.borrow().clone(), self.nodes_of_devices());
+                let looks = batch
+                    .held
+                    .iter()
+                    .map(|held| self.look(held, devices, &nodes, lost.contains(&held.name), &reliance));
                 let failed = join_all(looks).await.into_iter().find_map(Result::err);
                 if let Some(error) = failed {
                     // The same step again: what was seen so far still holds, but for what this step counted.
@@ -357,6 +359,7 @@ impl Repairer {
         &self,
         held: &HeldGeneration,
         devices: &UsableDevices,
+        nodes: &BTreeMap<DeviceId, NodeId>,
         was_lost: bool,
         reliance: &RefCell<Reliance>,
     ) -> Result<(), StoreError> {
@@ -370,7 +373,7 @@ impl Repairer {
         let healthy: BTreeSet<DeviceId> = devices.keys().copied().collect();
         let glance = Glance::at(held.name, &held.stripe, &located, &healthy);
         if held.is_complete && !self.core.nodes.is_alone() {
-            let by_node = self.by_node(held, &located, &healthy);
+            let by_node = by_node(held, &located, &healthy, nodes);
             reliance.borrow_mut().count(held.stripe.shape.data, &by_node);
         }
         if glance.is_whole && !was_lost {
@@ -512,24 +515,8 @@ impl Repairer {
         }
     }
 
-    /// Fragments of a stripe by node, each index once.
-    fn by_node(
-        &self,
-        held: &HeldGeneration,
-        located: &[StoredFragment],
-        usable: &BTreeSet<DeviceId>,
-    ) -> BTreeMap<NodeId, usize> {
-        let nodes: BTreeMap<DeviceId, NodeId> =
-            self.core.fragments.devices().into_iter().map(|device| (device.id, device.node)).collect();
-        let fits =
-            |found: &&StoredFragment| usable.contains(&found.extent.device) && held.stripe.fits(held.name, &found.meta);
-        let indices: BTreeMap<u8, DeviceId> =
-            located.iter().filter(fits).map(|found| (found.meta.key.index, found.extent.device)).collect();
-        let mut by_node = BTreeMap::new();
-        for node in indices.values().filter_map(|device| nodes.get(device)) {
-            *by_node.entry(*node).or_default() += 1;
-        }
-        by_node
+    fn nodes_of_devices(&self) -> BTreeMap<DeviceId, NodeId> {
+        self.core.fragments.devices().into_iter().map(|device| (device.id, device.node)).collect()
     }
 
     fn pay(&self, bytes: u64, margin: Margin) {
@@ -574,4 +561,22 @@ fn has_room_for(held: &HeldGeneration, located: &[StoredFragment], devices: &Usa
     let indices: BTreeSet<u8> = on_usable().map(|found| found.meta.key.index).collect();
     let of_pool = devices.iter().filter(|(_, pool)| **pool == held.stripe.pool);
     of_pool.filter(|(device, _)| !holders.contains(device)).count() > 0 || indices.len() < on_usable().count()
+}
+
+/// Fragments of a stripe by node, each index once.
+fn by_node(
+    held: &HeldGeneration,
+    located: &[StoredFragment],
+    usable: &BTreeSet<DeviceId>,
+    nodes: &BTreeMap<DeviceId, NodeId>,
+) -> BTreeMap<NodeId, usize> {
+    let fits =
+        |found: &&StoredFragment| usable.contains(&found.extent.device) && held.stripe.fits(held.name, &found.meta);
+    let indices: BTreeMap<u8, DeviceId> =
+        located.iter().filter(fits).map(|found| (found.meta.key.index, found.extent.device)).collect();
+    let mut by_node = BTreeMap::new();
+    for node in indices.values().filter_map(|device| nodes.get(device)) {
+        *by_node.entry(*node).or_default() += 1;
+    }
+    by_node
 }

@@ -64,7 +64,7 @@ struct Seat {
     /// Requests that the service is busy with.
     busy: Cell<usize>,
     /// Whether new ones wait, because the shard is being handed over.
-    is_shut: Cell<bool>,
+    shut_by: Cell<usize>,
 }
 
 /// All replicas of one core.
@@ -93,7 +93,7 @@ impl Seats {
             terms: Cell::new(0),
             problem: RefCell::default(),
             busy: Cell::new(0),
-            is_shut: Cell::new(false),
+            shut_by: Cell::new(0),
         });
         if self.seats.borrow_mut().insert(shard, seat.clone()).is_some() {
             debug!(%shard, "a replica was taken twice");

@@ -179,8 +179,9 @@ fn shape_text(shape: StripeShape) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spread::tests::devices;
     use kiseki_types::group::{FollowerView, Leadership};
-    use kiseki_types::ids::{DeviceId, Term};
+    use kiseki_types::ids::Term;
 
     fn view(sets: &[&[VoterId]], followers: &[(VoterId, u64, bool)]) -> GroupView {
         let follower = |(voter, lag_entries, answers): &(VoterId, u64, bool)| FollowerView {
@@ -228,25 +229,6 @@ mod tests {
                 }
             }
         }
-    }
-
-    fn devices(by_node: &[usize], away: &[u64]) -> Vec<DeviceStatus> {
-        let of_node = |(node, count): (u64, &usize)| {
-            let state = if away.contains(&node) { DeviceState::Unreachable } else { DeviceState::Healthy };
-            let make = move |number: usize| DeviceStatus {
-                id: DeviceId([node as u8 * 16 + number as u8; 16]),
-                node: NodeId(node),
-                name: String::new(),
-                pool: PoolId(0),
-                capacity_bytes: 1,
-                free_bytes: 1,
-                lanes_bytes: 1,
-                state,
-                read_errors: 0,
-            };
-            (0..*count).map(make).collect::<Vec<_>>()
-        };
-        (1..).zip(by_node).flat_map(of_node).collect()
     }
 
     #[test]

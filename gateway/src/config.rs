@@ -40,7 +40,7 @@ pub struct GatewayConfig {
     pub aws_chunk_len_bytes_max: usize,
     /// Smallest part of a multipart upload but for the last one.
     pub part_len_bytes_min: u64,
-    /// A request that takes longer is told of in the log; `None`: none is.
+    /// A request that takes longer, or fails on our side, is told of in the log; `None`: none is.
     pub slow_request: Option<Duration>,
 }
 

@@ -4,6 +4,7 @@ use crate::context::RequestContext;
 use crate::counters::{Answered, GatewayCounters};
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
+use kiseki_engine::throttle::Throttle;
 use kiseki_types::{Ports, request};
 use s3s::StdError;
 use std::cell::RefCell;
@@ -15,13 +16,34 @@ use std::time::Duration;
 /// A request that moves fewer bytes in a millisecond is slow.
 const BYTES_PER_MS_MIN: u64 = 4096;
 
+/// Which answers are worth a warning.
+pub(crate) struct SlowRequests {
+    /// What takes longer; `None`: none is.
+    after: Option<Duration>,
+    throttle: Throttle,
+}
+
+impl SlowRequests {
+    pub(crate) fn new(after: Option<Duration>) -> Rc<SlowRequests> {
+        Rc::new(SlowRequests { after, throttle: Throttle::default() })
+    }
+
+    /// Whether an answer failed on our side, or took longer than is worth a line: more is allowed for what was moved. What is not
+    /// implemented is no failure.
+    fn is_worth_it(&self, answered: &Answered) -> bool {
+        let allowed = Duration::from_millis((answered.bytes_in + answered.bytes_out) / BYTES_PER_MS_MIN);
+        let failed = answered.status >= 500 && answered.status != 501;
+        self.after.is_some_and(|slow| failed || answered.latency > slow + allowed)
+    }
+}
+
 /// Counts and logs one answer when it ends.
 pub(crate) struct MeteredBody {
     body: s3s::Body,
     request: Rc<RequestContext>,
     counters: Rc<RefCell<GatewayCounters>>,
     ports: Ports,
-    slow_request: Option<Duration>,
+    slow: Rc<SlowRequests>,
     status: u16,
     bytes_out: u64,
     ended: bool,
@@ -34,16 +56,9 @@ impl MeteredBody {
         request: Rc<RequestContext>,
         counters: Rc<RefCell<GatewayCounters>>,
         ports: Ports,
-        slow_request: Option<Duration>,
+        slow: Rc<SlowRequests>,
     ) -> MeteredBody {
-        MeteredBody { body, request, counters, ports, slow_request, status, bytes_out: 0, ended: false }
-    }
-
-    /// Whether an answer took longer than is worth a line: more is allowed for what was moved.
-    fn is_slow(&self, latency: Duration) -> bool {
-        let moved = self.request.bytes_in.get() + self.bytes_out;
-        let allowed = Duration::from_millis(moved / BYTES_PER_MS_MIN);
-        self.slow_request.is_some_and(|slow| latency > slow + allowed)
+        MeteredBody { body, request, counters, ports, slow, status, bytes_out: 0, ended: false }
     }
 }
 
@@ -83,7 +98,10 @@ impl Drop for MeteredBody {
             aborted: !self.ended && !self.body.is_end_stream(),
         };
         self.counters.borrow_mut().count(&answered);
-        if self.status >= 500 || self.is_slow(latency) {
+        // Where many are, one line in five seconds; each is among those of `debug` below.
+        if self.slow.is_worth_it(&answered)
+            && let Some(more) = self.slow.throttle.pass(self.ports.now())
+        {
             // I-K1: no name of a bucket or an object, no key id.
             tracing::warn!(
                 target: "kiseki_gateway::slow",
@@ -93,6 +111,7 @@ impl Drop for MeteredBody {
                 bytes_out = answered.bytes_out,
                 took_ms = latency.as_millis() as u64,
                 request = %self.request.id,
+                more,
                 "a request was slow, or failed on our side"
             );
         }
@@ -108,5 +127,33 @@ impl Drop for MeteredBody {
             request_id = %self.request.id,
             "answered"
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_of_ours_and_slow_answers_are_worth_a_line_unless_none_is_wanted() {
+        let answered = |status: u16, ms: u64, bytes: u64| Answered {
+            operation: "GetObject",
+            status,
+            bytes_in: 0,
+            bytes_out: bytes,
+            latency: Duration::from_millis(ms),
+            aborted: false,
+        };
+        let slow = SlowRequests::new(Some(Duration::from_secs(1)));
+        for (is_worth_it, case) in [
+            (true, answered(503, 1, 0)),
+            (false, answered(501, 1, 0)),
+            (false, answered(404, 999, 0)),
+            (true, answered(200, 1001, 0)),
+            (false, answered(200, 2000, 8 << 20)),
+        ] {
+            assert_eq!(slow.is_worth_it(&case), is_worth_it, "{} after {:?}", case.status, case.latency);
+        }
+        assert!(!SlowRequests::new(None).is_worth_it(&answered(503, 5000, 0)));
     }
 }

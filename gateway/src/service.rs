@@ -6,7 +6,7 @@ use crate::context::{RequestContext, Shared, in_request};
 use crate::counters::GatewayCounters;
 use crate::errors::complete_error_body;
 use crate::md5_queue::Md5Queue;
-use crate::meter::MeteredBody;
+use crate::meter::{MeteredBody, SlowRequests};
 use crate::rt::{PortsTimer, WatchedIo, WriteStall};
 use crate::s3::Handler;
 use crate::upload::{Announced, VerifiedXml};
@@ -61,6 +61,7 @@ struct Inner {
     shared: Rc<Shared>,
     s3: s3s::service::S3Service,
     counters: Rc<RefCell<GatewayCounters>>,
+    slow: Rc<SlowRequests>,
     request_id: Cell<u64>,
     stopping: watch::Sender<bool>,
 }
@@ -77,6 +78,7 @@ impl S3Service {
         builder.set_access(SignedOnly);
         builder.set_config(Arc::new(StaticConfigProvider::new(Arc::new(s3s_config(&shared.config)))));
         let inner = Inner {
+            slow: SlowRequests::new(shared.config.slow_request),
             s3: builder.build(),
             shared,
             counters: Rc::new(RefCell::new(GatewayCounters::default())),
@@ -248,9 +250,8 @@ impl Inner {
         }
         parts.headers.insert(http::header::SERVER, HeaderValue::from_static("Kiseki"));
         let status = parts.status.as_u16();
-        let slow_request = self.shared.config.slow_request;
-        let body =
-            MeteredBody::new(body, status, context, self.counters.clone(), self.shared.ports.clone(), slow_request);
+        let (counters, ports, slow) = (self.counters.clone(), self.shared.ports.clone(), self.slow.clone());
+        let body = MeteredBody::new(body, status, context, counters, ports, slow);
         Response::from_parts(parts, body)
     }
 

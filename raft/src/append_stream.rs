@@ -1,5 +1,6 @@
 //! A leader's appends of one group to one peer. One with entries is under way at a time; news that an entry is committed
-//! may wait for company on its way, but never holds entries back: the next append brings it along.
+//! may wait for company on its way, but holds no entries of its stream back: the next append brings it along. Where openraft
+//! ends the stream behind the news, its answer is waited for.
 
 use crate::network::{AppendRequest, AppendResponse, PeerClient};
 use crate::type_config::{LogId, TypeConfig};

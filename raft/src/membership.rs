@@ -86,12 +86,7 @@ impl ShardGroup {
         if to == self.voter() {
             return Ok(());
         }
-        let rested = self.rests();
         self.rouse().await.map_err(|error| self.stopped(error.to_string()))?;
-        if rested {
-            // A majority has answered; `to` may be about to.
-            self.inner.parts.ports.sleep(Duration::from_millis(self.inner.parts.settings.heartbeat_ms)).await;
-        }
         self.can_lead(to)?;
         let raft = self.raft();
         raft.trigger().transfer_leader(to).await.map_err(|error| self.stopped(error.to_string()))?;
@@ -129,10 +124,7 @@ impl ShardGroup {
         if matched.is_none() || lag > TRANSFER_LAG_ENTRIES_MAX {
             return Err(self.refused(format!("voter {to} lacks {lag} entries; wait until it has caught up")));
         }
-        let answered = metrics.heartbeat.as_ref().and_then(|all| all.get(&to).copied()).flatten();
-        let silent = answered
-            .is_none_or(|at| self.inner.parts.ports.now().since(at.into_inner().0) > self.inner.parts.settings.quiet());
-        if silent {
+        if !self.has_answered(to, &metrics, self.inner.parts.ports.now()) {
             return Err(self.refused(format!("voter {to} does not answer")));
         }
         Ok(())

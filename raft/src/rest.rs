@@ -13,14 +13,14 @@
 use crate::group::{GroupState, ShardGroup};
 use crate::network::RestRequest;
 use crate::replicas::ReplicaMap;
-use crate::type_config::VoterId;
+use crate::type_config::{TypeConfig, VoterId};
 use futures::future::join_all;
 use kiseki_types::group::ProposeError;
 use kiseki_types::runtime::{Instant, Ports, RuntimeExt};
-use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver;
-use std::cell::Cell;
-use std::collections::BTreeSet;
+use openraft::{RaftMetrics, ServerState};
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Weak;
 use std::time::Duration;
 
@@ -41,6 +41,8 @@ pub(crate) struct Rest {
     asleep: Cell<Option<Asleep>>,
     /// When it was last asked for something, or woke.
     used: Cell<Instant>,
+    /// As the leader: when each peer was asked what it agreed to last.
+    agreed: RefCell<BTreeMap<VoterId, Instant>>,
     /// As the leader: a majority agreed to what was asked at this time.
     heard: Cell<Option<Instant>>,
     /// It has rested as the leader, and no majority was asked since.
@@ -57,13 +59,20 @@ struct Wish {
 impl Rest {
     /// It does not.
     pub(crate) fn awake(now: Instant) -> Rest {
-        Rest { asleep: Cell::new(None), used: Cell::new(now), heard: Cell::new(None), unconfirmed: Cell::new(false) }
+        Rest {
+            asleep: Cell::new(None),
+            used: Cell::new(now),
+            agreed: RefCell::default(),
+            heard: Cell::new(None),
+            unconfirmed: Cell::new(false),
+        }
     }
 
     /// A new instance, whose timers run, takes the place of the one that rested.
     pub(crate) fn begin_anew(&self, now: Instant) {
         self.asleep.set(None);
         self.used.set(now);
+        self.agreed.borrow_mut().clear();
         self.heard.set(None);
     }
 
@@ -144,6 +153,14 @@ impl ShardGroup {
         }
     }
 
+    /// Whether a peer answered a heartbeat, or agreed to rest, within the shortest election timeout.
+    pub(crate) fn has_answered(&self, peer: VoterId, seen: &RaftMetrics<TypeConfig>, now: Instant) -> bool {
+        let heartbeat = seen.heartbeat.as_ref().and_then(|all| all.get(&peer).copied()).flatten();
+        let beat = self.inner.rest.agreed.borrow().get(&peer).copied();
+        let last = heartbeat.map(|at| at.into_inner().0).max(beat);
+        last.is_some_and(|at| now.since(at) <= self.inner.parts.settings.quiet())
+    }
+
     /// What to ask the peers, if this replica leads and nothing is left to do.
     fn wish(&self, now: Instant) -> Option<Wish> {
         let settings = &self.inner.parts.settings;
@@ -165,14 +182,9 @@ impl ShardGroup {
         }
         let peers: Vec<VoterId> =
             membership.nodes().map(|(voter, _)| *voter).filter(|voter| *voter != seen.id).collect();
-        let (matched, heard) = (seen.replication.as_ref()?, seen.heartbeat.as_ref()?);
+        let matched = seen.replication.as_ref()?;
         let has_all = peers.iter().all(|peer| matched.get(peer).copied().flatten() == Some(last));
-        // Peers of a leader that rests answer what it asks here, no heartbeats.
-        let heard_lately = self.rests()
-            || peers.iter().all(|peer| {
-                let answered = heard.get(peer).copied().flatten();
-                answered.is_some_and(|at| now.since(at.into_inner().0) < settings.quiet())
-            });
+        let heard_lately = peers.iter().all(|peer| self.has_answered(*peer, &seen, now));
         let voters = membership.voter_ids().collect();
         let wish = Wish { request: RestRequest { vote: seen.vote, last }, peers, voters };
         (!wish.peers.is_empty() && has_all && heard_lately).then_some(wish)
@@ -209,6 +221,9 @@ impl ShardGroup {
         let asks = wish.peers.iter().map(|peer| parts.link.rest(*peer, parts.shard, wish.request));
         let answers = join_all(asks).await;
         let now = parts.ports.now();
+        for (peer, _) in wish.peers.iter().zip(&answers).filter(|(_, answer)| **answer == Ok(true)) {
+            self.inner.rest.agreed.borrow_mut().insert(*peer, asked);
+        }
         let agree = wish.peers.iter().zip(&answers).filter(|(_, answer)| **answer == Ok(true)).map(|(peer, _)| peer);
         if 2 * (agree.filter(|peer| wish.voters.contains(*peer)).count() + 1) > wish.voters.len() {
             self.inner.rest.heard.set(Some(asked));
@@ -218,8 +233,8 @@ impl ShardGroup {
         if holds && answers.iter().all(|answer| *answer == Ok(true)) {
             self.inner.rest.unconfirmed.set(true);
             self.fall_asleep(Asleep::Leading { agreed: asked });
-        } else if answers.contains(&Ok(false)) || self.has_missed(now) {
-            self.wake(); // and asks not again at once
+        } else if !self.rests() || answers.contains(&Ok(false)) || self.has_missed(now) {
+            self.wake(); // and asks not again at once, whatever it is that a peer does not agree to
         }
     }
 }

@@ -303,7 +303,6 @@ impl TableSet {
         }
     }
 
-    /// Ends when no fold is under way.
     /// Ends when no fold and no installation is under way.
     pub(crate) async fn idle(&self) {
         loop {

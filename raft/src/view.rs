@@ -10,19 +10,17 @@ impl ShardGroup {
     pub fn view(&self) -> GroupView {
         let leadership = self.leadership_now();
         let counters = &self.inner.counters;
-        let (now, quiet) = (self.inner.parts.ports.now(), self.inner.parts.settings.quiet());
+        let now = self.inner.parts.ports.now();
         let mut metrics = self.raft().metrics();
         let metrics = metrics.borrow_and_update();
         let joint = metrics.membership_config.membership().get_joint_config();
         let last_index = metrics.last_log_index.unwrap_or(0);
-        let all_answer = self.rests(); // no heartbeats go out then: all have agreed to rest, a moment ago
         let follower = |voter: &VoterId| {
             let matched = metrics.replication.as_ref().and_then(|all| all.get(voter).copied()).flatten();
-            let answered = metrics.heartbeat.as_ref().and_then(|all| all.get(voter).copied()).flatten();
             FollowerView {
                 voter: *voter,
                 lag_entries: last_index.saturating_sub(matched.map_or(0, |id| id.index)),
-                answers: all_answer || answered.is_some_and(|at| now.since(at.into_inner().0) <= quiet),
+                answers: self.has_answered(*voter, &metrics, now),
             }
         };
         let others = metrics.replication.iter().flat_map(|all| all.keys()).filter(|voter| **voter != metrics.id);

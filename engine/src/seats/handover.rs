@@ -59,32 +59,36 @@ impl Drop for Busy {
     }
 }
 
-/// Keeps a door shut.
+/// Keeps a door shut; a keeper and a node that stops may both.
 struct Shut<'a>(&'a Seat);
 
 impl<'a> Shut<'a> {
     fn the(seat: &'a Seat) -> Shut<'a> {
-        seat.is_shut.set(true);
+        seat.shut_by.set(seat.shut_by.get() + 1);
         Shut(seat)
     }
 }
 
 impl Drop for Shut<'_> {
     fn drop(&mut self) {
-        self.0.is_shut.set(false);
+        self.0.shut_by.set(self.0.shut_by.get() - 1);
     }
 }
 
 impl Seats {
     /// Lets a request in.
     pub(crate) fn enter(&self, shard: ShardId, body: &RequestBody) -> Entered {
+        // These ask a core, not the service, and whoever is inside may wait for their answer.
+        if matches!(body, RequestBody::Open(_) | RequestBody::Core(_) | RequestBody::Node(_)) {
+            return Entered::Nobody;
+        }
         let seats = self.seats.borrow();
         let Some(seat) = seats.get(&shard) else { return Entered::Nobody };
         let serving = seat.serving.borrow();
         match serving.as_ref() {
             None => Entered::Nobody,
             // It ends what is inside.
-            Some(_) if seat.is_shut.get() && !matches!(body, RequestBody::Home(HomeRequest::Confirm(_))) => {
+            Some(_) if seat.shut_by.get() > 0 && !matches!(body, RequestBody::Home(HomeRequest::Confirm(_))) => {
                 Entered::Shut
             }
             Some(serving) => Entered::Served(serving.service.clone(), Busy::of(seat)),

@@ -71,13 +71,16 @@ impl OpenReads {
 
     /// A page is being read: who reads it lives. Of those without a name each may be the one.
     pub(super) fn touch(&mut self, read: Option<ReadId>, page: PageId, now: Instant) {
+        if let Some(read) = read {
+            if let Some(open) = self.reads.get_mut(&Holder::Named(read)) {
+                open.touched = now;
+            }
+            return;
+        }
         for holder in self.holders.get(&page).into_iter().flatten() {
-            let is_it = match (read, holder) {
-                (Some(read), Holder::Named(named)) => read == *named,
-                (None, Holder::Nameless(_)) => true,
-                _ => false,
-            };
-            if let Some(open) = self.reads.get_mut(holder).filter(|_| is_it) {
+            if matches!(holder, Holder::Nameless(_))
+                && let Some(open) = self.reads.get_mut(holder)
+            {
                 open.touched = now;
             }
         }

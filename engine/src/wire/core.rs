@@ -47,7 +47,7 @@ pub(super) fn put_request(mut out: core_request::Builder<'_>, request: &CoreRequ
         }
         CoreRequest::Nodes { version, entries } => put_nodes(out.init_nodes(), *version, entries)?,
         CoreRequest::Host => out.set_host(()),
-        CoreRequest::Holdings(node) => out.set_holdings(node.0),
+        CoreRequest::Holdings(node) => out.set_holdings_of(node.0),
         CoreRequest::Without(node) => out.set_without(node.0),
     }
     Ok(())
@@ -75,7 +75,11 @@ pub(super) fn take_request(request: core_request::Reader<'_>) -> Result<CoreRequ
             CoreRequest::Nodes { version, entries }
         }
         core_request::Host(()) => CoreRequest::Host,
-        core_request::Holdings(node) => CoreRequest::Holdings(NodeId(node)),
+        // "Nothing" would be taken for an answer, and the node that holds it all removed (I-D5).
+        core_request::Holdings(()) => {
+            return Err(malformed("holdings without a node; update the node that asks".to_owned()));
+        }
+        core_request::HoldingsOf(node) => CoreRequest::Holdings(NodeId(node)),
         core_request::Without(node) => CoreRequest::Without(NodeId(node)),
     })
 }

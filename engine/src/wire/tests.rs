@@ -216,6 +216,17 @@ fn what_is_missing_or_unknown_is_refused() {
     assert!(decode_fragment_call(&capnp::serialize::write_message_to_words(&message)).is_err());
 }
 
+/// A node of an earlier release does not say of which node it asks. It removes that node when the answer is "nothing".
+#[test]
+fn i_d5_holdings_of_no_node_are_refused() {
+    let mut message = Builder::new_default();
+    let mut root = message.init_root::<request::Builder<'_>>();
+    root.set_version(1);
+    root.init_core().set_holdings(());
+    let refused = decode_request(&capnp::serialize::write_message_to_words(&message));
+    assert!(refused.is_err_and(|error| error.to_string().contains("update the node that asks")));
+}
+
 #[test]
 fn an_error_of_a_later_release_is_an_unknown_outcome_with_its_text() {
     let told = |kind, text: &str| {

@@ -50,7 +50,9 @@ pub fn start(
 ) {
     let (shared, node, gateway, ports_of_task) = (shared.clone(), node.clone(), gateway.clone(), ports.clone());
     let task = async move {
-        while !shared.stop.is_stopped() {
+        // Clients and members are served for a while after the signal.
+        let ended = shared.ending.members();
+        while !ended.is_stopped() {
             report(&shared, core, &node, &gateway, &members, &ports_of_task);
             ports_of_task.sleep(INTERVAL).await;
         }
@@ -163,10 +165,11 @@ fn report(shared: &CoreShared, core: CoreId, node: &CoreNode, gateway: &S3Servic
     set("raft_groups_led", led);
     set("raft_votes_missing", votes_missing);
     set("raft_groups_fenced", node.groups().fenced().len() as u64);
-    let (shards, shards_not_told) = shards::of_core(node.engine(), shared.config.cores);
-    set("raft_proposals_total", shards.iter().map(|shard| shard.proposals).sum());
-    set("raft_snapshots_sent_total", shards.iter().map(|shard| shard.snapshots_sent).sum());
-    set("raft_elections_won_total", shards.iter().map(|shard| shard.elections_won).sum());
+    let views = node.engine().group_views();
+    let (shards, shards_not_told) = shards::of_core(&views, shared.config.cores);
+    set("raft_proposals_total", views.iter().map(|(_, view, _)| view.proposals).sum());
+    set("raft_snapshots_sent_total", views.iter().map(|(_, view, _)| view.snapshots_sent).sum());
+    set("raft_elections_won_total", views.iter().map(|(_, _, won)| *won).sum());
     let (mut device_free_bytes, mut device_read_errors) = (BTreeMap::new(), BTreeMap::new());
     let (mut device_fragments, mut device_used_bytes) = (BTreeMap::new(), BTreeMap::new());
     for device in node.fragments().devices() {

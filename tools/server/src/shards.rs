@@ -1,6 +1,5 @@
 //! What a node says of the shards that it has replicas of: to status, `top`, health and metrics.
 
-use kiseki_engine::engine::Engine;
 use kiseki_types::group::{FollowerView, GroupView, node_of};
 use kiseki_types::ids::ShardId;
 use serde::{Deserialize, Serialize};
@@ -83,10 +82,9 @@ impl ShardReport {
     }
 }
 
-/// The replicas of a core, of `cores` that share what a node tells; and how many are not told of.
+/// The replicas that a core told of with `views`, of `cores` that share what a node tells; and how many are not told of.
 #[must_use]
-pub fn of_core(engine: &Engine, cores: u16) -> (Vec<ShardReport>, u64) {
-    let views = engine.group_views();
+pub fn of_core(views: &[(ShardId, GroupView, u64)], cores: u16) -> (Vec<ShardReport>, u64) {
     let most = SHARDS_MAX / usize::from(cores.max(1));
     let reports = views.iter().take(most).map(|(shard, view, won)| ShardReport::of(*shard, view, *won)).collect();
     (reports, views.len().saturating_sub(most) as u64)

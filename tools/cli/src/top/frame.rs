@@ -20,7 +20,7 @@ pub(super) struct Frame {
     version: String,
     /// `starting`, `serving` or `stopping`.
     phase: String,
-    /// Seconds between the two looks.
+    /// Seconds between what the two looks saw.
     seconds: f64,
     alerts: Vec<String>,
     nodes: Vec<NodeLine>,
@@ -120,7 +120,7 @@ fn each_us(times: (u64, u64), counts: (u64, u64)) -> u64 {
 impl Frame {
     /// From two looks, `apart` from each other.
     pub(super) fn between(before: &NodeReport, now: &NodeReport, apart: Duration) -> Frame {
-        let seconds = apart.as_secs_f64();
+        let seconds = reports_apart(before, now).unwrap_or(apart.as_secs_f64());
         let total = |name: &str| rate(before.total(name), now.total(name), seconds);
         Frame {
             node: now.node,
@@ -325,6 +325,17 @@ fn nodes(before: &NodeReport, now: &NodeReport, seconds: f64) -> Vec<NodeLine> {
     now.nodes.iter().filter(|node| node.row.state != "removed").map(node_line).collect()
 }
 
+/// How far the cores' reports are apart, in the mean: they report twice a second, so two looks a second apart may see one report
+/// between them, or three.
+fn reports_apart(before: &NodeReport, now: &NodeReport) -> Option<f64> {
+    let apart = |(core, is): (&String, &CoreReport)| {
+        let was = before.core_reports.get(core)?;
+        is.reported_at.checked_sub(was.reported_at).filter(|apart| *apart > 0)
+    };
+    let apart: Vec<u64> = now.core_reports.iter().filter_map(apart).collect();
+    (!apart.is_empty()).then(|| apart.iter().sum::<u64>() as f64 / apart.len() as f64 / 1e9)
+}
+
 fn cores(before: &NodeReport, now: &NodeReport, seconds: f64) -> Vec<CoreLine> {
     let nothing = CoreReport::default();
     let core_line = |(core, is): (&String, &CoreReport)| {
@@ -455,6 +466,8 @@ mod tests {
         assert_eq!(frame.nodes.len(), 2, "who was removed is not shown");
         assert_eq!((frame.shards[0].entries_per_second, frame.shards[0].lag_entries), (50.0, 7));
         assert_eq!(frame.backlog.repair_mib_per_second, 2.0);
+        let early = Frame::between(&at(4), &at(6), Duration::from_secs(1));
+        assert_eq!(early.devices[0].reads_per_second, 200.0, "the reports say how far they are apart");
         let again = Frame::between(&at(6), &at(1), Duration::from_secs(2));
         assert_eq!((again.shards[0].entries_per_second, again.devices[0].read_us), (0.0, 0), "a node that began anew");
     }

@@ -128,17 +128,23 @@ pub fn run_nodes(seed: u64, options: NodesOptions) -> NodesReport {
         let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
         book.violation(format!("panic: {}", text.unwrap_or("without a message")));
     }
-    NodesReport {
-        seed,
-        acknowledged: book.acknowledged.get(),
-        reads: book.reads.get(),
-        unknown: book.unknown.get(),
-        cuts: counts.cuts.get(),
-        moved: counts.moved.get(),
-        messages: net.counts(),
-        steps: sim.steps(),
-        trace_hash: sim.trace_hash(),
-        violations: book.violations(),
+    NodesReport::of(seed, &sim, &net, &book, &counts)
+}
+
+impl NodesReport {
+    fn of(seed: u64, sim: &Sim, net: &SimNet, book: &Book, counts: &Counts) -> NodesReport {
+        NodesReport {
+            seed,
+            acknowledged: book.acknowledged.get(),
+            reads: book.reads.get(),
+            unknown: book.unknown.get(),
+            cuts: counts.cuts.get(),
+            moved: counts.moved.get(),
+            messages: net.counts(),
+            steps: sim.steps(),
+            trace_hash: sim.trace_hash(),
+            violations: book.violations(),
+        }
     }
 }
 

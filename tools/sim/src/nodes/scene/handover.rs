@@ -30,18 +30,7 @@ pub fn run_handover(seed: u64, options: NodesOptions) -> NodesReport {
     scene.is_on.set(false);
     scene.let_pass(WORK);
     scene.check_all();
-    NodesReport {
-        seed,
-        acknowledged: book.acknowledged.get(),
-        reads: book.reads.get(),
-        unknown: book.unknown.get(),
-        cuts: counts.cuts.get(),
-        moved: counts.moved.get(),
-        messages: net.counts(),
-        steps: sim.steps(),
-        trace_hash: sim.trace_hash(),
-        violations: book.violations(),
-    }
+    NodesReport::of(seed, &sim, &net, &book, &counts)
 }
 
 impl Scene<'_> {
