@@ -10,6 +10,8 @@ S3_TLS ?= on
 NODES ?= 6
 SECONDS ?= 60
 ROUNDS ?= 1
+SEED ?= 1
+COLD_STARTS ?=
 TARGETS ?=
 PREFIX ?= /usr/local
 DESTDIR ?=
@@ -19,12 +21,13 @@ CARGO_FLAGS := --release --ignore-rust-version
 CARGO := cargo
 SERVER := target/release/kiseki-server
 
-.PHONY: help run build init test check clippy fmt docs tidy unit client-test bench bench-smoke fuzz test-nvme deps test-deps install man fence-test cluster cluster-stop cluster-test
+.PHONY: help run build init test check clippy fmt docs tidy unit client-test bench bench-smoke fuzz test-nvme deps test-deps install man fence-test cluster cluster-stop cluster-test faults
 
 help:
 	@echo 'make run        build, make $(KISEKI_DIR) ready, serve S3 on port $(S3_PORT) in the foreground'
 	@echo 'make cluster    NODES=6 nodes on this machine, in the background; make cluster-stop (docs/cluster.md)'
-	@echo 'make cluster-test  three nodes join, serve, are killed one by one and all at once (ROUNDS=1: longer)'
+	@echo 'make cluster-test  three nodes join, serve, are killed one by one and all at once (ROUNDS=1: longer); a short make faults'
+	@echo 'make faults     faults against real nodes under a checked history, for SECONDS=3600 (SEED=1, COLD_STARTS=40; docs/faults.md)'
 	@echo 'make test       the whole gate: fmt, clippy, tests, docs, tidy, real clients'
 	@echo 'make build      server and command line tools'
 	@echo 'make check      the gate without real clients'
@@ -83,6 +86,10 @@ client-test: build
 
 cluster-test: build
 	scripts/client-test.sh cluster --rounds $(ROUNDS)
+
+# An hour unless SECONDS is given: its default above is that of other targets.
+faults: test-deps build
+	scripts/client-test.sh faults --seed $(SEED) $(if $(COLD_STARTS),--cold-starts $(COLD_STARTS),--seconds $(if $(filter file,$(origin SECONDS)),3600,$(SECONDS)))
 
 bench: deps
 	$(CARGO) build $(CARGO_FLAGS) -p kiseki-bench

@@ -1,14 +1,18 @@
 #!/usr/bin/env python3
 """Kiseki and other S3 servers side by side: the same client, the same minute, alternating rounds, medians.
 
-    perf/s3_compare.py [--peer NAME=COMMAND ...] [--rounds 3] [--runtime 4s] [--case OP:SIZE:CLIENTS ...] [--out FILE]
+    perf/s3_compare.py [--peer NAME=COMMAND ...] [--nodes 1] [--rounds 3] [--runtime 4s] [--case OP:SIZE:CLIENTS ...] [--out FILE]
 
 Each server gets a fresh directory on the same file system; between rounds all are stopped but the one measured. COMMAND
 is run by a shell with PORT, DIR, KEY and SECRET in its environment, and has to serve S3 over plain HTTP on
 127.0.0.1:$PORT. `--peer s3s-fs` is short for the command of that server (cargo install s3s-fs --features binary).
 
 The load is kiseki-bench s3: path style, signature version 4, unsigned payload, one connection for each client; content
-that does not repeat. With --pin the servers run on the first processor and the client on the second.
+that does not repeat. With --pin the servers run on the first processor and the client on the second. `mixed-70/30:64k:16` is a mix
+of GETs and PUTs in percent; its latencies are those of the PUTs.
+
+With --nodes 3 all servers are clusters of three nodes on this machine that keep three copies, the client talks to one node, and
+`--peer garage` (cargo install garage) is the peer; what the servers cost is the sum over their nodes.
 
 Prints a Markdown table of medians; --out writes the figures of every run, with the machine they are from, as JSON.
 """
@@ -26,7 +30,8 @@ import sys
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "scripts"))
-from node import PROGRAMS, ROOT, SERVER, START_SECONDS_MAX, Node, free_port
+from clusters import CLUSTERS, KisekiCluster, wait_for_http
+from node import PROGRAMS, ROOT, SERVER, Node, free_port
 
 CASES = ["put:64k:16", "put:1m:8", "put:64m:2", "get:64k:16", "get:1m:8", "get:64m:2"]
 KNOWN_PEERS = {
@@ -52,7 +57,7 @@ class Kiseki:
         try:
             wait_for_http(node.process, f"http://127.0.0.1:{node.admin_port}/readyz")
             env = node.env()
-            yield node.process.pid, {name: env[name] for name in env if name.startswith("AWS_")}
+            yield [node.process.pid], {name: env[name] for name in env if name.startswith("AWS_")}
         finally:
             node.stop()
 
@@ -71,7 +76,7 @@ class Peer:
         endpoint = f"http://127.0.0.1:{self.port}"
         try:
             wait_for_http(process, endpoint)
-            yield process.pid, {
+            yield [process.pid], {
                 "AWS_ENDPOINT_URL": endpoint,
                 "AWS_ACCESS_KEY_ID": KEY,
                 "AWS_SECRET_ACCESS_KEY": SECRET,
@@ -83,40 +88,25 @@ class Peer:
             process.wait(60)
 
 
-def wait_for_http(process, url):
-    """Until the server answers anything at all (a refusal is an answer); `readyz` has to say 200."""
-    import urllib.error
-    import urllib.request
-
-    deadline = time.monotonic() + START_SECONDS_MAX
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise RuntimeError(f"{url}: the server ended with {process.returncode}")
-        try:
-            with urllib.request.urlopen(url, timeout=2):
-                return
-        except urllib.error.HTTPError:
-            if not url.endswith("/readyz"):
-                return
-        except OSError:
-            pass
-        time.sleep(0.05)
-    raise RuntimeError(f"{url}: no answer after {START_SECONDS_MAX} s")
-
-
 def measure(server, case, options, prefix):
     """One run of one case; what kiseki-bench printed."""
     op, size, clients = case.split(":")
-    command = [*prefix, PROGRAMS / "kiseki-bench", "s3", "--json", "--op", op, "--size", size, "--clients", clients]
-    command += ["--runtime", options.runtime, "--warmup", "1s", "--bucket", f"perf-{op}-{size}"]
+    bucket = f"perf-{op.replace('/', '-')}-{size}"
+    mixed = op.startswith("mixed-")
+    command = [*prefix, PROGRAMS / "kiseki-bench", "s3", "--json", "--op", op.replace("mixed-", "mixed:"), "--size", size, "--clients", clients]
+    command += ["--runtime", options.runtime, "--warmup", "1s", "--bucket", bucket]
     # In one request, as the other sizes: parts of 5 MiB would measure a different path.
     command += ["--part-size", "1g"]
-    if op == "get":
+    if op == "get" or mixed:
         command += ["--objects", "4" if size.endswith("m") and int(size[:-1]) >= 16 else "64"]
-    with server.serving() as (pid, env):
+    with server.serving() as (pids, env):
         clean = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
         done = subprocess.run(
-            [*command, "--server-pid", str(pid)], env={**clean, **env}, capture_output=True, text=True, check=False
+            [*command, *(word for pid in pids for word in ("--server-pid", str(pid)))],
+            env={**clean, **env},
+            capture_output=True,
+            text=True,
+            check=False,
         )
     if not done.stdout:
         raise RuntimeError(f"{server.name} {case}: {done.stderr[-2000:]}")
@@ -125,10 +115,12 @@ def measure(server, case, options, prefix):
 
 def figures(document):
     job = document["jobs"][0]
-    side = job["read"] if job["read"]["total_ios"] else job["write"]
+    # Of a mix: what both did, and how long a write took.
+    sides = [job[name] for name in ("read", "write") if job[name]["total_ios"]]
+    side = sides[-1]
     return {
-        "per_second": side["iops"],
-        "mib_per_second": side["bw_bytes"] / 2**20,
+        "per_second": sum(one["iops"] for one in sides),
+        "mib_per_second": sum(one["bw_bytes"] for one in sides) / 2**20,
         "p50_ms": side["clat_ns"]["percentile"]["50.000000"] / 1e6,
         "p99_ms": side["clat_ns"]["percentile"]["99.000000"] / 1e6,
         "server_cpu_us_per_op": job["server_cpu"]["ns_per_op"] / 1e3,
@@ -167,6 +159,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", action="append", default=[], metavar="NAME[=COMMAND]")
     parser.add_argument("--case", action="append", metavar="OP:SIZE:CLIENTS", help=f"default: {' '.join(CASES)}")
+    parser.add_argument("--nodes", type=int, default=1, help="clusters of so many nodes instead of single servers")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--runtime", default="4s")
     parser.add_argument("--pin", action="store_true", help="servers on one processor, the client on another")
@@ -179,8 +172,14 @@ def main():
     shutil.rmtree(options.work / "data", ignore_errors=True)
     work = options.work / "data"
     work.mkdir()
-    servers = [Kiseki(work, pin(FIRST_CPU))]
+    several = options.nodes > 1
+    servers = [KisekiCluster(work, pin(FIRST_CPU), options.nodes) if several else Kiseki(work, pin(FIRST_CPU))]
     for peer in options.peer:
+        if several:
+            if peer not in CLUSTERS:
+                parser.error(f"--peer {peer}: with --nodes the peers are {', '.join(CLUSTERS)}")
+            servers.append(CLUSTERS[peer](work, pin(FIRST_CPU), options.nodes))
+            continue
         name, _, command = peer.partition("=")
         if not command and name not in KNOWN_PEERS:
             parser.error(f"--peer {name}: say how it starts, as {name}=COMMAND; known: {', '.join(KNOWN_PEERS)}")

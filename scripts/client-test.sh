@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Real clients against real nodes in a temporary directory on free ports: boto3, rclone, s3cmd, kill -9, a lost index, administration from elsewhere,
-# lost disks, a full pool. With `cluster`: several nodes, of which some and all are killed.
+# lost disks, a full pool. With `cluster`: several nodes, of which some and all are killed, and the short form of `faults`: faults under
+# clients whose history is checked (docs/faults.md).
 # The Python packages live in a virtual environment below target/, made once.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -19,12 +20,28 @@ mkdir -p target/client-test
 work=$(mktemp -d target/client-test/run.XXXXXX)
 trap 'rm -rf "$work"' EXIT
 
-if [ "${1:-}" = cluster ]; then
-    "$venv/bin/python" scripts/cluster_test.py "$work/cluster" "${@:2}"
-    exit
-fi
+# What fails here is kept: it may take long to come again.
+faults() {
+    local kept
+    kept=$(mktemp -d -u target/client-test/faults.XXXXXX)
+    "$venv/bin/python" scripts/history_test.py "$kept" "$@" || return 1
+    rm -rf "$kept"
+}
 
 status=0
+case "${1:-}" in
+cluster)
+    "$venv/bin/python" scripts/cluster_test.py "$work/cluster" "${@:2}" || status=1
+    rm -rf "$work/cluster"
+    faults || status=1
+    exit $status
+    ;;
+faults)
+    faults "${@:2}"
+    exit
+    ;;
+esac
+
 "$venv/bin/python" scripts/clients_test.py "$work/clients" --conformance gateway/tests/conformance.py || status=1
 rm -rf "$work/clients"
 "$venv/bin/python" scripts/kill_test.py "$work/kill" || status=1

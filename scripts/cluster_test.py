@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Several nodes on this machine: joining and its refusals, one data for all, and nodes that die.
 
-    cluster_test.py DIRECTORY [--nodes 3] [--phases join,refusals,data,split,drain,kill-one,kill-all,leave] [--rounds 1] [--seed 1]
+    cluster_test.py DIRECTORY [--nodes 3] [--phases join,refusals,data,split,health,requests,drain,kill-one,kill-all,leave,grow] [--rounds 1] [--seed 1]
 
 `join` comes first and is always run; `--phases` names those that follow, in this order: refusals (who may not join or start), data (put
-through one node, read through all), split (a shard is split while clients work, then another while its leader dies), drain (one more node joins and leaves), kill-one (kill -9 of each node in turn while clients work), kill-all (kill -9 of all, start in random
-order), leave (a drain that is cancelled, a lost node). Needs boto3 (target/client-test-venv, see client-test.sh). Ends with a line "N passed, M failed".
+through one node, read through all), split (a shard is split while clients work, then another while its leader dies), health (what healthz, health, top and metrics say while a node is down and when it is back), requests (one id in the logs of several nodes), drain (one more node joins and leaves), kill-one (kill -9 of each node in turn while clients work), kill-all (kill -9 of all, start in random
+order), leave (a drain that is cancelled, a lost node), grow (another cluster: nodes join when data are there,
+and when what was written has spread over them each node may go). Needs boto3 (target/client-test-venv, see client-test.sh). Ends with a line "N passed, M failed".
 """
 
 import argparse
@@ -15,77 +16,21 @@ import os
 import pathlib
 import random
 import shutil
-import subprocess
 import sys
 import threading
 import time
 import traceback
+import urllib.error
 import urllib.request
 
-from node import PROGRAMS, SERVER, Node, free_port
+from node import PROGRAMS, SERVER, Node, Results, check, command, free_port, kiseki, listed, status, until, votes_missing
 
 KIB, MIB = 1 << 10, 1 << 20
-KISEKI = PROGRAMS / "kiseki"
+DEVCTL = PROGRAMS / "kiseki-devctl"
 BUCKET = "cluster"
-# Longer than any condition takes on a loaded two-core machine.
-PATIENCE_SECONDS = 90
 # A leader is elected, links time out, a retry: what a client may see of a dead node.
 FAILOVER_SECONDS_MAX = 30
-PHASES = ["refusals", "data", "split", "drain", "kill-one", "kill-all", "leave"]
-
-
-class Results:
-    passed = failed = 0
-
-
-def check(ok, what):
-    Results.passed += bool(ok)
-    Results.failed += not ok
-    print(f"{'ok  ' if ok else 'FAIL'} {what}", flush=True)
-    return bool(ok)
-
-
-def until(what, condition, seconds=PATIENCE_SECONDS):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        found = condition()
-        if found:
-            return found
-        time.sleep(0.1)
-    raise RuntimeError(f"waited in vain for {seconds} s: {what}")
-
-
-def command(program, *words, timeout=120):
-    """Exit code, standard output, standard error."""
-    done = subprocess.run([program, *map(str, words)], capture_output=True, text=True, timeout=timeout)
-    return done.returncode, done.stdout, done.stderr
-
-
-def kiseki(node, *words):
-    return command(KISEKI, "--dir", node.dir, *words)
-
-
-def status(node):
-    code, out, error = kiseki(node, "status", "--json")
-    if not out:
-        raise RuntimeError(f"status of {node.dir.name} ended with {code}: {error}")
-    return json.loads(out)
-
-
-def listed(node):
-    code, out, error = kiseki(node, "node", "list", "--json")
-    if code != 0:
-        raise RuntimeError(f"node list: {error}")
-    return {row["node"]: row for row in json.loads(out)}
-
-
-def votes_missing(cluster):
-    """Votes that shards lack, as their leaders count; None while some shard has no leader."""
-    values = [core["values"] for node in cluster.nodes for core in status(node)["core_reports"].values()]
-    led = sum(value.get("raft_groups_led", 0) for value in values)
-    replicas = sum(value.get("raft_groups", 0) for value in values)
-    missing = sum(value.get("raft_votes_missing", 0) for value in values)
-    return missing if led and replicas >= 3 * led else None
+PHASES = ["refusals", "data", "split", "health", "requests", "drain", "kill-one", "kill-all", "leave", "grow"]
 
 
 class Cluster:
@@ -98,8 +43,8 @@ class Cluster:
         self.peer_ports.setdefault(number, free_port())
         return ["--peer-listen", f"127.0.0.1:{self.peer_ports[number]}", "--lanes", 2]
 
-    def form(self):
-        first = Node(self.work / "node1", devices=2, init=["--pool", "3 copies", *self.peer_words(1)])
+    def form(self, pool="3 copies"):
+        first = Node(self.work / "node1", devices=2, init=["--pool", pool, *self.peer_words(1)])
         os.environ["KISEKI_CORES"] = "1"
         self.nodes.append(first)
         first.start()
@@ -163,7 +108,7 @@ def join(cluster):
     for node in cluster.nodes:
         until("all nodes are active", lambda: [row["state"] for row in status(node)["nodes"]] == ["active"] * cluster.count)
         check(True, f"all are active as {node.dir.name} sees it")
-    until("every shard has its voters", lambda: votes_missing(cluster) == 0)
+    until("every shard has its voters", lambda: votes_missing(cluster.nodes) == 0)
     check(True, "every shard has its voters")
     until("repair has looked at everything", lambda: all(status(node)["repair"]["at_full_width"] for node in cluster.nodes))
     check(True, "every stripe is at full width, as each node sees it")
@@ -289,6 +234,110 @@ def split(cluster):
     until("every shard has its voters", lambda: votes_missing(cluster) == 0)
 
 
+def healthz(node, path="healthz"):
+    """Status and JSON (or text) of what a node says of health."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{node.admin_port}/{path}", timeout=10) as answer:
+            code, body = answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        code, body = error.code, error.read()
+    return code, json.loads(body) if path == "healthz" else body.decode()
+
+
+def health(cluster):
+    """Whether the cluster would hold without a node, as each says: all up, one down, all up again; and what is shown meanwhile."""
+    nodes, victim = cluster.nodes, cluster.nodes[-1]
+    others = [node for node in nodes if node is not victim]
+    for node in nodes:
+        until(f"the cluster holds without {node.dir.name}", lambda: healthz(node)[0] == 200)
+        found = healthz(node)[1]
+        check(found["ok"] and not found["reasons"] and not found["alone"], f"the cluster holds without {node.dir.name}")
+    code, out, error = kiseki(nodes[0], "health")
+    check(code == 0 and out.startswith("ok"), f"kiseki health says so: {out.strip()} {error}")
+    victim.kill()
+    for node in others:
+        until("it is said that no other node may leave", lambda: healthz(node)[0] == 503)
+        named = lambda: all(any(words in it for it in healthz(node)[1]["reasons"]) for words in ("pool 0", "shard s", f"node {victim.number}"))
+        until("pool, shards and the silent node are named", named)
+        check(healthz(node)[0] == 503, f"{node.dir.name} must stay: {healthz(node)[1]['reasons']}")
+        check([healthz(node, path)[0] for path in ("livez", "readyz")] == [200, 200], "and lives and is ready all the same")
+    code, out, _ = kiseki(nodes[0], "health", "--json")
+    check(code == 1 and not json.loads(out)["ok"], "kiseki health exits with 1")
+    number = victim.number
+    code, out, _ = kiseki(nodes[0], "health", number)
+    check(code == 0, f"without the node that is down the cluster holds: {out.strip()}")
+    alerts = until("the silent node is an alert", lambda: [it for it in status(nodes[0])["alerts"] if "silent" in it])
+    check(f"node {number}" in alerts[0], f"the silent node is an alert: {alerts}")
+    victim.start()
+    for node in nodes:
+        until(f"the cluster holds without {node.dir.name} again", lambda: healthz(node)[0] == 200)
+        check(True, f"when it is back the cluster holds without {node.dir.name}")
+
+    shards = [shard for core in status(nodes[0])["core_reports"].values() for shard in core["shards"]]
+    led = [shard for shard in shards if shard["is_led_here"]]
+    check(all(shard["leader"] and len(shard["voters"]) >= 3 for shard in shards), f"{len(shards)} shards have leaders and voters")
+    check(all(len(shard["followers"]) >= 2 for shard in led), "and leaders know their followers")
+    code, out, error = kiseki(nodes[0], "top", "--json")
+    frame = json.loads(out) if code == 0 else {}
+    shown = [key for key in ("nodes", "cores", "devices", "pools", "shards") if frame.get(key)]
+    check(len(shown) == 5, f"top shows nodes, cores, devices, pools, shards: {shown} {error}")
+    check(all(0 < core["busy_percent"] < 101 for core in frame["cores"]), f"cores are busy: {frame['cores']}")
+    code, out, _ = kiseki(nodes[0], "top", "--once")
+    check(code == 0 and "BACKLOG" in out and "SHARD" in out, "top shows it as text once")
+    _, metrics = healthz(nodes[0], "metrics")
+    for name in ("shard_is_leader{", "shard_follower_lag_entries{", "shard_proposals_total{", "core_cpu_us_total{"):
+        check(f"kiseki_{name}" in metrics, f"{name[:-1]} is in /metrics")
+
+
+    elsewhere(cluster)
+
+
+def elsewhere(cluster):
+    """A device of one node, administered from where another one is."""
+    first, second = cluster.nodes[0], cluster.nodes[1]
+    code, out, error = kiseki(first, "ca", "issue-admin", "--name", "tester")
+    check(code == 0, f"an administrator gets a certificate {error}")
+    device = status(second)["devices"][0]
+    link = ["--node", f"localhost:{cluster.peer_ports[second.number]}", "--cert", first.dir / "pki/admin-tester"]
+    state = lambda: next(it["state"] for it in status(second)["devices"] if it["id"] == device["id"])
+    code, out, error = command(DEVCTL, "drain", device["path"], *link, "--dry-run")
+    check(code == 0 and "would move" in out and state() == "healthy", f"a drain elsewhere is tried out: {out.strip()} {error}")
+    code, out, error = command(DEVCTL, "drain", device["path"], *link, "--json")
+    check(code == 0 and json.loads(out)["state"] == "evacuating", f"a device of a node elsewhere is drained {error}")
+    until("it is being emptied", lambda: state() == "evacuating")
+    code, out, error = command(DEVCTL, "drain", device["id"], *link, "--cancel")
+    check(code == 0, f"and kept after all {error}")
+    until("it is healthy again", lambda: state() == "healthy")
+    code, out, error = command(DEVCTL, "enroll", "/dev/nowhere", *link, "--format")
+    check(code == 1 and "machine" in error, f"nothing is formatted from elsewhere: {error.strip()}")
+    code, out, error = command(DEVCTL, "enroll", "nowhere", *link)
+    check(code != 0 and "whole path" in error, f"a path that means something here alone is refused: {error.strip()}")
+
+
+def requests(cluster):
+    """One id of a client's request in the logs of the node that it talks to and of others."""
+    for node in cluster.nodes:
+        config = node.dir / "kiseki.toml"
+        text = config.read_text()
+        check("slow_request_ms = 1000" in text, f"{node.dir.name} tells of slow requests")
+        config.write_text(text.replace("slow_request_ms = 1000", "slow_request_ms = 1"))
+        node.stop()
+        node.start()
+    first, others = cluster.nodes[0], cluster.nodes[1:]
+    client, body = first.client(), random.Random(7).randbytes(300 * KIB)
+    number = iter(range(1000))
+
+    def is_told():
+        # One warning in five seconds, so not every request is told of on every node.
+        answer = client.put_object(Bucket=BUCKET, Key="request", Body=next(number).to_bytes(4, "big") + body)
+        name = answer["ResponseMetadata"]["HTTPHeaders"]["x-amz-request-id"]
+        logs = [node.log.read_text(errors="replace") for node in [first, *others]]
+        return all(any(name in log for log in some) for some in (logs[:1], logs[1:])) and name
+
+    name = until("one request is told of on several nodes", is_told)
+    check(len(name) == 16, f"request {name} is in the log of the node that was asked and of another one")
+
+
 def drain(cluster):
     """One more node joins, gets its share, and leaves in good order. Before anything is killed: what writers leave that died
     stays where it is until it is settled, which takes an hour."""
@@ -317,28 +366,31 @@ def drain(cluster):
     for node in cluster.nodes:
         bad = cluster.bad_reads(node)
         check(not bad, f"everything reads back through {node.dir.name} without it {bad[:3]}")
-    until("every shard has its voters", lambda: votes_missing(cluster) == 0)
+    until("every shard has its voters", lambda: votes_missing(cluster.nodes) == 0)
 
 
 class Load:
-    """Puts and gets through the nodes that live, and how long they failed in one go."""
+    """Puts and gets through the nodes that live, how many failed (no client tries again), and how long they failed in one go."""
 
     def __init__(self, cluster, nodes, name):
         self.cluster, self.nodes, self.name, self.ending = cluster, nodes, name, threading.Event()
-        self.puts, self.longest, self.threads = 0, 0.0, []
+        self.puts, self.longest, self.threads, self.failures = 0, 0.0, [], []
         for number, node in enumerate(nodes):
             thread = threading.Thread(target=self.work, args=(number, node))
             thread.start()
             self.threads.append(thread)
 
     def work(self, number, node):
-        client, index, good_at = node.client(read_timeout=10, connect_timeout=5), 0, time.monotonic()
+        client = node.client(read_timeout=40, connect_timeout=5, retries={"max_attempts": 0})
+        index, good_at = 0, time.monotonic()
         while not self.ending.is_set():
             key = f"{self.name}/{number}/{index}"
             try:
                 self.cluster.put(client, key, 50 * KIB, hash((number, index)) & 0xFFFF)
                 client.get_object(Bucket=BUCKET, Key=key)["Body"].read()
-            except Exception:  # noqa: BLE001: it counts as time without service
+            except Exception as error:  # noqa: BLE001: it counts as time without service
+                with self.cluster.lock:
+                    self.failures.append(f"{key}: {error}")
                 self.ending.wait(0.2)
                 is_good = False
             else:
@@ -371,7 +423,8 @@ def kill_one(cluster, rng, rounds):
                 until("puts go on", lambda: load.puts > before + 5)
             finally:
                 load.end()
-            check(load.longest < FAILOVER_SECONDS_MAX, f"clients failed for {load.longest:.1f} s at most")
+            print(f"     {len(load.failures)} of {load.puts + len(load.failures)} puts and gets through the others failed, none tried again by its client {load.failures[:3]}", flush=True)
+            check(load.longest < FAILOVER_SECONDS_MAX, f"no client waited longer than {load.longest:.1f} s")
             bad = cluster.bad_reads(victim)
             check(not bad, f"everything reads back through {victim.dir.name}, which came back {bad[:3]}")
 
@@ -412,6 +465,95 @@ def leave(cluster):
     check('way="out"' in metrics, "links to others are in /metrics")
 
 
+def grow(cluster):
+    """2+1 on two nodes: a stripe has two fragments on one of them and would be lost with it. Two more join; when rebalancing has
+    ended (I-D4), any node may go."""
+    cluster.stop()
+    grown = Cluster(cluster.work / "grow", 4)
+    grown.work.mkdir()
+    try:
+        grow_and_lose(grown)
+    finally:
+        grown.stop()
+
+
+def grow_and_lose(grown):
+    grown.form("2+1")
+    first, rng = grown.nodes[0], random.Random(3)
+
+    def add_one():
+        node = grown.join()
+        node.start()
+        until("it is recorded as active", lambda: listed(first)[node.number]["state"] == "active")
+
+    def rebalance(node):
+        return status(node)["rebalance"]
+
+    def has_ended():
+        reports = [rebalance(node) for node in grown.nodes]
+        return all(report["at_rest"] and report["devices_surveyed"] == 2 * len(grown.nodes) for report in reports)
+
+    def total(name):
+        return sum(rebalance(node)[name] for node in grown.nodes)
+
+    add_one()
+    until("rebalancing is at rest on two nodes", has_ended)
+    client = first.client()
+    client.create_bucket(Bucket=BUCKET)
+    for index in range(40):
+        grown.put(client, f"grow/{index}", rng.choice([10 * KIB, 240 * KIB, 2 * MIB, 5 * MIB]), index)
+    check(total("fragments_moved") == 0, "nothing moves while everything lies as it should")
+    began = time.monotonic()
+    add_one()
+    add_one()
+    until("rebalancing has ended, as every node sees it", has_ended)
+    fragments, moved, needed = total("fragments_moved"), total("bytes_moved"), total("bytes_needed")
+    print(
+        f"  {fragments} fragments, {moved / MIB:.1f} MiB moved, {needed / MIB:.1f} MiB at the least, in {time.monotonic() - began:.1f} s"
+        " with two joins"
+    )
+    check(fragments > 40 and needed <= moved * 1.02 and moved <= 1.1 * needed, "what lay on few nodes has spread, and little else moved")
+    until("and is at full width", lambda: all(status(node)["repair"]["at_full_width"] for node in grown.nodes))
+    shown = kiseki(first, "status")[1]
+    check("rebalance at rest" in shown, "status says that it has ended")
+    metrics = urllib.request.urlopen(f"http://127.0.0.1:{first.admin_port}/metrics", timeout=5).read().decode()
+    check("kiseki_rebalance_at_rest 1" in metrics and "kiseki_rebalance_spread_bytes_total" in metrics, "and so do the metrics")
+    log = "".join(node.log.read_text(errors="replace") for node in grown.nodes)
+    check("rebalancing begins" in log and "rebalancing has ended" in log, "and the log")
+    until("every shard has its voters", lambda: votes_missing(grown.nodes) == 0)
+    for victim in list(grown.nodes):
+        living = [node for node in grown.nodes if node is not victim]
+        victim.kill()
+        bad = [""]
+
+        def all_read_back():
+            bad[:] = grown.bad_reads(living[0])
+            return not bad
+
+        try:
+            until("a node's loss is got over", all_read_back, FAILOVER_SECONDS_MAX)
+        except RuntimeError:
+            pass
+        check(not bad, f"without {victim.dir.name} everything reads back {bad[:3]}")
+        said = [""]
+
+        def writes():
+            try:
+                grown.put(living[-1].client(), f"without/{victim.dir.name}", 300 * KIB, 5)
+            except Exception as error:  # noqa: BLE001: whatever it is, the write did not go on
+                said[0] = str(error)
+                return False
+            return True
+
+        try:
+            until("writes go on", writes, FAILOVER_SECONDS_MAX)
+            check(True, f"without {victim.dir.name} writes go on")
+        except RuntimeError:
+            check(False, f"without {victim.dir.name} writes go on: {said[0]}")
+        victim.start()
+    until("rebalancing is at rest again", has_ended)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=pathlib.Path)
@@ -431,10 +573,13 @@ def main():
         "refusals": lambda: refusals(cluster),
         "data": lambda: data(cluster, rng),
         "split": lambda: split(cluster),
+        "health": lambda: health(cluster),
+        "requests": lambda: requests(cluster),
         "drain": lambda: drain(cluster),
         "kill-one": lambda: kill_one(cluster, rng, arguments.rounds),
         "kill-all": lambda: kill_all(cluster, rng, arguments.rounds),
         "leave": lambda: leave(cluster),
+        "grow": lambda: grow(cluster),
     }
     try:
         join(cluster)

@@ -7,7 +7,7 @@ set -euo pipefail
 
 declare -A packages=(
     [build]='nasm autoconf automake libtool libclang-dev clang make pkg-config cmake capnproto python3'
-    [test]='rclone s3cmd python3-venv curl e2fsprogs'
+    [test]='rclone s3cmd python3-venv curl e2fsprogs iproute2 nftables libfaketime'
 )
 missing=()
 for kind in "$@"; do

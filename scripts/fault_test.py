@@ -867,6 +867,65 @@ def devices_that_can_not_join_are_refused(directory):
         assert node.stop() == 0
 
 
+def used_by_device(node):
+    """Bytes that fragments take, headers included, by device id."""
+    used = {}
+    for core in status(node)["core_reports"].values():
+        for device, held in core["device_used_bytes"].items():
+            used[device] = used.get(device, 0) + held
+    return used
+
+
+def rebalanced(node, devices):
+    """What the node says of rebalancing, when that has ended with so many devices."""
+    report = status(node)["rebalance"]
+    return report if report["at_rest"] and report["devices_surveyed"] == devices else None
+
+
+def a_device_that_joins_gets_its_share(directory):
+    """What is stored moves onto a device that joins until devices are about as full; no more of it than that takes."""
+    with Node(directory / "share") as node:
+        small_devices(node, 128)
+        node.start()
+        objects = Objects(node)
+        objects.put("share", 60, 3 * MIB)
+        await_that("it is at rest", lambda: rebalanced(node, 8))
+        # What cores report is some seconds old at most.
+        await_that("reports know of all", lambda: sum(used_by_device(node).values()) > 60 * 3 * MIB * 1.5)
+        before, moved = used_by_device(node), status(node)["rebalance"]["bytes_moved"]
+        image, began = new_image(node.dir / "devices/d8.img", 128), time.monotonic()
+        devctl(node, "enroll", image, "--format")
+        report = await_that("rebalancing has ended", lambda: rebalanced(node, 9))
+        await_that("what was moved is off its old place", lambda: sum(used_by_device(node).values()) <= sum(before.values()))
+        seconds, after = time.monotonic() - began, used_by_device(node)
+        moved = report["bytes_moved"] - moved
+        least = sum(max(0, held - before.get(device, 0)) for device, held in after.items())
+        new = next(held for device, held in after.items() if device not in before)
+        share = sum(after.values()) / len(after)
+        print(f"  {moved / MIB:.1f} MiB moved, {least / MIB:.1f} MiB at the least with headers, in {seconds:.1f} s;"
+              f" the new device holds {new / share:.0%} of an even share")
+        assert moved <= 1.1 * least, (moved, least)
+        assert 0.75 * share < new < 1.25 * share, (new, share)
+        fills = [1 - found["free_bytes"] / found["capacity_bytes"] for found in status(node)["devices"]]
+        assert max(fills) - min(fills) < 0.08, fills
+        assert metric(node, "rebalance_at_rest") == 1 and metric(node, "rebalance_balanced_bytes_total") >= moved
+        shown = subprocess.run([PROGRAMS / "kiseki", "--dir", node.dir, "status"], capture_output=True, text=True).stdout
+        assert "rebalance at rest" in shown, shown
+        assert "rebalancing begins" in node.log.read_text() and "rebalancing has ended" in node.log.read_text()
+        assert at_full_width(node, 9)
+        objects.all_there()
+        assert node.stop() == 0
+        node.start()
+        await_that("a restart finds it at rest", lambda: rebalanced(node, 9))
+        assert status(node)["rebalance"]["fragments_moved"] == 0, "nothing moves once more"
+        # Eight of the nine hold what any two lost ones held.
+        image.unlink()
+        await_that("the loss is noticed", lambda: len(problems(node, "devices")) == 1)
+        objects.all_there()
+        await_that("full width without it", lambda: at_full_width(node, 8))
+        assert node.stop() == 0
+
+
 def cluster_of(node):
     inspect = [PROGRAMS / "kiseki-devctl", "inspect", "--json", node.dir / "devices/d0.img"]
     return json.loads(subprocess.run(inspect, capture_output=True, text=True, check=True).stdout)["cluster"]
@@ -1040,6 +1099,7 @@ STEPS = [
     a_device_is_replaced_while_the_node_is_stopped,
     devices_that_can_not_join_are_refused,
     a_node_is_killed_while_a_device_joins,
+    a_device_that_joins_gets_its_share,
 ]
 
 

@@ -11,41 +11,15 @@ import pathlib
 import shutil
 import socket
 import ssl
-import subprocess
 import sys
-import time
 import urllib.request
 
-from node import PROGRAMS, Node, free_port
-
-KISEKI = PROGRAMS / "kiseki"
-PATIENCE_SECONDS = 30
-
-
-class Results:
-    passed = failed = 0
-
-
-def check(ok, what):
-    Results.passed += bool(ok)
-    Results.failed += not ok
-    print(f"{'ok  ' if ok else 'FAIL'} {what}", flush=True)
+from node import KISEKI, Node, Results, check, command, free_port, until
 
 
 def kiseki(*words):
     """Exit code, standard output, standard error."""
-    done = subprocess.run([KISEKI, *map(str, words)], capture_output=True, text=True, timeout=120)
-    return done.returncode, done.stdout, done.stderr
-
-
-def until(what, condition):
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while time.monotonic() < deadline:
-        found = condition()
-        if found:
-            return found
-        time.sleep(0.1)
-    raise RuntimeError(f"waited in vain: {what}")
+    return command(KISEKI, *words)
 
 
 def metric(node, name):

@@ -4,6 +4,7 @@
 
 use crate::block_discard::BlockDiscard;
 use crate::error::DeviceError;
+use crate::file_lock::lock_exclusive;
 use crate::nvme::node::NvmeNode;
 use crate::nvme::path::{PathChoice, PathInUse, PathPreference};
 use crate::pool::BufferPool;
@@ -134,7 +135,7 @@ impl DeviceLock {
             Some(libc::EBUSY) => DeviceError::Busy { device: device.clone() },
             _ => DeviceError::io(&device, "opening", source),
         })?;
-        match file.try_lock() {
+        match lock_exclusive(&file) {
             Ok(()) => Ok(DeviceLock { file }),
             Err(std::fs::TryLockError::WouldBlock) => Err(DeviceError::Busy { device }),
             Err(std::fs::TryLockError::Error(source)) => Err(DeviceError::io(&device, "locking", source)),

@@ -141,6 +141,23 @@ pub(crate) fn add(counter: &Cell<u64>, count: u64) {
     counter.set(counter.get().saturating_add(count));
 }
 
+/// What was read of a device and written to it on this core since it was opened: of fragments that were good or durable.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DeviceIo {
+    /// Reads.
+    pub reads: u64,
+    /// Payload bytes of those.
+    pub read_bytes: u64,
+    /// Time that they took in all, in microseconds.
+    pub read_us: u64,
+    /// Fragments written.
+    pub writes: u64,
+    /// Payload bytes of those.
+    pub write_bytes: u64,
+    /// Time that they took in all, in microseconds, until they were durable.
+    pub write_us: u64,
+}
+
 /// A device on this core.
 pub(crate) struct DeviceOnCore {
     pub id: DeviceId,
@@ -166,6 +183,8 @@ pub(crate) struct DeviceOnCore {
     pub discard_turn: Cell<usize>,
     /// Reads that it failed.
     pub read_errors: Cell<u64>,
+    /// What was read and written.
+    pub io: Cell<DeviceIo>,
     /// Whether all cores of the node have it, so that fragments may be placed on it.
     is_admitted: Cell<bool>,
     /// Whether it is being taken out: then its fence is no failure.
@@ -190,9 +209,24 @@ impl DeviceOnCore {
             discard_credit: Cell::new(0),
             discard_turn: Cell::new(0),
             read_errors: Cell::new(0),
+            io: Cell::default(),
             is_admitted: Cell::new(is_admitted),
             is_leaving: Cell::new(false),
         }
+    }
+
+    pub fn note_read(&self, bytes: u64, took: Duration) {
+        let mut io = self.io.get();
+        (io.reads, io.read_bytes) = (io.reads + 1, io.read_bytes + bytes);
+        io.read_us += took.as_micros() as u64;
+        self.io.set(io);
+    }
+
+    pub fn note_write(&self, bytes: u64, took: Duration) {
+        let mut io = self.io.get();
+        (io.writes, io.write_bytes) = (io.writes + 1, io.write_bytes + bytes);
+        io.write_us += took.as_micros() as u64;
+        self.io.set(io);
     }
 
     /// The device's error, when it is fenced.
@@ -320,10 +354,22 @@ impl CoreFragmentStore {
         }
     }
 
+    /// Why a device is fenced on this core, if it is (I-D6).
+    #[must_use]
+    pub fn why_failed(&self, device: DeviceId) -> Option<String> {
+        self.core.devices.get(device)?.gate.fenced().map(|fenced| fenced.reason)
+    }
+
     /// What this core has done.
     #[must_use]
     pub fn counters(&self) -> &FragmentCounters {
         &self.core.counters
+    }
+
+    /// What was read and written on this core, by device.
+    #[must_use]
+    pub fn device_io(&self) -> Vec<(DeviceId, DeviceIo)> {
+        self.core.devices.all().iter().map(|device| (device.id, device.io.get())).collect()
     }
 
     /// (flushes, waiters that shared them) of all devices on this core, those that have gone included.
@@ -478,6 +524,7 @@ impl Core {
             pool: device.pool,
             capacity_bytes: device.layout.capacity_bytes().saturating_sub(reserve),
             free_bytes: device.lanes.values().map(LaneOnDevice::free_blocks).sum::<u64>() * block,
+            lanes_bytes: device.lanes.len() as u64 * zones_per_lane * block,
             state: if device.gate.fenced().is_some() { DeviceState::Failed } else { DeviceState::Healthy },
             read_errors: device.read_errors.get(),
         }

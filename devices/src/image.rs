@@ -13,6 +13,7 @@
 
 use crate::error::DeviceError;
 use crate::file_device::{block_device_len, block_node};
+use crate::file_lock::lock_shared;
 use kiseki_types::buf::IoBuf;
 use kiseki_types::limits::DEVICE_BLOCK_BYTES_MAX;
 use memmap2::{Advice, Mmap};
@@ -92,7 +93,7 @@ impl Image {
             return Err(DeviceError::NotADevice { device });
         }
         let file = File::open(path).map_err(failed("opening"))?;
-        match file.try_lock_shared() {
+        match lock_shared(&file) {
             Ok(()) => {}
             Err(std::fs::TryLockError::WouldBlock) => return Err(DeviceError::Busy { device }),
             Err(std::fs::TryLockError::Error(source)) => return Err(DeviceError::io(&device, "locking", source)),

@@ -16,6 +16,7 @@ pub mod device_tail;
 mod discard_unit;
 pub mod error;
 pub mod file_device;
+pub mod file_lock;
 pub mod flush_gate;
 pub mod format;
 pub mod fragment_header;

@@ -1,5 +1,6 @@
 //! One metadata directory on a file system: plain files, written with pwrite, made durable with fdatasync.
 
+use crate::file_lock::lock_exclusive;
 use kiseki_types::meta::{MetaDir, MetaFile};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
@@ -25,7 +26,7 @@ impl FsDir {
         if !dir.metadata()?.is_dir() {
             return Err(io::Error::new(io::ErrorKind::NotADirectory, format!("{} is no directory", path.display())));
         }
-        match dir.try_lock() {
+        match lock_exclusive(&dir) {
             Ok(()) => Ok(FsDir { path: path.to_owned(), dir }),
             Err(TryLockError::WouldBlock) => Err(io::Error::new(
                 io::ErrorKind::ResourceBusy,

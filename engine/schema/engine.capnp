@@ -1,5 +1,5 @@
 @0xe6d44cbdfe4bbd12;
-# Messages between the engines of different nodes, version 1. What they mean, their limits and how they may grow is told in
+# Messages between the engines of different nodes, versions 1 and 2. What they mean, their limits and how they may grow is told in
 # docs/formats/engine-messages.md. Fields are never renumbered or reused; a reader ignores those that it does not know.
 #
 # Ids of 16 bytes: Data of that length, lists of them one after the other in one Data; inside elements of lists two words,
@@ -105,6 +105,14 @@ struct Request {
     core    @6 :CoreRequest;
     node    @7 :CoreRequest;
   }
+  speaks @8 :UInt16;  # the highest version that the sender understands; 0: that of the message
+  stamp  @9 :Stamp;   # absent: it is not asked again
+}
+
+struct Stamp {
+  low   @0 :UInt64;  # the request's id
+  high  @1 :UInt64;
+  seen  @2 :UInt64;  # how far the shard had counted before it was asked for the first time
 }
 
 struct CoreRequest {
@@ -114,7 +122,9 @@ struct CoreRequest {
     lookAtDevice @2 :LookAtDevice;
     nodes        @3 :NodeEntries;
     host         @4 :Void;
-    holdings     @5 :UInt64;  # of which node
+    holdings     @5 :Void;    # of an earlier release, which did not say of which node: refused
+    without      @6 :UInt64;  # which node
+    holdingsOf   @7 :UInt64;  # which node
   }
 }
 
@@ -203,8 +213,9 @@ struct ShardRequest {
     closeNamespace @16 :CloseNamespace;
     fence          @17 :ChunkName;
     unfence        @18 :ChunkName;
-    split          @19 :Data;         # request about a split
+    split          @20 :Data;         # request about a split
   }
+  readId @19 :Data;  # of openRead, readPage, closeRead; absent: the reader's node speaks version 1
 }
 
 struct PutLoosePage {
@@ -381,7 +392,29 @@ struct Response {
     notHere @7 :NotHere;
     error   @8 :StoreError;
     holdings @9 :Holdings;
+    without @12 :Without;
   }
+  speaks @10 :UInt16;  # the highest version that the sender understands; 0: that of the message
+  mark   @11 :UInt64;  # of the control shard or a tenant's: how far it has counted its requests
+}
+
+struct Without {
+  core           @0 :UInt16;
+  led            @1 :UInt64;
+  shards         @2 :UInt64;
+  pools          @3 :List(Pool);
+  reasons        @4 :List(Text);
+  more           @5 :UInt64;
+  reliantStripes @6 :UInt64;
+  mostOnANode    @7 :UInt64;
+  endangered     @8 :List(UInt64);  # stripes to be repaired that can lose 0, 1, 2, ... fragments
+  coresNotWalked @9 :UInt64;
+}
+
+struct Pool {
+  id     @0 :UInt16;
+  data   @1 :UInt8;
+  parity @2 :UInt8;
 }
 
 struct NotHere {
@@ -665,4 +698,5 @@ struct DeviceStatus {
   freeBytes     @6 :UInt64;
   state         @7 :DeviceState;
   readErrors    @8 :UInt64;
+  lanesBytes    @9 :UInt64;  # of all zones that freeBytes is of; 0 from a node that does not say
 }

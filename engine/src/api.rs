@@ -80,6 +80,13 @@ pub enum StoreError {
     /// The keys lie in another shard now; nothing happened. The engine asks there, gateways never see it.
     #[error("the keys lie in another shard now; try again")]
     Moved(Box<KeyRange>),
+    /// The shard has changed its leader, or does so now: a change may have been made and may not (503). Asked of whoever leads next,
+    /// the same request gets its first answer.
+    #[error("not available now: {reason}")]
+    Unsettled {
+        /// Why.
+        reason: String,
+    },
     /// Stored bytes can't be read back or rebuilt: an operator must look (500).
     #[error("stored data is damaged: {reason}")]
     Damaged {
@@ -323,7 +330,8 @@ pub trait ObjectStore {
         after: u16,
         limit: usize,
     ) -> StoreFuture<'a, (UploadInfo, Vec<PartInfo>)>;
-    /// Uploads in progress whose (key, upload id) lies behind `after`, in order, with this prefix, at most `limit`.
+    /// Uploads in progress whose (key, upload id) lies behind `after`, in order, with this prefix, at most `limit`. Only none at all
+    /// means that there are no more.
     fn uploads<'a>(
         &'a self,
         tenant: TenantId,

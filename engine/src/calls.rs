@@ -9,24 +9,37 @@ use crate::message::{
     HomeRequest, HomeResponse, NodeEntry, OpenShard, RequestBody, ResponseBody, ShardRequest, ShardResponse,
 };
 use crate::nodes::NodeBoard;
-use crate::routes::{Asked, Attempt, Routes, may_repeat};
+use crate::request_log::{Mark, RequestStamp};
+use crate::routes::{Asked, Attempt, Repeat, Routes, copy_of};
 use crate::wire;
+use crate::without::Without;
 use futures::future::join_all;
 use kiseki_types::LocalBoxFuture;
 use kiseki_types::group::VoterId;
-use kiseki_types::ids::{DeviceId, LaneId, Locator, NodeId, ShardId};
+use kiseki_types::ids::{DeviceId, LaneId, Locator, NodeId, RequestId, ShardId};
 use kiseki_types::link::Link;
 use kiseki_types::peer::{Parcel, PeerCallError, PeerCalls, PeerLane, ServiceId};
-use kiseki_types::runtime::{Ports, RuntimeExt};
+use kiseki_types::runtime::{Instant, Ports, RuntimeExt};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
+use zeroize::Zeroize;
 
 /// How long somebody who leads the shard is looked for: several elections fit. Nothing has happened when it is over.
 const LEADER_WAIT: Duration = Duration::from_secs(10);
 
 /// Another node answers a request that may be asked again within this time, or the next one is asked.
 const READ_WITHIN: Duration = Duration::from_secs(3);
+
+/// A change that may be asked again: what is slow is asked again too, and waits for the first time then.
+const STAMPED_WITHIN: Duration = Duration::from_secs(5);
+
+/// How long a change is asked for again that may have been made: a leader that is cut off is found to be so and another one elected.
+const SETTLE_WAIT: Duration = Duration::from_secs(20);
+
+/// What a shard said so long ago of how far it has counted its requests is asked for anew before a change: no shard carries out as
+/// many in that time as it remembers.
+const MARK_AGE_MAX: Duration = Duration::from_secs(1);
 
 /// And one that may not be: a commit may wait for a majority that is slow.
 const CHANGE_WITHIN: Duration = Duration::from_secs(20);
@@ -93,36 +106,55 @@ impl Calls {
         locator.home(self.inner.home_count)
     }
 
-    /// Asks whoever leads a shard.
+    /// Asks whoever leads a shard. What may have been done and may be asked again is asked of whoever leads next, a change under
+    /// one request id, so that it is done once and gets its first answer (`request_log`).
     ///
-    /// Errors: `Unavailable`. When it says that nobody leads the shard nothing has happened; otherwise that is unknown.
+    /// Errors: `Unavailable` that says that nobody leads the shard: nothing has happened. `Unsettled`: whether it was done is
+    /// not known.
     async fn call(&self, shard: ShardId, body: RequestBody) -> EngineResponse {
         let inner = &*self.inner;
-        let may_repeat = may_repeat(&body);
+        // Who is alone has nobody else to ask, and whoever asked goes down with it.
+        let repeat = if inner.nodes.is_alone() { Repeat::Never } else { Repeat::of(&body) };
+        let stamp = match repeat {
+            Repeat::Stamped => Some(self.stamp(shard).await?),
+            Repeat::Freely | Repeat::Never => None,
+        };
         let mut asked = Asked::Here(body);
-        let mut deadline = None;
+        let (mut since, mut unsettled): (Option<Instant>, Option<StoreError>) = (None, None);
         let mut route = inner.routes.begin(shard);
         loop {
             let attempt = match route.node == inner.nodes.own() {
-                true => inner.ask_here(shard, &mut asked).await,
-                false => inner.ask_there(route.node, shard, &mut asked, may_repeat).await,
+                true => inner.ask_here(shard, &mut asked, repeat, stamp).await,
+                false => {
+                    let is_again = unsettled.is_some();
+                    inner.ask_there(route.node, shard, &mut asked, repeat, stamp, is_again).await
+                }
             };
             let leader = match attempt {
                 Attempt::Answered(answer) => {
                     inner.routes.found(shard, route.node);
+                    if let Ok(ResponseBody::Shard(_, mark) | ResponseBody::Control(_, mark)) = &answer {
+                        inner.routes.marked(shard, *mark, inner.ports.now());
+                    }
                     return answer;
                 }
                 Attempt::Failed(error) => {
                     inner.routes.lost(shard, route.node);
                     return Err(error);
                 }
+                Attempt::Unanswered(error) => {
+                    unsettled = Some(error);
+                    None
+                }
                 Attempt::NotThere(leader) => leader,
             };
             inner.routes.lost(shard, route.node);
-            let deadline = *deadline.get_or_insert_with(|| inner.ports.now() + LEADER_WAIT);
-            if inner.ports.now() >= deadline {
+            let now = inner.ports.now();
+            let since = *since.get_or_insert(now);
+            let wait = if unsettled.is_some() { SETTLE_WAIT } else { LEADER_WAIT };
+            if now.since(since) >= wait {
                 let reason = format!("nobody leads shard {shard}; a majority of its voters has to be up");
-                return Err(StoreError::Unavailable { reason });
+                return Err(unsettled.unwrap_or(StoreError::Unavailable { reason }));
             }
             if let Some(pause) = route.next(&inner.nodes, leader) {
                 inner.ports.sleep(pause).await;
@@ -130,10 +162,29 @@ impl Calls {
         }
     }
 
+    /// Makes one request of all times that a change will be asked for.
+    async fn stamp(&self, shard: ShardId) -> Result<RequestStamp, StoreError> {
+        let inner = &*self.inner;
+        let now = inner.ports.now();
+        if inner.routes.mark(shard).is_none_or(|(_, at)| now.since(at) > MARK_AGE_MAX) {
+            // An answer says how far the shard has counted. Where nobody answers a question nobody makes a change.
+            let ask = match shard {
+                ShardId::CONTROL => RequestBody::Control(ControlRequest::Nodes),
+                _ => RequestBody::Shard(Box::new(ShardRequest::PinEpoch)),
+            };
+            Box::pin(self.call(shard, ask)).await.map_err(|error| match error {
+                StoreError::Unsettled { reason } => StoreError::Unavailable { reason }, // nothing was changed
+                error => error,
+            })?;
+        }
+        let seen = inner.routes.mark(shard).map_or(Mark(0), |(mark, _)| mark);
+        Ok(RequestStamp { id: RequestId(inner.ports.random()), seen })
+    }
+
     /// Asks the control shard.
     pub async fn control(&self, request: ControlRequest) -> Result<ControlResponse, StoreError> {
         match self.call(ShardId::CONTROL, RequestBody::Control(request)).await? {
-            ResponseBody::Control(response) => Ok(response),
+            ResponseBody::Control(response, _) => Ok(response),
             other => Err(unfit(&other)),
         }
     }
@@ -149,7 +200,7 @@ impl Calls {
     /// Asks a tenant's shard.
     pub async fn shard(&self, shard: ShardId, request: ShardRequest) -> Result<ShardResponse, StoreError> {
         match self.call(shard, RequestBody::Shard(Box::new(request))).await? {
-            ResponseBody::Shard(response) => Ok(response),
+            ResponseBody::Shard(response, _) => Ok(response),
             other => Err(unfit(&other)),
         }
     }
@@ -205,12 +256,17 @@ impl Calls {
     pub async fn ask_whole_node(&self, request: &CoreRequest) -> EngineResponse {
         let mut looks = BTreeMap::new();
         let mut holdings = BTreeMap::new();
+        let mut without = BTreeMap::new();
         for answer in join_all(self.inner.ask_own_cores(request)).await {
             match answer? {
                 ResponseBody::Looks(answers) => looks.extend(answers.into_iter().map(|look| (look.core, look))),
                 ResponseBody::Holdings(held) => drop(holdings.insert(held.core, held)),
+                ResponseBody::Without(known) => drop(without.insert(known.core, *known)),
                 _ => {}
             }
+        }
+        if let Some(known) = without.into_values().reduce(Without::and) {
+            return Ok(ResponseBody::Without(Box::new(known)));
         }
         Ok(match holdings.into_values().reduce(Holdings::and) {
             Some(held) => ResponseBody::Holdings(held),
@@ -239,6 +295,21 @@ impl Calls {
         sum.ok_or_else(|| StoreError::Unavailable { reason: "no core answers; the node is stopping".to_owned() })
     }
 
+    /// What each member knows of what would be if a node left now, or why it does not say. A release that does not know the
+    /// question refuses it, and that is its answer.
+    pub async fn without(&self, node: NodeId) -> Vec<(NodeId, Result<Without, StoreError>)> {
+        let request = CoreRequest::Without(node);
+        let others: Vec<NodeId> = self.inner.nodes.others().into_iter().map(|entry| entry.node).collect();
+        let asked = join_all(self.inner.ask_other_nodes(&request));
+        let (own, answers) = futures::future::join(self.ask_whole_node(&request), asked).await;
+        let known = |answer: EngineResponse| match answer? {
+            ResponseBody::Without(known) => Ok(*known),
+            other => Err(unfit(&other)),
+        };
+        let nodes = std::iter::once(self.inner.nodes.own()).chain(others);
+        nodes.zip(std::iter::once(own).chain(answers).map(known)).collect()
+    }
+
     /// Has a node keep a replica of a shard; the voter that it is.
     pub async fn host(&self, node: NodeId, shard: ShardId) -> Result<VoterId, StoreError> {
         match self.inner.ask_node(node, shard, RequestBody::Core(CoreRequest::Host)).await? {
@@ -250,37 +321,73 @@ impl Calls {
 
 impl Inner {
     /// A request to a shard that may be led here.
-    async fn ask_here(&self, shard: ShardId, asked: &mut Asked) -> Attempt {
+    async fn ask_here(
+        &self,
+        shard: ShardId,
+        asked: &mut Asked,
+        repeat: Repeat,
+        stamp: Option<RequestStamp>,
+    ) -> Attempt {
         let body = match asked.take() {
             Ok(body) => body,
             Err(error) => return Attempt::Failed(error),
         };
-        match self.link.call(shard.lane(self.lane_count), EngineRequest { shard, body }).await {
-            Ok(Ok(ResponseBody::NotHere { leader, request: Some(request) })) => {
+        let copy = if repeat == Repeat::Never { None } else { copy_of(&body) };
+        match (self.link.call(shard.lane(self.lane_count), EngineRequest { shard, body, stamp }).await, copy) {
+            (Ok(Ok(ResponseBody::NotHere { leader, request: Some(request) })), _) => {
                 *asked = Asked::Here(*request);
                 Attempt::NotThere(leader)
             }
-            Ok(answer) => Attempt::Answered(answer),
-            Err(error) => Attempt::Failed(StoreError::Unavailable { reason: error.to_string() }),
+            (Ok(Err(error @ StoreError::Unsettled { .. })), Some(copy)) => {
+                *asked = Asked::Here(copy);
+                Attempt::Unanswered(error)
+            }
+            (Ok(answer), _) => Attempt::Answered(answer),
+            (Err(error), _) => Attempt::Failed(StoreError::Unavailable { reason: error.to_string() }),
         }
     }
 
-    /// The same on another node.
-    async fn ask_there(&self, node: NodeId, shard: ShardId, asked: &mut Asked, may_repeat: bool) -> Attempt {
-        let message = match asked.encode(shard) {
+    /// The same on another node. To one that does not know what a request id is a change is sent without, once: it would be done
+    /// twice there. One that was asked before is sent with its stamp, so that such a node refuses it.
+    async fn ask_there(
+        &self,
+        node: NodeId,
+        shard: ShardId,
+        asked: &mut Asked,
+        repeat: Repeat,
+        stamp: Option<RequestStamp>,
+        is_again: bool,
+    ) -> Attempt {
+        let is_old = self.nodes.spoken(node).is_some_and(|version| version < wire::STAMPED_VERSION);
+        let stamp = stamp.filter(|_| is_again || !is_old);
+        let message = match asked.encode(shard, stamp) {
             Ok(message) => message,
             Err(error) => return Attempt::Failed(error),
         };
-        let within = if may_repeat { READ_WITHIN } else { CHANGE_WITHIN };
+        let (within, may_repeat) = match repeat {
+            Repeat::Freely => (READ_WITHIN, true),
+            Repeat::Stamped if stamp.is_some() => (STAMPED_WITHIN, true),
+            Repeat::Stamped | Repeat::Never => (CHANGE_WITHIN, false),
+        };
         match self.exchange(node, shard, message, within).await {
             Ok(Ok(ResponseBody::NotHere { leader, .. })) => Attempt::NotThere(leader),
+            Ok(Err(error @ StoreError::Unsettled { .. })) if may_repeat => Attempt::Unanswered(error),
             Ok(answer) => Attempt::Answered(answer),
-            Err(PeerCallError::Refused { .. }) => Attempt::NotThere(None),
+            Err(PeerCallError::Refused { .. }) => {
+                // One that has said more is stopping, or not yet up.
+                if stamp.is_some() && self.nodes.spoken(node).is_none() {
+                    self.nodes.speaks(node, wire::STAMPED_VERSION - 1); // until it says otherwise
+                }
+                Attempt::NotThere(None)
+            }
             Err(PeerCallError::TooLarge { what, .. }) => Attempt::Failed(StoreError::TooLarge { what }),
-            Err(_) if may_repeat => Attempt::NotThere(None),
             Err(error) => {
                 let reason = format!("{error}; whether the change was made is not known, ask again");
-                Attempt::Failed(StoreError::Unavailable { reason })
+                match repeat {
+                    Repeat::Freely => Attempt::NotThere(None),
+                    _ if may_repeat => Attempt::Unanswered(StoreError::Unsettled { reason }),
+                    _ => Attempt::Failed(StoreError::Unsettled { reason }),
+                }
             }
         }
     }
@@ -289,10 +396,10 @@ impl Inner {
     async fn ask_node(&self, node: NodeId, shard: ShardId, body: RequestBody) -> EngineResponse {
         let unavailable = |reason: String| StoreError::Unavailable { reason };
         if node == self.nodes.own() {
-            let answer = self.link.call(shard.lane(self.lane_count), EngineRequest { shard, body }).await;
+            let answer = self.link.call(shard.lane(self.lane_count), EngineRequest { shard, body, stamp: None }).await;
             return answer.map_err(|error| unavailable(error.to_string()))?;
         }
-        let message = wire::encode_request(&EngineRequest { shard, body });
+        let message = wire::encode_request(&EngineRequest { shard, body, stamp: None });
         let message = message.map_err(|error| unavailable(error.to_string()))?;
         self.exchange(node, shard, message, CHANGE_WITHIN).await.map_err(|error| unavailable(error.to_string()))?
     }
@@ -306,17 +413,19 @@ impl Inner {
     ) -> Result<EngineResponse, PeerCallError> {
         let lanes = self.nodes.entry(node).map_or(1, |entry| entry.lanes.max(1));
         let to = PeerLane { node, lane: shard.lane(lanes) };
-        let answer = self.peers.call(to, ServiceId::ENGINE, Parcel { message, bulk: Vec::new() }, within).await?;
+        let mut answer = self.peers.call(to, ServiceId::ENGINE, Parcel { message, bulk: Vec::new() }, within).await?;
         self.nodes.heard(node, self.ports.now());
-        wire::decode_response(&answer.message)
-            .map_err(|error| PeerCallError::Unreachable { node, reason: format!("its answer is bad: {error}") })
+        self.nodes.speaks(node, wire::spoken(&answer.message));
+        let decoded = wire::decode_response(&answer.message);
+        answer.message.zeroize(); // it may have held a key (I-K8)
+        decoded.map_err(|error| PeerCallError::Unreachable { node, reason: format!("its answer is bad: {error}") })
     }
 
     /// Asks the core of each lane of this node.
     fn ask_own_cores(&self, request: &CoreRequest) -> Vec<LocalBoxFuture<'static, EngineResponse>> {
         let ask = |lane| -> LocalBoxFuture<'static, EngineResponse> {
             let body = RequestBody::Core(request.clone());
-            let asked = self.link.call(LaneId(lane), EngineRequest { shard: ShardId::CONTROL, body });
+            let asked = self.link.call(LaneId(lane), EngineRequest { shard: ShardId::CONTROL, body, stamp: None });
             Box::pin(async move {
                 asked.await.unwrap_or_else(|error| Err(StoreError::Unavailable { reason: error.to_string() }))
             })
@@ -331,7 +440,7 @@ impl Inner {
             let (inner, shard) = (self.clone(), ShardId::CONTROL);
             Box::pin(async move {
                 let unavailable = |reason: String| StoreError::Unavailable { reason };
-                let message = wire::encode_request(&EngineRequest { shard, body });
+                let message = wire::encode_request(&EngineRequest { shard, body, stamp: None });
                 let message = message.map_err(|error| unavailable(error.to_string()))?;
                 let answer = inner.exchange(entry.node, shard, message, CORES_WITHIN).await;
                 answer.map_err(|error| unavailable(error.to_string()))?
@@ -347,3 +456,6 @@ fn unfit(_answer: &ResponseBody) -> StoreError {
         reason: "the answer is none to the question: do all nodes run the same version?".to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests;

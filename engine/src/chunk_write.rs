@@ -17,11 +17,12 @@ use futures::future::join;
 use futures::stream::FuturesUnordered;
 use kiseki_types::buf::{BufferSource, IoBuf, IoBytes};
 use kiseki_types::fragment::{DeviceStatus, FragmentError, FragmentKey, FragmentMeta, StripeShape};
-use kiseki_types::ids::{ChunkId, DeviceId, MapEpoch, NodeId, PinEpoch, ShardId};
+use kiseki_types::ids::{ChunkId, DeviceId, Generation, MapEpoch, NodeId, PinEpoch, ShardId};
 use kiseki_types::limits::CHUNK_LEN_BYTES_MAX;
 use kiseki_types::runtime::RuntimeExt;
 use kiseki_types::secret::SecretKey;
 use std::rc::Rc;
+use std::time::Duration;
 use tracing::warn;
 
 /// Epoch of the device map: it stays 1 until devices come and go while a node runs.
@@ -81,6 +82,13 @@ fn chunk_buffer_len(len_bytes: usize, shape: StripeShape) -> usize {
     copies.max(padded_len(envelope, shape))
 }
 
+/// How long a chunk is begun anew whose home changes its leader: an election and what leads to it.
+const BEGIN_WAIT: Duration = Duration::from_secs(20);
+
+/// Before a chunk is begun anew; it doubles up to the longest.
+const BEGIN_PAUSE: Duration = Duration::from_millis(50);
+const BEGIN_PAUSE_MAX: Duration = Duration::from_secs(1);
+
 /// Stores one chunk. `plaintext` is sealed in place; the delta that names the chunk has to state `pin_epoch` or an older one.
 pub async fn store_chunk(
     core: &Rc<Core>,
@@ -97,8 +105,7 @@ pub async fn store_chunk(
     let shape = shape_for(scope.bucket.shape, envelope_len_bytes);
     let master_epoch = core.keys.masters.current();
     let dek = scope.keys.dek(&core.keys.masters, master_epoch, &chunk, binding.kind())?;
-    let pin: PinId = core.ports.random();
-    let begin = HomeRequest::Begin {
+    let begin = |pin| HomeRequest::Begin {
         shard: scope.shard,
         pin_epoch,
         pool: scope.bucket.pool,
@@ -107,49 +114,122 @@ pub async fn store_chunk(
         chunks: vec![BeginChunk { locator, envelope_len_bytes, pin }],
     };
     let home = core.calls.home_of(&locator);
-    let decision = core.calls.home(home, begin);
+    let pin: PinId = core.ports.random();
+    let decision = begin_chunk(core, home, begin(pin));
     // The home looks while we seal; for a hit the sealing was for nothing, for a miss it cost no time.
     let sealed = async {
         seal(&dek, &binding, &mut plaintext, padded_len(envelope_len_bytes, shape));
         plaintext
     };
-    let (decision, envelope) = join(decision, sealed).await;
-    let decision = match decision? {
-        HomeResponse::Decisions(decisions) => decisions[0],
+    let (mut decision, envelope) = join(decision, sealed).await;
+    let mut stripe = Stripe {
+        name: ChunkName { locator, generation: Generation(0) },
+        shape,
+        envelope_len_bytes,
+        plaintext_len_bytes: len_bytes,
+        pool: scope.bucket.pool,
+        payloads: Payloads::Sealed(envelope),
+    };
+    let (mut pin, mut pause) = (pin, BEGIN_PAUSE);
+    let until = core.ports.now() + BEGIN_WAIT;
+    loop {
+        let failure = match decision {
+            Ok(decided) => match settle_decision(core, home, pin, decided, &mut stripe).await {
+                Ok(name) => return Ok(StoredChunk { chunk, name, len_bytes, dek, pin }),
+                Err(failure) => failure,
+            },
+            Err(error) => error.into(),
+        };
+        if core.ports.now() >= until || core.calls.is_alone() || !matches!(failure.error, StoreError::Unsettled { .. })
+        {
+            return Err(failure);
+        }
+        // The home has another leader, which knows nothing of this writer. What was pinned or written is given up, and the
+        // chunk is begun anew under another pin: who did not hear whether its pin is durable must not rely on it (I-C2).
+        give_up(core, home, failure.pinned);
+        core.ports.sleep(pause).await;
+        pause = (pause * 2).min(BEGIN_PAUSE_MAX);
+        pin = core.ports.random();
+        decision = begin_chunk(core, home, begin(pin)).await;
+    }
+}
+
+async fn begin_chunk(core: &Core, home: ShardId, begin: HomeRequest) -> Result<Decision, StoreError> {
+    match core.calls.home(home, begin).await? {
+        HomeResponse::Decisions(decisions) => Ok(decisions[0]),
         _ => panic!("a home answers Begin with Decisions"),
-    };
-    // The home commits the pin or the intent while the fragments are written; both have to be durable before a delta
-    // names the chunk.
+    }
+}
+
+/// Writes the chunk if the home does not have it, while the home commits the pin or the intent; both have to be durable before
+/// a delta names the chunk.
+async fn settle_decision(
+    core: &Rc<Core>,
+    home: ShardId,
+    pin: PinId,
+    decision: Decision,
+    stripe: &mut Stripe,
+) -> Result<ChunkName, ChunkFailure> {
     let confirmed = core.calls.home(home, HomeRequest::Confirm(pin));
-    let generation = match decision {
-        Decision::Hit(generation) => {
-            if let Err(error) = confirmed.await {
-                return Err(ChunkFailure { error, pinned: Some((ChunkName { locator, generation }, pin)) });
-            }
+    let (Decision::Hit(generation) | Decision::Miss(generation)) = decision;
+    stripe.name.generation = generation;
+    let name = stripe.name;
+    let len_bytes = u64::from(stripe.plaintext_len_bytes);
+    let failed = |error| ChunkFailure { error, pinned: Some((name, pin)) };
+    match decision {
+        Decision::Hit(_) => {
+            confirmed.await.map_err(failed)?;
             DataCounters::add(&core.counters.chunks_deduplicated, 1);
-            DataCounters::add(&core.counters.chunk_bytes_deduplicated, u64::from(len_bytes));
-            generation
+            DataCounters::add(&core.counters.chunk_bytes_deduplicated, len_bytes);
         }
-        Decision::Miss(generation) => {
-            let name = ChunkName { locator, generation };
-            let stripe = Stripe { name, shape, envelope_len_bytes, pool: scope.bucket.pool };
-            let (written, confirmed) = join(write_stripe(core, &stripe, envelope), confirmed).await;
-            if let Err(error) = written.and(confirmed.map(drop)) {
-                return Err(ChunkFailure { error, pinned: Some((name, pin)) });
-            }
+        Decision::Miss(_) => {
+            let (written, confirmed) = join(write_stripe(core, stripe), confirmed).await;
+            written.and(confirmed.map(drop)).map_err(failed)?;
             DataCounters::add(&core.counters.chunks_written, 1);
-            DataCounters::add(&core.counters.chunk_bytes_written, u64::from(len_bytes));
-            generation
+            DataCounters::add(&core.counters.chunk_bytes_written, len_bytes);
+        }
+    }
+    Ok(name)
+}
+
+/// Tells the home, in the background, that no delta will name this.
+fn give_up(core: &Rc<Core>, home: ShardId, pinned: Option<(ChunkName, PinId)>) {
+    let Some(pinned) = pinned else { return };
+    let told = core.clone();
+    let task = async move {
+        let request = HomeRequest::Settle { complete: Vec::new(), abort: vec![pinned] };
+        if let Err(error) = told.calls.home(home, request).await {
+            warn!(%home, %error, "a home was not told of a chunk that was begun anew; the next start collects it");
         }
     };
-    Ok(StoredChunk { chunk, name: ChunkName { locator, generation }, len_bytes, dek, pin })
+    core.background.finish("give up pin", task);
 }
 
 struct Stripe {
     name: ChunkName,
     shape: StripeShape,
     envelope_len_bytes: u32,
+    plaintext_len_bytes: u32,
     pool: kiseki_types::ids::PoolId,
+    payloads: Payloads,
+}
+
+/// What is written: encoded when it is first known that it has to be.
+enum Payloads {
+    Sealed(IoBuf),
+    Encoded(Vec<IoBytes>),
+}
+
+impl Stripe {
+    /// The payloads, in the order of their indices.
+    fn payloads(&mut self, core: &Core) -> Vec<IoBytes> {
+        let payloads = match std::mem::replace(&mut self.payloads, Payloads::Encoded(Vec::new())) {
+            Payloads::Sealed(envelope) => encode(core, self, envelope),
+            Payloads::Encoded(payloads) => payloads,
+        };
+        self.payloads = Payloads::Encoded(payloads.clone());
+        payloads
+    }
 }
 
 /// The payloads of a stripe, in the order of their indices.
@@ -197,7 +277,7 @@ fn node_of(devices: &[DeviceStatus], id: DeviceId) -> NodeId {
 ///
 /// A put that its node did not answer in time counts as failed, and another device takes the fragment; should it have been
 /// done all the same, repair frees the second one.
-async fn write_stripe(core: &Rc<Core>, stripe: &Stripe, envelope: IoBuf) -> Result<(), StoreError> {
+async fn write_stripe(core: &Rc<Core>, stripe: &mut Stripe) -> Result<(), StoreError> {
     let _placement = core.devices.place();
     let devices = core.devices.devices();
     let spread = core.devices.spread(&devices, stripe.pool, core.ports.now());
@@ -209,7 +289,8 @@ async fn write_stripe(core: &Rc<Core>, stripe: &Stripe, envelope: IoBuf) -> Resu
     if !spread.survives_a_node(stripe.shape, &planned) {
         return Err(too_few_nodes(stripe, &planned)); // nothing is written that could not be acknowledged
     }
-    let payloads = encode(core, stripe, envelope);
+    let payloads = stripe.payloads(core);
+    let stripe = &*stripe;
     let mut spare = spare.into_iter();
     let hint = usable.clone();
     let put = |index: usize, device: DeviceId| {

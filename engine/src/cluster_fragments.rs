@@ -8,12 +8,14 @@
 //! Until a core has taken up what is recorded of the nodes, it does not know whether it is alone: then it neither finds nor
 //! puts anything. A node that is alone is asked directly: nothing is allocated or waited for beyond what its own store does.
 
+mod locate;
 mod remote;
 mod serve;
 
 pub use serve::fragment_handler;
 
 use crate::background::Background;
+use crate::latency::Latencies;
 use crate::nodes::{NODE_SILENT_AFTER, NodeBoard, Standing};
 use crate::wire::{FragmentCall, FragmentReply};
 use futures::StreamExt;
@@ -29,7 +31,7 @@ use kiseki_types::runtime::{Instant, LocalBoxFuture, Ports, RuntimeExt};
 use kiseki_types::units::{BlockIndex, Extent};
 use remote::{CallFailure, Remote, gathered};
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::pin::pin;
 use std::rc::Rc;
@@ -38,9 +40,6 @@ use tracing::debug;
 
 /// How long an operation on a device of another node may take.
 const OPERATION_DEADLINE: Duration = Duration::from_secs(10);
-
-/// How long a node may take to say which fragments it holds.
-const LOCATE_DEADLINE: Duration = Duration::from_secs(2);
 
 /// How often a node is asked for its devices, and how long it may take.
 const HEAR_INTERVAL: Duration = Duration::from_secs(1);
@@ -63,9 +62,16 @@ struct Inner {
     buffers: BufferSource,
     /// The devices of others, as each said last.
     heard: RefCell<BTreeMap<NodeId, Vec<DeviceStatus>>>,
+    /// What the cores of others said last of the space on their lanes: free bytes and all bytes.
+    spaces: RefCell<BTreeMap<NodeId, LaneSpaces>>,
     /// Which other node has a device.
     owners: RefCell<BTreeMap<DeviceId, NodeId>>,
+    /// How long who takes to answer.
+    latencies: Rc<Latencies>,
 }
+
+/// By device, and the lane whose core said so.
+type LaneSpaces = BTreeMap<(DeviceId, LaneId), (u64, u64)>;
 
 impl ClusterFragments {
     /// The store of a core whose own node's fragments are `local`. Others are heard of from [`ClusterFragments::start`] on.
@@ -78,8 +84,15 @@ impl ClusterFragments {
         buffers: BufferSource,
     ) -> ClusterFragments {
         let remote = Remote::new(peers);
-        let (heard, owners) = (RefCell::default(), RefCell::default());
-        ClusterFragments { inner: Rc::new(Inner { ports, nodes, local, remote, buffers, heard, owners }) }
+        let (heard, spaces, owners, latencies) = <(RefCell<_>, RefCell<_>, RefCell<_>, Rc<_>)>::default();
+        let inner = Inner { ports, nodes, local, remote, buffers, heard, spaces, owners, latencies };
+        ClusterFragments { inner: Rc::new(inner) }
+    }
+
+    /// How long devices and nodes take to answer, as this core sees it.
+    #[must_use]
+    pub fn latencies(&self) -> Rc<Latencies> {
+        self.inner.latencies.clone()
     }
 
     /// Asks the other members for their devices from now on; it ends with the core's background work.
@@ -113,6 +126,8 @@ impl ClusterFragments {
             match inner.ask(node, &locator, &call, Some(bulk)).await {
                 Ok((FragmentReply::Put(Ok(extent)), _)) if extent.device == device => Ok(extent),
                 Ok((FragmentReply::Put(Err(error)), _)) => Err(error),
+                // Nothing was put: another device takes it.
+                Err(CallFailure::Silent(reason)) => Err(FragmentError::DeviceFailed { device, reason }),
                 other => Err(failed(device, node, other)),
             }
         })
@@ -137,7 +152,7 @@ impl Inner {
             return Err(CallFailure::NotDone("its node is no member any more".to_owned()));
         };
         if self.nodes.standing(node, self.ports.now()) != Standing::Here {
-            return Err(CallFailure::Unanswered(format!("{node} is silent")));
+            return Err(CallFailure::Silent(format!("{node} is silent")));
         }
         let lane = locator.index_lane(lanes);
         let answer = self.remote.call(node, lane, call, bulk.into_iter().collect(), OPERATION_DEADLINE);
@@ -155,63 +170,6 @@ impl Inner {
         while self.nodes.standing(node, self.ports.now()) == Standing::Here {
             let heard = self.nodes.last_heard(node).unwrap_or_default();
             self.ports.sleep_until(heard + NODE_SILENT_AFTER).await;
-        }
-    }
-
-    async fn locate(self: Rc<Inner>, locator: Locator, generation: Generation) -> Result<Located, FragmentError> {
-        let here = self.local.locate_here(locator, generation);
-        let members = self.nodes.members();
-        let others = members.iter().map(|(node, lanes)| self.locate_at(*node, *lanes, locator, generation));
-        let (here, others) = join(here, join_all(others)).await;
-        let mut located = Located::default();
-        let answers = std::iter::once((self.nodes.own(), here));
-        for (node, answer) in answers.chain(members.iter().map(|(node, _)| *node).zip(others)) {
-            match answer {
-                Ok(found) => {
-                    for fragment in found {
-                        // A device that was moved may still stand in the index of the node that it came from.
-                        if !located.found.iter().any(|other| other.extent == fragment.extent) {
-                            located.found.push(fragment);
-                        }
-                    }
-                }
-                Err(error) => {
-                    debug!(%node, %error, "a node does not say which fragments it holds");
-                    located.unanswered.push(node);
-                }
-            }
-        }
-        Ok(located)
-    }
-
-    async fn locate_at(
-        &self,
-        node: NodeId,
-        lanes: u16,
-        locator: Locator,
-        generation: Generation,
-    ) -> Result<Vec<StoredFragment>, FragmentError> {
-        let unknown = |reason: String| FragmentError::Unknown { reason };
-        if self.nodes.standing(node, self.ports.now()) != Standing::Here {
-            return Err(unknown(format!("{node} is silent")));
-        }
-        let call = FragmentCall::Locate { locator, generation };
-        let lane = locator.index_lane(lanes);
-        match self.remote.call(node, lane, &call, Vec::new(), LOCATE_DEADLINE).await {
-            Ok((FragmentReply::Located(found), _)) => {
-                self.nodes.heard(node, self.ports.now());
-                let is_asked = |found: &StoredFragment| {
-                    found.meta.key.locator == locator && found.meta.key.generation == generation
-                };
-                match found {
-                    Ok(found) if !found.iter().all(is_asked) => {
-                        Err(unknown(format!("{node} answered of another chunk")))
-                    }
-                    found => found,
-                }
-            }
-            Ok(_) => Err(unknown(format!("{node} answered something else"))),
-            Err(failure) => Err(unknown(failure.reason().to_owned())),
         }
     }
 
@@ -270,12 +228,34 @@ impl Inner {
             Ok((FragmentReply::Devices(mut devices), _)) => {
                 // Whose they are says who answered.
                 devices.iter_mut().for_each(|device| device.node = node);
+                self.add_up(node, lane, lanes, &mut devices);
                 self.heard.borrow_mut().insert(node, devices);
                 self.nodes.heard(node, self.ports.now());
                 self.note_owners();
             }
             Ok(_) => debug!(%node, "a node was asked for its devices and answered something else"),
             Err(failure) => debug!(%node, reason = failure.reason(), "a node does not say which devices it has"),
+        }
+    }
+
+    /// What a core says of the space on a device is of its own lanes; with what the other cores have said it is of the device. A
+    /// core is asked as often as it has lanes, so what counts is how free and all bytes compare. Until every lane was asked,
+    /// nothing is said.
+    fn add_up(&self, node: NodeId, lane: LaneId, lanes: u16, devices: &mut [DeviceStatus]) {
+        let mut spaces = self.spaces.borrow_mut();
+        let spaces = spaces.entry(node).or_default();
+        let ids: BTreeSet<DeviceId> = devices.iter().map(|device| device.id).collect();
+        spaces.retain(|(device, _), _| ids.contains(device));
+        for device in devices {
+            spaces.insert((device.id, lane), (device.free_bytes, device.lanes_bytes));
+            let of_device = spaces.range((device.id, LaneId(0))..(device.id, LaneId(lanes)));
+            if of_device.clone().count() < usize::from(lanes) {
+                device.lanes_bytes = 0;
+                continue;
+            }
+            let add = |sum: (u64, u64), one: &(u64, u64)| (sum.0.saturating_add(one.0), sum.1.saturating_add(one.1));
+            let sum = of_device.fold((0, 0), |sum, (_, one)| add(sum, one));
+            (device.free_bytes, device.lanes_bytes) = sum;
         }
     }
 
@@ -317,7 +297,10 @@ impl Inner {
 fn failed<T>(device: DeviceId, node: NodeId, answer: Result<T, CallFailure>) -> FragmentError {
     match answer {
         Err(CallFailure::NotDone(reason)) => FragmentError::DeviceFailed { device, reason },
-        Err(CallFailure::Unanswered(reason)) => FragmentError::Unanswered { device, reason },
+        // A node that is silent may be back soon with what it has: nobody takes that for gone.
+        Err(CallFailure::Silent(reason) | CallFailure::Unanswered(reason)) => {
+            FragmentError::Unanswered { device, reason }
+        }
         Ok(_) => FragmentError::Unanswered { device, reason: format!("{node} answered something else") },
     }
 }
@@ -330,6 +313,10 @@ impl FragmentStore for ClusterFragments {
             devices.sort_by_key(|device| device.id);
         }
         devices
+    }
+
+    fn is_here(&self, device: DeviceId) -> bool {
+        self.inner.owner(device).is_none()
     }
 
     fn put(
@@ -363,6 +350,17 @@ impl FragmentStore for ClusterFragments {
         match nodes.is_alone() {
             true => self.inner.local.locate(locator, generation),
             false => Box::pin(self.inner.clone().locate(locator, generation)),
+        }
+    }
+
+    fn locate_soon(
+        &self,
+        locator: Locator,
+        generation: Generation,
+    ) -> LocalBoxFuture<'static, Result<Located, FragmentError>> {
+        match self.inner.nodes.is_known() && !self.inner.nodes.is_alone() {
+            true => Box::pin(self.inner.clone().locate_soon(locator, generation)),
+            false => self.locate(locator, generation),
         }
     }
 

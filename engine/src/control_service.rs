@@ -3,6 +3,7 @@
 mod devices;
 mod nodes;
 mod splits;
+mod once;
 
 use crate::api::{BucketInfo, EtagMode, StoreError};
 use crate::calls::Calls;
@@ -20,7 +21,7 @@ use crate::leader::{CommitError, DECISIONS_MAX, Draft, Leader, row_damaged};
 use crate::message::{Bucket, ControlRequest, ControlResponse, Dedup, OpenShard, TenantInfo, TenantSecrets};
 use kiseki_kernels::sha256::HmacSha256Key;
 use kiseki_types::fragment::StripeShape;
-use kiseki_types::ids::{DirId, NamespaceId, NodeId, PoolId, ShardId, TenantId, Term};
+use kiseki_types::ids::{DirId, NamespaceId, NodeId, PoolId, RequestId, ShardId, TenantId, Term};
 use kiseki_types::runtime::RuntimeExt;
 use kiseki_types::secret::SecretKey;
 use nodes::Presence;
@@ -72,6 +73,8 @@ impl ControlService {
     /// What a leader does before it takes requests: writes down the pool of a new cluster, and how many homes it has. A
     /// cluster from before the homes were written down has those of its only node, which starts here.
     pub async fn start(&self, first_pool: StripeShape) -> Result<(), StoreError> {
+        self.leader.barrier().await?;
+        self.leader.requests.load(&*self.leader.tables()).await?;
         self.decide(async |term| {
             let mut rows = Vec::new();
             if self.leader.row(POOLS, &FIRST_POOL.0.to_be_bytes()).await?.is_none() {
@@ -141,9 +144,8 @@ impl ControlService {
         Ok(OpenShard { tenant: row.tenant, metadata_key, create: false })
     }
 
-    /// Answers a request.
-    pub async fn handle(&self, request: ControlRequest) -> Result<ControlResponse, StoreError> {
-        self.leader.barrier().await?;
+    /// Answers a request, behind a read barrier; `once` is the one that a change carries out.
+    async fn answer(&self, request: ControlRequest, once: Option<RequestId>) -> Result<ControlResponse, StoreError> {
         match request {
             ControlRequest::AccessKey(id) => self.access_key(&id).await.map(ControlResponse::AccessKey),
             ControlRequest::TenantSecrets(tenant) => {
@@ -153,16 +155,16 @@ impl ControlService {
                 Ok(ControlResponse::Secrets(secrets))
             }
             ControlRequest::CreateTenant { name, dedup } => {
-                self.create_tenant(&name, dedup).await.map(ControlResponse::Tenant)
+                self.create_tenant(once, &name, dedup).await.map(ControlResponse::Tenant)
             }
             ControlRequest::Tenants => self.tenants().await.map(ControlResponse::Tenants),
             ControlRequest::CreateAccessKey { tenant } => {
-                let (id, secret) = self.create_access_key(&tenant).await?;
+                let (id, secret) = self.create_access_key(once, &tenant).await?;
                 Ok(ControlResponse::NewAccessKey(id, secret))
             }
             ControlRequest::AccessKeys { tenant } => self.access_keys(&tenant).await.map(ControlResponse::AccessKeys),
             ControlRequest::CreateBucket { tenant, name } => {
-                let bucket = self.create_bucket(tenant, &name).await?;
+                let bucket = self.create_bucket(once, tenant, &name).await?;
                 Ok(ControlResponse::Bucket(Box::new(bucket)))
             }
             ControlRequest::Bucket { tenant, name } => {
@@ -170,14 +172,14 @@ impl ControlService {
                 Ok(ControlResponse::Bucket(Box::new(self.with_pool(row).await?)))
             }
             ControlRequest::DeleteBucket { tenant, name } => {
-                match self.delete_bucket(tenant, &name).await {
+                match self.delete_bucket(once, tenant, &name).await {
                     // Nothing has changed.
                     Err(error @ (StoreError::NoSuchBucket | StoreError::BucketNotEmpty)) => Err(error),
                     deleted => self.forgotten(deleted).await,
                 }
             }
             ControlRequest::SetBucketEtag { tenant, name, mode } => {
-                let changed = self.set_bucket_etag(&tenant, &name, mode).await;
+                let changed = self.set_bucket_etag(once, &tenant, &name, mode).await;
                 self.forgotten(changed).await
             }
             ControlRequest::Buckets(tenant) => self.buckets(tenant).await.map(ControlResponse::Buckets),
@@ -189,13 +191,13 @@ impl ControlService {
                 let (version, entries) = self.node_entries().await?;
                 Ok(ControlResponse::Nodes(version, entries))
             }
-            ControlRequest::InviteNode => self.invite_node().await.map(ControlResponse::Node),
+            ControlRequest::InviteNode => self.invite_node(once).await.map(ControlResponse::Node),
             ControlRequest::NodeHere { node, addresses, lanes, cores, version } => {
                 let here = Presence { addresses, lanes, cores, version };
                 self.node_here(node, here).await.map(ControlResponse::Node)
             }
             ControlRequest::SetNodeState { node, state } => {
-                self.set_node_state(node, state).await.map(ControlResponse::Node)
+                self.set_node_state(once, node, state).await.map(ControlResponse::Node)
             }
             ControlRequest::ShardKey(shard) => {
                 let row = self.leader.row(SHARDS, &shard.0.to_be_bytes()).await?;
@@ -205,7 +207,7 @@ impl ControlService {
             }
             ControlRequest::Shards(request) => self.shard_map(request).await.map(ControlResponse::Shards),
             ControlRequest::UpdateDevice { device, update } => {
-                let record = self.update_device(device, update).await?;
+                let record = self.update_device(once, device, update).await?;
                 Ok(ControlResponse::Device(Box::new(record)))
             }
         }
@@ -242,7 +244,12 @@ impl ControlService {
             .collect()
     }
 
-    async fn create_tenant(&self, name: &str, dedup: Dedup) -> Result<TenantInfo, StoreError> {
+    async fn create_tenant(
+        &self,
+        request: Option<RequestId>,
+        name: &str,
+        dedup: Dedup,
+    ) -> Result<TenantInfo, StoreError> {
         let well_formed = |char: char| char.is_ascii_alphanumeric() || matches!(char, '-' | '_' | '.');
         if name.is_empty() || name.len() > 63 || !name.chars().all(well_formed) {
             let what = "a tenant's name has 1 to 63 letters, digits, '-', '_' or '.'".to_owned();
@@ -258,8 +265,9 @@ impl ControlService {
                 if self.leader.row(TENANT_NAMES, name.as_bytes()).await?.is_some() {
                     return Err(StoreError::Exists { what: format!("tenant '{name}'") }.into());
                 }
-                let mut draft = Draft::default();
+                let mut draft = Draft { request, ..Draft::default() };
                 let tenant = TenantId(self.count(&mut draft, "tenant", 1, 1).await?);
+                draft.answer = tenant.0.to_be_bytes().to_vec();
                 let shard_count = u64::from(self.shards_per_tenant);
                 let first = self.count(&mut draft, "shard", shard_count, ShardId::TENANT_FIRST).await?;
                 let mut secrets = Zeroizing::new([0; 64]);
@@ -335,7 +343,11 @@ impl ControlService {
         Ok(Some((row.tenant, Zeroizing::new(secret))))
     }
 
-    async fn create_access_key(&self, tenant: &str) -> Result<(String, Zeroizing<String>), StoreError> {
+    async fn create_access_key(
+        &self,
+        request: Option<RequestId>,
+        tenant: &str,
+    ) -> Result<(String, Zeroizing<String>), StoreError> {
         let tenant = self.tenant_named(tenant).await?;
         let ports = self.leader.ports();
         let id = format!("KSK{}", &*letters(&ports.random::<17>()));
@@ -344,7 +356,8 @@ impl ControlService {
         let row = AccessKeyRow { tenant, created_unix_ms: ports.unix_time_ms(), sealed_secret };
         self.decide(async |term| {
             let rows = vec![RowChange::put(ACCESS_KEYS, id.as_bytes().to_vec(), row.encode())];
-            self.leader.commit(term, Draft { rows, ..Draft::default() }).await
+            let answer = id.as_bytes().to_vec();
+            self.leader.commit(term, Draft { rows, request, answer, ..Draft::default() }).await
         })
         .await?;
         Ok((id, secret))
@@ -393,7 +406,12 @@ impl ControlService {
         self.pool_shape(FIRST_POOL).await
     }
 
-    async fn create_bucket(&self, tenant: TenantId, name: &str) -> Result<Bucket, StoreError> {
+    async fn create_bucket(
+        &self,
+        request: Option<RequestId>,
+        tenant: TenantId,
+        name: &str,
+    ) -> Result<Bucket, StoreError> {
         let _guard = self.leader.latches.hold(CHANGES.to_vec(), Hold::Exclusive).await;
         let ports = self.leader.ports();
         let root = DirId(ports.random());
@@ -415,6 +433,7 @@ impl ControlService {
                 let (ranges, pool) = (KeyRanges::default(), FIRST_POOL);
                 let row = BucketRow { tenant, info, shard, ranges, root, pool, chunks };
                 draft.namespace = namespace;
+                (draft.request, draft.answer) = (request, row.encode());
                 draft.rows.push(RowChange::put(BUCKETS, self.bucket_key(name), row.encode()));
                 let key = tenant_bucket_key(tenant, namespace);
                 draft.rows.push(RowChange::put(TENANT_BUCKETS, key, self.bucket_key(name)));
@@ -439,7 +458,12 @@ impl ControlService {
         }
     }
 
-    async fn delete_bucket(&self, tenant: TenantId, name: &str) -> Result<Bucket, StoreError> {
+    async fn delete_bucket(
+        &self,
+        request: Option<RequestId>,
+        tenant: TenantId,
+        name: &str,
+    ) -> Result<Bucket, StoreError> {
         let _one = self.leader.latches.hold(self.deleting(name), Hold::Exclusive).await;
         let row = self.bucket(tenant, name).await?;
         if !row.ranges.is_empty() || self.is_being_split(name).await? {
@@ -453,7 +477,8 @@ impl ControlService {
                 RowChange::remove(BUCKETS, self.bucket_key(name)),
                 RowChange::remove(TENANT_BUCKETS, tenant_bucket_key(tenant, row.info.namespace)),
             ];
-            self.leader.commit(term, Draft { rows, ..Draft::default() }).await
+            let answer = row.encode();
+            self.leader.commit(term, Draft { rows, request, answer, ..Draft::default() }).await
         })
         .await?;
         self.with_pool(row).await
@@ -470,14 +495,21 @@ impl ControlService {
         Ok(buckets)
     }
 
-    async fn set_bucket_etag(&self, tenant: &str, name: &str, mode: EtagMode) -> Result<Bucket, StoreError> {
+    async fn set_bucket_etag(
+        &self,
+        request: Option<RequestId>,
+        tenant: &str,
+        name: &str,
+        mode: EtagMode,
+    ) -> Result<Bucket, StoreError> {
         let tenant = self.tenant_named(tenant).await?;
         let _guard = self.leader.latches.hold(CHANGES.to_vec(), Hold::Exclusive).await;
         let mut row = self.bucket(tenant, name).await?;
         row.info.etag_mode = mode;
         self.decide(async |term| {
             let rows = vec![RowChange::put(BUCKETS, self.bucket_key(name), row.encode())];
-            self.leader.commit(term, Draft { rows, ..Draft::default() }).await
+            let answer = row.encode();
+            self.leader.commit(term, Draft { rows, request, answer, ..Draft::default() }).await
         })
         .await?;
         self.with_pool(row).await
@@ -506,7 +538,7 @@ impl ControlService {
                 Err(CommitError::Fenced(_) | CommitError::EpochClosed) => panic!("the control shard has no fences"),
             }
         }
-        Err(StoreError::Unavailable { reason: "the leader changes too often; try again".to_owned() })
+        Err(StoreError::Unsettled { reason: "the leader changes too often; try again".to_owned() })
     }
 }
 

@@ -4,6 +4,7 @@ use crate::api::StoreError;
 use crate::background::Background;
 use crate::calls::Calls;
 use crate::chunker::{ChunkFormat, Chunker};
+use crate::cluster_fragments::ClusterFragments;
 use crate::control_cache::{BELIEF_MAX, ControlCache};
 use crate::delta::ChunkName;
 use crate::device_board::DeviceBoard;
@@ -11,6 +12,7 @@ use crate::hash_queue::HashQueue;
 use crate::homes::Homes;
 use crate::key_ranges::KeyRange;
 use crate::keyring::{Keyring, NodeKeys};
+use crate::latency::{HedgeBudget, Latencies};
 use crate::message::{Bucket, ControlRequest, ControlResponse, ShardRequest, ShardResponse};
 use crate::nodes::NodeBoard;
 use crate::repair::RepairCounters;
@@ -56,6 +58,14 @@ pub struct DataCounters {
     pub writes_abandoned: Cell<u64>,
     /// Answers of shards that said where keys lie by now.
     pub moves_followed: Cell<u64>,
+    /// Reads of further fragments because others were late.
+    pub hedged_reads: Cell<u64>,
+    /// Parts of fragments that came sooner for it.
+    pub hedged_reads_won: Cell<u64>,
+    /// Times that a further one was not asked though one was late: the budget was spent, or there was none.
+    pub hedged_reads_refused: Cell<u64>,
+    /// Reads that went to other fragments because a device was slow.
+    pub slow_reads_avoided: Cell<u64>,
 }
 
 impl DataCounters {
@@ -93,6 +103,12 @@ pub struct Core {
     pub coder: StripeCoder,
     /// What was done.
     pub counters: DataCounters,
+    /// How long devices and nodes take to answer.
+    pub latencies: Rc<Latencies>,
+    /// How many reads may be asked for a second time.
+    pub hedge_budget: HedgeBudget,
+    /// Reads that nobody waits for any more and that have not ended.
+    pub late_reads: Cell<usize>,
     /// Holds back warnings of fragments that can't be read.
     pub unreadable: Throttle,
     /// Stripes of this core's homes that are to be repaired.
@@ -117,11 +133,13 @@ impl Core {
         ports: Ports,
         calls: Calls,
         nodes: Rc<NodeBoard>,
-        fragments: Rc<dyn FragmentStore>,
+        fragments: &ClusterFragments,
         buffers: BufferSource,
         keys: Rc<NodeKeys>,
         pin_epoch_age: Duration,
     ) -> Rc<Core> {
+        let latencies = fragments.latencies();
+        let fragments: Rc<dyn FragmentStore> = Rc::new(fragments.clone());
         let keyring = Keyring::new(ports.clone(), calls.clone());
         let (coder, counters) = (StripeCoder::new(), DataCounters::default());
         Rc::new(Core {
@@ -129,6 +147,9 @@ impl Core {
             homes: Rc::default(),
             devices: DeviceBoard::new(fragments.clone(), nodes.clone()),
             control_cache: ControlCache::default(),
+            latencies,
+            hedge_budget: HedgeBudget::default(),
+            late_reads: Cell::new(0),
             unreadable: Throttle::default(),
             repairs: Rc::default(),
             repair_reports: RefCell::default(),

@@ -3,6 +3,7 @@
 use crate::api::{Store, StoreError};
 use crate::calls::{Calls, CallsInputs};
 use crate::cluster_fragments::ClusterFragments;
+use crate::control_service::FIRST_POOL;
 use crate::core::Core;
 use crate::device_record::{DeviceRecord, DeviceUpdate};
 use crate::evacuation::{EvacuationState, Evacuator};
@@ -17,18 +18,20 @@ use crate::message::{
 };
 use crate::nodes::NodeBoard;
 use crate::orphans;
+use crate::rebalancer::{RebalanceSettings, RebalanceState, Rebalancer};
 use crate::repairer::{RepairSettings, RepairState, Repairer};
 use crate::replica_keeper::voters_wanted;
 use crate::scrubber::{LaneShare, ScrubSettings, ScrubState, Scrubber};
-use crate::seats::{Seats, Service};
+use crate::seats::{Entered, Seats, Service};
 use crate::shard_service::ShardService;
 use crate::split_message::SplitCeilings;
 use crate::store::EngineStore;
 use crate::wire;
+use crate::without::{Without, shard_without};
 use kiseki_types::Ports;
 use kiseki_types::buf::BufferSource;
 use kiseki_types::fragment::{FragmentStore, StripeShape};
-use kiseki_types::group::{Leadership, RaftGroup, VoterId, node_of};
+use kiseki_types::group::{GroupView, Leadership, RaftGroup, VoterId, node_of};
 use kiseki_types::ids::{DeviceId, LaneId, NodeId, ShardId};
 use kiseki_types::link::Link;
 use kiseki_types::peer::{Parcel, PeerCalls, PeerHandler, PeerIdentity};
@@ -37,7 +40,8 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
-use tracing::{debug, warn};
+use tracing::{debug, error, warn};
+use zeroize::Zeroize;
 
 /// What an engine is made of.
 pub struct EngineInputs {
@@ -71,6 +75,8 @@ pub struct EngineInputs {
     pub pin_epoch_age: Duration,
     /// How fast this core may repair.
     pub repair: RepairSettings,
+    /// When devices are balanced.
+    pub rebalance: RebalanceSettings,
     /// How often everything is read and checked; `None` for never.
     pub scrub: Option<ScrubSettings>,
     /// When a shard has itself split.
@@ -112,6 +118,7 @@ pub struct Engine {
     repairer: RefCell<Option<Rc<Repairer>>>,
     scrubber: RefCell<Option<Rc<Scrubber>>>,
     evacuator: RefCell<Option<Rc<Evacuator>>>,
+    rebalancer: RefCell<Option<Rc<Rebalancer>>>,
     /// Replicas that are being opened.
     opening: futures::lock::Mutex<()>,
 }
@@ -139,7 +146,7 @@ impl Engine {
             inputs.ports.clone(),
             calls.clone(),
             inputs.nodes.clone(),
-            Rc::new(fragments.clone()),
+            &fragments,
             inputs.buffers.clone(),
             inputs.keys.clone(),
             inputs.pin_epoch_age,
@@ -155,6 +162,7 @@ impl Engine {
             repairer: RefCell::default(),
             scrubber: RefCell::default(),
             evacuator: RefCell::default(),
+            rebalancer: RefCell::default(),
             opening: futures::lock::Mutex::new(()),
         })
     }
@@ -199,6 +207,12 @@ impl Engine {
         self.seats.leaderships()
     }
 
+    /// Every replica of this core as it is, and how many terms began here since the node started.
+    #[must_use]
+    pub fn group_views(&self) -> Vec<(ShardId, GroupView, u64)> {
+        self.seats.views()
+    }
+
     /// Shards that this core leads, and votes that they lack.
     #[must_use]
     pub fn led(&self) -> (u64, u64) {
@@ -225,9 +239,11 @@ impl Engine {
         let opening = if create { Opening::Create } else { Opening::Existing };
         let hosted = self.inputs.host.hosted();
         for shard in all.filter(|shard| self.holds(*shard)).filter(|shard| is_alone || hosted.contains(shard)) {
-            self.open_system_shard(shard, opening).await?;
-            if is_alone {
-                self.seats.until_led(shard).await?;
+            match self.open_system_shard(shard, opening).await {
+                Ok(()) if is_alone => self.seats.until_led(shard).await?,
+                Ok(()) => {}
+                Err(error) if is_alone => return Err(error),
+                Err(error) => without(shard, &error),
             }
         }
         Ok(())
@@ -244,7 +260,16 @@ impl Engine {
             (None, FileSpec::clear(format!("home-{}.redb", shard.0)), Machine::of_home())
         };
         let spec = GroupSpec { shard, files: vec![file], opening, machine: Rc::new(machine) };
-        self.seats.add(self.inputs.host.open(spec).await?, sealer);
+        let group = self.inputs.host.open(spec).await?;
+        let other = group.voters().into_iter().map(node_of).find(|node| *node != self.core.nodes.own());
+        if let Some(other) = other.filter(|_| self.core.nodes.entries().is_empty()) {
+            let reason = format!(
+                "this node is one of several and does not know where the others are: {other} has a vote in shard {shard}, and \
+                 nodes.json is missing; copy the file of another node of the cluster beside kiseki.toml"
+            );
+            return Err(StoreError::Unavailable { reason });
+        }
+        self.seats.add(group, sealer);
         Ok(())
     }
 
@@ -282,10 +307,29 @@ impl Engine {
         }
         for shard in self.inputs.host.hosted() {
             if shard.0 >= ShardId::TENANT_FIRST && self.holds(shard) {
-                self.patiently(false, async || self.open_replica(shard, Opening::Existing).await.map(drop)).await?;
+                // The control shard is waited for, for as long as it takes; whether the replica opens is another matter.
+                let key = RefCell::new(None);
+                let asked = self.patiently(false, async || {
+                    key.replace(Some(self.shard_key(shard).await?));
+                    Ok(())
+                });
+                let opened = match (asked.await, key.take()) {
+                    (Ok(()), Some(open)) => self.open_shard(shard, open, Opening::Existing).await.map(drop),
+                    (asked, _) => asked,
+                };
+                if let Err(error) = opened {
+                    without(shard, &error);
+                }
             }
         }
         Ok(())
+    }
+
+    async fn shard_key(&self, shard: ShardId) -> Result<OpenShard, StoreError> {
+        match self.calls.control(ControlRequest::ShardKey(shard)).await? {
+            ControlResponse::ShardKey(open) => Ok(open),
+            _ => panic!("the control shard answers ShardKey with ShardKey"),
+        }
     }
 
     /// Does something again until the others answer.
@@ -293,7 +337,7 @@ impl Engine {
         let mut told = None;
         loop {
             match act().await {
-                Err(StoreError::Unavailable { reason }) if !is_alone => {
+                Err(StoreError::Unavailable { reason } | StoreError::Unsettled { reason }) if !is_alone => {
                     let now = self.inputs.ports.now();
                     if told.is_none_or(|at| now.since(at) >= TOLD_INTERVAL) {
                         told = Some(now);
@@ -318,10 +362,8 @@ impl Engine {
 
     /// Opens the replica of a tenant's shard, or makes an empty one.
     async fn open_replica(&self, shard: ShardId, opening: Opening) -> Result<Rc<dyn RaftGroup>, StoreError> {
-        match self.calls.control(ControlRequest::ShardKey(shard)).await? {
-            ControlResponse::ShardKey(open) => self.open_shard(shard, open, opening).await,
-            _ => panic!("the control shard answers ShardKey with ShardKey"),
-        }
+        let open = self.shard_key(shard).await?;
+        self.open_shard(shard, open, opening).await
     }
 
     /// Keeps a replica of a shard from now on, and says which voter it is.
@@ -351,8 +393,10 @@ impl Engine {
     pub fn start_background(self: &Rc<Self>) {
         self.seats.activate();
         orphans::start(&self.core);
-        self.repairer.replace(Some(Repairer::start(&self.core, self.inputs.repair)));
+        let repairer = Repairer::start(&self.core, self.inputs.repair);
+        self.repairer.replace(Some(repairer.clone()));
         self.evacuator.replace(Some(Evacuator::start(&self.core)));
+        self.rebalancer.replace(Some(Rebalancer::start(&self.core, repairer, self.inputs.rebalance)));
         if let Some(settings) = self.inputs.scrub {
             let share = LaneShare { lanes: self.inputs.lanes.len(), of: usize::from(self.inputs.lane_count) };
             self.scrubber.replace(Some(Scrubber::start(&self.core, share, settings)));
@@ -373,6 +417,12 @@ impl Engine {
         self.evacuator.borrow().as_ref().map(|evacuator| evacuator.states()).unwrap_or_default()
     }
 
+    /// What rebalancing is about on this core; nothing before step 3.
+    #[must_use]
+    pub fn rebalance_state(&self) -> RebalanceState {
+        self.rebalancer.borrow().as_ref().map(|rebalancer| rebalancer.state()).unwrap_or_default()
+    }
+
     /// What this core knows of a device that is to be removed.
     fn look_at(&self, device: DeviceId, closing: Closing) -> DeviceLook {
         match closing {
@@ -387,7 +437,7 @@ impl Engine {
             core: self.inputs.lanes.first().copied().expect("a core that is asked has a lane"),
             used: self.core.fragments.use_of(device),
             older_placements: self.core.devices.older_placements(),
-            open_stripes: has_walked.then_some(repair.backlog + repair.waiting + repair.lost),
+            open_stripes: has_walked.then_some(repair.backlog + repair.unfinished + repair.waiting + repair.lost),
         }
     }
 
@@ -395,6 +445,12 @@ impl Engine {
     #[must_use]
     pub fn scrub_state(&self) -> Option<ScrubState> {
         self.scrubber.borrow().as_ref().map(|scrubber| scrubber.state())
+    }
+
+    /// Gives the shards that this core leads to other nodes, before a stop; takes no longer than `within`. Requests are answered
+    /// meanwhile, here or where the shards go.
+    pub async fn hand_over(&self, within: Duration) {
+        self.seats.hand_over(within).await;
     }
 
     /// Ends what goes on behind the answers, on every core before any core closes its groups.
@@ -450,7 +506,7 @@ impl Engine {
         })
     }
 
-    async fn answer(&self, from: NodeId, parcel: Parcel) -> Result<Parcel, String> {
+    async fn answer(&self, from: NodeId, mut parcel: Parcel) -> Result<Parcel, String> {
         let nodes = &self.core.nodes;
         let request = wire::decode_request(&parcel.message).map_err(|error| error.to_string())?;
         if let RequestBody::Control(ControlRequest::NodeHere { node, .. }) = &request.body
@@ -458,14 +514,14 @@ impl Engine {
         {
             return Err(format!("{from} speaks for {node}"));
         }
-        drop(parcel);
+        parcel.message.zeroize(); // it may have held a key (I-K8)
         nodes.heard(from, self.inputs.ports.now());
-        let shard = request.shard;
+        let (shard, stamp) = (request.shard, request.stamp);
         let answer = match request.body {
             RequestBody::Node(body) => self.calls.ask_whole_node(&body).await,
             body => {
                 let lane = shard.lane(self.inputs.lane_count);
-                let answer = self.inputs.link.call(lane, EngineRequest { shard, body }).await;
+                let answer = self.inputs.link.call(lane, EngineRequest { shard, body, stamp }).await;
                 answer.unwrap_or_else(|error| Err(StoreError::Unavailable { reason: error.to_string() }))
             }
         };
@@ -486,13 +542,24 @@ impl Engine {
     /// Answers a request that arrived at this core.
     pub async fn handle(&self, request: EngineRequest) -> EngineResponse {
         let shard = request.shard;
-        match (request.body, self.seats.service(shard)) {
+        let mut entered = self.seats.enter(shard, &request.body);
+        if let Entered::Shut = entered {
+            self.seats.wait_outside(shard).await;
+            entered = self.seats.enter(shard, &request.body);
+        }
+        let (service, _busy) = match entered {
+            Entered::Served(service, busy) => (Some(service), Some(busy)),
+            Entered::Shut | Entered::Nobody => (None, None),
+        };
+        match (request.body, service) {
             (RequestBody::Control(body), Some(Service::Control(control))) => {
-                control.handle(body).await.map(ResponseBody::Control)
+                let answer = control.handle(body, request.stamp).await;
+                answer.map(|answer| ResponseBody::Control(answer, control.mark()))
             }
             (RequestBody::Home(body), Some(Service::Home(home))) => home.handle(body).await.map(ResponseBody::Home),
             (RequestBody::Shard(body), Some(Service::Shard(service))) => {
-                service.handle(*body).await.map(ResponseBody::Shard)
+                let answer = service.handle(*body, request.stamp).await;
+                answer.map(|answer| ResponseBody::Shard(answer, service.mark()))
             }
             (RequestBody::Open(open), _) => self.found_shard(shard, open).await.map(|()| ResponseBody::Done),
             (RequestBody::Core(request), _) => self.handle_core(shard, request).await,
@@ -528,6 +595,27 @@ impl Engine {
         Ok(held)
     }
 
+    /// What would be if a node left now, as far as this core knows.
+    async fn without(&self, node: NodeId) -> Result<Without, StoreError> {
+        let core = self.inputs.lanes.first().copied().expect("a core that is asked has a lane");
+        let mut known = Without { core, endangered: self.core.repairs.endangered(), ..Without::default() };
+        for (shard, view, _) in self.seats.views().into_iter().filter(|(_, view, _)| view.leadership.is_here) {
+            known.led += 1;
+            if let Some(reason) = shard_without(shard, &view, node) {
+                known.add_reason(reason);
+            }
+        }
+        let reliance = self.repairer.borrow().as_ref().map(|repairer| repairer.reliance()).unwrap_or_default();
+        known.reliant_stripes = reliance.stripes.get(&node).copied().unwrap_or_default();
+        known.most_on_a_node = reliance.most_on_a_node as u64;
+        known.cores_not_walked = u64::from(self.repair_state().devices_walked == 0);
+        if let Some(control) = self.seats.control() {
+            known.shards = 1 + u64::from(self.inputs.home_count) + control.shard_count().await?;
+            known.pools.push((FIRST_POOL, control.first_pool().await?));
+        }
+        Ok(known)
+    }
+
     async fn handle_core(&self, shard: ShardId, request: CoreRequest) -> EngineResponse {
         match request {
             CoreRequest::Forget => {
@@ -545,10 +633,16 @@ impl Engine {
             }
             CoreRequest::Host => self.host(shard).await.map(ResponseBody::Hosted),
             CoreRequest::Holdings(node) => self.holdings(node).await.map(ResponseBody::Holdings),
+            CoreRequest::Without(node) => self.without(node).await.map(|it| ResponseBody::Without(Box::new(it))),
         }
     }
 }
 
 fn not_open(shard: ShardId) -> StoreError {
     StoreError::Unavailable { reason: format!("shard {shard} is not open yet; try again") }
+}
+
+/// One replica that does not open must not keep a node from starting: its other replicas and its devices are wanted (I-O3).
+fn without(shard: ShardId, error: &StoreError) {
+    error!(%shard, %error, "a replica does not open; the node goes on without it, and the shard has one voter less");
 }

@@ -15,6 +15,7 @@ use crate::home_service::RepairGuard;
 use crate::message::{HomeRequest, HomeResponse};
 use crate::repair::{Glance, StripeRecord, add, by_node, fragment_meta, placement_order};
 use futures::future::join_all;
+use kiseki_types::buf::IoBytes;
 use kiseki_types::fragment::{DeviceState, DeviceStatus, FragmentError, StoredFragment};
 use kiseki_types::ids::{DeviceId, ShardId};
 use kiseki_types::runtime::RuntimeExt;
@@ -108,41 +109,60 @@ pub async fn move_stripe(
             let Some(device) = free.pop_front() else {
                 return Ok(if refused { Moved::NoRoom } else { Moved::Short });
             };
-            let index = found.meta.key.index;
-            let mut hint = held_by.clone();
-            hint.insert(index, device);
-            let meta = fragment_meta(name, stripe, index, hint.values().copied().collect());
-            match core.fragments.put_for_upkeep(device, meta, vec![payload.clone()]).await {
-                Ok(_) => {
-                    held_by = hint;
-                    break;
-                }
-                Err(unknown @ (FragmentError::Unknown { .. } | FragmentError::Unanswered { .. })) => {
-                    return Err(unknown);
-                }
-                Err(error) if error.is_space() => refused = true,
-                Err(error) => {
-                    refused = true;
-                    warn!(%error, "a fragment could not be moved there; another device takes it");
-                }
+            if put_copy(core, name, stripe, found.meta.key.index, device, &payload, &mut held_by).await? {
+                break;
             }
+            refused = true;
         }
-        // I-D4: a lost device may cost a stripe one fragment, never two.
-        let distinct: BTreeSet<DeviceId> = held_by.values().copied().collect();
-        assert_eq!(distinct.len(), held_by.len(), "I-D4: a move of {name:?} used a device twice");
         add(moved, u64::from(len));
-        // Only now: the copy is durable and the index answers for it.
-        guard.check().await?;
-        match core.fragments.release(found).await {
-            // A device that has just failed keeps it; should it come back, the walk after that finds it twice.
-            Ok(()) | Err(FragmentError::DeviceFailed { .. }) => {}
-            Err(error) => return Err(error),
-        }
+        let_go(core, found, guard).await?;
         add(&core.repair_counters.fragments_moved, 1);
         add(&core.repair_counters.fragment_bytes_moved, u64::from(len));
         debug!(locator = %name.locator, from = %found.extent.device, "fragment moved");
     }
     Ok(Moved::Done)
+}
+
+/// Writes a fragment once more, on a device that holds none of the stripe; `held_by` says where each index lies and is brought up to
+/// date. Whether the device took it: if not, another one may.
+pub(crate) async fn put_copy(
+    core: &Core,
+    name: ChunkName,
+    stripe: &StripeRecord,
+    index: u8,
+    device: DeviceId,
+    payload: &IoBytes,
+    held_by: &mut BTreeMap<u8, DeviceId>,
+) -> Result<bool, FragmentError> {
+    let mut hint = held_by.clone();
+    hint.insert(index, device);
+    // I-D4: a lost device may cost a stripe one fragment, never two.
+    let distinct: BTreeSet<DeviceId> = hint.values().copied().collect();
+    assert_eq!(distinct.len(), hint.len(), "I-D4: a move of {name:?} used a device twice");
+    let meta = fragment_meta(name, stripe, index, hint.values().copied().collect());
+    match core.fragments.put_for_upkeep(device, meta, vec![payload.clone()]).await {
+        Ok(_) => {
+            *held_by = hint;
+            Ok(true)
+        }
+        Err(unknown @ (FragmentError::Unknown { .. } | FragmentError::Unanswered { .. })) => Err(unknown),
+        Err(error) => {
+            if !error.is_space() {
+                warn!(%error, "a fragment could not be moved there; another device takes it");
+            }
+            Ok(false)
+        }
+    }
+}
+
+/// Frees a fragment whose copy is durable, and which the index answers for.
+pub(crate) async fn let_go(core: &Core, found: &StoredFragment, guard: &RepairGuard) -> Result<(), FragmentError> {
+    guard.check().await?;
+    match core.fragments.release(found).await {
+        // A device that has just failed keeps it; should it come back, the walk after that finds it twice.
+        Ok(()) | Err(FragmentError::DeviceFailed { .. }) => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 /// Devices that take fragments and hold none of the generation, in placement order. One that is being emptied is never

@@ -10,11 +10,24 @@ pub use crate::wire::fuzz::{
 };
 
 use crate::home_service::{fuzz_generation, fuzz_generation_seed, fuzz_pin_key};
+use crate::request_log::{fuzz_remembered, fuzz_remembered_seed};
 
 /// A home's record of a generation.
 #[must_use]
 pub fn generation_record(bytes: &[u8]) -> Option<Vec<u8>> {
     fuzz_generation(bytes)
+}
+
+/// What a shard remembers of a request.
+#[must_use]
+pub fn remembered_request(bytes: &[u8]) -> Option<Vec<u8>> {
+    fuzz_remembered(bytes)
+}
+
+/// Such a row.
+#[must_use]
+pub fn remembered_request_seed() -> Vec<u8> {
+    fuzz_remembered_seed()
 }
 
 /// Such a record.

@@ -4,10 +4,13 @@
 //! readable now, and in the pool that was asked for. A generation is freed only after it is condemned (no more hits)
 //! and every shard that may name it has committed a fence and answered that it does not (I-C2).
 
+mod generation;
 mod upkeep;
 
+pub(crate) use generation::{fuzz_generation, fuzz_generation_seed};
 pub use upkeep::{GenerationBatch, HeldGeneration, RepairGuard, RepairPermit, ScrubMark};
 
+use self::generation::{GenerationRecord, GenerationState};
 use crate::api::StoreError;
 use crate::background::Background;
 use crate::calls::Calls;
@@ -15,21 +18,23 @@ use crate::delta::{ChunkName, RowChange};
 use crate::device_board::DeviceBoard;
 use crate::latch::{Hold, LatchGuard};
 use crate::leader::{CommitError, DECISIONS_MAX, Draft, Leader, row_damaged};
+use crate::machine::ROWS_FILE;
 use crate::message::{BeginChunk, Collected, Decision, HomeRequest, HomeResponse, PinId, ShardRequest, ShardResponse};
 use crate::repair_queue::{RepairCause, RepairQueue};
 use crate::split_message::{SplitAnswer, SplitRequest};
 use crate::spread::ByNode;
-use crate::stripe::{check_shape, shape_for};
+use crate::stripe::shape_for;
 use futures::FutureExt;
 use futures::channel::oneshot;
 use futures::future::Shared;
-use kiseki_types::codec::{CodecError, Reader, Writer};
+use kiseki_types::codec::{Reader, Writer};
 use kiseki_types::fragment::{FragmentStore, Located, StripeShape};
 use kiseki_types::ids::{Generation, Locator, MasterEpoch, PinEpoch, PoolId, ShardId, Term};
-use kiseki_types::limits::ENVELOPE_LEN_BYTES_MAX;
 use kiseki_types::runtime::{Instant, RuntimeExt};
+use kiseki_types::table::{Direction, Scan};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::rc::Rc;
 use std::time::Duration;
 use tracing::warn;
@@ -54,105 +59,15 @@ const SHARDS_PER_GENERATION_MAX: usize = 4096;
 /// Pins of gateways that are gone which one round of the start looks at.
 const PINS_PER_ROUND: usize = 256;
 
+/// A writer asks for its pin at once; over a slow link its question arrives within this time.
+const CONFIRMED_WITHIN: Duration = Duration::from_millis(500);
+
 /// Time before a generation that could not be collected is tried again.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How far a generation has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum GenerationState {
-    /// A writer means to write it.
-    Intent,
-    /// A committed delta names it: hits count.
-    Complete,
-    /// Being collected: no hits.
-    Condemned,
-    /// Fenced in every shard involved, and named by none: only its space has still to be freed.
-    Freeing,
-}
-
-/// What a home knows of one generation.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct GenerationRecord {
-    state: GenerationState,
-    pool: PoolId,
-    shape: StripeShape,
-    envelope_len_bytes: u32,
-    master_epoch: MasterEpoch,
-    /// Shards that may name it: those that ever pinned it.
-    shards: BTreeSet<ShardId>,
-}
-
-impl GenerationRecord {
-    /// Whether a shard may come to name it.
-    fn may_be_named_by(&self, shard: ShardId) -> bool {
-        matches!(self.state, GenerationState::Intent | GenerationState::Complete)
-            && (self.shards.contains(&shard) || self.shards.len() < SHARDS_PER_GENERATION_MAX)
-    }
-
-    fn encode(&self) -> Vec<u8> {
-        let mut writer = Writer::new();
-        let state = match self.state {
-            GenerationState::Intent => 0,
-            GenerationState::Complete => 1,
-            GenerationState::Condemned => 2,
-            GenerationState::Freeing => 3,
-        };
-        writer.u8(FORMAT).u8(state).u16(self.pool.0).u8(self.shape.data).u8(self.shape.parity);
-        writer.u32(self.envelope_len_bytes).u32(self.master_epoch.0).u32(self.shards.len() as u32);
-        for shard in &self.shards {
-            writer.u64(shard.0);
-        }
-        writer.finish()
-    }
-
-    fn decode(bytes: &[u8]) -> Result<GenerationRecord, CodecError> {
-        let mut reader = Reader::new("generation record", bytes);
-        let format = reader.u8()?;
-        if format != FORMAT {
-            return Err(reader.unknown(u64::from(format)));
-        }
-        let state = match reader.u8()? {
-            0 => GenerationState::Intent,
-            1 => GenerationState::Complete,
-            2 => GenerationState::Condemned,
-            3 => GenerationState::Freeing,
-            other => return Err(reader.unknown(u64::from(other))),
-        };
-        let pool = PoolId(reader.u16()?);
-        let shape = StripeShape { data: reader.u8()?, parity: reader.u8()? };
-        check_shape(shape).map_err(|_| reader.unknown(u64::from(shape.data)))?;
-        let envelope_len_bytes = reader.u32()?;
-        if envelope_len_bytes as usize > ENVELOPE_LEN_BYTES_MAX {
-            return Err(reader.unknown(u64::from(envelope_len_bytes)));
-        }
-        let master_epoch = MasterEpoch(reader.u32()?);
-        let count = reader.count(SHARDS_PER_GENERATION_MAX)?;
-        let shards = (0..count).map(|_| Ok(ShardId(reader.u64()?))).collect::<Result<_, CodecError>>()?;
-        reader.end()?;
-        Ok(GenerationRecord { state, pool, shape, envelope_len_bytes, master_epoch, shards })
-    }
-}
-
-/// The record of a generation decoded and encoded again, for `crate::fuzzing`.
-pub(crate) fn fuzz_generation(bytes: &[u8]) -> Option<Vec<u8>> {
-    let record = GenerationRecord::decode(bytes).ok()?;
-    let _shape = shape_for(record.shape, record.envelope_len_bytes);
-    let _payload_len = crate::stripe::fragment_payload_len(record.envelope_len_bytes, record.shape);
-    Some(record.encode())
-}
-
-/// The record of a complete generation, for `crate::fuzzing`.
-pub(crate) fn fuzz_generation_seed() -> Vec<u8> {
-    let record = GenerationRecord {
-        state: GenerationState::Complete,
-        pool: PoolId(1),
-        shape: StripeShape { data: 4, parity: 2 },
-        envelope_len_bytes: 300_000,
-        master_epoch: MasterEpoch(1),
-        shards: BTreeSet::from([ShardId(1024), ShardId(1025)]),
-    };
-    record.encode()
-}
+/// How long a shard that did not answer a fence is not asked for another one: to wait for it each time would keep everything
+/// from being collected that has nothing to do with it.
+const SILENT_INTERVAL: Duration = Duration::from_secs(20);
 
 /// The key of a pin taken apart and put together, for `crate::fuzzing`.
 pub(crate) fn fuzz_pin_key(key: &[u8]) -> Option<Vec<u8>> {
@@ -210,6 +125,10 @@ pub struct HomeService {
     pin_life: Duration,
     /// Whether there may be such pins.
     unsettled: Cell<bool>,
+    /// Key of the pin behind which the next round of settling goes on; `None`: it begins at the front.
+    settled_to: RefCell<Option<Vec<u8>>>,
+    /// Shards that did not answer a fence, until they are asked again.
+    silent: RefCell<BTreeMap<ShardId, Instant>>,
     /// Generations that are not collected because a repair has them.
     repairing: RefCell<upkeep::Repairing>,
     /// Where stripes of this home are queued for repair.
@@ -242,6 +161,8 @@ impl HomeService {
             repairs,
             repairing: RefCell::default(),
             unsettled: Cell::new(true),
+            settled_to: RefCell::default(),
+            silent: RefCell::default(),
             calls,
             fragments,
             devices,
@@ -293,24 +214,42 @@ impl HomeService {
         self.background.repeat("settle stale pins", Box::pin(task));
     }
 
+    /// Settles some of the pins, and remembers where the next round goes on: what stays busy keeps nothing behind it waiting.
     async fn settle_round(&self) -> Result<(), StoreError> {
         self.leader.barrier().await?;
         let mut names = BTreeSet::new();
         let limit = PINS_PER_ROUND + self.live_pins.borrow().len();
-        for (key, _) in self.leader.rows(PINS, &[], limit).await? {
-            let (name, pin) = parse_pin_key(&key)?;
+        let after = self.settled_to.take();
+        let is_from_front = after.is_none();
+        let scan = Scan {
+            file: ROWS_FILE,
+            table: PINS,
+            from: after.map_or(Bound::Unbounded, Bound::Excluded),
+            to: Bound::Unbounded,
+            limit,
+            direction: Direction::Forward,
+        };
+        let rows = self.leader.scan(scan).await?;
+        for (key, _) in &rows {
+            let (name, pin) = parse_pin_key(key)?;
             if !self.live_pins.borrow().contains_key(&pin) {
                 names.insert(name);
             }
         }
-        self.counters.stale_pins.set(names.len() as u64);
-        if !names.is_empty() {
+        let next = rows.last().filter(|_| rows.len() == limit).map(|(key, _)| key.clone());
+        let before = if is_from_front { 0 } else { self.counters.stale_pins.get() };
+        self.counters.stale_pins.set(before + names.len() as u64);
+        if !names.is_empty() || next.is_some() || !is_from_front {
             self.unsettled.set(true); // there may be more, or some are still busy
         }
+        self.settled_to.replace(next);
+        let mut failed = None;
         for name in &names {
-            self.collect(*name).await?;
+            if let Err(error) = self.collect(*name).await {
+                failed = Some(error);
+            }
         }
-        Ok(())
+        failed.map_or(Ok(()), Err)
     }
 
     /// Answers a request.
@@ -326,13 +265,7 @@ impl HomeService {
             }
             HomeRequest::Settle { complete, abort } => {
                 self.complete(&complete).await?;
-                for (name, pin) in abort {
-                    self.pin_ended(pin);
-                    self.committing.borrow_mut().remove(&pin);
-                    if self.collect(name).await? == Collected::Busy {
-                        self.unsettled.set(true);
-                    }
-                }
+                self.abort(&abort).await;
                 Ok(HomeResponse::Decisions(Vec::new()))
             }
             HomeRequest::Collect(name) => self.collect(name).await.map(HomeResponse::Collected),
@@ -365,7 +298,7 @@ impl HomeService {
             let result = match leader.commit(term, draft).await {
                 Ok(()) => Ok(()),
                 Err(CommitError::Store(error)) => Err(error),
-                Err(_) => Err(StoreError::Unavailable { reason: "the home changed its leader; try again".to_owned() }),
+                Err(_) => Err(StoreError::Unsettled { reason: "the home changed its leader; try again".to_owned() }),
             };
             drop(guards); // whoever decides about these chunks next sees this decision applied
             let _nobody_waits = sender.send(result);
@@ -380,9 +313,18 @@ impl HomeService {
         Ok(decisions)
     }
 
+    /// Pins whose writers are about to ask whether they are committed: a leader of another term could not tell them. Those that have
+    /// not asked for a while are gone, or their question is lost.
+    #[must_use]
+    pub fn unconfirmed(&self) -> usize {
+        let (now, live) = (self.leader.ports().now(), self.live_pins.borrow());
+        let is_fresh = |pin: &&PinId| live.get(*pin).is_some_and(|since| now.since(*since) < CONFIRMED_WITHIN);
+        self.committing.borrow().keys().filter(is_fresh).count()
+    }
+
     async fn confirm(&self, pin: PinId) -> Result<(), StoreError> {
         let committing = self.committing.borrow().get(&pin).cloned();
-        let stopped = || StoreError::Unavailable { reason: "the home has been restarted; try again".to_owned() };
+        let stopped = || StoreError::Unsettled { reason: "the home has been restarted; try again".to_owned() };
         let result = committing.ok_or_else(stopped)?.await.unwrap_or_else(|oneshot::Canceled| Err(stopped()));
         self.committing.borrow_mut().remove(&pin);
         result
@@ -518,25 +460,39 @@ impl HomeService {
             return Ok(());
         }
         let _guards = self.latch(pins.iter().map(|(name, _)| name.locator)).await;
-        self.decide(async |term| {
-            let mut rows = Vec::new();
-            let mut completed = BTreeMap::new();
-            for (name, pin) in pins {
-                rows.push(RowChange::remove(PINS, pin_key(*name, *pin)));
-                match self.record(*name).await? {
-                    Some(mut record) if record.state == GenerationState::Intent => {
-                        record.state = GenerationState::Complete;
-                        completed.insert(*name, record);
+        let kept = self
+            .decide(async |term| {
+                let (mut rows, mut kept) = (Vec::new(), Vec::new());
+                let mut completed = BTreeMap::new();
+                for (name, pin) in pins {
+                    match self.record(*name).await? {
+                        // I-C2: a delta names it, and its collection has not come to an end. The pin is what has it looked at
+                        // again: then it is pardoned.
+                        Some(record) if record.state == GenerationState::Condemned => {
+                            kept.push(*pin);
+                            continue;
+                        }
+                        Some(mut record) if record.state == GenerationState::Intent => {
+                            record.state = GenerationState::Complete;
+                            completed.insert(*name, record);
+                        }
+                        _ => {}
                     }
-                    _ => {}
+                    rows.push(RowChange::remove(PINS, pin_key(*name, *pin)));
                 }
-            }
-            rows.extend(
-                completed.iter().map(|(name, record)| RowChange::put(GENERATIONS, name.to_key(), record.encode())),
-            );
-            self.leader.commit(term, Draft { rows, ..Draft::default() }).await
-        })
-        .await?;
+                rows.extend(
+                    completed.iter().map(|(name, record)| RowChange::put(GENERATIONS, name.to_key(), record.encode())),
+                );
+                if !rows.is_empty() {
+                    self.leader.commit(term, Draft { rows, ..Draft::default() }).await?;
+                }
+                Ok(kept)
+            })
+            .await?;
+        if !kept.is_empty() {
+            kept.into_iter().for_each(|pin| self.pin_ended(pin));
+            self.unsettled.set(true);
+        }
         let mut live = self.live_pins.borrow_mut();
         for (_, pin) in pins {
             live.remove(pin);
@@ -544,11 +500,36 @@ impl HomeService {
         Ok(())
     }
 
+    /// Pins whose writers have given up. What can't be collected now is settled later: its pin is in the table.
+    async fn abort(&self, pins: &[(ChunkName, PinId)]) {
+        for (_, pin) in pins {
+            self.pin_ended(*pin);
+            self.committing.borrow_mut().remove(pin);
+        }
+        for (name, _) in pins {
+            match self.collect(*name).await {
+                Ok(Collected::Freed | Collected::Named) => {}
+                Ok(Collected::Busy) => self.unsettled.set(true),
+                Err(error) => {
+                    warn!(home = %self.leader.shard(), %error, "what a writer gave up could not be collected; tried again");
+                    self.unsettled.set(true);
+                }
+            }
+        }
+    }
+
     /// Frees a generation that nobody names. Any step can be cut off by a crash: it is condemned until it is freed or
     /// pardoned, and whoever asked asks again.
     async fn collect(&self, name: ChunkName) -> Result<Collected, StoreError> {
         let _guards = self.latch([name.locator].into_iter()).await;
-        let Some(mut record) = self.record(name).await? else { return Ok(Collected::Freed) };
+        // Whoever is told that it is freed forgets it: a home that is deposed may not have heard of it yet.
+        self.leader.barrier().await?;
+        let Some(mut record) = self.record(name).await? else {
+            if !self.pins(name).await?.is_empty() {
+                self.forget(name).await?;
+            }
+            return Ok(Collected::Freed);
+        };
         // I-C2: what is freed while a repair writes it would come back, and nobody would free that.
         if self.is_being_repaired(&name) {
             return Ok(Collected::Busy);
@@ -576,7 +557,7 @@ impl HomeService {
         if !self.release(name).await? {
             return Ok(Collected::Busy);
         }
-        self.forget(name, &pins).await?;
+        self.forget(name).await?;
         self.counters.freed.set(self.counters.freed.get() + 1);
         Ok(Collected::Freed)
     }
@@ -627,12 +608,18 @@ impl HomeService {
     /// not answer: then nothing may be freed.
     async fn fence_everywhere(&self, name: ChunkName, record: &GenerationRecord) -> Option<u64> {
         let mut named = 0;
+        let now = self.leader.ports().now();
+        self.silent.borrow_mut().retain(|_, until| now < *until);
         for shard in &record.shards {
+            if self.silent.borrow().contains_key(shard) {
+                return None;
+            }
             match self.calls.shard(*shard, ShardRequest::Fence(name)).await {
                 Ok(ShardResponse::Count(count)) => named += count,
                 Ok(_) => panic!("a shard answers Fence with Count"),
                 Err(error) => {
                     warn!(%shard, %error, "a shard did not answer a fence; its generation stays condemned for now");
+                    self.silent.borrow_mut().insert(*shard, self.leader.ports().now() + SILENT_INTERVAL);
                     return None;
                 }
             }
@@ -699,15 +686,23 @@ impl HomeService {
         .await
     }
 
-    async fn forget(&self, name: ChunkName, pins: &[PinId]) -> Result<(), StoreError> {
-        self.decide(async |term| {
-            let mut rows = vec![RowChange::remove(GENERATIONS, name.to_key())];
-            rows.extend(pins.iter().map(|pin| RowChange::remove(PINS, pin_key(name, *pin))));
-            self.leader.commit(term, Draft { rows, ..Draft::default() }).await
-        })
-        .await
+    /// Removes a generation and all its pins. A number is never given out again, so nobody pins it any more.
+    async fn forget(&self, name: ChunkName) -> Result<(), StoreError> {
+        loop {
+            let pins = self.pins(name).await?;
+            self.decide(async |term| {
+                let mut rows = vec![RowChange::remove(GENERATIONS, name.to_key())];
+                rows.extend(pins.iter().map(|pin| RowChange::remove(PINS, pin_key(name, *pin))));
+                self.leader.commit(term, Draft { rows, ..Draft::default() }).await
+            })
+            .await?;
+            if pins.len() < ROWS_PER_CHUNK_MAX {
+                return Ok(());
+            }
+        }
     }
 
+    /// Pins of a generation, [`ROWS_PER_CHUNK_MAX`] at most.
     async fn pins(&self, name: ChunkName) -> Result<Vec<PinId>, StoreError> {
         let rows = self.leader.rows(PINS, &name.to_key(), ROWS_PER_CHUNK_MAX).await?;
         rows.iter().map(|(key, _)| parse_pin_key(key).map(|(_, pin)| pin)).collect()
@@ -731,7 +726,7 @@ impl HomeService {
                 Err(CommitError::Fenced(_) | CommitError::EpochClosed) => panic!("a home has no fences and no epochs"),
             }
         }
-        Err(StoreError::Unavailable { reason: "the leader changes too often; try again".to_owned() })
+        Err(StoreError::Unsettled { reason: "the leader changes too often; try again".to_owned() })
     }
 }
 

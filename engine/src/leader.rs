@@ -5,6 +5,7 @@ use crate::delta::{ChunkName, Command, Delta, Outcome, Payload, ROWS_PER_DELTA_M
 use crate::keys::MetaSealer;
 use crate::latch::Latches;
 use crate::machine::ROWS_FILE;
+use crate::request_log::RequestLog;
 use kiseki_types::Ports;
 use kiseki_types::group::{ProposeError, RaftGroup, node_of};
 use kiseki_types::ids::{NamespaceId, NodeId, PinEpoch, RequestId, ShardId, Term};
@@ -33,6 +34,10 @@ pub struct Draft {
     pub dropped_bytes: u64,
     /// Row changes.
     pub rows: Vec<RowChange>,
+    /// The request that this carries out, where it may be asked again.
+    pub request: Option<RequestId>,
+    /// What is remembered with it, to be answered then.
+    pub answer: Vec<u8>,
 }
 
 /// Why a draft was not applied.
@@ -64,6 +69,8 @@ pub struct Leader {
     term: Term,
     /// Latches of this shard.
     pub latches: Latches,
+    /// Requests that were carried out.
+    pub requests: RequestLog,
 }
 
 impl Leader {
@@ -71,7 +78,7 @@ impl Leader {
     /// - `term`: everything that was committed in earlier ones is applied.
     #[must_use]
     pub fn new(ports: Ports, group: Rc<dyn RaftGroup>, sealer: Option<Rc<MetaSealer>>, term: Term) -> Leader {
-        Leader { ports, group, sealer, term, latches: Latches::default() }
+        Leader { ports, group, sealer, term, latches: Latches::default(), requests: RequestLog::default() }
     }
 
     /// The ports of this core.
@@ -104,7 +111,7 @@ impl Leader {
         let term = self.group.read_barrier().await.map_err(unavailable)?;
         match term == self.term {
             true => Ok(term),
-            false => Err(StoreError::Unavailable {
+            false => Err(StoreError::Unsettled {
                 reason: format!("shard {} has changed its leader; try again", self.group.shard()),
             }),
         }
@@ -132,9 +139,14 @@ impl Leader {
     }
 
     /// Seals, proposes and waits for the result.
-    pub async fn commit(&self, term: Term, draft: Draft) -> Result<(), CommitError> {
+    pub async fn commit(&self, term: Term, mut draft: Draft) -> Result<(), CommitError> {
+        let noted = draft.request.map(|id| {
+            let (number, row) = self.requests.note(id, std::mem::take(&mut draft.answer));
+            draft.rows.push(row);
+            number
+        });
         assert!(draft.rows.len() <= ROWS_PER_DELTA_MAX, "a draft has {} rows", draft.rows.len());
-        let request = RequestId(self.ports.random());
+        let request = draft.request.unwrap_or_else(|| RequestId(self.ports.random()));
         let rows = encode_rows(&draft.rows);
         let payload = match &self.sealer {
             Some(sealer) => Payload::Sealed(sealer.seal(&Delta::binding(draft.namespace, request), &rows)),
@@ -151,7 +163,17 @@ impl Leader {
             dropped_bytes: draft.dropped_bytes,
             payload,
         };
-        match self.propose(&Command::Delta(delta)).await? {
+        let proposed = self.group.propose(Command::Delta(delta).encode()).await;
+        if let (Some(number), Err(ProposeError::NotLeader { .. } | ProposeError::TooLong { .. })) = (noted, &proposed) {
+            self.requests.refused(number); // nothing happened; of another error that is not known
+        }
+        let outcome = outcome_of(&proposed.map_err(unavailable)?)?;
+        match (noted, &outcome) {
+            (Some(number), Outcome::Done { .. }) => self.requests.done(number),
+            (Some(number), _) => self.requests.refused(number),
+            (None, _) => {}
+        }
+        match outcome {
             Outcome::Done { .. } => Ok(()),
             Outcome::RefusedTerm => Err(CommitError::Again),
             Outcome::RefusedEpoch => Err(CommitError::EpochClosed),
@@ -161,15 +183,22 @@ impl Leader {
 
     /// Proposes a command and waits for its outcome.
     pub async fn propose(&self, command: &Command) -> Result<Outcome, StoreError> {
-        let response = self.group.propose(command.encode()).await.map_err(unavailable)?;
-        Outcome::decode(&response).map_err(|error| StoreError::Damaged { reason: error.to_string() })
+        outcome_of(&self.group.propose(command.encode()).await.map_err(unavailable)?)
     }
+}
+
+fn outcome_of(response: &[u8]) -> Result<Outcome, StoreError> {
+    Outcome::decode(response).map_err(|error| StoreError::Damaged { reason: error.to_string() })
 }
 
 /// A group's refusal in the engine's terms.
 #[must_use]
 pub fn unavailable(error: ProposeError) -> StoreError {
-    StoreError::Unavailable { reason: error.to_string() }
+    match error {
+        ProposeError::TooLong { .. } => StoreError::Unavailable { reason: error.to_string() },
+        // Another replica leads, or soon will.
+        error => StoreError::Unsettled { reason: error.to_string() },
+    }
 }
 
 /// A table's failure in the engine's terms.

@@ -6,7 +6,7 @@
 //! [`placement`], [`spread`], [`cluster_fragments`]); then what shards do: [`delta`], [`machine`], [`leader`],
 //! [`shard_service`], [`home_service`], [`control_service`]; how nodes ask each other: [`message`], [`wire`]; what keeps it
 //! whole: [`device_record`], [`device_board`],
-//! [`repairer`], [`repair`], [`evacuation`], [`retirement`], [`scrubber`]; and [`engine`], which puts one core
+//! [`repairer`], [`repair`], [`evacuation`], [`rebalancer`], [`rebalance`], [`retirement`], [`scrubber`]; and [`engine`], which puts one core
 //! together.
 #![forbid(unsafe_code)]
 
@@ -39,6 +39,7 @@ pub mod key_ranges;
 pub mod keyring;
 pub mod keys;
 pub mod latch;
+pub mod latency;
 pub mod leader;
 pub mod machine;
 pub mod message;
@@ -48,10 +49,13 @@ pub mod orphans;
 pub mod pace;
 pub mod placement;
 pub mod reader;
+pub mod rebalance;
+pub mod rebalancer;
 pub mod repair;
 pub mod repair_queue;
 pub mod repairer;
 pub mod replica_keeper;
+pub mod request_log;
 pub mod retirement;
 mod routes;
 pub mod scrubber;
@@ -62,9 +66,12 @@ pub mod split_message;
 pub mod spread;
 pub mod store;
 pub mod stripe;
+pub mod stripe_read;
 pub mod throttle;
+pub mod upkeep_pace;
 pub mod walk;
 pub mod wire;
+pub mod without;
 pub mod write_budget;
 pub mod writer;
 

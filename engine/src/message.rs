@@ -12,7 +12,9 @@ use crate::device_record::{DeviceRecord, DeviceUpdate};
 use crate::evacuation::EvacuationAnswer;
 use crate::key_ranges::KeyRanges;
 use crate::repair_queue::{Margin, RepairCause};
+use crate::request_log::{Mark, RequestStamp};
 use crate::split_message::{ShardMapAnswer, ShardMapRequest, SplitAnswer, SplitRequest};
+use crate::without::Without;
 use kiseki_types::fragment::{DeviceUse, StripeShape};
 use kiseki_types::group::VoterId;
 use kiseki_types::ids::{
@@ -28,6 +30,8 @@ pub struct EngineRequest {
     pub shard: ShardId,
     /// What is asked.
     pub body: RequestBody,
+    /// What makes one request of this and of whatever else asks the same, where a change may be asked again.
+    pub stamp: Option<RequestStamp>,
 }
 
 /// What is asked of a shard.
@@ -72,6 +76,8 @@ pub enum CoreRequest {
     Host,
     /// What would be missing without this node, as far as you know: its own cores know its fragments, leaders know who has votes.
     Holdings(NodeId),
+    /// Would everything that you know of go on if this node left now?
+    Without(NodeId),
 }
 
 /// What the control shard records of a node.
@@ -132,18 +138,20 @@ pub type EngineResponse = Result<ResponseBody, StoreError>;
 pub enum ResponseBody {
     /// Done, nothing to say.
     Done,
-    /// From the control shard.
-    Control(ControlResponse),
+    /// From the control shard, and how far it has counted its requests.
+    Control(ControlResponse, Mark),
     /// From a home.
     Home(HomeResponse),
-    /// From a tenant's shard.
-    Shard(ShardResponse),
+    /// From a tenant's shard, and how far it has counted its requests.
+    Shard(ShardResponse, Mark),
     /// From a core, or from all of a node.
     Looks(Vec<DeviceLook>),
     /// To `Host`: the voter that the replica here is.
     Hosted(VoterId),
     /// To `Holdings`: of a core, or of all of a node.
     Holdings(Holdings),
+    /// To `Without`: of a core, or of all of a node.
+    Without(Box<Without>),
     /// The shard is not led here; nothing happened.
     NotHere {
         /// The node to ask, as far as it is known.
@@ -240,6 +248,7 @@ pub struct BeginChunk {
 }
 
 /// What a home is asked.
+#[derive(Clone)]
 #[cfg_attr(test, derive(Debug))]
 pub enum HomeRequest {
     /// Looks chunks up and pins what is there; notes an intent for what is not. Answered when it is decided, so that the
@@ -337,6 +346,7 @@ pub struct ObjectPath {
 }
 
 /// Pages of a write: all but the last are committed already and reached by no name.
+#[derive(Clone)]
 #[cfg_attr(test, derive(Debug))]
 pub struct WrittenPages {
     /// All pages, in order.
@@ -349,7 +359,12 @@ pub struct WrittenPages {
     pub pin_epoch: PinEpoch,
 }
 
+/// One read of an object; its reader chose it at random.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ReadId(pub [u8; 16]);
+
 /// What a tenant's shard is asked.
+#[derive(Clone)]
 #[cfg_attr(test, derive(Debug))]
 pub enum ShardRequest {
     /// The pin epoch that a write starting now states.
@@ -447,11 +462,26 @@ pub enum ShardRequest {
     /// An object's properties.
     Head(ObjectPath),
     /// Opens an object for reading: its pages stay until the hold is closed.
-    OpenRead(ObjectPath),
+    OpenRead {
+        /// Where.
+        path: ObjectPath,
+        /// Who will read it; a node of an earlier release does not say.
+        read: Option<ReadId>,
+    },
     /// A page of an object that is open.
-    ReadPage(PageId),
+    ReadPage {
+        /// Which.
+        page: PageId,
+        /// Who reads it.
+        read: Option<ReadId>,
+    },
     /// The reader is done.
-    CloseRead(Vec<PageId>),
+    CloseRead {
+        /// All pages of the object.
+        pages: Vec<PageId>,
+        /// Who has read it.
+        read: Option<ReadId>,
+    },
     /// Removes an object.
     Delete {
         /// Where.
@@ -492,6 +522,23 @@ pub struct Clip {
     pub from: String,
     /// The first behind them; `None`: all that follow.
     pub until: Option<String>,
+}
+
+impl ShardRequest {
+    /// Whether a second time would change something more, or fail on what the first one did.
+    #[must_use]
+    pub fn is_done_once(&self) -> bool {
+        matches!(
+            self,
+            ShardRequest::PutLoosePage { .. }
+                | ShardRequest::PutEntry { .. }
+                | ShardRequest::CreateUpload { .. }
+                | ShardRequest::PutPart { .. }
+                | ShardRequest::CompleteUpload { .. }
+                | ShardRequest::AbortUpload { .. }
+                | ShardRequest::Delete { .. }
+        )
+    }
 }
 
 /// What a tenant's shard answers.
@@ -584,6 +631,7 @@ pub struct TenantSecrets {
 }
 
 /// What the control shard is asked.
+#[derive(Clone)]
 #[cfg_attr(test, derive(Debug))]
 pub enum ControlRequest {
     /// An access key.
@@ -678,6 +726,24 @@ pub enum ControlRequest {
     ShardKey(ShardId),
     /// About the shards of tenants.
     Shards(ShardMapRequest),
+}
+
+impl ControlRequest {
+    /// Whether a second time would change something more, or fail on what the first one did.
+    #[must_use]
+    pub fn is_done_once(&self) -> bool {
+        matches!(
+            self,
+            ControlRequest::CreateTenant { .. }
+                | ControlRequest::CreateAccessKey { .. }
+                | ControlRequest::CreateBucket { .. }
+                | ControlRequest::DeleteBucket { .. }
+                | ControlRequest::SetBucketEtag { .. }
+                | ControlRequest::UpdateDevice { .. }
+                | ControlRequest::InviteNode
+                | ControlRequest::SetNodeState { .. }
+        )
+    }
 }
 
 /// What the control shard answers.

@@ -41,6 +41,8 @@ pub struct NodeBoard {
     /// Whether they came from the control shard since this start, and not from a file that may be old.
     is_recorded: Cell<bool>,
     heard: RefCell<BTreeMap<NodeId, Instant>>,
+    /// Which version of messages each node said last that it speaks.
+    spoken: RefCell<BTreeMap<NodeId, u16>>,
     /// Since when a node is waited for that has never answered.
     waited: RefCell<BTreeMap<NodeId, Instant>>,
     /// How often a node was heard again after a silence.
@@ -58,6 +60,7 @@ impl NodeBoard {
             is_known: Cell::new(false),
             is_recorded: Cell::new(false),
             heard: RefCell::default(),
+            spoken: RefCell::default(),
             waited: RefCell::default(),
             returns: Cell::new(0),
         })
@@ -160,6 +163,17 @@ impl NodeBoard {
         if before.is_some_and(|before| at.since(before) >= NODE_SILENT_AFTER) {
             self.returns.set(self.returns.get() + 1);
         }
+    }
+
+    /// A node speaks this version of messages.
+    pub fn speaks(&self, node: NodeId, version: u16) {
+        self.spoken.borrow_mut().insert(node, version);
+    }
+
+    /// Which version of messages a node speaks, if it has said so.
+    #[must_use]
+    pub fn spoken(&self, node: NodeId) -> Option<u16> {
+        self.spoken.borrow().get(&node).copied()
     }
 
     /// How often a node was heard again after a silence: others have led its shards meanwhile.

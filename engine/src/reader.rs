@@ -6,10 +6,11 @@ use crate::composition::{ChunkReference, FileEntry, Page};
 use crate::core::Core;
 use crate::keyring::TenantKeys;
 use crate::keys::{DekUnwrapper, KekEpoch, WrapScope};
-use crate::message::{ShardRequest, ShardResponse};
+use crate::message::{ReadId, ShardRequest, ShardResponse};
 use bytes::Bytes;
 use futures::channel::oneshot;
 use kiseki_types::ids::{PageId, ShardId, TenantId};
+use kiseki_types::request;
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::rc::Rc;
@@ -18,10 +19,23 @@ use tracing::warn;
 /// Chunks that one stream reads ahead.
 const READ_AHEAD_CHUNKS: usize = 2;
 
+/// An object as its shard opened it.
+pub struct OpenedObject {
+    /// The shard.
+    pub shard: ShardId,
+    /// The read that it holds the pages for.
+    pub read: ReadId,
+    /// The entry.
+    pub file: FileEntry,
+    /// Its first page, if it has any.
+    pub first: Option<Page>,
+}
+
 /// A read in progress. Its pages can't be collected before it is dropped.
 pub struct Reader {
     core: Rc<Core>,
     shard: ShardId,
+    read: ReadId,
     tenant: TenantId,
     keys: Rc<TenantKeys>,
     info: ObjectInfo,
@@ -39,19 +53,12 @@ pub struct Reader {
 impl Reader {
     /// Of an object that its shard has opened.
     #[must_use]
-    pub fn new(
-        core: Rc<Core>,
-        shard: ShardId,
-        tenant: TenantId,
-        keys: Rc<TenantKeys>,
-        key: String,
-        file: FileEntry,
-        first: Option<Page>,
-    ) -> Reader {
+    pub fn new(core: Rc<Core>, tenant: TenantId, keys: Rc<TenantKeys>, key: String, opened: OpenedObject) -> Reader {
+        let OpenedObject { shard, read, file, first } = opened;
         let (info, range) = (file.info(key), 0..file.len_bytes);
         let page = first.map(|page| (0, 0, Rc::new(page)));
         let (next_chunk, planned, ahead) = ((0, 0), 0, VecDeque::new());
-        Reader { core, shard, tenant, keys, info, file, page, next_chunk, range, planned, ahead }
+        Reader { core, shard, read, tenant, keys, info, file, page, next_chunk, range, planned, ahead }
     }
 
     /// Loads the page that holds `offset`, unless it is there.
@@ -74,7 +81,7 @@ impl Reader {
     }
 
     async fn fetch_page(&self, page: PageId) -> Result<Page, StoreError> {
-        match self.core.calls.shard(self.shard, ShardRequest::ReadPage(page)).await? {
+        match self.core.calls.shard(self.shard, ShardRequest::ReadPage { page, read: Some(self.read) }).await? {
             ShardResponse::Page(page) => Ok(page),
             _ => panic!("a shard answers ReadPage with Page"),
         }
@@ -114,6 +121,7 @@ impl Reader {
         let task = async move {
             let _ = sender.send(read_chunk(&core, &reference, &dek, wanted).await);
         };
+        let task = request::within(request::current(), Box::pin(task));
         self.core.ports.spawn("read chunk", Box::pin(task));
         self.ahead.push_back(receiver);
         Ok(())
@@ -149,13 +157,13 @@ impl ObjectReader for Reader {
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        let (core, shard) = (self.core.clone(), self.shard);
+        let (core, shard, read) = (self.core.clone(), self.shard, Some(self.read));
         let pages: Vec<PageId> = self.file.pages.iter().map(|page| page.page).collect();
         if pages.is_empty() {
             return;
         }
         let task = async move {
-            if let Err(error) = core.calls.shard(shard, ShardRequest::CloseRead(pages)).await {
+            if let Err(error) = core.calls.shard(shard, ShardRequest::CloseRead { pages, read }).await {
                 warn!(%error, "a finished read could not be closed; its pages stay until the next start");
             }
         };

@@ -53,7 +53,7 @@ impl StripeRecord {
         good as Margin - Margin::from(self.shape.data)
     }
 
-    fn fits(&self, name: ChunkName, meta: &FragmentMeta) -> bool {
+    pub(crate) fn fits(&self, name: ChunkName, meta: &FragmentMeta) -> bool {
         let FragmentKey { locator, generation, index } = meta.key;
         (ChunkName { locator, generation }) == name
             && meta.shape == self.shape

@@ -2,6 +2,7 @@
 //! memory is set aside for. What does not fit is found again by the next walk ([`crate::repairer`]).
 
 use crate::delta::ChunkName;
+use crate::without::MARGINS;
 use futures::channel::oneshot;
 use kiseki_types::runtime::Instant;
 use std::cell::{Cell, RefCell};
@@ -37,10 +38,12 @@ pub enum RepairCause {
 struct Entry {
     margin: Margin,
     not_before: Instant,
+    /// No delta names it yet, and perhaps none ever will: its writer is at work, or gone.
+    is_unfinished: bool,
 }
 
 struct Running {
-    is_move: bool,
+    margin: Margin,
     /// The margin when it was offered again meanwhile.
     again: Option<Margin>,
 }
@@ -56,6 +59,8 @@ struct State {
     running: BTreeMap<ChunkName, Running>,
     /// Entries that are only to be moved.
     moves: usize,
+    /// Entries that no delta names yet.
+    unfinished: usize,
     /// Cannot reach full width with the devices that are usable now.
     waiting: BTreeSet<ChunkName>,
     lost: BTreeSet<ChunkName>,
@@ -83,6 +88,19 @@ impl RepairQueue {
 
     /// Takes a stripe in that has to wait until `not_before`.
     pub fn offer_later(&self, name: ChunkName, margin: Margin, cause: RepairCause, not_before: Instant) {
+        self.take_in(name, cause, Entry { margin, not_before, is_unfinished: false });
+    }
+
+    /// The same with a stripe that is missing fragments while no delta names it: it lacks nothing that anybody stored.
+    pub fn offer_unfinished(&self, name: ChunkName, margin: Margin, not_before: Instant) {
+        // What was only to be moved is found by the next sweep, whatever it is by then.
+        if margin != MOVE_MARGIN {
+            self.take_in(name, RepairCause::Missing, Entry { margin, not_before, is_unfinished: true });
+        }
+    }
+
+    fn take_in(&self, name: ChunkName, cause: RepairCause, offered: Entry) {
+        let margin = offered.margin;
         let mut state = self.state.borrow_mut();
         if let Some(running) = state.running.get_mut(&name) {
             // Whoever repairs it may have looked already.
@@ -94,15 +112,16 @@ impl RepairQueue {
             return;
         }
         if let Some(entry) = state.remove(name) {
-            let (margin, not_before) = (entry.margin.min(margin), entry.not_before.min(not_before));
-            state.put(name, Entry { margin, not_before });
+            let (margin, not_before) = (entry.margin.min(margin), entry.not_before.min(offered.not_before));
+            let is_unfinished = entry.is_unfinished && offered.is_unfinished;
+            state.put(name, Entry { margin, not_before, is_unfinished });
         } else {
             if state.entries.len() >= REPAIR_QUEUE_MAX {
                 self.overflowed.set(true);
                 let Some(last) = state.order.last().copied().filter(|last| *last > (margin, name)) else { return };
                 state.remove(last.1);
             }
-            state.put(name, Entry { margin, not_before });
+            state.put(name, offered);
         }
         for listener in std::mem::take(&mut state.listeners) {
             let _gone = listener.send(());
@@ -144,12 +163,12 @@ impl RepairQueue {
         self.now.set(now);
         let mut state = self.state.borrow_mut();
         while let Some((_, name)) = state.early.first().copied().filter(|(at, _)| *at <= now) {
-            let Entry { margin, .. } = state.remove(name).expect("what is early is in the queue");
-            state.put(name, Entry { margin, not_before: Instant(0) });
+            let entry = state.remove(name).expect("what is early is in the queue");
+            state.put(name, Entry { not_before: Instant(0), ..entry });
         }
         let (margin, name) = state.order.first().copied().filter(|(margin, _)| *margin <= margin_max)?;
         state.remove(name);
-        state.running.insert(name, Running { is_move: margin == MOVE_MARGIN, again: None });
+        state.running.insert(name, Running { margin, again: None });
         Some((name, margin))
     }
 
@@ -221,15 +240,37 @@ impl RepairQueue {
     #[must_use]
     pub fn backlog(&self) -> usize {
         let state = self.state.borrow();
-        let running = state.running.values().filter(|running| !running.is_move).count();
-        state.entries.len() - state.moves + running
+        let running = state.running.values().filter(|running| running.margin != MOVE_MARGIN).count();
+        state.entries.len() - state.moves - state.unfinished + running
+    }
+
+    /// Stripes that are looked at again when a delta names them.
+    #[must_use]
+    pub fn unfinished(&self) -> usize {
+        self.state.borrow().unfinished
     }
 
     /// Stripes that wait for their turn to be moved, or are being so.
     #[must_use]
     pub fn moving(&self) -> usize {
         let state = self.state.borrow();
-        state.moves + state.running.values().filter(|running| running.is_move).count()
+        state.moves + state.running.values().filter(|running| running.margin == MOVE_MARGIN).count()
+    }
+
+    /// Stripes that wait for their turn to be repaired, or are being so, by the number of fragments that they can lose. Of one
+    /// that found no room that is not known, so it counts as one that can lose none.
+    #[must_use]
+    pub fn endangered(&self) -> Vec<u64> {
+        let state = self.state.borrow();
+        let waiting = state.entries.values().filter(|entry| !entry.is_unfinished).map(|entry| entry.margin);
+        let running = state.running.values().map(|running| running.margin);
+        let mut by_margin = Vec::new();
+        for margin in waiting.chain(running).filter(|margin| *margin >= 0 && *margin != MOVE_MARGIN) {
+            let at = if margin == NO_ROOM_MARGIN { 0 } else { usize::from(margin.unsigned_abs()).min(MARGINS - 1) };
+            by_margin.resize(by_margin.len().max(at + 1), 0);
+            by_margin[at] += 1;
+        }
+        by_margin
     }
 
     /// Stripes that wait for devices.
@@ -248,6 +289,7 @@ impl RepairQueue {
 impl State {
     fn put(&mut self, name: ChunkName, entry: Entry) {
         self.moves += usize::from(entry.margin == MOVE_MARGIN);
+        self.unfinished += usize::from(entry.is_unfinished);
         self.entries.insert(name, entry);
         if entry.not_before == Instant(0) {
             self.order.insert((entry.margin, name));
@@ -259,6 +301,7 @@ impl State {
     fn remove(&mut self, name: ChunkName) -> Option<Entry> {
         let entry = self.entries.remove(&name)?;
         self.moves -= usize::from(entry.margin == MOVE_MARGIN);
+        self.unfinished -= usize::from(entry.is_unfinished);
         self.order.remove(&(entry.margin, name));
         self.early.remove(&(entry.not_before, name));
         Some(entry)
@@ -289,6 +332,8 @@ mod tests {
         assert_eq!(queue.take(now, 0), None, "the rest has to wait for the end of the walk");
         assert_eq!(queue.take(now, Margin::MAX), Some((name(1), 1)));
         assert_eq!(queue.backlog(), 3, "running ones count");
+        queue.offer(name(4), NO_ROOM_MARGIN, RepairCause::Missing);
+        assert_eq!(queue.endangered(), [3, 1], "and so does one that found no room");
     }
 
     #[test]
@@ -319,6 +364,22 @@ mod tests {
     }
 
     #[test]
+    fn what_no_delta_names_is_no_backlog_until_somebody_misses_it() {
+        let queue = RepairQueue::default();
+        queue.offer_unfinished(name(1), 1, Instant(9));
+        queue.offer_unfinished(name(1), 1, Instant(9));
+        assert_eq!((queue.backlog(), queue.unfinished()), (0, 1));
+        assert_eq!(queue.take(Instant(8), Margin::MAX), None);
+        assert_eq!(queue.take(Instant(9), Margin::MAX), Some((name(1), 1)), "it is looked at again");
+        assert_eq!((queue.backlog(), queue.unfinished()), (1, 0));
+        queue.done(name(1));
+        queue.offer_unfinished(name(1), 1, Instant(20));
+        queue.offer(name(1), 0, RepairCause::Missing);
+        assert_eq!((queue.backlog(), queue.unfinished()), (1, 0), "its writer reports it");
+        assert_eq!(queue.take(Instant(10), 0), Some((name(1), 0)));
+    }
+
+    #[test]
     fn moves_come_behind_every_repair_are_bounded_and_are_no_backlog() {
         let queue = RepairQueue::default();
         for number in 0..MOVES_MAX as u32 {
@@ -339,6 +400,16 @@ mod tests {
         assert!(!queue.offer_move(name(1)) && queue.has_no_room());
         assert_eq!(queue.take(Instant(9), 0), None);
         assert!(queue.offer_move(name(1)), "its pause is over");
+    }
+
+    #[test]
+    fn a_move_that_has_to_wait_for_somebody_else_is_not_counted_twice() {
+        let queue = RepairQueue::default();
+        assert!(queue.offer_move(name(1)));
+        assert_eq!(queue.take(Instant(1), Margin::MAX), Some((name(1), MOVE_MARGIN)));
+        queue.done(name(1));
+        queue.offer_unfinished(name(1), MOVE_MARGIN, Instant(9));
+        assert_eq!((queue.backlog(), queue.moving(), queue.unfinished()), (0, 0, 0));
     }
 
     #[test]

@@ -15,14 +15,14 @@ use crate::delta::ChunkName;
 use crate::evacuation::{Moved, move_stripe};
 use crate::home_service::{HeldGeneration, RepairPermit};
 use crate::message::HomeRequest;
-use crate::pace::Pace;
 use crate::repair::{Glance, Repaired, Silence, StripeRecord, add, repair_stripe};
 use crate::repair_queue::{MOVE_MARGIN, Margin, NO_ROOM_MARGIN, RepairCause};
 use crate::throttle::Throttle;
+use crate::upkeep_pace::{UpkeepPace, Urgency};
 use futures::channel::oneshot;
 use futures::future::{join_all, select};
-use kiseki_types::fragment::FragmentError;
-use kiseki_types::ids::{DeviceId, PoolId};
+use kiseki_types::fragment::{FragmentError, StoredFragment};
+use kiseki_types::ids::{DeviceId, NodeId, PoolId};
 use kiseki_types::runtime::{Instant, RuntimeExt};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -61,12 +61,6 @@ const NO_ROOM_INTERVAL: Duration = Duration::from_secs(30);
 /// either, and would be read for nothing.
 const NO_ROOM_PAUSE: Duration = Duration::from_secs(2);
 
-/// Share of the rate that is left to repair while clients are served.
-const BUSY_DIVISOR: u64 = 4;
-
-/// A client that moved bytes counts as being served for so long.
-const BUSY_FOR: Duration = Duration::from_secs(1);
-
 /// Stripes reported to their homes at once by one core; more are found again by the next read or walk (I-O5).
 const REPORTS_MAX: usize = 256;
 
@@ -103,13 +97,21 @@ pub fn report(core: &Rc<Core>, name: ChunkName, margin: Margin, cause: RepairCau
     });
 }
 
+/// A stripe that is to be looked at again, how urgently and from when on.
+enum Again {
+    /// It is not whole.
+    Repair(Margin, Instant),
+    /// No delta names it yet.
+    Unfinished(Margin, Instant),
+}
+
 type UsableDevices = BTreeMap<DeviceId, PoolId>;
 
 /// Repair on one core.
 pub struct Repairer {
     core: Rc<Core>,
     settings: RepairSettings,
-    pace: Pace,
+    pace: Rc<UpkeepPace>,
     /// Devices that the last whole walk counted on, and which turn of the homes it was.
     walked: RefCell<Option<(UsableDevices, u64)>>,
     is_walking: Cell<bool>,
@@ -119,9 +121,33 @@ pub struct Repairer {
     devices_wanted: Cell<usize>,
     /// No stripe is tried before this: the last one found no room. 0 when the last one did.
     no_room_until: Cell<Instant>,
-    /// What clients had moved at the last look, and until when they count as being served.
-    foreground: Cell<(u64, Instant)>,
     losses: Throttle,
+    /// What the last whole walk found of nodes that stripes can't do without.
+    reliance: RefCell<Reliance>,
+    /// Whether stripes were waiting then that may not rely on a node any more when they are repaired.
+    recount: Cell<bool>,
+}
+
+/// How stripes lie on the nodes, as a walk found them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reliance {
+    /// Stripes that can't be read without a node, by node: written when there were fewer nodes, or not whole.
+    pub stripes: BTreeMap<NodeId, u64>,
+    /// Most fragments that one node holds of a stripe.
+    pub most_on_a_node: usize,
+}
+
+impl Reliance {
+    /// Counts a stripe that needs `data` fragments of those that lie so.
+    fn count(&mut self, data: u8, by_node: &BTreeMap<NodeId, usize>) {
+        let good: usize = by_node.values().sum();
+        for (node, held) in by_node {
+            self.most_on_a_node = self.most_on_a_node.max(*held);
+            if good >= usize::from(data) && good - held < usize::from(data) {
+                *self.stripes.entry(*node).or_default() += 1;
+            }
+        }
+    }
 }
 
 /// What repair is about, for the status of the node.
@@ -129,6 +155,8 @@ pub struct Repairer {
 pub struct RepairState {
     /// Stripes queued or being repaired.
     pub backlog: usize,
+    /// Stripes that no delta names: their writers are at work, or gone and not settled yet. Nobody has stored them.
+    pub unfinished: usize,
     /// Whole stripes that are queued to be moved off a device, or being so.
     pub moving: usize,
     /// Stripes that wait for devices.
@@ -151,20 +179,33 @@ impl Repairer {
         let repairer = Rc::new(Repairer {
             core: core.clone(),
             settings,
-            pace: Pace::new(core.ports.clone()),
+            pace: Rc::new(UpkeepPace::new(core.ports.clone(), settings.bytes_per_second_max)),
             walked: RefCell::default(),
             is_walking: Cell::new(true),
             met_silence: Cell::new(false),
             devices_wanted: Cell::new(0),
             no_room_until: Cell::default(),
-            foreground: Cell::default(),
             losses: Throttle::default(),
+            reliance: RefCell::default(),
+            recount: Cell::new(false),
         });
         core.background.repeat("walk for repair", Box::pin(repairer.clone().walk_forever()));
-        for _ in 0..settings.stripes_at_once.max(1) {
+        for _ in 0..repairer.stripes_at_once() {
             core.background.repeat("repair", Box::pin(repairer.clone().repair_forever()));
         }
         repairer
+    }
+
+    /// What else moves fragments on this core keeps to the same pace.
+    #[must_use]
+    pub fn pace(&self) -> Rc<UpkeepPace> {
+        self.pace.clone()
+    }
+
+    /// How many stripes may be worked on at once.
+    #[must_use]
+    pub fn stripes_at_once(&self) -> usize {
+        self.settings.stripes_at_once.max(1)
     }
 
     /// For status and metrics.
@@ -179,6 +220,7 @@ impl Repairer {
         let own_walked = |devices: &UsableDevices| own.filter(|device| devices.contains_key(&device.id)).count();
         RepairState {
             backlog: queue.backlog(),
+            unfinished: queue.unfinished(),
             moving: queue.moving(),
             waiting: queue.waiting_count(),
             lost: queue.lost_count(),
@@ -187,6 +229,12 @@ impl Repairer {
             devices_walked: current.map_or(0, |devices| devices.len()),
             own_devices_walked: current.map_or(0, own_walked),
         }
+    }
+
+    /// How stripes lie on the nodes, as the last whole walk found them.
+    #[must_use]
+    pub fn reliance(&self) -> Reliance {
+        self.reliance.borrow().clone()
     }
 
     fn usable(&self) -> UsableDevices {
@@ -208,13 +256,14 @@ impl Repairer {
         let mut next_walk: Option<Instant> = None;
         loop {
             self.settle().await;
-            self.serves_clients(); // what was moved long ago must not look new when the first repair asks
+            self.pace.serves(&self.core.counters); // what was moved long ago must not look new when the first repair asks
             let state = (self.usable(), self.core.homes.turn());
             let has_changed = self.walked.borrow().as_ref() != Some(&state);
             let is_due = next_walk.is_some_and(|at| at <= self.core.ports.now());
             let is_drained = self.core.repairs.has_overflowed() && self.core.repairs.backlog() == 0;
             let is_silence_over = self.met_silence.get() && !self.is_any_awaited();
-            if has_changed || is_due || is_drained || is_silence_over {
+            let is_to_recount = self.recount.get() && self.core.repairs.backlog() == 0;
+            if has_changed || is_due || is_drained || is_silence_over || is_to_recount {
                 self.is_walking.set(true);
                 match self.walk(&state.0).await {
                     Ok(true) => {
@@ -222,6 +271,7 @@ impl Repairer {
                         self.walked.replace(Some(state));
                         self.is_walking.set(false);
                         add(&self.core.repair_counters.walks, 1);
+                        self.recount.set(self.relies_on_nodes() && self.core.repairs.backlog() > 0);
                         let now = self.core.ports.now();
                         next_walk = match has_changed && !is_first {
                             true => Some(now + CONFIRM_AFTER),
@@ -244,7 +294,12 @@ impl Repairer {
     }
 
     fn needs_another_walk(&self) -> bool {
-        self.core.repairs.waiting_count() > 0 || self.core.repairs.lost_count() > 0
+        self.core.repairs.waiting_count() > 0 || self.core.repairs.lost_count() > 0 || self.relies_on_nodes()
+    }
+
+    /// Whether stripes need a node that would not have to, were they written now: health says so until they are gone.
+    fn relies_on_nodes(&self) -> bool {
+        self.core.nodes.members().len() >= 2 && !self.reliance.borrow().stripes.is_empty()
     }
 
     /// One walk over all generations of this core's homes; false when the devices or the homes changed on the way.
@@ -256,14 +311,27 @@ impl Repairer {
         let lost: BTreeSet<ChunkName> = queue.lost().into_iter().collect();
         let mut still_lost = BTreeSet::new();
         let turn = self.core.homes.turn();
+        let reliance = RefCell::new(Reliance::default());
         let is_as_it_was = || self.usable() == *devices && self.core.homes.turn() == turn;
         for home in self.core.homes.all() {
             let mut after = None;
             loop {
                 let batch = home.generations_after(after, WALK_STEP).await?;
-                let looks = batch.held.iter().map(|held| self.look(held, devices, lost.contains(&held.name)));
-                for look in join_all(looks).await {
-                    look?;
+                let (before, nodes) = (reliance.borrow().clone(), self.nodes_of_devices());
+                let looks = batch
+                    .held
+                    .iter()
+                    .map(|held| self.look(held, devices, &nodes, lost.contains(&held.name), &reliance));
+                let failed = join_all(looks).await.into_iter().find_map(Result::err);
+                if let Some(error) = failed {
+                    // The same step again: what was seen so far still holds, but for what this step counted.
+                    reliance.replace(before);
+                    warn!(%error, "the walk for repair can't look at some stripes; it tries them again");
+                    self.core.ports.sleep(RETRY_INTERVAL).await;
+                    if !is_as_it_was() {
+                        return Ok(false);
+                    }
+                    continue;
                 }
                 still_lost.extend(batch.held.iter().map(|held| held.name).filter(|name| lost.contains(name)));
                 after = batch.next;
@@ -279,20 +347,35 @@ impl Repairer {
         for name in lost.difference(&still_lost) {
             queue.forget_lost(name); // deleted
         }
-        Ok(is_as_it_was())
+        if !is_as_it_was() {
+            return Ok(false);
+        }
+        self.reliance.replace(reliance.into_inner());
+        Ok(true)
     }
 
     /// Queues one generation if it is not whole.
-    async fn look(&self, held: &HeldGeneration, devices: &UsableDevices, was_lost: bool) -> Result<(), StoreError> {
+    async fn look(
+        &self,
+        held: &HeldGeneration,
+        devices: &UsableDevices,
+        nodes: &BTreeMap<DeviceId, NodeId>,
+        was_lost: bool,
+        reliance: &RefCell<Reliance>,
+    ) -> Result<(), StoreError> {
         let queue = &self.core.repairs;
         let located = self.core.fragments.locate(held.name.locator, held.name.generation).await;
-        // "Unknown" is not "missing": the walk stops and begins again.
+        // "Unknown" is not "missing": the walk looks again.
         let unknown = |error: FragmentError| StoreError::Unavailable { reason: error.to_string() };
         let located = located.map_err(unknown)?;
         let silence = Silence::of(&self.core, &located).map_err(unknown)?;
         let located = located.found;
         let healthy: BTreeSet<DeviceId> = devices.keys().copied().collect();
         let glance = Glance::at(held.name, &held.stripe, &located, &healthy);
+        if held.is_complete && !self.core.nodes.is_alone() {
+            let by_node = by_node(held, &located, &healthy, nodes);
+            reliance.borrow_mut().count(held.stripe.shape.data, &by_node);
+        }
         if glance.is_whole && !was_lost {
             return Ok(());
         }
@@ -304,7 +387,7 @@ impl Repairer {
         if !held.is_complete {
             // Its writer may just be writing it; the permit tells.
             let later = self.core.ports.now() + NOT_YET_INTERVAL;
-            queue.offer_later(held.name, margin, RepairCause::Missing, later);
+            queue.offer_unfinished(held.name, margin, later);
         } else if margin < 0 {
             self.lost(held.name, &held.stripe, glance.good);
         } else if glance.good < held.stripe.shape.width() && !has_room_for(held, &located, devices) && !was_lost {
@@ -337,8 +420,12 @@ impl Repairer {
             self.core.background.finish("repair stripe", async move {
                 let again = repairer.repair(name, margin).await;
                 repairer.core.repairs.done(name);
-                if let Some((margin, at)) = again {
-                    repairer.core.repairs.offer_later(name, margin, RepairCause::Unreadable, at);
+                match again {
+                    Some(Again::Repair(margin, at)) => {
+                        repairer.core.repairs.offer_later(name, margin, RepairCause::Unreadable, at);
+                    }
+                    Some(Again::Unfinished(margin, at)) => repairer.core.repairs.offer_unfinished(name, margin, at),
+                    None => {}
                 }
                 let _stopping = sender.send(());
             });
@@ -348,15 +435,17 @@ impl Repairer {
 
     /// Repairs one stripe, and decides what becomes of it when that is not possible now: how urgently and from when on it
     /// is to be tried again, if it is.
-    async fn repair(&self, name: ChunkName, margin: Margin) -> Option<(Margin, Instant)> {
+    async fn repair(&self, name: ChunkName, margin: Margin) -> Option<Again> {
         let queue = &self.core.repairs;
         let counters = &self.core.repair_counters;
-        let again = |after: Duration| Some((margin, self.core.ports.now() + after));
+        let again = |after: Duration| Some(Again::Repair(margin, self.core.ports.now() + after));
         // A stripe whose home is led elsewhere by now is looked after there.
         let home = self.core.homes.get(self.core.calls.home_of(&name.locator))?;
         let (guard, stripe) = match home.permit_repair(name).await {
             Ok(RepairPermit::Granted(guard, stripe)) => (guard, stripe),
-            Ok(RepairPermit::NotYet) => return again(NOT_YET_INTERVAL),
+            Ok(RepairPermit::NotYet) => {
+                return Some(Again::Unfinished(margin, self.core.ports.now() + NOT_YET_INTERVAL));
+            }
             Ok(RepairPermit::Gone) => {
                 self.no_room_until.set(Instant(0)); // it freed what it held
                 queue.forget_lost(&name);
@@ -367,18 +456,19 @@ impl Repairer {
                 return again(RETRY_INTERVAL);
             }
         };
+        let is_condemned = guard.is_condemned();
         let moved = Cell::new(0);
         if margin == MOVE_MARGIN {
             let result = move_stripe(&self.core, name, &stripe, &moved, &guard).await;
             drop(guard);
             add(&counters.bytes_moved, moved.get());
-            self.pace.pay(moved.get(), self.rate(margin));
-            return self.moved(name, result);
+            self.pay(moved.get(), margin);
+            return self.moved(name, result).map(|(margin, at)| Again::Repair(margin, at));
         }
         let result = repair_stripe(&self.core, name, &stripe, &moved, &guard).await;
         drop(guard);
         add(&counters.bytes_moved, moved.get());
-        self.pace.pay(moved.get(), self.rate(margin));
+        self.pay(moved.get(), margin);
         if self.is_any_awaited() {
             self.met_silence.set(true);
         }
@@ -394,9 +484,11 @@ impl Repairer {
             Ok(Repaired::NoRoom) => {
                 add(&counters.failures, 1);
                 self.no_room_until.set(self.core.ports.now() + NO_ROOM_PAUSE);
-                return Some((NO_ROOM_MARGIN, self.core.ports.now() + NO_ROOM_INTERVAL));
+                return Some(Again::Repair(NO_ROOM_MARGIN, self.core.ports.now() + NO_ROOM_INTERVAL));
             }
             Ok(Repaired::Awaited) => return again(AWAITED_INTERVAL),
+            // Most likely its writer gave it up half written; should a delta name it, its pardon offers it again.
+            Ok(Repaired::Lost { .. }) if is_condemned => {}
             Ok(Repaired::Lost { good }) => self.lost(name, &stripe, good),
             Err(error) => {
                 add(&counters.failures, 1);
@@ -423,21 +515,13 @@ impl Repairer {
         }
     }
 
-    fn rate(&self, margin: Margin) -> u64 {
-        let rate = self.settings.bytes_per_second_max;
-        if self.serves_clients() && margin > 0 { rate / BUSY_DIVISOR } else { rate }
+    fn nodes_of_devices(&self) -> BTreeMap<DeviceId, NodeId> {
+        self.core.fragments.devices().into_iter().map(|device| (device.id, device.node)).collect()
     }
 
-    /// Whether clients have moved bytes on this core a moment ago.
-    fn serves_clients(&self) -> bool {
-        let data = &self.core.counters;
-        let bytes = data.bytes_read.get() + data.chunk_bytes_written.get() + data.chunk_bytes_deduplicated.get();
-        let (now, (before, mut until)) = (self.core.ports.now(), self.foreground.get());
-        if bytes != before {
-            until = now + BUSY_FOR;
-            self.foreground.set((bytes, until));
-        }
-        now < until
+    fn pay(&self, bytes: u64, margin: Margin) {
+        let urgency = if margin > 0 { Urgency::CanWait } else { Urgency::NoMargin };
+        self.pace.pay(bytes, urgency, &self.core.counters);
     }
 
     fn wait(&self, name: ChunkName, stripe: &StripeRecord, usable: usize) {
@@ -471,14 +555,28 @@ fn usable_in(devices: &UsableDevices, pool: PoolId) -> usize {
 }
 
 /// Whether a usable device holds nothing of the stripe, or something that may make room.
-fn has_room_for(
-    held: &HeldGeneration,
-    located: &[kiseki_types::fragment::StoredFragment],
-    devices: &UsableDevices,
-) -> bool {
+fn has_room_for(held: &HeldGeneration, located: &[StoredFragment], devices: &UsableDevices) -> bool {
     let on_usable = || located.iter().filter(|found| devices.contains_key(&found.extent.device));
     let holders: BTreeSet<DeviceId> = on_usable().map(|found| found.extent.device).collect();
     let indices: BTreeSet<u8> = on_usable().map(|found| found.meta.key.index).collect();
     let of_pool = devices.iter().filter(|(_, pool)| **pool == held.stripe.pool);
     of_pool.filter(|(device, _)| !holders.contains(device)).count() > 0 || indices.len() < on_usable().count()
+}
+
+/// Fragments of a stripe by node, each index once.
+fn by_node(
+    held: &HeldGeneration,
+    located: &[StoredFragment],
+    usable: &BTreeSet<DeviceId>,
+    nodes: &BTreeMap<DeviceId, NodeId>,
+) -> BTreeMap<NodeId, usize> {
+    let fits =
+        |found: &&StoredFragment| usable.contains(&found.extent.device) && held.stripe.fits(held.name, &found.meta);
+    let indices: BTreeMap<u8, DeviceId> =
+        located.iter().filter(fits).map(|found| (found.meta.key.index, found.extent.device)).collect();
+    let mut by_node = BTreeMap::new();
+    for node in indices.values().filter_map(|device| nodes.get(device)) {
+        *by_node.entry(*node).or_default() += 1;
+    }
+    by_node
 }

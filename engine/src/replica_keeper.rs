@@ -15,7 +15,7 @@ mod tests;
 use crate::api::StoreError;
 use crate::message::NodeState;
 use crate::nodes::NodeBoard;
-use kiseki_types::group::{RaftGroup, VoterId, node_of};
+use kiseki_types::group::{RaftGroup, ReplicasError, VoterId, node_of};
 use kiseki_types::ids::{NodeId, ShardId};
 use kiseki_types::runtime::{Instant, LocalBoxFuture, Ports, RuntimeExt};
 use std::collections::{BTreeMap, BTreeSet};
@@ -56,6 +56,9 @@ const PAUSE_IDLE: Duration = Duration::from_secs(5);
 /// Asks a node to have a replica of a shard; answers the voter that the replica is.
 pub type AskHost = Rc<dyn Fn(NodeId, ShardId) -> LocalBoxFuture<'static, Result<VoterId, StoreError>>>;
 
+/// Gives leadership to a voter, so that no request that is being answered fails by it.
+pub type PassOn = Rc<dyn Fn(VoterId) -> LocalBoxFuture<'static, Result<(), ReplicasError>>>;
+
 /// What a keeper works with.
 pub struct KeeperInputs {
     /// Time of the core.
@@ -66,6 +69,8 @@ pub struct KeeperInputs {
     pub nodes: Rc<NodeBoard>,
     /// Asks a node to have a replica.
     pub ask_host: AskHost,
+    /// Gives leadership away.
+    pub pass_on: PassOn,
 }
 
 /// What is known of a node.
@@ -303,7 +308,7 @@ impl Memory {
             }
             Step::Transfer(voter) => {
                 self.transferred = Some(inputs.ports.now());
-                if let Err(error) = inputs.group.transfer_leader(voter).await {
+                if let Err(error) = (inputs.pass_on)(voter).await {
                     debug!(%shard, voter, %error, "leadership stays here");
                 }
             }
@@ -319,6 +324,19 @@ pub fn voters_wanted(shard: ShardId, members: usize) -> usize {
         _ if members >= VOTERS => VOTERS,
         _ => 1,
     }
+}
+
+/// Who could lead instead of this node, the best first: voters whose nodes answer, of those such as stay, and of those by lot.
+#[must_use]
+pub(crate) fn heirs(shard: ShardId, nodes: &NodeBoard, voters: &[VoterId], now: Instant) -> Vec<VoterId> {
+    let mut heirs: Vec<VoterId> = voters.iter().copied().filter(|voter| node_of(*voter) != nodes.own()).collect();
+    heirs.sort_by_key(|voter| {
+        let node = node_of(*voter);
+        let is_here = nodes.last_heard(node).is_some_and(|at| now.since(at) < HERE_WITHIN);
+        let stays = nodes.entry(node).is_some_and(|entry| entry.state == NodeState::Active);
+        std::cmp::Reverse((is_here, stays, lot(shard, node)))
+    });
+    heirs
 }
 
 /// Keeps the voters of a group that this node leads right, until it is dropped.

@@ -1,12 +1,14 @@
 //! Who is asked for a shard: the node that answered last, then whom a node names that does not lead it, then one after the
-//! other.
+//! other. And what may be asked again of the next one.
 
 use crate::api::StoreError;
 use crate::message::{ControlRequest, EngineRequest, EngineResponse, HomeRequest, RequestBody, ShardRequest};
 use crate::nodes::NodeBoard;
+use crate::request_log::{Mark, RequestStamp};
 use crate::split_message::{ShardMapRequest, SplitRequest};
 use crate::wire;
 use kiseki_types::ids::{NodeId, ShardId};
+use kiseki_types::runtime::Instant;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -27,6 +29,8 @@ pub(crate) enum Attempt {
     Answered(EngineResponse),
     /// Nothing happened there; the node to ask, if it is known.
     NotThere(Option<NodeId>),
+    /// It may have happened there, and it may be asked again.
+    Unanswered(StoreError),
     /// It can't be asked again.
     Failed(StoreError),
 }
@@ -35,8 +39,8 @@ pub(crate) enum Attempt {
 pub(crate) enum Asked {
     /// As it is.
     Here(RequestBody),
-    /// Encoded.
-    There(Vec<u8>),
+    /// Encoded, with this stamp.
+    There(Vec<u8>, Option<RequestStamp>),
     /// On its way.
     Taken,
 }
@@ -46,7 +50,7 @@ impl Asked {
     pub(crate) fn take(&mut self) -> Result<RequestBody, StoreError> {
         match std::mem::replace(self, Asked::Taken) {
             Asked::Here(body) => Ok(body),
-            Asked::There(message) => {
+            Asked::There(message, _) => {
                 let decoded = wire::decode_request(&message);
                 Ok(decoded.map_err(|error| StoreError::Unavailable { reason: error.to_string() })?.body)
             }
@@ -55,14 +59,16 @@ impl Asked {
     }
 
     /// Its bytes, to be sent.
-    pub(crate) fn encode(&mut self, shard: ShardId) -> Result<Vec<u8>, StoreError> {
-        if let Asked::There(message) = self {
+    pub(crate) fn encode(&mut self, shard: ShardId, stamp: Option<RequestStamp>) -> Result<Vec<u8>, StoreError> {
+        if let Asked::There(message, with) = self
+            && *with == stamp
+        {
             return Ok(message.clone());
         }
-        let request = EngineRequest { shard, body: self.take()? };
+        let request = EngineRequest { shard, body: self.take()?, stamp };
         let message =
             wire::encode_request(&request).map_err(|error| StoreError::TooLarge { what: error.to_string() })?;
-        *self = Asked::There(message.clone());
+        *self = Asked::There(message.clone(), stamp);
         Ok(message)
     }
 }
@@ -71,6 +77,8 @@ impl Asked {
 pub(crate) struct Routes {
     nodes: Rc<NodeBoard>,
     known: RefCell<BTreeMap<ShardId, NodeId>>,
+    /// How far shards had counted their requests when they answered last.
+    marks: RefCell<BTreeMap<ShardId, (Mark, Instant)>>,
 }
 
 /// The way of one request.
@@ -83,7 +91,7 @@ pub(crate) struct Route {
 
 impl Routes {
     pub(crate) fn new(nodes: Rc<NodeBoard>) -> Routes {
-        Routes { nodes, known: RefCell::default() }
+        Routes { nodes, known: RefCell::default(), marks: RefCell::default() }
     }
 
     /// Where to begin: this node, unless another one answered last.
@@ -102,6 +110,25 @@ impl Routes {
                 known.clear();
             }
             known.insert(shard, node);
+        }
+    }
+
+    /// How far a shard had counted its requests when it answered last, and when that was.
+    pub(crate) fn mark(&self, shard: ShardId) -> Option<(Mark, Instant)> {
+        self.marks.borrow().get(&shard).copied()
+    }
+
+    /// A shard has counted so far.
+    pub(crate) fn marked(&self, shard: ShardId, mark: Mark, now: Instant) {
+        let mut marks = self.marks.borrow_mut();
+        match marks.get_mut(&shard) {
+            Some(known) => *known = (mark.max(known.0), now),
+            None => {
+                if marks.len() >= ROUTES_MAX {
+                    marks.clear();
+                }
+                marks.insert(shard, (mark, now));
+            }
         }
     }
 
@@ -133,29 +160,54 @@ impl Route {
     }
 }
 
-/// Whether a request may be asked twice: it changes nothing, or the second time changes nothing more.
-pub(crate) fn may_repeat(body: &RequestBody) -> bool {
+/// Whether a request may be asked again when it is not known whether it was done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Repeat {
+    /// It changes nothing, or the second time changes nothing more.
+    Freely,
+    /// Under the same request id only: the shard does it once.
+    Stamped,
+    /// No.
+    Never,
+}
+
+impl Repeat {
+    /// Of a request.
+    pub(crate) fn of(body: &RequestBody) -> Repeat {
+        match body {
+            RequestBody::Control(request) if request.is_done_once() => Repeat::Stamped,
+            RequestBody::Shard(request) if request.is_done_once() => Repeat::Stamped,
+            body if repeats_freely(body) => Repeat::Freely,
+            _ => Repeat::Never,
+        }
+    }
+}
+
+/// A request that may have to be asked again, before it is given away.
+pub(crate) fn copy_of(body: &RequestBody) -> Option<RequestBody> {
     match body {
-        RequestBody::Control(request) => !matches!(
-            request,
-            ControlRequest::CreateTenant { .. }
-                | ControlRequest::CreateAccessKey { .. }
-                | ControlRequest::CreateBucket { .. }
-                | ControlRequest::DeleteBucket { .. }
-                | ControlRequest::SetBucketEtag { .. }
-                | ControlRequest::UpdateDevice { .. }
-                | ControlRequest::InviteNode
-                | ControlRequest::SetNodeState { .. }
-                | ControlRequest::Shards(ShardMapRequest::Split { .. })
-        ),
-        RequestBody::Home(request) => matches!(
-            request,
+        RequestBody::Control(request) => Some(RequestBody::Control(request.clone())),
+        RequestBody::Home(request) => Some(RequestBody::Home(request.clone())),
+        RequestBody::Shard(request) => Some(RequestBody::Shard(request.clone())),
+        RequestBody::Core(request) => Some(RequestBody::Core(request.clone())),
+        RequestBody::Node(request) => Some(RequestBody::Node(request.clone())),
+        RequestBody::Open(_) => None, // it holds a key
+    }
+}
+
+fn repeats_freely(body: &RequestBody) -> bool {
+    match body {
+        RequestBody::Control(ControlRequest::Shards(request)) => !matches!(request, ShardMapRequest::Split { .. }),
+        RequestBody::Control(request) => !request.is_done_once(),
+        RequestBody::Home(request) => match request {
+            HomeRequest::Settle { abort, .. } => abort.is_empty(), // what is complete stays so
             HomeRequest::Collect(_)
-                | HomeRequest::Unknown(_)
-                | HomeRequest::Repair { .. }
-                | HomeRequest::Evacuate(_)
-                | HomeRequest::Adopt { .. }
-        ),
+            | HomeRequest::Unknown(_)
+            | HomeRequest::Repair { .. }
+            | HomeRequest::Evacuate(_)
+            | HomeRequest::Adopt { .. } => true,
+            HomeRequest::Begin { .. } | HomeRequest::Confirm(_) => false,
+        },
         RequestBody::Shard(request) => match &**request {
             ShardRequest::Split(request) => matches!(
                 **request,
@@ -171,8 +223,11 @@ pub(crate) fn may_repeat(body: &RequestBody) -> bool {
                     | ShardRequest::Parts { .. }
                     | ShardRequest::Uploads { .. }
                     | ShardRequest::Head(_)
-                    | ShardRequest::OpenRead(_)
-                    | ShardRequest::ReadPage(_)
+                    | ShardRequest::OpenRead { .. }
+                    | ShardRequest::ReadPage { .. }
+                    | ShardRequest::CloseRead { read: Some(_), .. }
+                    | ShardRequest::AbandonPages(_)
+                    | ShardRequest::CloseNamespace { .. }
                     | ShardRequest::List { .. }
                     | ShardRequest::Fence(_)
                     | ShardRequest::Unfence(_)
@@ -186,7 +241,9 @@ pub(crate) fn may_repeat(body: &RequestBody) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::delta::ChunkName;
     use crate::message::{NodeEntry, NodeState};
+    use kiseki_types::ids::{Generation, Locator};
 
     fn board(others: &[u64]) -> Rc<NodeBoard> {
         let board = NodeBoard::new(NodeId(1));
@@ -234,6 +291,16 @@ mod tests {
         let nodes = board(&[]);
         let mut route = Routes::new(nodes.clone()).begin(SHARD);
         assert!((0..3).all(|_| route.next(&nodes, None).is_some() && route.node == NodeId(1)));
+    }
+
+    #[test]
+    fn what_changes_nothing_more_is_asked_again() {
+        let name = ChunkName { locator: Locator([1; 32]), generation: Generation(1) };
+        let settle = |complete, abort| repeats_freely(&RequestBody::Home(HomeRequest::Settle { complete, abort }));
+        assert!(settle(vec![(name, [1; 16])], Vec::new()));
+        assert!(!settle(Vec::new(), vec![(name, [1; 16])]));
+        assert!(repeats_freely(&RequestBody::Shard(Box::new(ShardRequest::AbandonPages(Vec::new())))));
+        assert!(!repeats_freely(&RequestBody::Home(HomeRequest::Confirm([1; 16]))));
     }
 
     #[test]

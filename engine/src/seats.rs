@@ -2,6 +2,10 @@
 //! replica leads and has applied everything of earlier terms, and is dropped, with everything it remembers and does in the
 //! background, when the term ends. What it decides states its term, and every replica refuses what commits in another.
 
+mod handover;
+
+pub(crate) use handover::Entered;
+
 use crate::api::StoreError;
 use crate::background::Background;
 use crate::control_service::ControlService;
@@ -12,7 +16,7 @@ use crate::keys::MetaSealer;
 use crate::leader::Leader;
 use crate::replica_keeper::{AskHost, KeeperInputs, keep};
 use crate::shard_service::ShardService;
-use kiseki_types::group::{Leadership, RaftGroup};
+use kiseki_types::group::{GroupView, Leadership, RaftGroup};
 use kiseki_types::ids::{NodeId, ShardId, Term};
 use kiseki_types::runtime::{LocalBoxFuture, RuntimeExt};
 use std::cell::{Cell, RefCell};
@@ -60,6 +64,10 @@ struct Seat {
     terms: Cell<u64>,
     /// Why the last service did not begin.
     problem: RefCell<Option<StoreError>>,
+    /// Requests that the service is busy with.
+    busy: Cell<usize>,
+    /// Whether new ones wait, because the shard is being handed over.
+    shut_by: Cell<usize>,
 }
 
 /// All replicas of one core.
@@ -87,6 +95,8 @@ impl Seats {
             serving: RefCell::default(),
             terms: Cell::new(0),
             problem: RefCell::default(),
+            busy: Cell::new(0),
+            shut_by: Cell::new(0),
         });
         if self.seats.borrow_mut().insert(shard, seat.clone()).is_some() {
             debug!(%shard, "a replica was taken twice");
@@ -133,6 +143,12 @@ impl Seats {
         seats.iter().map(|(shard, seat)| (*shard, seat.group.leadership(), seat.group.voters())).collect()
     }
 
+    /// Every replica of this core as it is, and how many terms began here since the node started.
+    pub(crate) fn views(&self) -> Vec<(ShardId, GroupView, u64)> {
+        let seats = self.seats.borrow();
+        seats.iter().map(|(shard, seat)| (*shard, seat.group.view(), seat.terms.get())).collect()
+    }
+
     /// Waits until a replica of this core is led: by another node, or here and served.
     ///
     /// Errors: a service that does not begin, where nobody else could lead.
@@ -169,7 +185,7 @@ impl Seats {
         }
     }
 
-    fn begin_work(&self, serving: &Serving, seat: &Seat) {
+    fn begin_work(&self, serving: &Serving, seat: &Rc<Seat>) {
         if let Service::Home(home) = &serving.service {
             home.settle_stale_pins(self.grace(seat.terms.get() - 1));
         }
@@ -184,7 +200,9 @@ impl Seats {
             Box::pin(async move { calls.host(node, shard).await })
         });
         let (ports, group, nodes) = (self.core.ports.clone(), seat.group.clone(), self.core.nodes.clone());
-        serving.background.repeat("keep replicas", Box::pin(keep(KeeperInputs { ports, group, nodes, ask_host })));
+        let pass_on = handover::passing(ports.clone(), seat);
+        let inputs = KeeperInputs { ports, group, nodes, ask_host, pass_on };
+        serving.background.repeat("keep replicas", Box::pin(keep(inputs)));
     }
 
     /// How long writers of earlier terms may still be at work. Those of a node that is alone went down with it.

@@ -8,14 +8,14 @@ use crate::delta::{ChunkName, Command, Outcome, RowChange};
 use crate::latch::{Hold, LatchGuard};
 use crate::leader::{CommitError, DECISIONS_MAX, Draft, Leader, row_damaged, table_failed};
 use crate::machine::current_epoch;
-use crate::message::{Clip, ObjectPath, ShardRequest, ShardResponse, WrittenPages};
+use crate::message::{Clip, ObjectPath, ReadId, ShardRequest, ShardResponse, WrittenPages};
 use crate::names::{entry_bound, entry_key, split_key};
 use crate::nodes::NodeBoard;
 use crate::shard_tables::{CLOSED, DROPPED, ENTRIES, LOOSE, PAGES, page_key};
 use crate::split_message::SplitCeilings;
 use crate::walk;
-use kiseki_types::ids::{DirId, NamespaceId, PageId, PinEpoch, ShardId, Term};
-use kiseki_types::runtime::{Instant, RuntimeExt};
+use kiseki_types::ids::{DirId, NamespaceId, PageId, PinEpoch, RequestId, ShardId, Term};
+use kiseki_types::runtime::RuntimeExt;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -25,20 +25,20 @@ mod given;
 mod giving;
 mod housekeeping;
 mod load;
+mod once;
+mod open_reads;
 mod taking;
 mod uploads;
 
 pub(crate) use giving::adopt;
 pub use housekeeping::ShardBacklog;
-
-/// A reader on another node that has read no page for so long is gone.
-const READER_SILENT_MAX: Duration = Duration::from_secs(3600);
+use open_reads::OpenReads;
 
 /// One tenant's shard on the core that leads it.
 pub struct ShardService {
     leader: Leader,
     /// Pages that readers have open: their counts don't fall until the readers are done.
-    open_pages: RefCell<BTreeMap<PageId, Vec<Rc<OpenRead>>>>,
+    open_reads: RefCell<OpenReads>,
     nodes: Rc<NodeBoard>,
     /// Times that housekeeping has begun to remove pages.
     pages_vanished: Cell<u64>,
@@ -47,17 +47,13 @@ pub struct ShardService {
     backlog: ShardBacklog,
     /// Closes pin epochs.
     epochs: housekeeping::EpochClock,
+    /// Which writers of loose pages are gone.
+    loose: RefCell<housekeeping::LooseClock>,
     background: Rc<Background>,
     /// Keys that lie elsewhere by now.
     given: given::Given,
     giving: giving::Giving,
     load: load::Load,
-}
-
-/// One object that is open for reading.
-struct OpenRead {
-    /// When a page of it was read last.
-    touched: Cell<Instant>,
 }
 
 /// A path whose directories are latched and known, and what stands at its end.
@@ -88,15 +84,17 @@ impl ShardService {
         ceilings: SplitCeilings,
     ) -> Rc<ShardService> {
         let epochs = housekeeping::EpochClock::new(pin_epoch_age, leader.ports().now());
+        let loose = RefCell::new(housekeeping::LooseClock::new(leader.ports().now()));
         Rc::new(ShardService {
             leader,
-            open_pages: RefCell::default(),
+            open_reads: RefCell::default(),
             nodes,
             pages_vanished: Cell::default(),
             calls,
             wake: Rc::default(),
             backlog: ShardBacklog::default(),
             epochs,
+            loose,
             background,
             given: given::Given::default(),
             giving: giving::Giving::new(ceilings),
@@ -110,12 +108,12 @@ impl ShardService {
         self.leader.shard()
     }
 
-    /// Answers a request.
-    pub async fn handle(self: &Rc<Self>, request: ShardRequest) -> Result<ShardResponse, StoreError> {
+    /// Answers a request; `once` is the one that a change carries out.
+    async fn answer(&self, request: ShardRequest, once: Option<RequestId>) -> Result<ShardResponse, StoreError> {
         match request {
             ShardRequest::PinEpoch => self.pin_epoch().await.map(ShardResponse::PinEpoch),
             ShardRequest::PutLoosePage { namespace, pin_epoch, id, page } => {
-                self.put_loose_page(namespace, pin_epoch, id, &page).await?;
+                self.put_loose_page(once, namespace, pin_epoch, id, &page).await?;
                 Ok(ShardResponse::Count(0))
             }
             ShardRequest::AbandonPages(pages) => {
@@ -123,24 +121,24 @@ impl ShardService {
                 Ok(ShardResponse::Count(0))
             }
             ShardRequest::PutEntry { path, condition, file, written } => {
-                self.put_entry(&path, &condition, file, written).await.map(ShardResponse::Object)
+                self.put_entry(once, &path, &condition, file, written).await.map(ShardResponse::Object)
             }
             ShardRequest::Head(path) => {
                 self.load.read(path.namespace, &path.key);
                 let file = self.file(&path).await?;
                 Ok(ShardResponse::Object(file.info(path.key)))
             }
-            ShardRequest::OpenRead(path) => self.open_read(&path).await,
-            ShardRequest::ReadPage(page) => {
-                self.touch(page);
+            ShardRequest::OpenRead { path, read } => self.open_read(&path, read).await,
+            ShardRequest::ReadPage { page, read } => {
+                self.open_reads.borrow_mut().touch(read, page, self.leader.ports().now());
                 self.page(page).await.map(ShardResponse::Page)
             }
-            ShardRequest::CloseRead(pages) => {
-                self.close_read(&pages);
+            ShardRequest::CloseRead { pages, read } => {
+                self.open_reads.borrow_mut().close(read, &pages);
                 Ok(ShardResponse::Count(0))
             }
             ShardRequest::Delete { path, condition } => {
-                self.delete(&path, &condition).await.map(ShardResponse::Deleted)
+                self.delete(once, &path, &condition).await.map(ShardResponse::Deleted)
             }
             ShardRequest::List { namespace, root, clip, request } => loop {
                 self.leader.barrier().await?;
@@ -160,7 +158,7 @@ impl ShardService {
                 self.leader.propose(&Command::Unfence(name)).await?;
                 Ok(ShardResponse::Count(0))
             }
-            uploads => self.handle_upload(uploads).await,
+            uploads => self.handle_upload(uploads, once).await,
         }
     }
 
@@ -254,17 +252,19 @@ impl ShardService {
 
     async fn put_loose_page(
         &self,
+        request: Option<RequestId>,
         namespace: NamespaceId,
         pin_epoch: PinEpoch,
         id: PageId,
         page: &Page,
     ) -> Result<(), StoreError> {
+        self.loose.borrow_mut().touch(page.composition, self.leader.ports().now());
         self.decide(async |term| {
             let rows = vec![
                 RowChange::put(PAGES, page_key(id), page.encode()),
                 RowChange::put(LOOSE, page_key(id), Vec::new()),
             ];
-            let draft = Draft { namespace, pin_epoch, added: counted(page), rows, ..Draft::default() };
+            let draft = Draft { namespace, pin_epoch, added: counted(page), rows, request, ..Draft::default() };
             self.leader.commit(term, draft).await
         })
         .await
@@ -272,6 +272,7 @@ impl ShardService {
 
     async fn put_entry(
         &self,
+        request: Option<RequestId>,
         path: &ObjectPath,
         condition: &Condition,
         file: FileEntry,
@@ -284,7 +285,7 @@ impl ShardService {
             check_condition(condition, located.current.as_ref())?;
             self.check_open(path.namespace).await?;
             let _loose = self.latch_loose(&written.loose).await;
-            let mut draft = self.draft_of(path.namespace, &written).await?;
+            let mut draft = Draft { request, ..self.draft_of(path.namespace, &written).await? };
             draft.added_bytes = file.len_bytes;
             drop_file(located.current.as_ref(), &mut draft);
             draft.rows.extend(located.new_directories.iter().cloned());
@@ -328,14 +329,19 @@ impl ShardService {
         Ok(draft)
     }
 
-    async fn delete(&self, path: &ObjectPath, condition: &Condition) -> Result<bool, StoreError> {
+    async fn delete(
+        &self,
+        request: Option<RequestId>,
+        path: &ObjectPath,
+        condition: &Condition,
+    ) -> Result<bool, StoreError> {
         self.load.wrote(path.namespace, &path.key);
         let deleted = self
             .decide(async |term| {
                 let located = self.locate(path, self.enter(path).await?).await?;
                 check_condition(condition, located.current.as_ref())?;
                 let Some(file) = &located.current else { return Ok(None) };
-                let mut draft = Draft { namespace: path.namespace, ..Draft::default() };
+                let mut draft = Draft { namespace: path.namespace, request, ..Draft::default() };
                 drop_file(Some(file), &mut draft);
                 draft.rows.push(RowChange::remove(ENTRIES, located.key.clone()));
                 self.leader.commit(term, draft).await?;
@@ -427,7 +433,7 @@ impl ShardService {
         }
     }
 
-    async fn open_read(&self, path: &ObjectPath) -> Result<ShardResponse, StoreError> {
+    async fn open_read(&self, path: &ObjectPath, read: Option<ReadId>) -> Result<ShardResponse, StoreError> {
         self.load.read(path.namespace, &path.key);
         // A page vanishes only after housekeeping has seen that nobody holds it and has counted that up, in one step.
         // So when the count stands still from before the read of the entry until the hold, the pages are all there.
@@ -435,7 +441,8 @@ impl ShardService {
             let vanished = self.pages_vanished.get();
             let file = self.file(path).await?;
             if self.pages_vanished.get() == vanished {
-                self.hold(&file.pages);
+                let pages = file.pages.iter().map(|page| page.page).collect();
+                self.open_reads.borrow_mut().open(read, pages, self.leader.ports().now());
                 break file;
             }
         };
@@ -444,48 +451,13 @@ impl ShardService {
             Some(reference) => match self.page(reference.page).await {
                 Ok(page) => Some(page),
                 Err(error) => {
-                    self.close_read(&file.pages.iter().map(|page| page.page).collect::<Vec<_>>());
+                    let pages: Vec<PageId> = file.pages.iter().map(|page| page.page).collect();
+                    self.open_reads.borrow_mut().close(read, &pages);
                     return Err(error);
                 }
             },
         };
         Ok(ShardResponse::Opened { file, first })
-    }
-
-    fn hold(&self, pages: &[PageReference]) {
-        let read = Rc::new(OpenRead { touched: Cell::new(self.leader.ports().now()) });
-        let mut open = self.open_pages.borrow_mut();
-        for page in pages {
-            open.entry(page.page).or_default().push(read.clone());
-        }
-    }
-
-    /// One reader of these pages is done. Which one does not matter: whoever reads a page touches all who hold it.
-    fn close_read(&self, pages: &[PageId]) {
-        let mut open = self.open_pages.borrow_mut();
-        for page in pages {
-            if let Some(reads) = open.get_mut(page) {
-                reads.pop();
-                if reads.is_empty() {
-                    open.remove(page);
-                }
-            }
-        }
-    }
-
-    /// A page is being read: whoever holds it lives.
-    fn touch(&self, page: PageId) {
-        let now = self.leader.ports().now();
-        let open = self.open_pages.borrow();
-        open.get(&page).into_iter().flatten().for_each(|read| read.touched.set(now));
-    }
-
-    /// Whether a reader holds a page. A reader on another node may be gone with its node, or its goodbye lost on the way.
-    fn is_held(&self, page: PageId) -> bool {
-        let open = self.open_pages.borrow();
-        let Some(reads) = open.get(&page) else { return false };
-        let now = self.leader.ports().now();
-        self.nodes.is_alone() || reads.iter().any(|read| now.since(read.touched.get()) < READER_SILENT_MAX)
     }
 
     async fn page(&self, id: PageId) -> Result<Page, StoreError> {
@@ -516,7 +488,7 @@ impl ShardService {
                 }
             }
         }
-        Err(StoreError::Unavailable { reason: "the leader changes too often; try again".to_owned() })
+        Err(StoreError::Unsettled { reason: "the leader changes too often; try again".to_owned() })
     }
 }
 

@@ -72,11 +72,12 @@ impl Spread {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use kiseki_types::ids::DeviceId;
 
-    fn devices(by_node: &[usize], away: &[u64]) -> Vec<DeviceStatus> {
+    /// Devices of nodes 1, 2 and so on, as many as is said; those of nodes that are `away` don't answer.
+    pub(crate) fn devices(by_node: &[usize], away: &[u64]) -> Vec<DeviceStatus> {
         let of_node = |(node, count): (u64, &usize)| {
             let state = if away.contains(&node) { DeviceState::Unreachable } else { DeviceState::Healthy };
             let make = move |number: usize| DeviceStatus {
@@ -86,6 +87,7 @@ mod tests {
                 pool: PoolId(0),
                 capacity_bytes: 1,
                 free_bytes: 1,
+                lanes_bytes: 0,
                 state,
                 read_errors: 0,
             };

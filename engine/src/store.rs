@@ -7,12 +7,13 @@ use crate::api::{
 use crate::chunk_write::WriteScope;
 use crate::core::Core;
 use crate::key_ranges::{KEY_RANGES_MAX, is_below, lower_end};
-use crate::message::{Bucket, Clip, ControlRequest, ControlResponse, ObjectPath, ShardRequest, ShardResponse};
-use crate::reader::Reader;
+use crate::message::{Bucket, Clip, ControlRequest, ControlResponse, ObjectPath, ReadId, ShardRequest, ShardResponse};
+use crate::reader::{OpenedObject, Reader};
 use crate::walk::behind_prefix;
 use crate::writer::{Target, Writer};
 use kiseki_types::ids::{TenantId, UploadId};
 use kiseki_types::limits::KEY_LEN_BYTES_MAX;
+use kiseki_types::runtime::RuntimeExt;
 use std::rc::Rc;
 
 /// The store of one core.
@@ -234,10 +235,13 @@ impl ObjectStore for EngineStore {
         Box::pin(async move {
             let (mut bucket, path) = self.locate(tenant, bucket, key).await?;
             let keys = self.core.keyring.tenant(tenant).await?;
-            match self.core.ask_holder(&mut bucket, key, || ShardRequest::OpenRead(path.clone())).await? {
+            let read = ReadId(self.core.ports.random());
+            let open = || ShardRequest::OpenRead { path: path.clone(), read: Some(read) };
+            match self.core.ask_holder(&mut bucket, key, open).await? {
                 (shard, ShardResponse::Opened { file, first }) => {
                     let (core, key) = (self.core.clone(), key.to_owned());
-                    let reader = Reader::new(core, shard, tenant, keys, key, file, first);
+                    let opened = OpenedObject { shard, read, file, first };
+                    let reader = Reader::new(core, tenant, keys, key, opened);
                     Ok(Box::new(reader) as Box<dyn ObjectReader>)
                 }
                 _ => panic!("a shard answers OpenRead with Opened"),

@@ -27,15 +27,23 @@ pub use fragments::{
     encode_fragment_reply,
 };
 
-use crate::engine_capnp::{request, response};
+use crate::engine_capnp::{request, response, stamp};
 use crate::message::{ControlResponse, EngineRequest, EngineResponse, RequestBody, ResponseBody};
+use crate::request_log::{Mark, RequestStamp};
 use frame::{Draft, count};
-use kiseki_types::ids::{NodeId, ShardId};
+use kiseki_types::ids::{NodeId, RequestId, ShardId};
 use kiseki_types::limits::LANES_MAX;
 use thiserror::Error;
 
 /// What this release speaks. A message of a higher version is refused; see `docs/formats/engine-messages.md`.
-pub const MESSAGE_VERSION: u16 = 1;
+pub const MESSAGE_VERSION: u16 = 2;
+
+/// What a reader has to speak to act rightly on a message that is not [`STAMPED_VERSION`].
+const PLAIN_VERSION: u16 = 1;
+
+/// What a reader has to speak to act rightly on a request that may be asked again: one that does not know what a request id is
+/// would do it twice.
+pub const STAMPED_VERSION: u16 = 2;
 
 /// Longest text that is meant for people; a longer one is cut.
 pub const REASON_LEN_BYTES_MAX: usize = 2048;
@@ -45,6 +53,9 @@ pub const WORD_LEN_BYTES_MAX: usize = 512;
 
 /// Nodes that the control shard may record.
 pub const NODES_MAX: usize = 1024;
+
+/// Pools that an answer names.
+pub const POOLS_MAX: usize = 64;
 
 /// Addresses of one node.
 pub const ADDRESSES_MAX: usize = 16;
@@ -85,14 +96,18 @@ pub enum WireError {
     },
 }
 
-/// A request as the message of a parcel.
+/// A request as the message of a parcel. One with a stamp is refused by whoever does not speak [`STAMPED_VERSION`].
 ///
 /// Errors: `TooLarge` over [`MESSAGE_LEN_BYTES_MAX`](kiseki_types::peer::MESSAGE_LEN_BYTES_MAX) or a limit of what it holds.
 pub fn encode_request(request: &EngineRequest) -> Result<Vec<u8>, WireError> {
     frame::encode(|draft| {
         let mut out = draft.message.init_root::<request::Builder<'_>>();
-        out.set_version(MESSAGE_VERSION);
+        out.set_version(if request.stamp.is_some() { STAMPED_VERSION } else { PLAIN_VERSION });
+        out.set_speaks(MESSAGE_VERSION);
         out.set_shard(request.shard.0);
+        if let Some(stamp) = &request.stamp {
+            put_stamp(out.reborrow().init_stamp(), stamp);
+        }
         put_body(out, &request.body, &mut draft.is_secret)
     })
 }
@@ -125,8 +140,25 @@ pub fn decode_request(message: &[u8]) -> Result<EngineRequest, WireError> {
             request::Core(core) => RequestBody::Core(core::take_request(core?)?),
             request::Node(node) => RequestBody::Node(core::take_request(node?)?),
         };
-        Ok(EngineRequest { shard: ShardId(root.get_shard()), body })
+        let stamp = take_stamp(root)?;
+        Ok(EngineRequest { shard: ShardId(root.get_shard()), body, stamp })
     })
+}
+
+fn take_stamp(root: request::Reader<'_>) -> Result<Option<RequestStamp>, WireError> {
+    if !root.has_stamp() {
+        return Ok(None);
+    }
+    let stamp = root.get_stamp()?;
+    let id = RequestId(field::id_of_words(stamp.get_low(), stamp.get_high()));
+    Ok(Some(RequestStamp { id, seen: Mark(stamp.get_seen()) }))
+}
+
+fn put_stamp(mut out: stamp::Builder<'_>, stamp: &RequestStamp) {
+    let [low, high] = field::id_words(&stamp.id.0);
+    out.set_low(low);
+    out.set_high(high);
+    out.set_seen(stamp.seen.0);
 }
 
 /// A response as the message of a parcel. What was asked is not given back with `NotHere`: whoever asked has it.
@@ -136,7 +168,8 @@ pub fn encode_response(response: &EngineResponse) -> Result<Vec<u8>, WireError> 
     frame::encode(|draft| {
         let Draft { message, is_secret } = draft;
         let mut out = message.init_root::<response::Builder<'_>>();
-        out.set_version(MESSAGE_VERSION);
+        out.set_version(PLAIN_VERSION);
+        out.set_speaks(MESSAGE_VERSION);
         match response {
             Ok(body) => put_answer(out, body, is_secret),
             Err(error) => {
@@ -150,18 +183,23 @@ pub fn encode_response(response: &EngineResponse) -> Result<Vec<u8>, WireError> 
 fn put_answer(mut out: response::Builder<'_>, body: &ResponseBody, is_secret: &mut bool) -> Result<(), WireError> {
     match body {
         ResponseBody::Done => out.set_done(()),
-        ResponseBody::Control(response) => {
+        ResponseBody::Control(response, mark) => {
+            out.set_mark(mark.0);
             *is_secret = control_is_secret(response);
             control::put_response(out.init_control(), response)?;
         }
         ResponseBody::Home(response) => home::put_response(out.init_home(), response)?,
-        ResponseBody::Shard(response) => shard_answer::put_response(out.init_tenant(), response)?,
+        ResponseBody::Shard(response, mark) => {
+            out.set_mark(mark.0);
+            shard_answer::put_response(out.init_tenant(), response)?;
+        }
         ResponseBody::Looks(looks) => {
             frame::fits("looks", looks.len(), usize::from(LANES_MAX))?;
             core::put_looks(out.init_looks(count(looks.len())), looks);
         }
         ResponseBody::Hosted(voter) => out.set_hosted(*voter),
         ResponseBody::Holdings(held) => core::put_holdings(out.init_holdings(), held),
+        ResponseBody::Without(without) => core::put_without(out.init_without(), without)?,
         ResponseBody::NotHere { leader, request: _ } => {
             let mut out = out.init_not_here();
             out.set_is_known(leader.is_some());
@@ -181,6 +219,16 @@ fn control_is_secret(response: &ControlResponse) -> bool {
     )
 }
 
+/// The highest version that the sender of a response understands, as far as it says.
+#[must_use]
+pub fn spoken(message: &[u8]) -> u16 {
+    let spoken = frame::decode(message, |reader| {
+        let root = reader.get_root::<response::Reader<'_>>()?;
+        Ok(root.get_version().max(root.get_speaks()))
+    });
+    spoken.unwrap_or(PLAIN_VERSION)
+}
+
 /// Back from the message of a parcel.
 pub fn decode_response(message: &[u8]) -> Result<EngineResponse, WireError> {
     frame::decode(message, |reader| {
@@ -188,12 +236,17 @@ pub fn decode_response(message: &[u8]) -> Result<EngineResponse, WireError> {
         frame::check_version(root.get_version())?;
         Ok(Ok(match root.which()? {
             response::Done(()) => ResponseBody::Done,
-            response::Control(control) => ResponseBody::Control(control::take_response(control?)?),
+            response::Control(control) => {
+                ResponseBody::Control(control::take_response(control?)?, Mark(root.get_mark()))
+            }
             response::Home(home) => ResponseBody::Home(home::take_response(home?)?),
-            response::Tenant(tenant) => ResponseBody::Shard(shard_answer::take_response(tenant?)?),
+            response::Tenant(tenant) => {
+                ResponseBody::Shard(shard_answer::take_response(tenant?)?, Mark(root.get_mark()))
+            }
             response::Looks(looks) => ResponseBody::Looks(core::take_looks(looks?)?),
             response::Hosted(voter) => ResponseBody::Hosted(voter),
             response::Holdings(held) => ResponseBody::Holdings(core::take_holdings(held?)),
+            response::Without(without) => ResponseBody::Without(Box::new(core::take_without(without?)?)),
             response::NotHere(not_here) => {
                 let not_here = not_here?;
                 let leader = not_here.get_is_known().then(|| NodeId(not_here.get_leader()));

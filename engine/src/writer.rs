@@ -32,6 +32,10 @@ const CHUNKS_IN_FLIGHT_MAX: usize = 4;
 /// Bytes that are searched for a cut at once, so that no task holds its core for long.
 const SLICE_LEN_BYTES: usize = 256 * 1024;
 
+/// Times that a pin epoch is asked for while a page is filled: then it is committed as it is. A home gives up pins that nobody ends for
+/// long, and those of an earlier term after one age of a pin epoch, which is ten of these times.
+const PAGE_AGE_REFRESHES: u32 = 3;
+
 /// What the bytes become.
 pub enum Target {
     /// An object.
@@ -70,6 +74,8 @@ pub struct Writer {
     /// for.
     pin_epoch: PinEpoch,
     pin_epoch_asked: Instant,
+    /// When the first chunk of the page that is being filled was sent on its way.
+    page_began: Instant,
     /// References of the page that is being filled, and their pins.
     references: Vec<ChunkReference>,
     pins: Pins,
@@ -110,6 +116,7 @@ impl Writer {
             wrapper,
             pin_epoch,
             pin_epoch_asked,
+            page_began: pin_epoch_asked,
             references: Vec::new(),
             pins: Vec::new(),
             pages: Vec::new(),
@@ -160,15 +167,17 @@ impl Writer {
         chunk_buffer(&self.core.buffers, longest.min(held.saturating_add(rest)), self.scope.bucket.shape)
     }
 
-    /// Asks for the pin epoch now and then. What was pinned under an older one is committed before that is closed.
+    /// Asks for the pin epoch now and then. What was pinned under an older one is committed before that is closed, and what was
+    /// pinned long ago before its home gives it up.
     async fn refresh_pin_epoch(&mut self) -> Result<(), StoreError> {
-        let now = self.core.ports.now();
-        if now.since(self.pin_epoch_asked) < self.core.pin_epoch_refresh {
-            return Ok(());
+        let (now, refresh) = (self.core.ports.now(), self.core.pin_epoch_refresh);
+        let mut epoch = self.pin_epoch;
+        if now.since(self.pin_epoch_asked) >= refresh {
+            epoch = pin_epoch(&self.core, self.shard()).await?;
+            self.pin_epoch_asked = now;
         }
-        let epoch = pin_epoch(&self.core, self.shard()).await?;
-        self.pin_epoch_asked = now;
-        if epoch > self.pin_epoch {
+        let is_old = self.has_pinned() && now.since(self.page_began) >= refresh * PAGE_AGE_REFRESHES;
+        if is_old || epoch > self.pin_epoch {
             while !self.in_flight.is_empty() {
                 self.collect_oldest().await?;
             }
@@ -178,6 +187,11 @@ impl Writer {
             self.pin_epoch = epoch;
         }
         Ok(())
+    }
+
+    /// Whether there are chunks, stored or on their way, that no page names yet.
+    fn has_pinned(&self) -> bool {
+        !self.references.is_empty() || !self.in_flight.is_empty()
     }
 
     async fn take(&mut self, mut bytes: &[u8]) -> Result<(), StoreError> {
@@ -224,6 +238,9 @@ impl Writer {
             self.collect_oldest().await?;
         }
         let grant = self.grant(plaintext.len()).await?;
+        if !self.has_pinned() {
+            self.page_began = self.core.ports.now();
+        }
         let (sender, receiver) = oneshot::channel();
         let (core, scope, pin_epoch) = (self.core.clone(), self.scope.clone(), self.pin_epoch);
         let task = async move {
@@ -288,6 +305,7 @@ impl Writer {
         let (namespace, pin_epoch) = (self.path.namespace, self.pin_epoch);
         let request = ShardRequest::PutLoosePage { namespace, pin_epoch, id, page };
         self.core.calls.shard(self.shard(), request).await?;
+        self.page_began = self.core.ports.now();
         settle(&self.core, std::mem::take(&mut self.pins));
         Ok(())
     }
@@ -366,7 +384,7 @@ impl Writer {
             adopt(&self.core.calls, shard, page.references.iter().map(ChunkReference::name)).await?;
         }
         for id in &self.loose {
-            let page = match self.core.calls.shard(before, ShardRequest::ReadPage(*id)).await? {
+            let page = match self.core.calls.shard(before, ShardRequest::ReadPage { page: *id, read: None }).await? {
                 ShardResponse::Page(page) => page,
                 _ => panic!("a shard answers ReadPage with Page"),
             };

@@ -40,6 +40,8 @@ pub struct GatewayConfig {
     pub aws_chunk_len_bytes_max: usize,
     /// Smallest part of a multipart upload but for the last one.
     pub part_len_bytes_min: u64,
+    /// A request that takes longer, or fails on our side, is told of in the log; `None`: none is.
+    pub slow_request: Option<Duration>,
 }
 
 impl Default for GatewayConfig {
@@ -50,6 +52,7 @@ impl Default for GatewayConfig {
             body_idle_timeout: Duration::from_secs(60),
             aws_chunk_len_bytes_max: 16 * 1024 * 1024,
             part_len_bytes_min: 5 * 1024 * 1024,
+            slow_request: None,
         }
     }
 }

@@ -5,6 +5,7 @@
 
 use crate::md5_queue::Md5Queue;
 use kiseki_engine::api::Store;
+use kiseki_types::request::{self, RequestId};
 use kiseki_types::{Instant, Ports, TenantId};
 use s3s::S3Error;
 use std::cell::{Cell, RefCell};
@@ -15,7 +16,7 @@ use std::rc::Rc;
 /// One request.
 pub(crate) struct RequestContext {
     /// What the client sees as `x-amz-request-id`.
-    pub(crate) id: String,
+    pub(crate) id: RequestId,
     /// When its head was there.
     pub(crate) started: Instant,
     /// S3's name of the operation, once routed.
@@ -31,7 +32,7 @@ pub(crate) struct RequestContext {
 }
 
 impl RequestContext {
-    pub(crate) fn new(id: String, started: Instant) -> RequestContext {
+    pub(crate) fn new(id: RequestId, started: Instant) -> RequestContext {
         RequestContext {
             id,
             started,
@@ -66,6 +67,7 @@ pub(crate) async fn in_request<F: Future>(request: Rc<RequestContext>, future: F
     let mut future = pin!(future);
     poll_fn(|context| {
         let _entered = Entered(CURRENT.with(|current| current.borrow_mut().replace(request.clone())));
+        let _named = request::enter(Some(request.id));
         future.as_mut().poll(context)
     })
     .await

@@ -56,7 +56,7 @@ pub(crate) fn from_store(error: StoreError) -> S3Error {
                 format!("There is no space left: {reason}."),
             )
         }
-        StoreError::Unavailable { reason } => {
+        StoreError::Unavailable { reason } | StoreError::Unsettled { reason } => {
             refuse(Code::ServiceUnavailable, format!("The request can't be served now, try again: {reason}."))
         }
         StoreError::Damaged { reason } => {
@@ -154,7 +154,7 @@ pub(crate) fn complete_error_body(body: &Bytes, request: &RequestContext) -> Opt
     }
     if !head.contains("<RequestId>") {
         whole.push_str("<RequestId>");
-        whole.push_str(&request.id);
+        whole.push_str(&request.id.to_string());
         whole.push_str("</RequestId>");
     }
     whole.push_str(END);
@@ -165,6 +165,7 @@ pub(crate) fn complete_error_body(body: &Bytes, request: &RequestContext) -> Opt
 mod tests {
     use super::*;
     use kiseki_types::Instant;
+    use kiseki_types::request::RequestId;
 
     #[test]
     fn every_store_error_has_awss_code_and_status() {
@@ -193,11 +194,11 @@ mod tests {
 
     #[test]
     fn an_error_body_gets_its_message_and_request_id() {
-        let request = RequestContext::new("ABC".to_owned(), Instant(0));
+        let request = RequestContext::new(RequestId(0xABC), Instant(0));
         let bare = Bytes::from_static(b"<?xml?><Error><Code>X</Code></Error>");
         assert_eq!(
             complete_error_body(&bare, &request).unwrap(),
-            "<?xml?><Error><Code>X</Code><Message>The request was refused.</Message><RequestId>ABC</RequestId></Error>"
+            "<?xml?><Error><Code>X</Code><Message>The request was refused.</Message><RequestId>0000000000000ABC</RequestId></Error>"
         );
         let other = Bytes::from_static(b"<Result></Result>");
         assert_eq!(complete_error_body(&other, &request), None);

@@ -6,7 +6,7 @@ use crate::context::{RequestContext, Shared, in_request};
 use crate::counters::GatewayCounters;
 use crate::errors::complete_error_body;
 use crate::md5_queue::Md5Queue;
-use crate::meter::MeteredBody;
+use crate::meter::{MeteredBody, SlowRequests};
 use crate::rt::{PortsTimer, WatchedIo, WriteStall};
 use crate::s3::Handler;
 use crate::upload::{Announced, VerifiedXml};
@@ -16,6 +16,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use kiseki_engine::api::Store;
 use kiseki_types::Ports;
+use kiseki_types::request::RequestId;
 use kiseki_types::runtime::RuntimeExt;
 use s3s::config::{S3Config, StaticConfigProvider};
 use s3s::service::S3ServiceBuilder;
@@ -60,6 +61,7 @@ struct Inner {
     shared: Rc<Shared>,
     s3: s3s::service::S3Service,
     counters: Rc<RefCell<GatewayCounters>>,
+    slow: Rc<SlowRequests>,
     request_id: Cell<u64>,
     stopping: watch::Sender<bool>,
 }
@@ -76,6 +78,7 @@ impl S3Service {
         builder.set_access(SignedOnly);
         builder.set_config(Arc::new(StaticConfigProvider::new(Arc::new(s3s_config(&shared.config)))));
         let inner = Inner {
+            slow: SlowRequests::new(shared.config.slow_request),
             s3: builder.build(),
             shared,
             counters: Rc::new(RefCell::new(GatewayCounters::default())),
@@ -242,20 +245,21 @@ impl Inner {
         if is_head && body.bytes().is_some_and(|bytes| !bytes.is_empty()) {
             body = Body::empty();
         }
-        if let Ok(id) = HeaderValue::try_from(&context.id) {
+        if let Ok(id) = HeaderValue::try_from(context.id.to_string()) {
             parts.headers.insert("x-amz-request-id", id);
         }
         parts.headers.insert(http::header::SERVER, HeaderValue::from_static("Kiseki"));
         let status = parts.status.as_u16();
-        let body = MeteredBody::new(body, status, context, self.counters.clone(), self.shared.ports.clone());
+        let (counters, ports, slow) = (self.counters.clone(), self.shared.ports.clone(), self.slow.clone());
+        let body = MeteredBody::new(body, status, context, counters, ports, slow);
         Response::from_parts(parts, body)
     }
 
     /// Ids count up from a random start, by an odd step that makes neighbours look unlike.
-    fn next_request_id(&self) -> String {
+    fn next_request_id(&self) -> RequestId {
         let id = self.request_id.get().wrapping_add(0x9E37_79B9_7F4A_7C15);
         self.request_id.set(id);
-        format!("{id:016X}")
+        RequestId(id)
     }
 }
 

@@ -12,6 +12,7 @@ use futures::channel::oneshot;
 use futures::task::AtomicWaker;
 use kiseki_types::ids::{CoreId, LaneId};
 use kiseki_types::link::{Link, LinkError};
+use kiseki_types::request::{self, RequestId};
 use kiseki_types::runtime::{Instant, LocalBoxFuture, Ports};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -51,7 +52,7 @@ impl MeshShape {
 }
 
 enum Frame<Request, Response> {
-    Call { call: u64, to: LaneId, request: Request },
+    Call { call: u64, to: LaneId, origin: Option<RequestId>, request: Request },
     Answer { call: u64, response: Response },
 }
 
@@ -192,7 +193,7 @@ impl<Request: Send + 'static, Response: Send + 'static> MeshLink<Request, Respon
                 let Some(frame) = self.shared.pop(from, self.core) else { break };
                 taken += 1;
                 match frame {
-                    Frame::Call { call, to, request } => self.dispatch(from, call, to, request),
+                    Frame::Call { call, to, origin, request } => self.dispatch(from, call, to, origin, request),
                     Frame::Answer { call, response } => {
                         let pending = self.pending.borrow_mut().remove(&call);
                         let pending = pending.expect("each call is answered once");
@@ -204,7 +205,7 @@ impl<Request: Send + 'static, Response: Send + 'static> MeshLink<Request, Respon
         taken > 0
     }
 
-    fn dispatch(self: &Rc<Self>, from: CoreId, call: u64, to: LaneId, request: Request) {
+    fn dispatch(self: &Rc<Self>, from: CoreId, call: u64, to: LaneId, origin: Option<RequestId>, request: Request) {
         let handler = self.handler.borrow().clone().expect("the inbox runs after serve");
         let shared = self.shared.clone();
         let core = self.core;
@@ -212,7 +213,7 @@ impl<Request: Send + 'static, Response: Send + 'static> MeshLink<Request, Respon
         self.ports.spawn(
             "mesh call",
             Box::pin(async move {
-                let response = answer.await;
+                let response = request::within(origin, answer).await;
                 shared.push(core, from, Frame::Answer { call, response });
             }),
         );
@@ -250,10 +251,11 @@ impl<Request: Send + 'static, Response: Send + 'static> MeshLink<Request, Respon
         // What waits goes on in a task of its own: as with a call to another core, a caller that goes away does not
         // stop it half way.
         let (sender, receiver) = oneshot::channel();
+        let origin = request::current();
         self.ports.spawn(
             "mesh call",
             Box::pin(async move {
-                let _caller_gone = sender.send(answer.await);
+                let _caller_gone = sender.send(request::within(origin, answer).await);
             }),
         );
         receiver.await.map_err(|_| LinkError::Unreachable { lane: to })
@@ -270,7 +272,7 @@ impl<Request: Send + 'static, Response: Send + 'static> MeshLink<Request, Respon
         self.next_call.set(call + 1);
         let (sender, receiver) = oneshot::channel();
         self.pending.borrow_mut().insert(call, Pending { to: core, sender, _credit: credit });
-        self.shared.push(self.core, core, Frame::Call { call, to, request });
+        self.shared.push(self.core, core, Frame::Call { call, to, origin: request::current(), request });
         if self.shared.is_stopped(core) {
             // It may have stopped between the look above and the push, its inbox gone: then nobody will tell.
             self.pending.borrow_mut().remove(&call);

@@ -1,5 +1,5 @@
 @0xf0f9fdde44303262;
-# Messages between replicas of shards, version 1. What they mean, their limits and how they may grow is told in
+# Messages between replicas of shards, version 2. What they mean, their limits and how they may grow is told in
 # docs/formats/raft-messages.md. Fields are never renumbered or reused; a reader ignores those that it does not know.
 
 struct LogId {
@@ -57,6 +57,11 @@ struct SnapshotPiece {
   }
 }
 
+struct Rest {
+  vote @0 :Vote;
+  last @1 :LogId;  # all that the leader has, committed
+}
+
 struct Call {
   shard @0 :UInt64;
   to    @1 :UInt64;  # the voter
@@ -66,6 +71,7 @@ struct Call {
     preVote  @4 :Election;
     transfer @5 :Transfer;
     snapshot @6 :SnapshotPiece;
+    rest     @7 :Rest;           # since version 2
   }
 }
 
@@ -99,6 +105,7 @@ struct Answer {
     noReplica     @8 :Void;   # no replica here votes under that id
     late          @9 :Void;   # no answer in time; it may still be acted upon
     refused       @10 :Text;
+    rests         @11 :Bool;  # since version 2: whether the replica rests as well
   }
 }
 

@@ -3,6 +3,7 @@
 use crate::error::RaftError;
 use crate::log_store::{GroupStatus, LaneLog};
 use crate::network::{AppendRequest, AppendResponse, PeerLink, PeerNetwork, SnapshotAnswer};
+use crate::rest::Rest;
 use crate::runtime::{GroupHealth, in_group};
 use crate::shard_machine::{MachineParts, ShardMachine, applied_in};
 use crate::snapshot::{SnapshotReceiver, SnapshotSeals};
@@ -11,7 +12,7 @@ use crate::table_set::TableSet;
 use crate::type_config::{Command, TypeConfig, Vote, VoterId};
 use futures::future::{Either, select};
 use futures::stream::{LocalBoxStream, StreamExt};
-use kiseki_types::group::{Leadership, ProposeError, RaftGroup, ReplicasError, StateMachine};
+use kiseki_types::group::{GroupView, Leadership, ProposeError, RaftGroup, ReplicasError, StateMachine};
 use kiseki_types::limits::COMMAND_LEN_BYTES_MAX;
 use kiseki_types::runtime::{Instant, LocalBoxFuture, Ports, RuntimeExt};
 use kiseki_types::table::TableReader;
@@ -24,6 +25,7 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
+use tracing::warn;
 
 type Openraft = Raft<TypeConfig, ShardMachine>;
 
@@ -42,6 +44,8 @@ pub struct GroupSettings {
     pub kept_entries: u64,
     /// An open waits this long for a leader.
     pub leader_wait: Duration,
+    /// A group that nobody used for so long rests: see [`crate::rest`].
+    pub rest_after: Duration,
 }
 
 impl GroupSettings {
@@ -55,6 +59,7 @@ impl GroupSettings {
             snapshot_entries: 20_000,
             kept_entries: 5_000,
             leader_wait: Duration::from_secs(30),
+            rest_after: Duration::from_secs(3),
         }
     }
 
@@ -74,7 +79,7 @@ impl GroupSettings {
             max_in_snapshot_log_to_keep: self.kept_entries,
             purge_batch_size: (self.kept_entries / 4).max(1),
             replication_lag_threshold: self.snapshot_entries.saturating_mul(4),
-            max_payload_entries: 64,
+            max_payload_entries: 1024,
             enable_pre_vote: Some(true),
             // A restarted leader stands for election again: what it applied before is then known to be committed.
             enable_leader_restore: Some(false),
@@ -117,12 +122,21 @@ pub enum GroupState {
     Closed,
 }
 
+/// What a replica has done since it was opened.
+#[derive(Debug, Default)]
+pub(crate) struct GroupCounters {
+    pub(crate) proposals: Cell<u64>,
+    pub(crate) snapshots_sent: Rc<Cell<u64>>,
+}
+
 /// One running instance of openraft.
 pub(crate) struct Instance {
     pub(crate) raft: Openraft,
     pub(crate) health: Rc<GroupHealth>,
     /// It gives no vote before this time.
     pub(crate) quiet_until: Instant,
+    /// So many wait for a majority to answer a heartbeat.
+    pub(crate) hurries: Rc<Cell<u32>>,
     alive: Rc<Cell<bool>>,
 }
 
@@ -141,9 +155,11 @@ pub(crate) struct Inner {
     pub(crate) confirmed: Cell<Option<u64>>,
     /// No vote before this time: see [`crate::reads`].
     pub(crate) quiet_until: Cell<Instant>,
+    pub(crate) rest: Rest,
     /// A snapshot is being received; one at a time.
     receiving: tokio::sync::Mutex<()>,
     pub(crate) rebuilds: Cell<u64>,
+    pub(crate) counters: Rc<GroupCounters>,
 }
 
 /// One replica of one shard. A clone is another handle.
@@ -182,8 +198,10 @@ impl ShardGroup {
     /// Errors: `Absent`; `NotBootstrapped` when `create` did not end; `Lost`; `NoLeader`.
     pub async fn open(parts: GroupParts) -> Result<ShardGroup, RaftError> {
         let group = Self::rejoin(parts).await?;
-        group.wait_for_leader().await?;
-        Ok(group)
+        match group.wait_for_leader().await {
+            Ok(()) => Ok(group),
+            Err(error) => Err(group.given_up(error).await),
+        }
     }
 
     /// Like [`ShardGroup::open`], without waiting for a leader: peers may have to reach this replica first.
@@ -209,8 +227,10 @@ impl ShardGroup {
     }
 
     async fn start(parts: GroupParts, start: Start) -> Result<ShardGroup, RaftError> {
-        let instance = build(&parts).await?;
+        let counters = Rc::new(GroupCounters::default());
+        let instance = build(&parts, &counters).await?;
         let quiet_until = Cell::new(instance.quiet_until);
+        let rest = Rest::awake(parts.ports.now());
         let group = ShardGroup {
             inner: Rc::new(Inner {
                 parts,
@@ -218,16 +238,28 @@ impl ShardGroup {
                 state: RefCell::new(GroupState::Running),
                 confirmed: Cell::new(None),
                 quiet_until,
+                rest,
                 receiving: tokio::sync::Mutex::new(()),
                 rebuilds: Cell::new(0),
+                counters,
             }),
         };
         supervisor::watch(&group);
-        if let Start::Bootstrap(members) = start {
-            group.form(&members).await?;
+        if let Start::Bootstrap(members) = start
+            && let Err(error) = group.form(&members).await
+        {
+            return Err(group.given_up(error).await);
         }
         group.stand_if_alone();
         Ok(group)
+    }
+
+    /// Nobody gets the replica, so it ends: opened again it must be alone with its files.
+    async fn given_up(&self, error: RaftError) -> RaftError {
+        if let Err(unclosed) = self.close().await {
+            warn!(shard = %self.shard_id(), error = %unclosed, "a replica that did not open did not close either");
+        }
+        error
     }
 
     /// The shard.
@@ -277,6 +309,7 @@ impl ShardGroup {
 
     /// An append or heartbeat from a peer.
     pub async fn handle_append(&self, request: AppendRequest) -> Result<AppendResponse, RaftError> {
+        self.stir();
         self.raft().append_entries(request).await.map_err(|error| self.stopped(error.to_string()))
     }
 
@@ -286,6 +319,7 @@ impl ShardGroup {
         vote: Vote,
         mut frames: LocalBoxStream<'static, Vec<u8>>,
     ) -> Result<SnapshotAnswer, RaftError> {
+        self.stir();
         let _one = self.inner.receiving.lock().await;
         let parts = &self.inner.parts;
         let mut receiver = SnapshotReceiver::new(parts.shard, parts.tables.clone(), parts.seals.clone());
@@ -311,60 +345,6 @@ impl ShardGroup {
         RaftError::Stopped { shard: self.shard_id(), reason }
     }
 
-    /// A lone voter need not wait for its election timeout.
-    pub(crate) fn stand_if_alone(&self) {
-        let raft = self.raft();
-        let voters: Vec<VoterId> = raft.voter_ids().collect();
-        if voters == [*raft.node_id()] && !raft.is_leader() {
-            self.inner.parts.ports.spawn(
-                "raft-elect",
-                Box::pin(async move {
-                    let _ = raft.trigger().elect(false).await; // the supervisor sees why it stopped
-                }),
-            );
-        }
-    }
-
-    /// Waits until a leader is known and, when it is this replica, until reads here are linearizable.
-    pub(crate) async fn wait_for_leader(&self) -> Result<(), RaftError> {
-        let parts = &self.inner.parts;
-        let deadline = parts.ports.sleep(parts.settings.leader_wait);
-        self.stand_if_alone();
-        let led = async {
-            loop {
-                let mut metrics = self.raft().metrics();
-                let (leader, running) = {
-                    let now = metrics.borrow_and_update();
-                    (now.current_leader, now.running_state.clone())
-                };
-                match (self.state(), running) {
-                    (GroupState::Fenced(reason), _) => return Err(self.stopped(reason)),
-                    (GroupState::Closed, _) => return Err(self.stopped("closed".to_owned())),
-                    _ => {}
-                }
-                match leader {
-                    Some(leader) if leader == *self.raft().node_id() => {
-                        if self.read_index().await.is_ok() {
-                            return Ok(());
-                        }
-                        parts.ports.sleep(RETRY_PAUSE).await;
-                    }
-                    Some(_) => return Ok(()),
-                    None => {
-                        let _ = select(pin!(metrics.changed()), parts.ports.sleep(RETRY_PAUSE)).await;
-                    }
-                }
-            }
-        };
-        match select(pin!(led), deadline).await {
-            Either::Left((led, _)) => led,
-            Either::Right(_) => {
-                let waited_ms = u64::try_from(parts.settings.leader_wait.as_millis()).unwrap_or(u64::MAX);
-                Err(RaftError::NoLeader { shard: parts.shard, waited_ms })
-            }
-        }
-    }
-
     async fn propose_here(&self, command: Vec<u8>) -> Result<Vec<u8>, ProposeError> {
         let shard = self.shard_id();
         if command.len() > COMMAND_LEN_BYTES_MAX {
@@ -376,11 +356,25 @@ impl ShardGroup {
             GroupState::Fenced(reason) => return Err(unavailable(shard, &reason)),
             GroupState::Closed => return Err(unavailable(shard, "the group is closed")),
         }
-        let _permit = self.inner.parts.log.proposing(command.len()).await;
+        self.rouse().await?;
+        let permit = self.inner.parts.log.proposing(command.len()).await;
+        let proposals = &self.inner.counters.proposals;
+        proposals.set(proposals.get() + 1);
         let instance = self.instance();
         let answer = {
-            let written = pin!(instance.raft.client_write(Command(command.into())));
-            match select(written, pin!(instance.health.until_panic())).await {
+            let written = async {
+                let written = pin!(instance.raft.client_write(Command(command.into())));
+                // A group without its majority must not keep the room of all groups of the lane. The command is waited for
+                // all the same: until it is known, what its caller latched stays as it is.
+                match select(written, self.inner.parts.ports.sleep(ROOM_HELD_MAX)).await {
+                    Either::Left((answer, _)) => answer,
+                    Either::Right(((), written)) => {
+                        drop(permit);
+                        written.await
+                    }
+                }
+            };
+            match select(pin!(written), pin!(instance.health.until_panic())).await {
                 Either::Left((answer, _)) => answer,
                 Either::Right(_) => return Err(unavailable(shard, "the group is being rebuilt")),
             }
@@ -396,16 +390,18 @@ impl ShardGroup {
     }
 }
 
-/// Pause between looks for a leader.
-const RETRY_PAUSE: Duration = Duration::from_millis(20);
+/// A command that is not answered by then gives its share of the lane's room to others.
+const ROOM_HELD_MAX: Duration = Duration::from_secs(5);
 
 fn unavailable(shard: ShardId, reason: &str) -> ProposeError {
     ProposeError::Unavailable { shard, reason: reason.to_owned() }
 }
 
 /// Builds an instance from what the log and the tables hold.
-pub(crate) async fn build(parts: &GroupParts) -> Result<Instance, RaftError> {
+pub(crate) async fn build(parts: &GroupParts, counters: &GroupCounters) -> Result<Instance, RaftError> {
     let shard = parts.shard;
+    // The instance before this one may still install a snapshot.
+    parts.tables.idle().await;
     let (applied, _) = applied_in(&parts.tables)?;
     let log = parts.log.open_group(shard, parts.tables.clone()).await?;
     if let Err(RaftError::Lost { reason, .. }) = log.check_against_tables(applied) {
@@ -422,8 +418,15 @@ pub(crate) async fn build(parts: &GroupParts) -> Result<Instance, RaftError> {
         machine: parts.machine.clone(),
     };
     let machine = ShardMachine::new(machine_parts, log.clone(), alive.clone())?;
-    let network =
-        PeerNetwork { ports: parts.ports.clone(), shard, link: parts.link.clone(), seals: parts.seals.clone() };
+    let (link, seals, hurries) = (parts.link.clone(), parts.seals.clone(), Rc::<Cell<u32>>::default());
+    let network = PeerNetwork {
+        ports: parts.ports.clone(),
+        shard,
+        link,
+        seals,
+        hurries: hurries.clone(),
+        snapshots_sent: counters.snapshots_sent.clone(),
+    };
     let stopped = |reason: String| RaftError::Stopped { shard, reason };
     let config = parts.settings.config(shard).validate().map_err(|error| stopped(error.to_string()))?;
     let health = GroupHealth::new();
@@ -434,7 +437,7 @@ pub(crate) async fn build(parts: &GroupParts) -> Result<Instance, RaftError> {
         .map_err(|error| stopped(error.to_string()))?;
     let now = parts.ports.now();
     let quiet_until = if has_voted { now + parts.settings.quiet() } else { now };
-    Ok(Instance { raft, health, quiet_until, alive })
+    Ok(Instance { raft, health, quiet_until, hurries, alive })
 }
 
 impl RaftGroup for ShardGroup {
@@ -451,6 +454,7 @@ impl RaftGroup for ShardGroup {
         if let Some(term) = self.read_alone() {
             return Box::pin(async move { Ok(term) });
         }
+        self.wake();
         let group = self.clone();
         Box::pin(async move { group.read_index().await })
     }
@@ -466,6 +470,10 @@ impl RaftGroup for ShardGroup {
     fn leadership_after(&self, seen: Leadership) -> LocalBoxFuture<'static, Leadership> {
         let group = self.clone();
         Box::pin(async move { group.leadership_other_than(seen).await })
+    }
+
+    fn view(&self) -> GroupView {
+        ShardGroup::view(self)
     }
 
     fn voter(&self) -> VoterId {

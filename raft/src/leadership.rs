@@ -1,14 +1,19 @@
 //! Who leads, for whoever works only while a replica does.
 
+use crate::error::RaftError;
 use crate::group::{GroupState, ShardGroup};
-use crate::type_config::node_of;
-use futures::future::pending;
+use crate::type_config::{VoterId, node_of};
+use futures::future::{Either, pending, select};
 use kiseki_types::Term;
 use kiseki_types::group::Leadership;
 use kiseki_types::runtime::RuntimeExt;
 use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver;
+use std::pin::pin;
 use std::time::Duration;
+
+/// Pause between looks for a leader.
+const RETRY_PAUSE: Duration = Duration::from_millis(20);
 
 /// Pause before a look at a replica that is being built again.
 const REBUILD_PAUSE: Duration = Duration::from_millis(20);
@@ -44,6 +49,60 @@ impl ShardGroup {
                     pending::<()>().await;
                 }
                 self.inner.parts.ports.sleep(REBUILD_PAUSE).await; // the next instance is not there yet
+            }
+        }
+    }
+
+    /// A lone voter need not wait for its election timeout.
+    pub(crate) fn stand_if_alone(&self) {
+        let raft = self.raft();
+        let voters: Vec<VoterId> = raft.voter_ids().collect();
+        if voters == [*raft.node_id()] && !raft.is_leader() {
+            self.inner.parts.ports.spawn(
+                "raft-elect",
+                Box::pin(async move {
+                    let _ = raft.trigger().elect(false).await; // the supervisor sees why it stopped
+                }),
+            );
+        }
+    }
+
+    /// Waits until a leader is known and, when it is this replica, until reads here are linearizable.
+    pub(crate) async fn wait_for_leader(&self) -> Result<(), RaftError> {
+        let parts = &self.inner.parts;
+        let deadline = parts.ports.sleep(parts.settings.leader_wait);
+        self.stand_if_alone();
+        let led = async {
+            loop {
+                let mut metrics = self.raft().metrics();
+                let (leader, running) = {
+                    let now = metrics.borrow_and_update();
+                    (now.current_leader, now.running_state.clone())
+                };
+                match (self.state(), running) {
+                    (GroupState::Fenced(reason), _) => return Err(self.stopped(reason)),
+                    (GroupState::Closed, _) => return Err(self.stopped("closed".to_owned())),
+                    _ => {}
+                }
+                match leader {
+                    Some(leader) if leader == *self.raft().node_id() => {
+                        if self.read_index().await.is_ok() {
+                            return Ok(());
+                        }
+                        parts.ports.sleep(RETRY_PAUSE).await;
+                    }
+                    Some(_) => return Ok(()),
+                    None => {
+                        let _ = select(pin!(metrics.changed()), parts.ports.sleep(RETRY_PAUSE)).await;
+                    }
+                }
+            }
+        };
+        match select(pin!(led), deadline).await {
+            Either::Left((led, _)) => led,
+            Either::Right(_) => {
+                let waited_ms = u64::try_from(parts.settings.leader_wait.as_millis()).unwrap_or(u64::MAX);
+                Err(RaftError::NoLeader { shard: parts.shard, waited_ms })
             }
         }
     }

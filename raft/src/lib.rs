@@ -6,7 +6,7 @@
 //! Reading order: [`group`] (one replica, what the engine holds), [`log_store`] (votes and entries, the durable
 //! promise), [`shard_machine`] (committed commands into tables), [`table_set`] and [`table_file`] (the tables),
 //! [`snapshot`] and [`network`] (peers), [`messages`], [`peers`] and [`replicas`] (peers on other nodes), [`membership`]
-//! (leaders and voters that change), [`supervisor`] (what happens when a group breaks), [`runtime`] (openraft on the
+//! (leaders and voters that change), [`rest`] (groups that nobody uses), [`supervisor`] (what happens when a group breaks), [`runtime`] (openraft on the
 //! ports).
 #![forbid(unsafe_code)]
 
@@ -20,6 +20,7 @@ pub mod messages;
 pub mod network;
 pub mod peers;
 pub mod replicas;
+pub mod rest;
 pub mod runtime;
 pub mod runtime_channels;
 pub mod shard_machine;
@@ -29,6 +30,7 @@ pub mod table_file;
 pub mod table_set;
 pub mod type_config;
 
+mod append_stream;
 mod clear_file;
 mod file_header;
 mod leadership;
@@ -40,6 +42,7 @@ mod reads;
 mod sealed_file;
 #[cfg(test)]
 mod test_support;
+mod view;
 
 pub use error::RaftError;
 pub use group::{GroupParts, GroupSettings, GroupState, ShardGroup};

@@ -285,18 +285,24 @@ impl Lane {
         Ok(sequence)
     }
 
-    /// Like [`Lane::record`], with the group's unwritten commit position in front, and waiting for room.
-    async fn record_in_order(&self, shard: ShardId, change: Change) -> Result<Sequence, RaftError> {
-        let deadline = self.ports.now() + ROOM_WAIT_MAX;
+    /// Like [`Lane::record`], with the group's unwritten commit position in front, and waiting for room. `opened` is the
+    /// number of the handle: the group may be rebuilt while this waits, and then the handle writes no more.
+    async fn record_in_order(&self, shard: ShardId, opened: u64, change: Change) -> Result<Sequence, RaftError> {
+        // Only entries are held back: without votes nobody is elected, nothing commits, and no room is ever freed.
+        let held_at = if matches!(change, Change::Append(_)) { HOLD_FILL } else { 1.0 };
+        let mut deadline = None;
         loop {
-            if self.journal.fill() < HOLD_FILL {
+            self.check_handle(shard, opened)?;
+            if self.journal.fill() < held_at {
                 match self.try_record_in_order(shard, &change) {
                     Err(JournalError::Full { .. }) => {}
                     other => return Ok(other?),
                 }
             }
             self.fold().await?;
-            if self.journal.fill() >= HOLD_FILL {
+            if self.journal.fill() >= held_at {
+                // Counted from the end of the first fold: however long that took, its trim is under way now.
+                let deadline = *deadline.get_or_insert_with(|| self.ports.now() + ROOM_WAIT_MAX);
                 if self.ports.now() >= deadline {
                     return Err(JournalError::Full { journal: format!("Raft log of lane {}", self.lane) }.into());
                 }
@@ -438,6 +444,7 @@ impl Lane {
 async fn append_entries(
     lane: &Lane,
     shard: ShardId,
+    opened: u64,
     entries: impl IntoIterator<Item = Entry>,
 ) -> Result<Option<Sequence>, RaftError> {
     let mut last = None;
@@ -449,14 +456,14 @@ async fn append_entries(
         let full = batch_len_bytes + len_bytes > record::APPEND_RECORD_LEN_BYTES
             || batch.len() == record::ENTRIES_PER_RECORD_MAX;
         if full && !batch.is_empty() {
-            last = Some(lane.record_in_order(shard, Change::Append(std::mem::take(&mut batch))).await?);
+            last = Some(lane.record_in_order(shard, opened, Change::Append(std::mem::take(&mut batch))).await?);
             batch_len_bytes = 0;
         }
         batch_len_bytes += len_bytes;
         batch.push(entry);
     }
     if !batch.is_empty() {
-        last = Some(lane.record_in_order(shard, Change::Append(batch)).await?);
+        last = Some(lane.record_in_order(shard, opened, Change::Append(batch)).await?);
     }
     Ok(last)
 }

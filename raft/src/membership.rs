@@ -2,6 +2,7 @@
 
 use crate::error::RaftError;
 use crate::group::ShardGroup;
+use crate::log_store::record::MEMBERS_MAX;
 use crate::network::{ElectionRequest, ElectionResponse, TransferRequest};
 use crate::type_config::{VoterId, node_of};
 use futures::future::{Either, select};
@@ -9,7 +10,7 @@ use kiseki_types::NodeId;
 use kiseki_types::group::ProposeError;
 use kiseki_types::runtime::RuntimeExt;
 use openraft::async_runtime::WatchReceiver;
-use openraft::{EmptyNode, ServerState};
+use openraft::{ChangeMembers, EmptyNode, ServerState};
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
 use std::time::Duration;
@@ -85,6 +86,7 @@ impl ShardGroup {
         if to == self.voter() {
             return Ok(());
         }
+        self.rouse().await.map_err(|error| self.stopped(error.to_string()))?;
         self.can_lead(to)?;
         let raft = self.raft();
         raft.trigger().transfer_leader(to).await.map_err(|error| self.stopped(error.to_string()))?;
@@ -122,10 +124,7 @@ impl ShardGroup {
         if matched.is_none() || lag > TRANSFER_LAG_ENTRIES_MAX {
             return Err(self.refused(format!("voter {to} lacks {lag} entries; wait until it has caught up")));
         }
-        let answered = metrics.heartbeat.as_ref().and_then(|all| all.get(&to).copied()).flatten();
-        let silent = answered
-            .is_none_or(|at| self.inner.parts.ports.now().since(at.into_inner().0) > self.inner.parts.settings.quiet());
-        if silent {
+        if !self.has_answered(to, &metrics, self.inner.parts.ports.now()) {
             return Err(self.refused(format!("voter {to} does not answer")));
         }
         Ok(())
@@ -146,12 +145,27 @@ impl ShardGroup {
         if nodes.len() != wanted.len() {
             return Err(self.refused("one node would vote twice"));
         }
+        self.rouse().await.map_err(|error| self.stopped(error.to_string()))?;
         let raft = self.raft();
         let now = self.voters();
         for voter in wanted.difference(&now) {
             self.add_learner(*voter).await?;
         }
-        raft.change_membership(wanted, false).await.map(drop).map_err(|error| self.stopped(error.to_string()))
+        let change = raft.change_membership(wanted.clone(), false).await;
+        change.map_err(|error| self.stopped(error.to_string()))?;
+        // Who was to become a voter and did not would be sent everything for ever.
+        let members = self.members();
+        if members.is_subset(&wanted) {
+            return Ok(());
+        }
+        let idle = members.difference(&wanted).copied().collect();
+        let change = raft.change_membership(ChangeMembers::RemoveNodes(idle), false).await;
+        change.map(drop).map_err(|error| self.stopped(error.to_string()))
+    }
+
+    /// Voters and learners.
+    fn members(&self) -> BTreeSet<VoterId> {
+        self.metrics().membership_config.membership().nodes().map(|(id, _)| *id).collect()
     }
 
     /// Adds a replica that gets everything and does not vote; ends when it has what the log held at the beginning.
@@ -160,6 +174,12 @@ impl ShardGroup {
     /// a learner then. It must have joined.
     pub async fn add_learner(&self, learner: VoterId) -> Result<(), RaftError> {
         self.must_lead()?;
+        let mut members = self.members();
+        members.insert(learner);
+        if members.len() > MEMBERS_MAX {
+            return Err(self.refused(format!("it has {MEMBERS_MAX} members; remove some voters first")));
+        }
+        self.rouse().await.map_err(|error| self.stopped(error.to_string()))?;
         let raft = self.raft();
         // openraft's own waiting ends when few entries are missing, which may be all there are.
         let added = raft.add_learner(learner, EmptyNode {}, false).await;
@@ -207,6 +227,7 @@ impl ShardGroup {
 
     /// A leader gives its leadership away.
     pub async fn handle_transfer(&self, request: TransferRequest) -> Result<(), RaftError> {
+        self.stir();
         let answer = self.raft().handle_transfer_leader(request).await;
         answer.map_err(|error| self.stopped(error.to_string()))?.map_err(|error| self.stopped(error.to_string()))
     }
@@ -214,17 +235,19 @@ impl ShardGroup {
     /// A peer stands for election.
     pub async fn handle_vote(&self, request: ElectionRequest) -> Result<ElectionResponse, RaftError> {
         // An election that the leader itself asked for breaks no promise: it answers no reads any more.
-        if !request.leadership_transfer && self.is_quiet() {
+        if !request.leadership_transfer && (self.is_quiet() || self.is_led()) {
             return Ok(self.not_now());
         }
+        self.stir();
         self.raft().vote(request).await.map_err(|error| self.stopped(error.to_string()))
     }
 
     /// A peer asks whether it would be elected.
     pub async fn handle_pre_vote(&self, request: ElectionRequest) -> Result<ElectionResponse, RaftError> {
-        if self.is_quiet() {
+        if self.is_quiet() || self.is_led() {
             return Ok(self.not_now());
         }
+        self.stir();
         self.raft().pre_vote(request).await.map_err(|error| self.stopped(error.to_string()))
     }
 

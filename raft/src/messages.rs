@@ -9,13 +9,13 @@ mod fuzz;
 #[cfg(test)]
 mod tests;
 
-pub use decode::{decode_answers, decode_calls};
+pub use decode::{decode_answers, decode_calls, version_of_answers};
 pub use encode::{encode_answers, encode_calls};
 pub use fuzz::{fuzz_answers, fuzz_answers_seeds, fuzz_calls, fuzz_calls_seeds};
 
 use crate::log_store::record::entry_len_bytes;
 use crate::network::{
-    AppendRequest, AppendResponse, ElectionRequest, ElectionResponse, SnapshotAnswer, TransferRequest,
+    AppendRequest, AppendResponse, ElectionRequest, ElectionResponse, RestRequest, SnapshotAnswer, TransferRequest,
 };
 use crate::type_config::{Entry, Vote, VoterId};
 use kiseki_types::ShardId;
@@ -25,7 +25,12 @@ use std::time::Duration;
 use thiserror::Error;
 
 /// What this release speaks. A field may be added without a new version when a reader that ignores it does right.
-pub const MESSAGE_VERSION: u16 = 1;
+///
+/// - 2: calls to rest.
+pub const MESSAGE_VERSION: u16 = 2;
+
+/// The oldest version whose reader knows calls to rest.
+pub const RESTS_SINCE_VERSION: u16 = 2;
 
 /// Most calls of one parcel.
 pub const CALLS_PER_PARCEL_MAX: usize = 1024;
@@ -64,6 +69,8 @@ pub enum Question {
     Transfer(TransferRequest),
     /// A piece of a snapshot.
     Snapshot(SnapshotPiece),
+    /// The leader rests, or wants to.
+    Rest(RestRequest),
 }
 
 /// A piece of a snapshot on its way.
@@ -103,6 +110,8 @@ pub enum Answer {
     PieceTaken,
     /// The snapshot was installed, or is not needed.
     Installed(SnapshotAnswer),
+    /// Whether the replica rests as well.
+    Rests(bool),
     /// No replica here votes under that id.
     NoReplica,
     /// No answer within the time that the sender gave; it may still be acted upon.
@@ -159,7 +168,7 @@ impl Weight {
         match &call.question {
             Question::Append(request) => request.entries.iter().for_each(|entry| weight.add_entry(entry)),
             Question::Snapshot(piece) => weight.bulk_len_bytes = piece.frame.as_ref().map_or(0, Vec::len),
-            Question::Vote(_) | Question::PreVote(_) | Question::Transfer(_) => {}
+            Question::Vote(_) | Question::PreVote(_) | Question::Transfer(_) | Question::Rest(_) => {}
         }
         weight
     }

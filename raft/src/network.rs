@@ -1,23 +1,26 @@
 //! How replicas of a shard reach each other: the port that a cluster's transport implements, and links between
 //! replicas of one process.
 
+use crate::append_stream::{Sent, appends};
 use crate::group::ShardGroup;
 use crate::shard_machine::SmSnapshot;
 use crate::snapshot::{SnapshotData, SnapshotSeals, SnapshotSender};
 use crate::type_config::{LogId, TypeConfig, Vote, VoterId};
 use futures::channel::mpsc;
 use futures::future::{Either, select};
+use futures::stream::{LocalBoxStream, Stream};
 use futures::{SinkExt, StreamExt};
 use kiseki_types::ShardId;
 use kiseki_types::runtime::{LocalBoxFuture, Ports, RuntimeExt};
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::RPCOption;
 use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest, TransferLeaderResponse,
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult, TransferLeaderRequest,
+    TransferLeaderResponse,
 };
 use openraft::raft::{VoteRequest, VoteResponse};
 use openraft::{EmptyNode, OptionalSend, RaftNetworkFactory, RaftNetworkV2};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::pin::pin;
@@ -114,6 +117,26 @@ pub trait PeerLink {
         vote: Vote,
         frames: SnapshotFrames,
     ) -> LocalBoxFuture<'static, Result<SnapshotAnswer, PeerError>>;
+    /// Asks a peer to rest, and tells it that the leader rests or is about to: see [`crate::rest`]. Whether it does.
+    fn rest(
+        &self,
+        to: VoterId,
+        _shard: ShardId,
+        _request: RestRequest,
+    ) -> LocalBoxFuture<'static, Result<bool, PeerError>> {
+        Box::pin(async move { Err(PeerError::Unreachable { voter: to }) })
+    }
+    /// What waits for company on the way to the peer leaves now.
+    fn hurry(&self, _to: VoterId, _shard: ShardId) {}
+}
+
+/// A leader asks its peers to rest with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RestRequest {
+    /// The leader's vote.
+    pub vote: Vote,
+    /// Its last entry: committed, and all that there is.
+    pub last: LogId,
 }
 
 /// The link of a node without peers.
@@ -174,6 +197,10 @@ pub struct PeerNetwork {
     pub link: Rc<dyn PeerLink>,
     /// How files travel in a snapshot.
     pub seals: SnapshotSeals,
+    /// Snapshots that peers have taken.
+    pub snapshots_sent: Rc<Cell<u64>>,
+    /// So many wait for a majority to answer a heartbeat.
+    pub hurries: Rc<Cell<u32>>,
 }
 
 /// openraft's client for one peer.
@@ -197,7 +224,31 @@ fn as_rpc_error(error: &PeerError) -> RPCError<TypeConfig> {
     }
 }
 
+/// Answers to appends, in the order of these.
+type AppendAnswers<'s> = LocalBoxStream<'s, Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>>;
+
 impl PeerClient {
+    /// Sends one append. Whoever waits for a heartbeat of the group does not wait for others' as well.
+    pub(crate) async fn append(
+        &self,
+        request: AppendRequest,
+        within: Duration,
+    ) -> Result<AppendResponse, RPCError<TypeConfig>> {
+        let network = &self.network;
+        let sent = Sent::of(&request);
+        let call = network.link.append(self.target, network.shard, request);
+        if network.hurries.get() > 0 {
+            network.link.hurry(self.target, network.shard);
+        }
+        let response = self.within(within, call).await?;
+        if sent.explains(&response) {
+            return Ok(response);
+        }
+        let reason = format!("its answer {response} does not fit what was sent");
+        let refused = PeerError::Refused { voter: self.target, reason };
+        Err(RPCError::Network(NetworkError::new(&refused)))
+    }
+
     async fn within<T>(
         &self,
         span: Duration,
@@ -254,15 +305,19 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
         request: AppendRequest,
         option: RPCOption,
     ) -> Result<AppendResponse, RPCError<TypeConfig>> {
-        let sent = Sent::of(&request);
-        let call = self.network.link.append(self.target, self.network.shard, request);
-        let response = self.within(option.hard_ttl(), call).await?;
-        if sent.explains(&response) {
-            return Ok(response);
-        }
-        let reason = format!("its answer {response} does not fit what was sent");
-        let refused = PeerError::Refused { voter: self.target, reason };
-        Err(RPCError::Network(NetworkError::new(&refused)))
+        self.append(request, option.hard_ttl()).await
+    }
+
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
+        option: RPCOption,
+    ) -> LocalBoxFuture<'s, Result<AppendAnswers<'s>, RPCError<TypeConfig>>>
+    where
+        S: Stream<Item = AppendRequest> + OptionalSend + Unpin + 'static,
+    {
+        let answers = appends(self, input, option.hard_ttl());
+        Box::pin(async move { Ok(answers) })
     }
 
     async fn vote(
@@ -300,30 +355,12 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
         _option: RPCOption,
     ) -> Result<SnapshotAnswer, StreamingError<TypeConfig>> {
         match select(pin!(self.send_snapshot(vote, snapshot)), pin!(cancel)).await {
-            Either::Left((answer, _)) => answer,
+            Either::Left((answer, _)) => {
+                let sent = &self.network.snapshots_sent;
+                sent.set(sent.get() + u64::from(answer.is_ok()));
+                answer
+            }
             Either::Right((closed, _)) => Err(StreamingError::Closed(closed)),
-        }
-    }
-}
-
-/// What an append carried, as far as its answer depends on it. openraft believes answers, and panics over some that can't be.
-struct Sent {
-    previous: Option<LogId>,
-    last: Option<LogId>,
-}
-
-impl Sent {
-    fn of(request: &AppendRequest) -> Sent {
-        let last = request.entries.last().map(|entry| entry.log_id).or(request.prev_log_id);
-        Sent { previous: request.prev_log_id, last }
-    }
-
-    /// Whether a sound peer can have answered so.
-    fn explains(&self, response: &AppendResponse) -> bool {
-        match response {
-            AppendResponse::Success | AppendResponse::HigherVote(_) => true,
-            AppendResponse::Conflict => self.previous.is_some(),
-            AppendResponse::PartialSuccess(last) => (self.previous..=self.last).contains(last),
         }
     }
 }
@@ -449,5 +486,13 @@ impl PeerLink for ProcessLink {
     ) -> LocalBoxFuture<'static, Result<SnapshotAnswer, PeerError>> {
         let frames = frames.boxed_local();
         self.call(to, shard, move |group| async move { group.handle_snapshot(vote, frames).await })
+    }
+    fn rest(
+        &self,
+        to: VoterId,
+        shard: ShardId,
+        request: RestRequest,
+    ) -> LocalBoxFuture<'static, Result<bool, PeerError>> {
+        self.call(to, shard, move |group| async move { Ok(group.handle_rest(request)) })
     }
 }

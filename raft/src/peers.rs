@@ -8,19 +8,20 @@
 //! - Elections don't wait for appends, nor snapshots for either: each kind has parcels of its own.
 
 use crate::messages::{
-    Answer, CALLS_PER_PARCEL_MAX, Call, Question, SnapshotPiece, Weight, decode_answers, encode_calls,
+    Answer, CALLS_PER_PARCEL_MAX, Call, MESSAGE_VERSION, Question, RESTS_SINCE_VERSION, SnapshotPiece, Weight,
+    decode_answers, encode_calls, version_of_answers,
 };
 use crate::network::{
-    AppendRequest, AppendResponse, ElectionRequest, ElectionResponse, PeerError, PeerLink, SnapshotAnswer,
+    AppendRequest, AppendResponse, ElectionRequest, ElectionResponse, PeerError, PeerLink, RestRequest, SnapshotAnswer,
     SnapshotFrames, TransferRequest,
 };
 use crate::type_config::{Vote, VoterId};
 use futures::StreamExt;
 use futures::channel::oneshot;
-use kiseki_types::ShardId;
 use kiseki_types::buf::BufferSource;
 use kiseki_types::peer::{Parcel, PeerCallError, PeerCalls, PeerLane, ServiceId};
 use kiseki_types::runtime::{LocalBoxFuture, Ports, RuntimeExt};
+use kiseki_types::{NodeId, ShardId};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
@@ -68,13 +69,14 @@ pub trait PeerDirectory {
 enum Kind {
     Appends,
     Elections,
+    Rests,
 }
 
 impl Kind {
     /// How long the other side may gather answers before it sends those that it has.
     fn answer_within(self) -> Duration {
         match self {
-            Kind::Appends => Duration::from_millis(200),
+            Kind::Appends | Kind::Rests => Duration::from_millis(200),
             Kind::Elections => Duration::from_millis(1_000),
         }
     }
@@ -92,6 +94,8 @@ struct Inner {
     directory: Rc<dyn PeerDirectory>,
     buffers: BufferSource,
     queues: RefCell<BTreeMap<(PeerLane, Kind), Rc<Queue>>>,
+    /// The newest version of messages that a node has shown to speak.
+    versions: RefCell<BTreeMap<NodeId, u16>>,
     parcels: Cell<u64>,
     sent: Cell<u64>,
 }
@@ -105,8 +109,9 @@ impl RaftPeers {
         directory: Rc<dyn PeerDirectory>,
         buffers: BufferSource,
     ) -> RaftPeers {
-        let (queues, parcels, sent) = (RefCell::default(), Cell::new(0), Cell::new(0));
-        RaftPeers { inner: Rc::new(Inner { ports, calls, directory, buffers, queues, parcels, sent }) }
+        let (queues, versions) = (RefCell::default(), RefCell::default());
+        let (parcels, sent) = (Cell::new(0), Cell::new(0));
+        RaftPeers { inner: Rc::new(Inner { ports, calls, directory, buffers, queues, versions, parcels, sent }) }
     }
 
     /// Parcels sent so far.
@@ -325,9 +330,23 @@ impl Inner {
         self.parcels.set(self.parcels.get() + 1);
         self.sent.set(self.sent.get() + calls.len() as u64);
         let deadline = answer_within + WAY_MAX;
-        let answer: Parcel = self.calls.call(lane, ServiceId::RAFT, parcel, deadline).await?;
+        let answered = self.calls.call(lane, ServiceId::RAFT, parcel, deadline).await;
+        if let Err(PeerCallError::Refused { .. }) = &answered {
+            self.versions.borrow_mut().remove(&node); // another release may run there now
+        }
+        let answer: Parcel = answered?;
+        if !self.speaks(node, MESSAGE_VERSION)
+            && let Ok(version) = version_of_answers(&answer)
+        {
+            self.versions.borrow_mut().insert(node, version);
+        }
         decode_answers(&answer, calls.len())
             .map_err(|error| PeerCallError::Refused { node, reason: format!("its answer is bad: {error}") })
+    }
+
+    /// Whether the node has shown that it understands messages of this version.
+    fn speaks(&self, node: NodeId, version: u16) -> bool {
+        self.versions.borrow().get(&node).is_some_and(|spoken| *spoken >= version)
     }
 
     /// Sends a snapshot piece by piece, each when the one before was taken.
@@ -419,6 +438,35 @@ impl PeerLink for RaftPeers {
     ) -> LocalBoxFuture<'static, Result<SnapshotAnswer, PeerError>> {
         let inner = self.inner.clone();
         Box::pin(async move { inner.send_snapshot(to, shard, vote, frames).await })
+    }
+
+    fn rest(
+        &self,
+        to: VoterId,
+        shard: ShardId,
+        request: RestRequest,
+    ) -> LocalBoxFuture<'static, Result<bool, PeerError>> {
+        let lane = self.inner.directory.locate(to, shard);
+        if !lane.is_some_and(|lane| self.inner.speaks(lane.node, RESTS_SINCE_VERSION)) {
+            return Box::pin(async move { Err(PeerError::Unreachable { voter: to }) });
+        }
+        let answer = self.ask(Kind::Rests, to, shard, Question::Rest(request));
+        Box::pin(async move {
+            match answer.await? {
+                Answer::Rests(rests) => Ok(rests),
+                other => unfit(to, other),
+            }
+        })
+    }
+
+    fn hurry(&self, to: VoterId, shard: ShardId) {
+        let inner = &self.inner;
+        let Some(lane) = inner.directory.locate(to, shard) else { return };
+        let queue = inner.queues.borrow().get(&(lane, Kind::Appends)).cloned();
+        if let Some(queue) = queue {
+            queue.is_urgent.set(true);
+            queue.gather(inner);
+        }
     }
 }
 

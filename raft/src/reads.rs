@@ -12,6 +12,8 @@ use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{LinearizableReadError, RaftError as OpenraftError};
 use openraft::raft::linearizable_read::LinearizerOption;
+use std::cell::Cell;
+use std::rc::Rc;
 use std::time::Duration;
 
 /// Two clocks of a cluster run at speeds that differ by less than this.
@@ -33,12 +35,29 @@ impl GroupSettings {
     }
 }
 
+/// Counts who waits for a majority, however the wait ends.
+struct Hurry(Rc<Cell<u32>>);
+
+impl Hurry {
+    fn begin(waiting: Rc<Cell<u32>>) -> Hurry {
+        waiting.set(waiting.get() + 1);
+        Hurry(waiting)
+    }
+}
+
+impl Drop for Hurry {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
 impl ShardGroup {
     /// Confirms leadership, by the lease or with a majority, and waits until everything committed before is applied.
     pub(crate) async fn read_index(&self) -> Result<Term, ProposeError> {
         let shard = self.shard_id();
         let settings = &self.inner.parts.settings;
         let raft = self.raft();
+        let _hurry = Hurry::begin(self.instance().hurries.clone());
         let option = LinearizerOption::new(Some(settings.lease()), true)
             .with_wait_timeout(Duration::from_millis(settings.election_ms_min));
         let confirmed = match raft.get_read_linearizer(option).await {
@@ -52,6 +71,7 @@ impl ShardGroup {
         match confirmed.await_ready(&raft).await {
             Ok(_) => {
                 self.inner.confirmed.set(Some(term));
+                self.inner.rest.confirmed();
                 Ok(Term(term))
             }
             Err(error) => Err(ProposeError::Unavailable { shard, reason: error.to_string() }),

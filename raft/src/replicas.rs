@@ -7,6 +7,7 @@ use crate::error::RaftError;
 use crate::group::ShardGroup;
 use crate::messages::{Answer, Call, Question, SnapshotPiece, decode_calls, encode_answers};
 use crate::network::SnapshotAnswer;
+use crate::rest;
 use crate::type_config::{Vote, VoterId, node_of};
 use futures::channel::{mpsc, oneshot};
 use futures::future::{Either, select};
@@ -44,20 +45,25 @@ pub struct Replicas {
     inner: Rc<Inner>,
 }
 
+/// The replicas of a core by shard.
+pub(crate) type ReplicaMap = RefCell<BTreeMap<ShardId, ShardGroup>>;
+
 struct Inner {
     ports: Ports,
-    groups: RefCell<BTreeMap<ShardId, ShardGroup>>,
+    groups: Rc<ReplicaMap>,
     receiving: RefCell<BTreeMap<ShardId, Receiving>>,
     /// A permit is held for each snapshot until it is installed or given up, whether pieces of it still come or not.
     installs: Arc<Semaphore>,
 }
 
 impl Replicas {
-    /// None yet.
+    /// None yet. Those that come rest when nobody uses them ([`crate::rest`]).
     #[must_use]
     pub fn new(ports: Ports) -> Replicas {
         let installs = Arc::new(Semaphore::new(SNAPSHOTS_RECEIVED_MAX));
-        let inner = Inner { ports, groups: RefCell::default(), receiving: RefCell::default(), installs };
+        let groups = Rc::<ReplicaMap>::default();
+        ports.spawn("raft-rest", Box::pin(rest::look_after(ports.clone(), Rc::downgrade(&groups))));
+        let inner = Inner { ports, groups, receiving: RefCell::default(), installs };
         Replicas { inner: Rc::new(inner) }
     }
 
@@ -123,6 +129,7 @@ impl Replicas {
             Question::PreVote(request) => group.handle_pre_vote(request).await.map(Answer::Election),
             Question::Transfer(request) => group.handle_transfer(request).await.map(|()| Answer::TransferTaken),
             Question::Snapshot(piece) => self.take_piece(from, &group, piece).await,
+            Question::Rest(request) => Ok(Answer::Rests(group.handle_rest(request))),
         };
         answered.unwrap_or_else(|error| Answer::Refused(error.to_string()))
     }
@@ -208,5 +215,6 @@ fn speaker_of(question: &Question) -> VoterId {
         Question::Vote(request) | Question::PreVote(request) => request.vote.leader_id.voted_for,
         Question::Transfer(request) => request.from_leader().leader_id.voted_for,
         Question::Snapshot(piece) => piece.vote.leader_id.voted_for,
+        Question::Rest(request) => request.vote.leader_id.voted_for,
     }
 }

@@ -225,6 +225,12 @@ impl RaftStateMachine<TypeConfig> for ShardMachine {
         }
         // I-L10: without this note a crash behind the swap would look like a lost log.
         shared.log.announce_snapshot(last).await?;
+        shared.parts.tables.idle().await;
+        // The group may have been rebuilt meanwhile, and its next instance reads the tables and receives snapshots by itself.
+        // From here on nothing is waited for until the installation counts as under way.
+        if !shared.alive.get() {
+            return Err(self.stopped());
+        }
         shared.parts.tables.install(*import).await.map_err(io::Error::other)?;
         shared.applied.replace(Some(last));
         shared.membership.replace(meta.last_membership.clone());

@@ -80,13 +80,14 @@ async fn supervise(ports: Ports, group: Weak<Inner>) {
 /// Builds the group again. False: it is fenced or closed.
 async fn rebuild(inner: &Rc<Inner>) -> bool {
     let shard = inner.parts.shard;
-    let built = build(&inner.parts).await;
+    let built = build(&inner.parts, &inner.counters).await;
     if *inner.state.borrow() == GroupState::Closed {
         return false;
     }
     match built {
         Ok(instance) => {
             inner.quiet_until.set(instance.quiet_until);
+            inner.rest.begin_anew(inner.parts.ports.now());
             inner.instance.replace(Rc::new(instance));
             inner.rebuilds.set(inner.rebuilds.get() + 1);
             inner.state.replace(GroupState::Running);

@@ -234,7 +234,7 @@ impl TableSet {
         let set = self.clone();
         Box::pin(async move {
             let result = set.checkpoint().await;
-            set.wait_idle().await;
+            set.idle().await;
             let (databases, snapshots) = {
                 let mut state = set.inner.state.borrow_mut();
                 state.health = Health::Closed;
@@ -303,8 +303,8 @@ impl TableSet {
         }
     }
 
-    /// Ends when no fold is under way.
-    async fn wait_idle(&self) {
+    /// Ends when no fold and no installation is under way.
+    pub(crate) async fn idle(&self) {
         loop {
             let receiver = {
                 let mut state = self.inner.state.borrow_mut();

@@ -75,8 +75,9 @@ impl Core {
         payload: Vec<IoBytes>,
         purpose: PutPurpose,
     ) -> Result<Extent, FragmentError> {
-        let device = self.device(device)?;
+        let (device, began) = (self.device(device)?, self.ports.now());
         self.check_published()?;
+        let payload_len = u64::from(meta.payload_len_bytes);
         let block = device.layout.block_len_bytes();
         let len = BlockCount::holding((FRAGMENT_HEADER_BYTES + meta.payload_len_bytes as usize) as u64, block);
         let (lane, extent) = self.room(&device, len, purpose).await?;
@@ -102,6 +103,7 @@ impl Core {
             return Err(device.fenced_error());
         }
         self.keep_row(lane, &fragment);
+        device.note_write(payload_len, self.ports.now().since(began));
         self.publish(&device, lane, fragment, sequence).await?;
         Ok(extent)
     }

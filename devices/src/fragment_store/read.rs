@@ -85,7 +85,7 @@ impl Core {
         if device.layout.zone_of(fragment.extent.start).is_none() {
             return Err(self.corrupt(fragment)); // a damaged index row
         }
-        let pieces = piece_range(&range, fragment.meta.payload_len_bytes);
+        let (pieces, began) = (piece_range(&range, fragment.meta.payload_len_bytes), self.ports.now());
         let read = {
             let _pin = self.pins.pin(fragment.extent);
             read_pieces(&self.buffers, &device, fragment.extent, pieces.clone()).await
@@ -109,6 +109,7 @@ impl Core {
         }
         add(&self.counters.reads, 1);
         add(&self.counters.read_bytes, u64::from(range.end - range.start));
+        device.note_read(u64::from(range.end - range.start), self.ports.now().since(began));
         Ok(bytes.slice(range.start as usize - pieces.start..range.end as usize - pieces.start))
     }
 

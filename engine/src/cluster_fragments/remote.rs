@@ -11,13 +11,15 @@ use std::time::Duration;
 pub enum CallFailure {
     /// Nothing was done, and nothing will be.
     NotDone(String),
+    /// Its node is silent, so it was not asked: nothing was done, and what the node has is not known.
+    Silent(String),
     /// It may have been done, or be done later.
     Unanswered(String),
 }
 
 impl CallFailure {
     pub fn reason(&self) -> &str {
-        let (CallFailure::NotDone(reason) | CallFailure::Unanswered(reason)) = self;
+        let (CallFailure::NotDone(reason) | CallFailure::Silent(reason) | CallFailure::Unanswered(reason)) = self;
         reason
     }
 }

@@ -8,7 +8,7 @@ use crate::device_record::{DEVICE_RECORDS_MAX, DeviceActor, DeviceRecord, Device
 use crate::latch::Hold;
 use crate::leader::{Draft, row_damaged};
 use kiseki_types::fragment::DeviceState;
-use kiseki_types::ids::DeviceId;
+use kiseki_types::ids::{DeviceId, RequestId};
 use tracing::{info, warn};
 
 /// Every change of a device's record holds this latch: cores hear of changes in the order in which they are made.
@@ -35,6 +35,7 @@ impl ControlService {
     /// Changes a record. Answered when the change is committed and every core acts on it.
     pub(super) async fn update_device(
         &self,
+        request: Option<RequestId>,
         device: DeviceId,
         update: DeviceUpdate,
     ) -> Result<DeviceRecord, StoreError> {
@@ -48,7 +49,7 @@ impl ControlService {
                     let unchanged = before.expect("an update that changes nothing has a record");
                     return Ok((Some(unchanged.clone()), unchanged));
                 };
-                let mut draft = Draft::default();
+                let mut draft = Draft { request, ..Draft::default() };
                 self.count(&mut draft, VERSION_COUNTER, 1, 1).await?;
                 if before.is_none() {
                     draft.rows.extend(self.make_room().await?);

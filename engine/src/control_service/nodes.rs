@@ -10,7 +10,7 @@ use crate::delta::RowChange;
 use crate::latch::Hold;
 use crate::leader::{CommitError, Draft, row_damaged};
 use crate::message::{NodeEntry, NodeState};
-use kiseki_types::ids::NodeId;
+use kiseki_types::ids::{NodeId, RequestId};
 use tracing::info;
 
 /// Every change of a node's record holds this latch: cores hear of changes in the order in which they are made.
@@ -53,8 +53,8 @@ impl ControlService {
     }
 
     /// Gives out the next number.
-    pub(super) async fn invite_node(&self) -> Result<NodeEntry, StoreError> {
-        self.change_nodes(async |draft, entries, now| {
+    pub(super) async fn invite_node(&self, request: Option<RequestId>) -> Result<NodeEntry, StoreError> {
+        self.change_nodes(request, async |draft, entries, now| {
             draft.rows.extend(make_room(entries)?);
             let node = NodeId(self.count(draft, NODE_COUNTER, 1, FORMING_NODE.0 + 1).await?);
             Ok(invited(node, now))
@@ -65,18 +65,24 @@ impl ControlService {
     /// A node joins, or is back.
     pub(super) async fn node_here(&self, node: NodeId, here: Presence) -> Result<NodeEntry, StoreError> {
         check(&here)?;
-        self.change_nodes(async |_, entries, now| after_presence(entries, node, &here, now)).await
+        self.change_nodes(None, async |_, entries, now| after_presence(entries, node, &here, now)).await
     }
 
     /// Changes what a node is to the cluster.
-    pub(super) async fn set_node_state(&self, node: NodeId, state: NodeState) -> Result<NodeEntry, StoreError> {
-        self.change_nodes(async |_, entries, now| after_order(entries, node, state, now)).await
+    pub(super) async fn set_node_state(
+        &self,
+        request: Option<RequestId>,
+        node: NodeId,
+        state: NodeState,
+    ) -> Result<NodeEntry, StoreError> {
+        self.change_nodes(request, async |_, entries, now| after_order(entries, node, state, now)).await
     }
 
     /// Changes or makes a record as `change` says. Answered when the change is committed and every core that can be reached
     /// acts on it.
     async fn change_nodes(
         &self,
+        request: Option<RequestId>,
         change: impl AsyncFn(&mut Draft, &[NodeEntry], u64) -> Result<NodeEntry, StoreError>,
     ) -> Result<NodeEntry, StoreError> {
         let _guard = self.leader.latches.hold(NODE_CHANGES.to_vec(), Hold::Exclusive).await;
@@ -90,6 +96,7 @@ impl ControlService {
                 if before.as_ref() != Some(&after) {
                     self.count(&mut draft, VERSION_COUNTER, 1, 1).await?;
                     draft.rows.push(RowChange::put(NODES, after.node.0.to_be_bytes().to_vec(), encode_node(&after)));
+                    (draft.request, draft.answer) = (request, after.node.0.to_be_bytes().to_vec());
                     self.leader.commit(term, draft).await?;
                 }
                 Ok::<_, CommitError>((before, after))

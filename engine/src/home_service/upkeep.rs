@@ -25,13 +25,14 @@ pub struct HeldGeneration {
     pub name: ChunkName,
     /// What its stripe looks like.
     pub stripe: StripeRecord,
-    /// Whether a committed delta names it; otherwise its writer may still be writing.
+    /// Whether a committed delta names it; otherwise its writer may still be writing, or it is condemned and may be named
+    /// where nobody answers.
     pub is_complete: bool,
 }
 
 /// Part of a home's generations.
 pub struct GenerationBatch {
-    /// Those that are not being collected.
+    /// Those that are not being freed.
     pub held: Vec<HeldGeneration>,
     /// Where the next batch starts; `None` at the end.
     pub next: Option<ChunkName>,
@@ -41,7 +42,7 @@ pub struct GenerationBatch {
 pub enum RepairPermit {
     /// Yes, for as long as the guard lives.
     Granted(RepairGuard, StripeRecord),
-    /// Its writer is not done, or it is being collected: ask again later.
+    /// Its writer is not done, or it is being freed: ask again later.
     NotYet,
     /// The home does not know it any more.
     Gone,
@@ -54,9 +55,16 @@ pub struct RepairGuard {
     name: ChunkName,
     /// The term in which the home let it be repaired.
     term: Term,
+    is_condemned: bool,
 }
 
 impl RepairGuard {
+    /// Whether it was being collected when it was let be repaired: then it may have been given up half written.
+    #[must_use]
+    pub fn is_condemned(&self) -> bool {
+        self.is_condemned
+    }
+
     /// Asked right before a fragment is freed: errors unless this node still leads the home in the same term. Another leader
     /// may have let another repair have the stripe.
     pub async fn check(&self) -> Result<(), FragmentError> {
@@ -131,7 +139,7 @@ impl HomeService {
 
     /// Generations behind `after`, in the order of their names.
     ///
-    /// - `limit`: rows that are looked at; fewer generations are returned when some are being collected.
+    /// - `limit`: rows that are looked at; fewer generations are returned when some are being freed.
     pub async fn generations_after(
         &self,
         after: Option<ChunkName>,
@@ -153,7 +161,7 @@ impl HomeService {
             last = Some(name);
             let record = GenerationRecord::decode(value).map_err(row_damaged)?;
             let is_complete = record.state == GenerationState::Complete;
-            if is_complete || record.state == GenerationState::Intent {
+            if record.state.is_kept() || record.state == GenerationState::Intent {
                 held.push(HeldGeneration { name, stripe: record.stripe(), is_complete });
             }
         }
@@ -163,26 +171,27 @@ impl HomeService {
     /// Lets one repair at a time have a generation, and collection wait for it.
     ///
     /// The latch of the chunk is held only while this decides: collection holds it from its first look to its last
-    /// step, so it either sees the guard or has condemned the generation before. Writers never wait for a repair.
+    /// step, so it either sees the guard or has ended: freed it, or left it condemned. Writers never wait for a repair.
     pub async fn permit_repair(self: &Rc<Self>, name: ChunkName) -> Result<RepairPermit, StoreError> {
         let _guards = self.latch([name.locator].into_iter()).await;
         let term = self.leader.barrier().await?;
         let Some(record) = self.record(name).await? else { return Ok(RepairPermit::Gone) };
-        if record.state != GenerationState::Complete || !self.repairing.borrow_mut().insert(name) {
+        if !record.state.is_kept() || !self.repairing.borrow_mut().insert(name) {
             return Ok(RepairPermit::NotYet);
         }
-        Ok(RepairPermit::Granted(RepairGuard { home: self.clone(), name, term }, record.stripe()))
+        let is_condemned = record.state == GenerationState::Condemned;
+        Ok(RepairPermit::Granted(RepairGuard { home: self.clone(), name, term, is_condemned }, record.stripe()))
     }
 
     /// Queues stripes that have a fragment on a device that is to be emptied.
     ///
-    /// What is being written, or collected, is passed over: the next sweep finds it in another state.
+    /// What is being written, or freed, is passed over: the next sweep finds it in another state.
     pub(super) async fn evacuate(&self, names: &[ChunkName]) -> Result<EvacuationAnswer, StoreError> {
         self.leader.barrier().await?;
         let mut answer = EvacuationAnswer { no_room: self.repairs.has_no_room(), ..EvacuationAnswer::default() };
         for name in names {
             match self.record(*name).await? {
-                Some(record) if record.state == GenerationState::Complete => {
+                Some(record) if record.state.is_kept() => {
                     self.evacuate_one(*name, &record.stripe(), &mut answer).await?;
                 }
                 Some(_) => {}

@@ -10,9 +10,10 @@ use crate::leader::{Draft, row_damaged};
 use crate::machine::{CANDIDATES, COUNTS_FILE, FENCES, FENCES_FORGOTTEN_MAX};
 use crate::message::{Collected, HomeRequest, HomeResponse};
 use crate::shard_tables::{DROPPED, LOOSE, PAGES, page_key};
+use futures::StreamExt;
 use futures::channel::oneshot;
 use futures::future::{Either, select};
-use kiseki_types::ids::PageId;
+use kiseki_types::ids::{CompositionId, PageId, ShardId};
 use kiseki_types::runtime::{Instant, RuntimeExt};
 use kiseki_types::table::{Direction, Scan, prefix_end};
 use std::cell::{Cell, RefCell};
@@ -20,7 +21,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::rc::Rc;
 use std::time::Duration;
-use tracing::warn;
+use tracing::{info, warn};
 
 /// Pages whose counts fall in one delta.
 const PAGES_PER_DELTA: usize = 16;
@@ -28,14 +29,22 @@ const PAGES_PER_DELTA: usize = 16;
 /// Candidates that one round asks about.
 const CANDIDATES_PER_ROUND: usize = 256;
 
+/// Candidates that are collected at once. Each takes several commits of several groups, one after the other: singly, what is
+/// written over by many clients would be freed more slowly than it comes.
+const COLLECTED_AT_ONCE: usize = 16;
+
 /// Time between rounds when nobody wakes the task: what was busy is asked again.
 const ROUND_INTERVAL: Duration = Duration::from_secs(2);
 
-/// How long the loose pages of earlier terms are left to their writers: they may be at work on another node.
+/// How long loose pages are left to a writer that puts no other: it may be at work on another node. One that gets bytes puts a page
+/// every few minutes. Also between two looks for such pages.
 const LOOSE_GRACE: Duration = Duration::from_secs(3600);
 
 /// Loose pages that one scan notes.
 const LOOSE_SCAN: usize = 1024;
+
+/// Writers of loose pages that are remembered; with more all get their time anew (I-O5).
+const LOOSE_WRITERS_MAX: usize = 65_536;
 
 const _: () = assert!(PAGES_PER_DELTA * crate::composition::PAGE_REFERENCES_MAX <= REFERENCES_PER_DELTA_MAX);
 
@@ -64,7 +73,7 @@ pub struct ShardBacklog {
     pub generations_freed: Cell<u64>,
     /// Pages or candidates that the last round left for the next one.
     pub waiting: Cell<u64>,
-    /// Rounds that ended with an error and will be tried again.
+    /// Rounds with an error, whose rest will be tried again.
     pub failed_rounds: Cell<u64>,
     /// Pin epochs closed.
     pub epochs_closed: Cell<u64>,
@@ -82,6 +91,37 @@ pub(super) struct EpochClock {
 impl EpochClock {
     pub(super) fn new(age: Duration, now: Instant) -> EpochClock {
         EpochClock { age, last_closed: Cell::new(now) }
+    }
+}
+
+/// When writers put loose pages. A clock decides only how soon they are given up: pages are named or given up, never both (I-C2).
+pub(super) struct LooseClock {
+    /// Writers that are not listed have put none since.
+    since: Instant,
+    touched: BTreeMap<CompositionId, Instant>,
+}
+
+impl LooseClock {
+    pub(super) fn new(now: Instant) -> LooseClock {
+        LooseClock { since: now, touched: BTreeMap::new() }
+    }
+
+    /// A writer puts a loose page.
+    pub(super) fn touch(&mut self, writer: CompositionId, now: Instant) {
+        if self.touched.len() >= LOOSE_WRITERS_MAX && !self.touched.contains_key(&writer) {
+            self.touched.clear();
+            self.since = now;
+        }
+        self.touched.insert(writer, now);
+    }
+
+    fn is_gone(&self, writer: &CompositionId, now: Instant) -> bool {
+        now.since(*self.touched.get(writer).unwrap_or(&self.since)) >= LOOSE_GRACE
+    }
+
+    /// Forgets those that are gone: they have put none since an earlier time too.
+    fn prune(&mut self, now: Instant) {
+        self.touched.retain(|_, touched| now.since(*touched) < LOOSE_GRACE);
     }
 }
 
@@ -103,11 +143,11 @@ impl ShardService {
     pub async fn start(self: &Rc<Self>, writers_are_gone: bool) -> Result<(), StoreError> {
         self.leader.barrier().await?;
         self.load_given().await?;
+        self.leader.requests.load(&*self.leader.tables()).await?;
         if writers_are_gone {
             while self.abandon_loose().await? {}
-        } else {
-            self.abandon_loose_later().await?;
         }
+        self.sweep_loose_forever();
         let service = Rc::downgrade(self);
         let ports = self.leader.ports().clone();
         let wake = self.wake.clone();
@@ -144,38 +184,55 @@ impl ShardService {
         Ok(!pages.is_empty())
     }
 
-    /// Abandons those pages that are loose now and still are in [`LOOSE_GRACE`].
-    async fn abandon_loose_later(self: &Rc<Self>) -> Result<(), StoreError> {
-        let mut then = BTreeSet::new();
+    /// Gives up the pages of writers that went down with their nodes, now and then.
+    fn sweep_loose_forever(self: &Rc<Self>) {
+        let (service, ports) = (Rc::downgrade(self), self.leader.ports().clone());
+        let task = async move {
+            let mut pause = LOOSE_GRACE;
+            loop {
+                ports.sleep(pause).await;
+                let Some(service) = service.upgrade() else { return };
+                pause = match service.sweep_loose().await {
+                    Ok(()) => LOOSE_GRACE,
+                    Err(error) => {
+                        warn!(shard = %service.shard(), %error, "loose pages could not be given up; tried again");
+                        ROUND_INTERVAL
+                    }
+                };
+            }
+        };
+        self.background.repeat("loose pages", Box::pin(task));
+    }
+
+    /// Abandons the loose pages of writers that have put none for [`LOOSE_GRACE`].
+    async fn sweep_loose(&self) -> Result<(), StoreError> {
+        if self.nodes.is_alone() {
+            return Ok(()); // its writers give up themselves what they don't name
+        }
+        self.leader.barrier().await?;
+        let mut writers = BTreeMap::<CompositionId, Vec<PageId>>::new();
         let mut from = Bound::Unbounded;
         loop {
             let rows = self.scan_from(crate::machine::ROWS_FILE, LOOSE, from, LOOSE_SCAN).await?;
             let Some((last, _)) = rows.last() else { break };
             from = Bound::Excluded(last.clone());
             for (key, _) in &rows {
-                then.insert(page_of(key)?);
+                if let Some(bytes) = self.leader.row(PAGES, key).await? {
+                    let page = Page::decode(&bytes).map_err(row_damaged)?;
+                    writers.entry(page.composition).or_default().push(page_of(key)?);
+                }
             }
         }
-        if then.is_empty() {
+        // I-C2: of a writer that is gone by now all pages were seen, so among them the one that stands for it.
+        let now = self.leader.ports().now();
+        self.loose.borrow_mut().prune(now);
+        writers.retain(|writer, _| self.loose.borrow().is_gone(writer, now));
+        let pages: Vec<PageId> = writers.into_values().flatten().collect();
+        if pages.is_empty() {
             return Ok(());
         }
-        let (service, ports) = (Rc::downgrade(self), self.leader.ports().clone());
-        let task = async move {
-            ports.sleep(LOOSE_GRACE).await;
-            let pages: Vec<PageId> = then.into_iter().collect();
-            while let Some(service) = service.upgrade() {
-                match service.abandon(&pages).await {
-                    Ok(()) => return,
-                    Err(error) => {
-                        warn!(shard = %service.shard(), %error, "loose pages could not be given up; tried again");
-                    }
-                }
-                drop(service);
-                ports.sleep(ROUND_INTERVAL).await;
-            }
-        };
-        self.background.repeat("loose pages", Box::pin(task));
-        Ok(())
+        info!(shard = %self.shard(), pages = pages.len(), "pages are given up whose writers are gone");
+        self.abandon(&pages).await
     }
 
     /// Loose pages whose writer is gone are dropped.
@@ -205,6 +262,9 @@ impl ShardService {
     }
 
     async fn round(&self) -> Result<(), StoreError> {
+        if !self.nodes.is_alone() {
+            self.open_reads.borrow_mut().let_silent_go(self.leader.ports().now());
+        }
         let held = self.drop_pages_that_wait().await?;
         let busy = self.settle_candidates().await?;
         self.backlog.waiting.set(held + busy);
@@ -259,9 +319,8 @@ impl ShardService {
 
     async fn drop_batch(&self, pages: &[(PageId, Page)]) -> Result<u64, StoreError> {
         // Seen free and counted up in one step, see `open_read`.
-        let free: Vec<&(PageId, Page)> = pages.iter().filter(|(id, _)| !self.is_held(*id)).collect();
+        let free: Vec<&(PageId, Page)> = pages.iter().filter(|(id, _)| !self.open_reads.borrow().holds(*id)).collect();
         self.pages_vanished.set(self.pages_vanished.get() + 1);
-        free.iter().for_each(|(id, _)| drop(self.open_pages.borrow_mut().remove(id))); // readers that are gone
         if free.is_empty() {
             return Ok(pages.len() as u64);
         }
@@ -284,28 +343,57 @@ impl ShardService {
         Ok((pages.len() - free.len()) as u64)
     }
 
-    /// Asks the homes of all candidates to collect them; how many have to wait.
+    /// Asks the homes of all candidates to collect them; how many have to wait. A home that does not answer is asked no more in
+    /// this round, and keeps nothing waiting that is another's.
     async fn settle_candidates(&self) -> Result<u64, StoreError> {
         let mut busy = 0;
+        let silent = RefCell::new(BTreeSet::new());
         let mut from = Bound::Unbounded;
         loop {
             let rows = self.scan_from(COUNTS_FILE, CANDIDATES, from, CANDIDATES_PER_ROUND).await?;
-            let Some((last, _)) = rows.last() else { return Ok(busy) };
+            let Some((last, _)) = rows.last() else { break };
             from = Bound::Excluded(last.clone());
-            for (key, _) in &rows {
-                let name = ChunkName::from_key(key).map_err(row_damaged)?;
-                let home = self.calls.home_of(&name.locator);
-                match self.calls.home(home, HomeRequest::Collect(name)).await? {
-                    HomeResponse::Collected(Collected::Busy) => busy += 1,
-                    HomeResponse::Collected(outcome) => {
-                        let freed = u64::from(outcome == Collected::Freed);
-                        self.backlog.generations_freed.set(self.backlog.generations_freed.get() + freed);
-                        self.leader.propose(&Command::ForgetCandidate(name)).await?;
-                    }
-                    _ => panic!("a home answers Collect with Collected"),
-                }
+            let names = rows.iter().map(|(key, _)| ChunkName::from_key(key).map_err(row_damaged));
+            let names = names.collect::<Result<Vec<_>, _>>()?;
+            let settling = futures::stream::iter(names).map(|name| self.settle_candidate(name, &silent));
+            // All of them come to an end, whatever becomes of one.
+            for outcome in settling.buffer_unordered(COLLECTED_AT_ONCE).collect::<Vec<_>>().await {
+                busy += u64::from(outcome? == Collected::Busy);
             }
         }
+        if !silent.borrow().is_empty() {
+            self.backlog.failed_rounds.set(self.backlog.failed_rounds.get() + 1);
+        }
+        Ok(busy)
+    }
+
+    /// Asks the home of a candidate to collect it, and forgets it unless it is busy. One that is among the `silent` homes, or
+    /// joins them, is busy.
+    async fn settle_candidate(
+        &self,
+        name: ChunkName,
+        silent: &RefCell<BTreeSet<ShardId>>,
+    ) -> Result<Collected, StoreError> {
+        let home = self.calls.home_of(&name.locator);
+        if silent.borrow().contains(&home) {
+            return Ok(Collected::Busy);
+        }
+        let outcome = match self.calls.home(home, HomeRequest::Collect(name)).await {
+            Ok(HomeResponse::Collected(outcome)) => outcome,
+            Ok(_) => panic!("a home answers Collect with Collected"),
+            Err(error) => {
+                if silent.borrow_mut().insert(home) {
+                    warn!(shard = %self.shard(), %home, %error, "a home does not collect; it is asked again");
+                }
+                return Ok(Collected::Busy);
+            }
+        };
+        if outcome != Collected::Busy {
+            let freed = u64::from(outcome == Collected::Freed);
+            self.backlog.generations_freed.set(self.backlog.generations_freed.get() + freed);
+            self.leader.propose(&Command::ForgetCandidate(name)).await?;
+        }
+        Ok(outcome)
     }
 
     async fn scan_from(
@@ -323,4 +411,29 @@ impl ShardService {
 fn page_of(key: &[u8]) -> Result<PageId, StoreError> {
     let bytes = key.try_into();
     bytes.map(PageId).map_err(|_| StoreError::Damaged { reason: "a page's key is not well formed".to_owned() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn i_o5_a_writer_is_gone_an_hour_after_its_last_page_and_with_too_many_all_get_their_time_anew() {
+        let writer = |number: u32| {
+            let mut id = [0; 16];
+            id[..4].copy_from_slice(&number.to_be_bytes());
+            CompositionId(id)
+        };
+        let at = |seconds: u64| Instant(0) + Duration::from_secs(seconds);
+        let mut clock = LooseClock::new(at(0));
+        clock.touch(writer(1), at(100));
+        assert!(!clock.is_gone(&writer(1), at(3699)) && clock.is_gone(&writer(1), at(3700)));
+        assert!(!clock.is_gone(&writer(2), at(3599)) && clock.is_gone(&writer(2), at(3600)), "of an earlier term");
+        clock.prune(at(3700));
+        assert!(clock.touched.is_empty() && clock.is_gone(&writer(1), at(3700)));
+        (0..LOOSE_WRITERS_MAX as u32).for_each(|number| clock.touch(writer(number), at(4000)));
+        clock.touch(writer(u32::MAX), at(7500));
+        assert_eq!(clock.touched.len(), 1, "I-O5");
+        assert!(!clock.is_gone(&writer(1), at(11_000)), "it may have put one just before");
+    }
 }

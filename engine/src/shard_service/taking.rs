@@ -22,7 +22,6 @@ use crate::walk::Walk;
 use kiseki_types::ids::{DirId, NamespaceId, PageId, PinEpoch};
 use kiseki_types::runtime::RuntimeExt;
 use std::collections::{BTreeMap, BTreeSet};
-use std::rc::Rc;
 
 /// Objects that one delta clears.
 const CLEARED_MAX: usize = 64;
@@ -31,7 +30,7 @@ const CLEARED_MAX: usize = 64;
 const CLEARED_ROWS_MAX: usize = 4096;
 
 impl ShardService {
-    pub(super) async fn handle_split(self: &Rc<Self>, request: SplitRequest) -> Result<ShardResponse, StoreError> {
+    pub(super) async fn handle_split(&self, request: SplitRequest) -> Result<ShardResponse, StoreError> {
         let answer = match request {
             SplitRequest::Standing => SplitAnswer::Standing(Box::new(self.standing().await?)),
             SplitRequest::Choose { namespace } => {

@@ -1,5 +1,6 @@
 //! Multipart uploads. They lie in the shard of their key's directory, so completing one is one delta.
 
+use super::once::remembered_object;
 use super::{ShardService, check_attributes, check_condition, drop_file, drop_pages};
 use crate::api::{CompletePart, Condition, ObjectInfo, PartInfo, StoreError, UploadInfo};
 use crate::composition::{Entry, FileEntry, PAGES_MAX, PARTS_MAX, PartEntry, UploadEntry, attributes_fit};
@@ -11,22 +12,31 @@ use crate::message::{Clip, ObjectPath, ShardRequest, ShardResponse, WrittenPages
 use crate::shard_tables::{
     ENTRIES, PARTS, UPLOADS, parse_part_key, parse_upload_key, part_key, upload_key, upload_prefix,
 };
-use kiseki_types::ids::{DirId, NamespaceId, UploadId};
+use kiseki_types::ids::{DirId, NamespaceId, RequestId, UploadId};
+use kiseki_types::peer::MESSAGE_LEN_BYTES_MAX;
 use kiseki_types::runtime::RuntimeExt;
 use kiseki_types::table::{Direction, Scan, prefix_end};
 use std::collections::BTreeMap;
 use std::ops::Bound;
 
+/// Bytes of uploads that one answer lists, at least one: it fits a message to another node. Whoever asked goes on behind the last.
+const LISTED_LEN_BYTES: usize = MESSAGE_LEN_BYTES_MAX / 2;
+
 impl ShardService {
-    pub(super) async fn handle_upload(&self, request: ShardRequest) -> Result<ShardResponse, StoreError> {
+    pub(super) async fn handle_upload(
+        &self,
+        request: ShardRequest,
+        once: Option<RequestId>,
+    ) -> Result<ShardResponse, StoreError> {
         match request {
             ShardRequest::CreateUpload { path, attributes } => {
                 let initiated_unix_ms = self.leader.ports().unix_time_ms();
                 let entry = UploadEntry { initiated_unix_ms, attributes };
-                self.create_upload(&path, entry).await.map(ShardResponse::Upload)
+                self.create_upload(once, &path, entry).await.map(ShardResponse::Upload)
             }
             ShardRequest::PutPart { path, upload, part, entry, written } => {
-                self.put_part(&path, upload, part, entry, written).await.map(ShardResponse::Part)
+                let entry = (part, entry);
+                self.put_part(once, &path, upload, entry, written).await.map(ShardResponse::Part)
             }
             ShardRequest::Parts { path, upload, after, limit } => {
                 self.load.read(path.namespace, &path.key);
@@ -50,11 +60,11 @@ impl ShardService {
                 }
             },
             ShardRequest::CompleteUpload { path, upload, parts, condition, etag, attributes } => {
-                let complete = Complete { upload, parts, condition, etag, attributes };
+                let complete = Complete { request: once, upload, parts, condition, etag, attributes };
                 self.complete_upload(&path, &complete).await.map(ShardResponse::Object)
             }
             ShardRequest::AbortUpload { path, upload } => {
-                self.abort_upload(&path, upload).await?;
+                self.abort_upload(once, &path, upload).await?;
                 Ok(ShardResponse::Count(0))
             }
             _ => panic!("handle() has answered every other request"),
@@ -78,7 +88,12 @@ impl ShardService {
         Ok((self.upload(path, upload).await?, self.parts(upload, after, limit).await?))
     }
 
-    async fn create_upload(&self, path: &ObjectPath, entry: UploadEntry) -> Result<UploadId, StoreError> {
+    async fn create_upload(
+        &self,
+        request: Option<RequestId>,
+        path: &ObjectPath,
+        entry: UploadEntry,
+    ) -> Result<UploadId, StoreError> {
         if !attributes_fit(&entry.attributes) {
             return Err(StoreError::TooLarge { what: "the object's metadata".to_owned() });
         }
@@ -87,7 +102,8 @@ impl ShardService {
         self.decide(async |term| {
             let _here = self.enter(path).await?;
             self.check_open(path.namespace).await?;
-            let mut draft = Draft { namespace: path.namespace, ..Draft::default() };
+            let answer = upload.0.to_vec();
+            let mut draft = Draft { namespace: path.namespace, request, answer, ..Draft::default() };
             draft.rows.push(RowChange::put(UPLOADS, upload_key(path.namespace, &path.key, upload), entry.encode()));
             self.leader.commit(term, draft).await
         })
@@ -97,10 +113,10 @@ impl ShardService {
 
     async fn put_part(
         &self,
+        request: Option<RequestId>,
         path: &ObjectPath,
         upload: UploadId,
-        part: u16,
-        entry: PartEntry,
+        (part, entry): (u16, PartEntry),
         written: WrittenPages,
     ) -> Result<PartInfo, StoreError> {
         if !attributes_fit(&entry.attributes) {
@@ -116,7 +132,7 @@ impl ShardService {
                 let _part = self.leader.latches.hold(key.clone(), Hold::Exclusive).await;
                 self.upload(path, upload).await?;
                 let _loose = self.latch_loose(&written.loose).await;
-                let mut draft = self.draft_of(path.namespace, &written).await?;
+                let mut draft = Draft { request, ..self.draft_of(path.namespace, &written).await? };
                 let old = self.leader.row(PARTS, &key).await?;
                 if let Some(old) = &old {
                     drop_pages(&PartEntry::decode(old).map_err(row_damaged)?.pages, &mut draft);
@@ -185,7 +201,13 @@ impl ShardService {
         }
         let scan = Scan { file: ROWS_FILE, table: UPLOADS, from, to, limit, direction: Direction::Forward };
         let rows = self.leader.scan(scan).await?;
+        let mut listed = 0;
         rows.iter()
+            .take_while(|(key, value)| {
+                let is_first = listed == 0;
+                listed += key.len() + value.len() + size_of::<UploadInfo>();
+                is_first || listed <= LISTED_LEN_BYTES
+            })
             .map(|(key, value)| {
                 let (key, upload) =
                     parse_upload_key(key).ok_or_else(|| damaged("an upload's key is not well formed"))?;
@@ -250,12 +272,18 @@ impl ShardService {
         draft.added_bytes = file.len_bytes;
         draft.rows.extend(located.new_directories.iter().cloned());
         draft.rows.push(RowChange::put(ENTRIES, located.key.clone(), Entry::File(file.clone()).encode()));
+        (draft.request, draft.answer) = (complete.request, remembered_object(&file));
         self.leader.commit(term, draft).await?;
         self.named(located.current.as_ref(), Some(&file));
         Ok(file.info(path.key.clone()))
     }
 
-    async fn abort_upload(&self, path: &ObjectPath, upload: UploadId) -> Result<(), StoreError> {
+    async fn abort_upload(
+        &self,
+        request: Option<RequestId>,
+        path: &ObjectPath,
+        upload: UploadId,
+    ) -> Result<(), StoreError> {
         let namespace = path.namespace;
         self.decide(async |term| {
             let _here = self.enter(path).await?;
@@ -264,7 +292,7 @@ impl ShardService {
             if self.leader.row(UPLOADS, &row).await?.is_none() {
                 return Err(StoreError::NoSuchUpload.into());
             }
-            let mut draft = Draft { namespace, ..Draft::default() };
+            let mut draft = Draft { namespace, request, ..Draft::default() };
             draft.rows.push(RowChange::remove(UPLOADS, row));
             for (part, entry) in self.parts(upload, 0, PARTS_MAX).await? {
                 draft.rows.push(RowChange::remove(PARTS, part_key(upload, part)));
@@ -286,7 +314,7 @@ impl ShardService {
             }
             for upload in uploads {
                 let path = ObjectPath { namespace, root, key: upload.key };
-                match self.abort_upload(&path, upload.upload).await {
+                match self.abort_upload(None, &path, upload.upload).await {
                     Ok(()) | Err(StoreError::NoSuchUpload) => {}
                     Err(error) => return Err(error),
                 }
@@ -297,6 +325,7 @@ impl ShardService {
 
 /// A completion as it was asked for.
 struct Complete {
+    request: Option<RequestId>,
     upload: UploadId,
     parts: Vec<CompletePart>,
     condition: Condition,

@@ -3,14 +3,16 @@
 use super::WireError;
 use super::device::{put_records, take_records};
 use super::field::{array, cut, elements, sent, take_key, take_text, take_usize};
-use super::frame::{count, fits, within};
-use super::{ADDRESSES_MAX, NODES_MAX, WORD_LEN_BYTES_MAX};
+use super::frame::{count, fits, malformed, within};
+use super::{ADDRESSES_MAX, NODES_MAX, POOLS_MAX, REASON_LEN_BYTES_MAX, WORD_LEN_BYTES_MAX};
 use crate::engine_capnp::{Closing as WireClosing, NodeState as WireState};
-use crate::engine_capnp::{core_request, device_look, holdings, node_entries, node_entry, open_shard};
+use crate::engine_capnp::{core_request, device_look, holdings, node_entries, node_entry, open_shard, pool, without};
 use crate::message::{Closing, CoreRequest, DeviceLook, Holdings, NodeEntry, NodeState, OpenShard};
+use crate::stripe::check_shape;
+use crate::without::{MARGINS, REASONS_MAX, Without};
 use capnp::struct_list;
-use kiseki_types::fragment::DeviceUse;
-use kiseki_types::ids::{DeviceId, LaneId, NodeId, TenantId};
+use kiseki_types::fragment::{DeviceUse, StripeShape};
+use kiseki_types::ids::{DeviceId, LaneId, NodeId, PoolId, TenantId};
 use kiseki_types::limits::LANES_MAX;
 
 /// Writes what opens a shard.
@@ -45,7 +47,8 @@ pub(super) fn put_request(mut out: core_request::Builder<'_>, request: &CoreRequ
         }
         CoreRequest::Nodes { version, entries } => put_nodes(out.init_nodes(), *version, entries)?,
         CoreRequest::Host => out.set_host(()),
-        CoreRequest::Holdings(node) => out.set_holdings(node.0),
+        CoreRequest::Holdings(node) => out.set_holdings_of(node.0),
+        CoreRequest::Without(node) => out.set_without(node.0),
     }
     Ok(())
 }
@@ -72,7 +75,12 @@ pub(super) fn take_request(request: core_request::Reader<'_>) -> Result<CoreRequ
             CoreRequest::Nodes { version, entries }
         }
         core_request::Host(()) => CoreRequest::Host,
-        core_request::Holdings(node) => CoreRequest::Holdings(NodeId(node)),
+        // "Nothing" would be taken for an answer, and the node that holds it all removed (I-D5).
+        core_request::Holdings(()) => {
+            return Err(malformed("holdings without a node; update the node that asks".to_owned()));
+        }
+        core_request::HoldingsOf(node) => CoreRequest::Holdings(NodeId(node)),
+        core_request::Without(node) => CoreRequest::Without(NodeId(node)),
     })
 }
 
@@ -98,6 +106,62 @@ pub(super) fn take_holdings(held: holdings::Reader<'_>) -> Holdings {
         shards: held.get_shards(),
         is_whole: held.get_is_whole(),
     }
+}
+
+/// Writes what would be if a node left.
+pub(super) fn put_without(mut out: without::Builder<'_>, known: &Without) -> Result<(), WireError> {
+    out.set_core(known.core.0);
+    out.set_led(known.led);
+    out.set_shards(known.shards);
+    out.set_more(known.more);
+    out.set_reliant_stripes(known.reliant_stripes);
+    out.set_most_on_a_node(known.most_on_a_node);
+    out.set_cores_not_walked(known.cores_not_walked);
+    fits("pools", known.pools.len(), POOLS_MAX)?;
+    let mut pools = out.reborrow().init_pools(count(known.pools.len()));
+    for (at, (pool, shape)) in known.pools.iter().enumerate() {
+        let mut out = pools.reborrow().get(count(at));
+        out.set_id(pool.0);
+        out.set_data(shape.data);
+        out.set_parity(shape.parity);
+    }
+    fits("reasons", known.reasons.len(), REASONS_MAX)?;
+    let mut reasons = out.reborrow().init_reasons(count(known.reasons.len()));
+    for (at, reason) in known.reasons.iter().enumerate() {
+        reasons.set(count(at), cut(reason, REASON_LEN_BYTES_MAX));
+    }
+    fits("margins", known.endangered.len(), MARGINS)?;
+    let mut endangered = out.init_endangered(count(known.endangered.len()));
+    for (at, stripes) in known.endangered.iter().enumerate() {
+        endangered.set(count(at), *stripes);
+    }
+    Ok(())
+}
+
+/// What would be if a node left.
+pub(super) fn take_without(known: without::Reader<'_>) -> Result<Without, WireError> {
+    let pool = |pool: pool::Reader<'_>| {
+        let shape = StripeShape { data: pool.get_data(), parity: pool.get_parity() };
+        check_shape(shape).map_err(|error| malformed(error.to_string()))?;
+        Ok((PoolId(pool.get_id()), shape))
+    };
+    let pools: Result<_, WireError> = elements("pools", POOLS_MAX, known.get_pools())?.map(pool).collect();
+    let (reasons, endangered) = (known.get_reasons()?, known.get_endangered()?);
+    within("reasons", u64::from(reasons.len()), REASONS_MAX as u64)?;
+    within("margins", u64::from(endangered.len()), MARGINS as u64)?;
+    let reason = |reason| take_text("bytes of a reason", REASON_LEN_BYTES_MAX, reason);
+    Ok(Without {
+        core: LaneId(known.get_core()),
+        led: known.get_led(),
+        shards: known.get_shards(),
+        pools: pools?,
+        reasons: reasons.iter().map(reason).collect::<Result<_, WireError>>()?,
+        more: known.get_more(),
+        reliant_stripes: known.get_reliant_stripes(),
+        most_on_a_node: known.get_most_on_a_node(),
+        endangered: endangered.iter().collect(),
+        cores_not_walked: known.get_cores_not_walked(),
+    })
 }
 
 /// Writes looks into a list of their number.

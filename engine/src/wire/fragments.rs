@@ -6,7 +6,7 @@ use super::field::{
     take_ids, take_name, take_shape, take_text,
 };
 use super::frame::{self, count, fits, malformed, within};
-use super::{MESSAGE_VERSION, WireError, device, fragment_error};
+use super::{PLAIN_VERSION, WireError, device, fragment_error};
 use crate::delta::ChunkName;
 use crate::device_record::PATH_LEN_BYTES_MAX;
 use crate::engine_capnp::{device_status, extent, fragment_call, fragment_meta, fragment_reply, stored_fragment};
@@ -81,7 +81,7 @@ pub enum FragmentReply {
 pub fn encode_fragment_call(call: &FragmentCall) -> Result<Vec<u8>, WireError> {
     frame::encode(|draft| {
         let mut out = draft.message.init_root::<fragment_call::Builder<'_>>();
-        out.set_version(MESSAGE_VERSION);
+        out.set_version(PLAIN_VERSION);
         match call {
             FragmentCall::Put { device, meta, is_upkeep } => {
                 let mut out = out.init_put();
@@ -143,7 +143,7 @@ pub fn decode_fragment_call(message: &[u8]) -> Result<FragmentCall, WireError> {
 pub fn encode_fragment_reply(reply: &FragmentReply) -> Result<Vec<u8>, WireError> {
     frame::encode(|draft| {
         let mut out = draft.message.init_root::<fragment_reply::Builder<'_>>();
-        out.set_version(MESSAGE_VERSION);
+        out.set_version(PLAIN_VERSION);
         match reply {
             FragmentReply::Put(Ok(extent)) => put_extent(out.init_put(), extent),
             FragmentReply::Put(Err(error)) => fragment_error::put(out.init_put_failed(), error),
@@ -274,7 +274,7 @@ fn take_fragment(fragment: stored_fragment::Reader<'_>) -> Result<StoredFragment
 }
 
 fn put_status(mut out: device_status::Builder<'_>, status: &DeviceStatus) {
-    let DeviceStatus { id, node, name, pool, capacity_bytes, free_bytes, state, read_errors } = status;
+    let DeviceStatus { id, node, name, pool, capacity_bytes, free_bytes, lanes_bytes, state, read_errors } = status;
     let [low, high] = id_words(&id.0);
     out.set_device_low(low);
     out.set_device_high(high);
@@ -283,6 +283,7 @@ fn put_status(mut out: device_status::Builder<'_>, status: &DeviceStatus) {
     out.set_pool(pool.0);
     out.set_capacity_bytes(*capacity_bytes);
     out.set_free_bytes(*free_bytes);
+    out.set_lanes_bytes(*lanes_bytes);
     out.set_state(device::put_state(*state));
     out.set_read_errors(*read_errors);
 }
@@ -295,6 +296,7 @@ fn take_status(status: device_status::Reader<'_>) -> Result<DeviceStatus, WireEr
         pool: PoolId(status.get_pool()),
         capacity_bytes: status.get_capacity_bytes(),
         free_bytes: status.get_free_bytes(),
+        lanes_bytes: status.get_lanes_bytes(),
         state: device::take_state(status.get_state()?),
         read_errors: status.get_read_errors(),
     })

@@ -15,16 +15,17 @@ use crate::keys::{WRAPPED_DEK_LEN_BYTES, WrappedDek};
 use crate::message::{
     BeginChunk, Bucket, Clip, Closing, Collected, ControlRequest, ControlResponse, CoreRequest, Decision, Dedup,
     DeviceLook, EngineRequest, EngineResponse, Holdings, HomeRequest, HomeResponse, NodeEntry, NodeState, ObjectPath,
-    OpenShard, RequestBody, ResponseBody, ShardRequest, ShardResponse, TenantInfo, TenantSecrets, WrittenPages,
+    OpenShard, ReadId, RequestBody, ResponseBody, ShardRequest, ShardResponse, TenantInfo, TenantSecrets, WrittenPages,
 };
 use crate::repair_queue::RepairCause;
+use crate::request_log::{Mark, RequestStamp};
 use crate::split_message::{ShardMapAnswer, ShardMapRequest, SplitAnswer, SplitRequest};
 use kiseki_types::fragment::{
     DeviceState, DeviceStatus, DeviceUse, FragmentError, FragmentKey, FragmentMeta, StoredFragment, StripeShape,
 };
 use kiseki_types::ids::{
     ChunkId, CompositionId, DeviceId, DirId, Generation, LaneId, Locator, MapEpoch, MasterEpoch, NamespaceId, NodeId,
-    PageId, PinEpoch, PoolId, ShardId, TenantId, UploadId,
+    PageId, PinEpoch, PoolId, RequestId, ShardId, TenantId, UploadId,
 };
 use kiseki_types::secret::SecretKey;
 use kiseki_types::units::{BlockCount, BlockIndex, Extent};
@@ -132,7 +133,7 @@ fn of_shard<T>(requests: Vec<Named<T>>, body: fn(T) -> RequestBody) -> Vec<Named
 }
 
 fn request_to(body: RequestBody) -> EngineRequest {
-    EngineRequest { shard: ShardId(1030), body }
+    EngineRequest { shard: ShardId(1030), body, stamp: None }
 }
 
 /// Requests of each kind.
@@ -146,10 +147,16 @@ pub(super) fn requests() -> Vec<Named<EngineRequest>> {
         of_shard(core_requests(), RequestBody::Core),
         vec![("open", request_to(RequestBody::Open(open())))],
         vec![("node-forget", request_to(RequestBody::Node(CoreRequest::Forget)))],
+        stamped_requests(),
     ]
     .into_iter()
     .flatten()
     .collect()
+}
+
+fn stamped_requests() -> Vec<Named<EngineRequest>> {
+    let stamp = Some(RequestStamp { id: RequestId(bytes(0xb0)), seen: Mark(77) });
+    vec![("put-stamped", EngineRequest { stamp, ..request_to(RequestBody::Shard(Box::new(put_entry("key")))) })]
 }
 
 /// A request to begin that many chunks.
@@ -196,6 +203,7 @@ fn shard_requests() -> Vec<Named<ShardRequest>> {
     let list_all = ShardRequest::List { namespace, root, clip: Clip::default(), request };
     let clip = Clip { from: "pa".to_owned(), until: Some("pz".to_owned()) };
     let condition = Condition::IfMatch("\"tag\"".to_owned());
+    let read = Some(ReadId(bytes(0xc0)));
     vec![
         ("pin-epoch", ShardRequest::PinEpoch),
         ("loose-page", ShardRequest::PutLoosePage { namespace, pin_epoch, id: PageId(bytes(1)), page: page(3) }),
@@ -203,9 +211,11 @@ fn shard_requests() -> Vec<Named<ShardRequest>> {
         ("put-entry", ShardRequest::PutEntry { path: path(), condition, file: file(), written: written() }),
         ("put-small", put_entry("key")),
         ("head", ShardRequest::Head(path())),
-        ("open-read", ShardRequest::OpenRead(path())),
-        ("read-page", ShardRequest::ReadPage(PageId(bytes(3)))),
-        ("close-read", ShardRequest::CloseRead(vec![PageId(bytes(4))])),
+        ("open-read", ShardRequest::OpenRead { path: path(), read }),
+        ("read-page", ShardRequest::ReadPage { page: PageId(bytes(3)), read }),
+        ("close-read", ShardRequest::CloseRead { pages: vec![PageId(bytes(4))], read }),
+        ("open-read-nameless", ShardRequest::OpenRead { path: path(), read: None }),
+        ("close-read-nameless", ShardRequest::CloseRead { pages: vec![PageId(bytes(4))], read: None }),
         ("delete", ShardRequest::Delete { path: path(), condition: Condition::IfAbsent }),
         ("list", ShardRequest::List { namespace, root, clip, request: list }),
         ("list-all", list_all),
@@ -303,6 +313,7 @@ fn core_requests() -> Vec<Named<CoreRequest>> {
         ("core-nodes", CoreRequest::Nodes { version: 13, entries: vec![node(NodeState::Removed)] }),
         ("host", CoreRequest::Host),
         ("holdings", CoreRequest::Holdings(NodeId(4))),
+        ("without", CoreRequest::Without(NodeId(4))),
     ]
 }
 
@@ -328,14 +339,32 @@ pub(super) fn responses() -> Vec<Named<EngineResponse>> {
                 is_whole: true,
             }),
         ),
+        (
+            "without",
+            ResponseBody::Without(Box::new(crate::without::Without {
+                core: LaneId(4),
+                led: 1,
+                shards: 2,
+                pools: vec![(PoolId(0), StripeShape { data: 4, parity: 2 })],
+                reasons: vec!["shard s7 has its only replica on node 4".to_owned()],
+                more: 3,
+                reliant_stripes: 5,
+                most_on_a_node: 6,
+                endangered: vec![7, 0, 8],
+                cores_not_walked: 9,
+            })),
+        ),
         ("not-here", not_here(Some(NodeId(2)))),
         ("not-here-unknown", not_here(None)),
     ];
     let bodies = [
         plain,
         home_responses().into_iter().map(|(name, home)| (name, ResponseBody::Home(home))).collect(),
-        shard_responses().into_iter().map(|(name, shard)| (name, ResponseBody::Shard(shard))).collect(),
-        control_responses().into_iter().map(|(name, control)| (name, ResponseBody::Control(control))).collect(),
+        shard_responses().into_iter().map(|(name, shard)| (name, ResponseBody::Shard(shard, Mark(4)))).collect(),
+        control_responses()
+            .into_iter()
+            .map(|(name, control)| (name, ResponseBody::Control(control, Mark(5))))
+            .collect(),
     ];
     let answers = bodies.into_iter().flatten().map(|(name, body)| (name, Ok(body)));
     answers.chain(store_errors().into_iter().map(|(name, error)| (name, Err(error)))).collect()
@@ -456,6 +485,7 @@ fn store_errors() -> Vec<Named<StoreError>> {
         ("full", StoreError::Full { reason: text() }),
         ("unavailable", StoreError::Unavailable { reason: text() }),
         ("damaged", StoreError::Damaged { reason: text() }),
+        ("unsettled", StoreError::Unsettled { reason: text() }),
     ]
 }
 
@@ -505,6 +535,7 @@ pub(super) fn fragment_replies() -> Vec<Named<FragmentReply>> {
         pool: PoolId(1),
         capacity_bytes: 1 << 40,
         free_bytes: 1 << 39,
+        lanes_bytes: 1 << 40,
         state: DeviceState::Evacuating,
         read_errors: 3,
     };

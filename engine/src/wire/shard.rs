@@ -15,7 +15,7 @@ use crate::engine_capnp::{
     close_namespace, complete_part, complete_upload, list_objects, list_parts, list_uploads, named_upload,
     put_loose_page, put_part, shard_request,
 };
-use crate::message::{Clip, ObjectPath, ShardRequest};
+use crate::message::{Clip, ObjectPath, ReadId, ShardRequest};
 use crate::split_message::SplitRequest;
 use kiseki_types::ids::{DirId, NamespaceId, PageId, PinEpoch, UploadId};
 
@@ -44,9 +44,16 @@ pub(super) fn put_request(mut out: shard_request::Builder<'_>, request: &ShardRe
             put_written(out.init_written(), written)?;
         }
         ShardRequest::Head(path) => put_path(out.init_head(), path)?,
-        ShardRequest::OpenRead(path) => put_path(out.init_open_read(), path)?,
-        ShardRequest::ReadPage(page) => out.set_read_page(&page.0),
-        ShardRequest::CloseRead(pages) => {
+        ShardRequest::OpenRead { path, read } => {
+            put_read(&mut out, *read);
+            put_path(out.init_open_read(), path)?;
+        }
+        ShardRequest::ReadPage { page, read } => {
+            put_read(&mut out, *read);
+            out.set_read_page(&page.0);
+        }
+        ShardRequest::CloseRead { pages, read } => {
+            put_read(&mut out, *read);
             let len = ids_len("pages to let go", pages.len(), PAGES_MAX)?;
             put_ids(out.init_close_read(len), pages.iter().map(|page| &page.0));
         }
@@ -80,6 +87,19 @@ pub(super) fn put_request(mut out: shard_request::Builder<'_>, request: &ShardRe
         | ShardRequest::AbortUpload { .. } => put_upload_request(out, request)?,
     }
     Ok(())
+}
+
+fn put_read(out: &mut shard_request::Builder<'_>, read: Option<ReadId>) {
+    if let Some(read) = read {
+        out.set_read_id(&read.0);
+    }
+}
+
+fn take_read(request: shard_request::Reader<'_>) -> Result<Option<ReadId>, WireError> {
+    match request.has_read_id() {
+        true => Ok(Some(ReadId(array("a read id", request.get_read_id())?))),
+        false => Ok(None),
+    }
 }
 
 fn put_list(mut out: list_objects::Builder<'_>, root: DirId, request: &ListRequest) -> Result<(), WireError> {
@@ -216,10 +236,13 @@ pub(super) fn take_request(request: shard_request::Reader<'_>) -> Result<ShardRe
             ShardRequest::AbortUpload { path, upload }
         }
         shard_request::Head(path) => ShardRequest::Head(take_path(path?)?),
-        shard_request::OpenRead(path) => ShardRequest::OpenRead(take_path(path?)?),
-        shard_request::ReadPage(page) => ShardRequest::ReadPage(PageId(array("a page id", page)?)),
+        shard_request::OpenRead(path) => ShardRequest::OpenRead { path: take_path(path?)?, read: take_read(request)? },
+        shard_request::ReadPage(page) => {
+            ShardRequest::ReadPage { page: PageId(array("a page id", page)?), read: take_read(request)? }
+        }
         shard_request::CloseRead(pages) => {
-            ShardRequest::CloseRead(take_ids("pages to let go", PAGES_MAX, pages, PageId)?)
+            let pages = take_ids("pages to let go", PAGES_MAX, pages, PageId)?;
+            ShardRequest::CloseRead { pages, read: take_read(request)? }
         }
         shard_request::Delete(delete) => {
             let delete = delete?;

@@ -23,7 +23,8 @@ const TOO_LARGE: u16 = 12;
 const FULL: u16 = 13;
 const UNAVAILABLE: u16 = 14;
 const DAMAGED: u16 = 15;
-const MOVED: u16 = 16;
+const UNSETTLED: u16 = 16;
+const MOVED: u16 = 17;
 
 /// Writes an error.
 pub(super) fn put(mut out: store_error::Builder<'_>, error: &StoreError) {
@@ -46,6 +47,7 @@ pub(super) fn put(mut out: store_error::Builder<'_>, error: &StoreError) {
         StoreError::Full { reason } => (FULL, reason.as_str()),
         StoreError::Unavailable { reason } => (UNAVAILABLE, reason.as_str()),
         StoreError::Damaged { reason } => (DAMAGED, reason.as_str()),
+        StoreError::Unsettled { reason } => (UNSETTLED, reason.as_str()),
         StoreError::Moved(range) => {
             let mut writer = Writer::new();
             range.encode(&mut writer);
@@ -78,6 +80,7 @@ pub(super) fn take(error: store_error::Reader<'_>) -> Result<StoreError, WireErr
         FULL => StoreError::Full { reason: text },
         DAMAGED => StoreError::Damaged { reason: text },
         UNAVAILABLE => StoreError::Unavailable { reason: text },
+        UNSETTLED => StoreError::Unsettled { reason: text },
         MOVED if error.has_range() => {
             let mut reader = Reader::new("range of keys", error.get_range()?);
             let range = KeyRange::decode(&mut reader)?;

@@ -28,7 +28,7 @@ fn shown(request: &EngineRequest) -> String {
         RequestBody::Core(request) => format!("core {request:?}"),
         RequestBody::Node(request) => format!("node {request:?}"),
     };
-    format!("{} {body}", request.shard)
+    format!("{} {body} {:?}", request.shard, request.stamp)
 }
 
 fn shown_open(open: &OpenShard) -> String {
@@ -39,12 +39,13 @@ fn shown_response(response: &EngineResponse) -> String {
     match response {
         Err(error) => format!("{error:?}"),
         Ok(ResponseBody::Done) => "done".to_owned(),
-        Ok(ResponseBody::Control(response)) => format!("control {}", shown_control(response)),
+        Ok(ResponseBody::Control(response, mark)) => format!("control {} {mark:?}", shown_control(response)),
         Ok(ResponseBody::Home(response)) => format!("home {response:?}"),
-        Ok(ResponseBody::Shard(response)) => format!("shard {response:?}"),
+        Ok(ResponseBody::Shard(response, mark)) => format!("shard {response:?} {mark:?}"),
         Ok(ResponseBody::Looks(looks)) => format!("{looks:?}"),
         Ok(ResponseBody::Hosted(voter)) => format!("hosted {voter}"),
         Ok(ResponseBody::Holdings(held)) => format!("{held:?}"),
+        Ok(ResponseBody::Without(without)) => format!("{without:?}"),
         Ok(ResponseBody::NotHere { leader, request }) => format!("not here {leader:?} {}", request.is_some()),
     }
 }
@@ -216,6 +217,17 @@ fn what_is_missing_or_unknown_is_refused() {
     assert!(decode_fragment_call(&capnp::serialize::write_message_to_words(&message)).is_err());
 }
 
+/// A node of an earlier release does not say of which node it asks. It removes that node when the answer is "nothing".
+#[test]
+fn i_d5_holdings_of_no_node_are_refused() {
+    let mut message = Builder::new_default();
+    let mut root = message.init_root::<request::Builder<'_>>();
+    root.set_version(1);
+    root.init_core().set_holdings(());
+    let refused = decode_request(&capnp::serialize::write_message_to_words(&message));
+    assert!(refused.is_err_and(|error| error.to_string().contains("update the node that asks")));
+}
+
 #[test]
 fn an_error_of_a_later_release_is_an_unknown_outcome_with_its_text() {
     let told = |kind, text: &str| {
@@ -242,7 +254,7 @@ fn long_texts_for_people_are_cut_where_a_character_ends() {
 }
 
 fn too_large(what: &'static str, body: RequestBody) {
-    let refused = encode_request(&EngineRequest { shard: ShardId(1024), body });
+    let refused = encode_request(&EngineRequest { shard: ShardId(1024), body, stamp: None });
     assert!(matches!(refused, Err(WireError::TooLarge { what: found, .. }) if found == what), "{what}: {refused:?}");
 }
 
@@ -256,7 +268,10 @@ fn i_o5_what_is_over_a_limit_is_not_sent() {
     too_large("chunks to settle", RequestBody::Home(HomeRequest::Settle { complete: Vec::new(), abort: pins }));
     too_large("chunks to look up", RequestBody::Home(HomeRequest::Unknown(many())));
     too_large("chunks to move", RequestBody::Home(HomeRequest::Evacuate(many())));
-    too_large("pages to let go", shard(ShardRequest::CloseRead(vec![PageId([0; 16]); PAGES_MAX + 1])));
+    too_large(
+        "pages to let go",
+        shard(ShardRequest::CloseRead { pages: vec![PageId([0; 16]); PAGES_MAX + 1], read: None }),
+    );
     too_large("bytes of a key", shard(put_entry(&"k".repeat(KEY_LEN_BYTES_MAX + 1))));
     let mut entry = put_entry("k");
     if let ShardRequest::PutEntry { written, .. } = &mut entry {
@@ -285,7 +300,7 @@ fn i_o5_what_is_over_a_limit_is_not_sent() {
     too_large("bytes of an address", nodes(vec![node(vec!["a".repeat(WORD_LEN_BYTES_MAX + 1)])]));
     let looks = vec![ListItem::Object(object()); 100_001];
     let listing = ShardResponse::Listing(ListPage { items: looks, truncated: false });
-    let refused = encode_response(&Ok(ResponseBody::Shard(listing)));
+    let refused = encode_response(&Ok(ResponseBody::Shard(listing, Mark(1))));
     assert!(matches!(refused, Err(WireError::TooLarge { what: "entries of a listing", .. })), "{refused:?}");
 }
 
@@ -293,7 +308,7 @@ fn i_o5_what_is_over_a_limit_is_not_sent() {
 fn i_o5_a_message_longer_than_a_parcel_takes_is_not_sent_or_read() {
     let items = vec![ListItem::CommonPrefix("p".repeat(1000)); 3000];
     let listing = ShardResponse::Listing(ListPage { items, truncated: false });
-    let refused = encode_response(&Ok(ResponseBody::Shard(listing)));
+    let refused = encode_response(&Ok(ResponseBody::Shard(listing, Mark(1))));
     assert!(matches!(refused, Err(WireError::TooLarge { what: "bytes", limit, .. })
         if limit == MESSAGE_LEN_BYTES_MAX as u64));
     let long = vec![0; MESSAGE_LEN_BYTES_MAX + 8];
@@ -307,7 +322,7 @@ fn i_o5_a_message_longer_than_a_parcel_takes_is_not_sent_or_read() {
     if let ShardRequest::PutEntry { written, .. } = &mut entry {
         *written = most;
     }
-    let request = EngineRequest { shard: ShardId(1024), body: RequestBody::Shard(Box::new(entry)) };
+    let request = EngineRequest { shard: ShardId(1024), body: RequestBody::Shard(Box::new(entry)), stamp: None };
     let bytes = encode_request(&request).expect("it fits");
     assert_eq!(shown(&decode_request(&bytes).expect("it is read")), shown(&request));
 }
@@ -386,7 +401,7 @@ fn a_device_is_lost_only_in_a_state_that_says_so() {
     use kiseki_types::fragment::DeviceState;
     let update = DeviceUpdate::Lost { state: DeviceState::Healthy, reason: String::new() };
     let update = ControlRequest::UpdateDevice { device: kiseki_types::ids::DeviceId([1; 16]), update };
-    let request = EngineRequest { shard: ShardId::CONTROL, body: RequestBody::Control(update) };
+    let request = EngineRequest { shard: ShardId::CONTROL, body: RequestBody::Control(update), stamp: None };
     let refused = decode_request(&encode_request(&request).unwrap()).err().expect("it is refused").to_string();
     assert!(refused.contains("healthy"), "{refused}");
 }
@@ -394,10 +409,11 @@ fn a_device_is_lost_only_in_a_state_that_says_so() {
 #[test]
 fn i_k8_no_error_shows_a_key() {
     let open = OpenShard { tenant: TenantId(1), metadata_key: SecretKey::take(&mut [b'K'; 32]), create: false };
-    let bytes = encode_request(&EngineRequest { shard: ShardId(1024), body: RequestBody::Open(open) }).unwrap();
+    let bytes =
+        encode_request(&EngineRequest { shard: ShardId(1024), body: RequestBody::Open(open), stamp: None }).unwrap();
     let secret = zeroize::Zeroizing::new("K".repeat(40));
     let key = ControlResponse::AccessKey(Some((TenantId(1), secret)));
-    let answer = encode_response(&Ok(ResponseBody::Control(key))).unwrap();
+    let answer = encode_response(&Ok(ResponseBody::Control(key, Mark(1)))).unwrap();
     for whole in [bytes, answer] {
         for at in 0..whole.len() {
             let mut changed = whole.clone();
@@ -415,7 +431,7 @@ fn i_k8_no_error_shows_a_key() {
 
 #[test]
 fn what_is_said_most_is_short() {
-    let len = |body| encode_request(&EngineRequest { shard: ShardId(1024), body }).expect("it fits").len();
+    let len = |body| encode_request(&EngineRequest { shard: ShardId(1024), body, stamp: None }).expect("it fits").len();
     let shard = |request| len(RequestBody::Shard(Box::new(request)));
     let ShardRequest::PutEntry { path, .. } = put_entry("key") else { unreachable!("it is a PutEntry") };
     let name = ChunkName { locator: Locator([1; 32]), generation: Generation(2) };
@@ -426,7 +442,7 @@ fn what_is_said_most_is_short() {
         ("settle", len(RequestBody::Home(settle)), 144),
         ("put", shard(put_entry("key")), 536),
         ("head", shard(ShardRequest::Head(path.clone())), 120),
-        ("open", shard(ShardRequest::OpenRead(path)), 120),
+        ("open", shard(ShardRequest::OpenRead { path, read: None }), 120),
     ] {
         assert!(len <= limit, "{what} takes {len} bytes");
     }

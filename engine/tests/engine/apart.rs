@@ -115,8 +115,10 @@ fn a_silent_node_makes_absence_unknown_and_its_devices_unreachable() {
     let began = world.sim.ports(NODE).now();
     assert_eq!(world.run(store.locate(Locator([9; 32]), Generation(4))).unwrap().unanswered, [NodeId(3)]);
     for failed in [world.run(store.release(&of_three)), world.run(store.read(&of_three, 0..10)).map(drop)] {
-        assert!(matches!(failed, Err(FragmentError::Unanswered { .. })), "{failed:?}");
+        assert!(matches!(failed, Err(FragmentError::Unanswered { .. })), "what it has may be back: {failed:?}");
     }
+    let refused = put(2, 5);
+    assert!(matches!(refused, Err(FragmentError::DeviceFailed { .. })), "it was never sent there: {refused:?}");
     assert!(world.sim.ports(NODE).now().since(began).as_millis() < 100, "who is silent is not waited for");
     heal(&world);
     let located = world.run(store.locate(Locator([9; 32]), Generation(4))).unwrap();

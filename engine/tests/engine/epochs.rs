@@ -1,7 +1,7 @@
 //! Pin epochs: fences are forgotten, but only with every delta that they would have refused.
 
 use crate::groups::MemoryTables;
-use crate::support::{NODE, World, noise};
+use crate::support::{CODED, NODE, World, noise};
 use bytes::Bytes;
 use futures::future::select;
 use kiseki_engine::api::{Condition, FinishWrite, StoreError};
@@ -142,6 +142,26 @@ fn i_c2_a_slow_writer_outlives_its_first_epoch() {
 }
 
 #[test]
+fn i_c2_a_writer_that_takes_hours_outlives_the_life_of_its_pins() {
+    // With other nodes there, so that a pin has an end.
+    let world = World::on_nodes(5, 3, 4, CODED);
+    let tenant = world.tenant("a", Dedup::Shared);
+    world.run(world.store.create_bucket(tenant, "bucket")).unwrap();
+    let content = noise(8, 24 << 20);
+    let mut writer = world.run(world.store.put(tenant, "bucket", "slow", None)).unwrap();
+    for piece in content.chunks(256 << 10) {
+        world.run(writer.write(Bytes::copy_from_slice(piece))).unwrap();
+        world.sleep(120);
+    }
+    let written = world.run(writer.finish(FinishWrite::default()));
+    assert!(written.is_ok(), "its pins were given up: {written:?}");
+    world.sleep(60);
+    assert!(world.get(tenant, "bucket", "slow").unwrap() == content, "I-C2");
+    let pardoned: u64 = world.engine.homes().iter().map(|home| home.counters.pardoned.get()).sum();
+    assert_eq!(pardoned, 0, "each pin was ended in time");
+}
+
+#[test]
 fn i_c2_a_writer_that_stands_still_is_refused_and_leaves_nothing() {
     let world = World::new(3);
     let tenant = world.tenant("a", Dedup::Shared);
@@ -194,4 +214,31 @@ fn i_c2_a_write_whose_client_goes_away_while_it_is_named_is_whole_or_absent() {
         }
     }
     assert!((1..16).contains(&named), "{named} were named");
+}
+
+#[test]
+fn i_c2_pages_of_a_writer_that_went_down_with_its_node_are_given_up_and_those_of_a_slow_one_are_not() {
+    let world = World::on_nodes(6, 3, 4, CODED);
+    let tenant = world.tenant("a", Dedup::Shared);
+    world.run(world.store.create_bucket(tenant, "bucket")).unwrap();
+    let begin = |key: &str| world.run(world.store.put(tenant, "bucket", key, None)).unwrap();
+    let (mut slow, mut lost) = (begin("slow"), begin("lost"));
+    let (slow_content, lost_content) = (noise(9, 40 << 20), noise(10, 8 << 20));
+    let mut lost_pieces = lost_content.chunks(1 << 20);
+    for (round, piece) in slow_content.chunks(512 << 10).enumerate() {
+        world.run(slow.write(Bytes::copy_from_slice(piece))).unwrap();
+        if let Some(piece) = lost_pieces.next() {
+            world.run(lost.write(Bytes::copy_from_slice(piece))).unwrap();
+        }
+        world.sleep(150);
+        if round == 8 {
+            world.run(lost.drain()).unwrap();
+        }
+    }
+    // Nobody gives up what it has written, as when its node is gone.
+    std::mem::forget(lost);
+    world.run(slow.finish(FinishWrite::default())).unwrap();
+    assert!(world.get(tenant, "bucket", "slow").unwrap() == slow_content, "I-C2");
+    assert!(world.run(world.store.delete(tenant, "bucket", "slow", Condition::None)).unwrap());
+    world.await_that("the pages of the lost one are given up", |world| world.good_by_node().is_empty());
 }

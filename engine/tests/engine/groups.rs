@@ -4,12 +4,14 @@ use crate::support::ONLY_NODE;
 use kiseki_engine::api::StoreError;
 use kiseki_engine::host::{GroupHost, GroupSpec, Opening};
 use kiseki_types::LocalBoxFuture;
-use kiseki_types::group::{Leadership, LogPosition, ProposeError, RaftGroup, ReplicasError, StateMachine, VoterId};
+use kiseki_types::group::{
+    GroupView, Leadership, LogPosition, ProposeError, RaftGroup, ReplicasError, StateMachine, VoterId,
+};
 use kiseki_types::ids::{ShardId, Term};
 use kiseki_types::runtime::{Ports, RuntimeExt};
 use kiseki_types::table::{Direction, Row, Scan, TableError, TableId, TableReader, TableWrite};
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -70,6 +72,10 @@ struct MemoryGroup {
     delay: Rc<Cell<Duration>>,
     /// What becomes of the next command, see [`Logs::lose_next_control_answer`].
     next_lost: Rc<Cell<Option<Lost>>>,
+    /// See [`Logs::stuck`].
+    stuck: Shards,
+    /// See [`Logs::deposed`].
+    deposed: Shards,
 }
 
 /// A command whose answer does not come.
@@ -90,10 +96,11 @@ impl RaftGroup for MemoryGroup {
         let (machine, tables, index) = (self.machine.clone(), self.tables.clone(), self.index.clone());
         let (turn, ports, delay) = (self.turn.clone(), self.ports.clone(), self.delay.get());
         let (shard, lost) = (self.shard, self.next_lost.take());
+        let is_stuck = self.stuck.borrow().contains(&shard);
         Box::pin(async move {
             ports.sleep(Duration::from_micros(100) + delay).await;
             let unknown = || ProposeError::Unavailable { shard, reason: "the answer is lost".to_owned() };
-            if lost == Some(Lost::Command) {
+            if is_stuck || lost == Some(Lost::Command) {
                 return Err(unknown());
             }
             let _turn = turn.lock().await;
@@ -106,7 +113,9 @@ impl RaftGroup for MemoryGroup {
     }
 
     fn read_barrier(&self) -> LocalBoxFuture<'static, Result<Term, ProposeError>> {
-        Box::pin(async { Ok(Term(1)) })
+        let (shard, is_deposed) = (self.shard, self.deposed.borrow().contains(&self.shard));
+        let deposed = || ProposeError::Unavailable { shard, reason: "no majority answers".to_owned() };
+        Box::pin(std::future::ready(if is_deposed { Err(deposed()) } else { Ok(Term(1)) }))
     }
 
     fn tables(&self) -> Rc<dyn TableReader> {
@@ -119,6 +128,18 @@ impl RaftGroup for MemoryGroup {
 
     fn leadership_after(&self, _seen: Leadership) -> LocalBoxFuture<'static, Leadership> {
         Box::pin(std::future::pending())
+    }
+
+    fn view(&self) -> GroupView {
+        let (voter, index) = (ONLY_NODE.0, self.index.get());
+        GroupView {
+            voter,
+            leadership: self.leadership(),
+            voter_sets: vec![vec![voter]],
+            last_index: index,
+            applied_index: index,
+            ..GroupView::default()
+        }
     }
 
     fn voter(&self) -> VoterId {
@@ -139,6 +160,8 @@ impl RaftGroup for MemoryGroup {
     }
 }
 
+pub type Shards = Rc<RefCell<BTreeSet<ShardId>>>;
+
 /// A group's tables and the index of its last command.
 pub type GroupState = (MemoryTables, Rc<Cell<u64>>);
 
@@ -148,12 +171,28 @@ pub struct Logs {
     pub groups: Rc<RefCell<BTreeMap<ShardId, GroupState>>>,
     pub home_delay: Rc<Cell<Duration>>,
     control_lost: Rc<Cell<Option<Lost>>>,
+    /// Groups that commit nothing: their leaders go on reading.
+    pub stuck: Shards,
+    /// Groups whose leaders don't know that they lead: reads don't become linearizable.
+    pub deposed: Shards,
+    shard_lost: Rc<Cell<Option<Lost>>>,
+    home_lost: Rc<Cell<Option<Lost>>>,
 }
 
 impl Logs {
     /// Whoever proposes the next change of the control shard does not hear what became of it.
     pub fn lose_next_control_answer(&self, lost: Lost) {
         self.control_lost.set(Some(lost));
+    }
+
+    /// The same of the next change of any tenant's shard.
+    pub fn lose_next_shard_answer(&self, lost: Lost) {
+        self.shard_lost.set(Some(lost));
+    }
+
+    /// And of the next change of any home.
+    pub fn lose_next_home_answer(&self, lost: Lost) {
+        self.home_lost.set(Some(lost));
     }
 
     /// How much longer commits of homes take from now on than those of shards.
@@ -179,9 +218,14 @@ impl GroupHost for MemoryHost {
         let (turn, ports) = (Rc::default(), self.ports.clone());
         let is_home = spec.shard != ShardId::CONTROL && spec.shard.0 < ShardId::TENANT_FIRST;
         let delay = if is_home { self.logs.home_delay.clone() } else { Rc::default() };
-        let next_lost = if spec.shard == ShardId::CONTROL { self.logs.control_lost.clone() } else { Rc::default() };
+        let next_lost = match spec.shard {
+            ShardId::CONTROL => self.logs.control_lost.clone(),
+            _ if is_home => self.logs.home_lost.clone(),
+            _ => self.logs.shard_lost.clone(),
+        };
         let (shard, machine) = (spec.shard, spec.machine);
-        let group = MemoryGroup { shard, machine, tables, index, turn, ports, delay, next_lost };
+        let (stuck, deposed) = (self.logs.stuck.clone(), self.logs.deposed.clone());
+        let group = MemoryGroup { shard, machine, tables, index, turn, ports, delay, next_lost, stuck, deposed };
         Box::pin(async move { Ok(Rc::new(group) as Rc<dyn RaftGroup>) })
     }
 

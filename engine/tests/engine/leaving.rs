@@ -176,7 +176,7 @@ fn i_d5_a_device_that_was_perhaps_removed_takes_nothing_until_that_is_settled() 
         let write = |index: u64| world.put(tenant, "bucket", &index.to_string(), &content(index)).unwrap();
         world.logs.lose_next_control_answer(lost);
         let retired = retire_now(&world, 0, GiveUp::Nothing);
-        assert!(matches!(retired, Err(StoreError::Unavailable { .. })), "{lost:?}: {retired:?}");
+        assert!(matches!(retired, Err(StoreError::Unsettled { .. })), "{lost:?}: {retired:?}");
         // Five other devices are left for six fragments.
         (0..4).for_each(|index| drop(write(index)));
         assert_eq!(world.held_by(0), 0, "I-D5: {lost:?}: it is removed, or may be yet");

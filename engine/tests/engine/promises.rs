@@ -305,6 +305,24 @@ fn i_c2_what_is_written_while_orphans_are_looked_for_stays() {
 }
 
 #[test]
+fn what_is_deleted_is_freed_many_generations_at_once() {
+    let (world, tenant) = world_with_bucket(21);
+    for index in 0..64 {
+        world.put(tenant, "bucket", &index.to_string(), &noise(index + 1, 5_000)).unwrap();
+    }
+    // Each generation takes three commits of its home, that is 19 s for all of them singly.
+    world.logs.set_home_delay(Duration::from_millis(100));
+    for index in 0..64 {
+        world.run(world.store.delete(tenant, "bucket", &index.to_string(), Condition::None)).unwrap();
+    }
+    let now = || world.sim.ports(NODE).now();
+    let began = now();
+    world.await_that("everything is freed", |world| world.fragments.count() == 0);
+    let took = now().since(began);
+    assert!(took < Duration::from_secs(8), "collection took {took:?}");
+}
+
+#[test]
 fn i_c2_a_generation_that_is_being_freed_is_no_hit() {
     let (world, tenant) = world_with_bucket(11);
     let content = noise(12, 200_000);

@@ -66,6 +66,24 @@ fn i_d1_a_device_that_is_missing_at_the_start_is_rebuilt() {
 }
 
 #[test]
+fn i_d1_a_walk_that_can_not_look_at_a_stripe_goes_on_where_it_is() {
+    let (world, tenant) = filled(World::new(14), 0);
+    for index in 0..800 {
+        world.put(tenant, "bucket", &index.to_string(), &noise(index + 1, 2_000)).unwrap();
+    }
+    world.sleep(10);
+    let spare = world.fragments.locates();
+    world.fragments.fail_locate(700);
+    world.fragments.fail(0);
+    world.await_that("the walk has ended", |world| world.engine.repair_state().devices_walked == 7);
+    let looks = world.fragments.locates() - spare;
+    let repaired = world.engine.core().repair_counters.fragments.get();
+    assert!(looks - repaired < 800 + 2 * 128, "it has begun again: {looks} looks, {repaired} of repairs");
+    world.await_full_width();
+    assert_full_width(&world, "after a look that failed");
+}
+
+#[test]
 fn i_d1_the_most_endangered_stripes_come_first() {
     let repair = RepairSettings { stripes_at_once: 1, ..RepairSettings::default() };
     // Many devices and stripes: few lose two, and the walk takes many steps, so that those come up late.
@@ -193,6 +211,8 @@ fn i_d1_what_is_being_written_is_neither_repaired_nor_said_to_be_lost() {
     let counters = &world.engine.core().repair_counters;
     assert!(counters.walks.get() > 0);
     assert_eq!((world.engine.repair_state().lost, counters.lost.get()), (0, 0), "I-D1: it is not there yet, not lost");
+    let state = world.engine.repair_state();
+    assert_eq!((state.backlog, state.unfinished), (0, 1), "I-D1: nobody has stored it, so nothing lacks width");
     world.run(done).unwrap().unwrap();
     world.await_full_width();
     assert_full_width(&world, "after its writer was done");

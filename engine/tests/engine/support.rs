@@ -16,6 +16,7 @@ use kiseki_engine::message::{
     ControlRequest, ControlResponse, Dedup, EngineRequest, EngineResponse, NodeEntry, NodeState,
 };
 use kiseki_engine::nodes::{NobodyElse, NodeBoard, Standing};
+use kiseki_engine::rebalancer::RebalanceSettings;
 use kiseki_engine::repairer::RepairSettings;
 use kiseki_engine::scrubber::ScrubSettings;
 use kiseki_engine::split_message::SplitCeilings;
@@ -42,6 +43,14 @@ pub const NODE: NodeId = NodeId(0);
 const LANES: u16 = 2;
 pub const ONLY_NODE: kiseki_types::NodeId = kiseki_types::NodeId(1);
 
+/// Every so many reads of a device one takes longer.
+#[derive(Clone, Copy)]
+struct SlowReads {
+    every: u64,
+    delay: Duration,
+    begun: u64,
+}
+
 #[derive(Default)]
 struct Medium {
     fragments: BTreeMap<(FragmentKey, DeviceId), (StoredFragment, Vec<u8>)>,
@@ -51,10 +60,21 @@ struct Medium {
     first_device: u8,
     device_count: u8,
     put_delay: Duration,
+    slow_reads: BTreeMap<DeviceId, SlowReads>,
+    locate_delay: Duration,
+    /// Reads that began.
+    reads: u64,
+    /// Whether every put finds the device full.
+    refuses_puts: bool,
+    /// Whether the devices say how full they are.
+    tells_fill: bool,
     /// Puts under way, by device.
     putting: BTreeMap<DeviceId, u64>,
     /// Where the next fragment lies on its device.
     next_block: u64,
+    /// How often stripes were looked up, and which of these times fails.
+    locates: u64,
+    failing_locate: Option<u64>,
     /// Every fragment that was put, in the order in which the puts ended.
     puts: Vec<FragmentKey>,
 }
@@ -67,7 +87,7 @@ impl Medium {
         if self.failed.contains(&device) {
             return Err(FragmentError::DeviceFailed { device, reason: "test".to_owned() });
         }
-        if used + bytes.len() as u64 > self.capacity_bytes {
+        if self.refuses_puts || used + bytes.len() as u64 > self.capacity_bytes {
             return Err(FragmentError::Full { device, needed_bytes: bytes.len() as u64 });
         }
         if on_device().any(|((key, _), _)| key.locator == locator && key.generation == generation) {
@@ -116,6 +136,28 @@ impl MemoryFragments {
     pub fn set_put_delay(&self, delay: Duration) {
         self.medium.borrow_mut().put_delay = delay;
     }
+    /// Lookups of stripes so far.
+    pub fn locates(&self) -> u64 {
+        self.medium.borrow().locates
+    }
+    /// Has the lookup fail that is so many away.
+    pub fn fail_locate(&self, after: u64) {
+        let mut medium = self.medium.borrow_mut();
+        medium.failing_locate = Some(medium.locates + after);
+    }
+    /// How much longer one of `every` reads of a device takes from now on.
+    pub fn slow_down(&self, index: u8, every: u64, delay: Duration) {
+        let slow = SlowReads { every, delay, begun: 0 };
+        self.medium.borrow_mut().slow_reads.insert(Self::device(index), slow);
+    }
+    /// How much longer it takes to say what lies here.
+    pub fn set_locate_delay(&self, delay: Duration) {
+        self.medium.borrow_mut().locate_delay = delay;
+    }
+    /// Reads that began so far.
+    pub fn reads(&self) -> u64 {
+        self.medium.borrow().reads
+    }
     /// What was put since the last call, in order.
     pub fn take_puts(&self) -> Vec<FragmentKey> {
         std::mem::take(&mut self.medium.borrow_mut().puts)
@@ -134,6 +176,27 @@ impl MemoryFragments {
     }
     pub fn set_capacity(&self, bytes: u64) {
         self.medium.borrow_mut().capacity_bytes = bytes;
+    }
+    /// Whether every put finds its device full.
+    pub fn refuse_puts(&self, refuses: bool) {
+        self.medium.borrow_mut().refuses_puts = refuses;
+    }
+    /// One more device, empty.
+    pub fn add_device(&self) {
+        self.medium.borrow_mut().device_count += 1;
+    }
+    /// From now on devices have so many bytes and say how full they are.
+    pub fn tell_fill(&self, capacity_bytes: u64) {
+        self.set_capacity(capacity_bytes);
+        self.medium.borrow_mut().tells_fill = true;
+    }
+    /// Bytes on each device.
+    pub fn bytes_by_device(&self) -> BTreeMap<DeviceId, u64> {
+        let mut bytes: BTreeMap<DeviceId, u64> = self.devices().iter().map(|device| (device.id, 0)).collect();
+        for ((_, device), (_, fragment)) in &self.medium.borrow().fragments {
+            *bytes.entry(*device).or_default() += fragment.len() as u64;
+        }
+        bytes
     }
     pub fn count(&self) -> usize {
         self.medium.borrow().fragments.len()
@@ -162,9 +225,12 @@ impl MemoryFragments {
         stripes
     }
     fn later<T: 'static>(&self, result: T) -> LocalBoxFuture<'static, T> {
+        self.after(Duration::ZERO, result)
+    }
+    fn after<T: 'static>(&self, delay: Duration, result: T) -> LocalBoxFuture<'static, T> {
         let ports = self.ports.clone();
         Box::pin(async move {
-            ports.sleep(Duration::from_micros(50)).await;
+            ports.sleep(Duration::from_micros(50) + delay).await;
             result
         })
     }
@@ -180,7 +246,13 @@ impl FragmentStore for MemoryFragments {
                 let capacity_bytes = medium.capacity_bytes;
                 let (pool, name, read_errors) = (PoolId(0), format!("d{index}"), 0);
                 let node = medium.node;
-                DeviceStatus { id, node, name, pool, capacity_bytes, free_bytes: 0, state, read_errors }
+                let on_device = || medium.fragments.iter().filter(|((_, on), _)| *on == id);
+                let used: u64 = on_device().map(|(_, (_, bytes))| bytes.len() as u64).sum();
+                let (free_bytes, lanes_bytes) = match medium.tells_fill {
+                    true => (capacity_bytes - used, capacity_bytes),
+                    false => (0, 0),
+                };
+                DeviceStatus { id, node, name, pool, capacity_bytes, free_bytes, lanes_bytes, state, read_errors }
             })
             .collect()
     }
@@ -220,11 +292,16 @@ impl FragmentStore for MemoryFragments {
         locator: Locator,
         generation: Generation,
     ) -> LocalBoxFuture<'static, Result<Located, FragmentError>> {
-        let medium = self.medium.borrow();
+        let mut medium = self.medium.borrow_mut();
+        medium.locates += 1;
+        if medium.failing_locate == Some(medium.locates) {
+            return self.later(Err(FragmentError::Unknown { reason: "test".to_owned() }));
+        }
         let of_stripe = |key: &FragmentKey| key.locator == locator && key.generation == generation;
         let found =
             medium.fragments.iter().filter(|((key, _), _)| of_stripe(key)).map(|(_, (stored, _))| stored.clone());
-        self.later(Ok(Located { found: found.collect(), unanswered: Vec::new() }))
+        let located = Located { found: found.collect(), unanswered: Vec::new() };
+        self.after(medium.locate_delay, Ok(located))
     }
 
     fn read(
@@ -244,7 +321,14 @@ impl FragmentStore for MemoryFragments {
             .and_then(|(_, bytes)| bytes.get(range.start as usize..range.end as usize))
             .map(|bytes| IoBuf::copy_of(bytes).freeze())
             .ok_or(corrupt);
-        self.later(result)
+        drop(medium);
+        let mut medium = self.medium.borrow_mut();
+        medium.reads += 1;
+        let delay = medium.slow_reads.get_mut(&device).map_or(Duration::ZERO, |slow| {
+            slow.begun += 1;
+            if slow.begun.is_multiple_of(slow.every) { slow.delay } else { Duration::ZERO }
+        });
+        self.after(delay, result)
     }
 
     fn release(&self, fragment: &StoredFragment) -> LocalBoxFuture<'static, Result<(), FragmentError>> {
@@ -328,6 +412,19 @@ impl Apart {
         (1..=self.others.len() as u64 + 1).map(entry).collect()
     }
 
+    /// A node of the cluster that holds fragments.
+    fn add(&mut self, sim: &Sim, devices: u8) {
+        let node = self.others.len() as u8 + 2;
+        let ports = sim.ports(NodeId(u32::from(node)));
+        let fragments = MemoryFragments::new(ports.clone(), u64::from(node), (node - 1) * devices, devices);
+        let handler = fragment_handler(Rc::new(fragments.clone()));
+        let number = kiseki_types::NodeId(u64::from(node));
+        self.net.serve(number, ServiceId::FRAGMENTS, ports.clone(), handler);
+        let no_shards: PeerHandler = Rc::new(|_, _, _| Box::pin(async { Err("it holds fragments alone".to_owned()) }));
+        self.net.serve(number, ServiceId::ENGINE, ports, no_shards);
+        self.others.push(fragments);
+    }
+
     /// Nothing gets to a node or from it any more.
     pub fn cut(&self, node: u64) {
         for (from, to) in [(1, node), (node, 1)] {
@@ -356,6 +453,7 @@ pub struct World {
 pub struct Upkeep {
     pub repair: RepairSettings,
     pub scrub: Option<ScrubSettings>,
+    pub rebalance: RebalanceSettings,
     pub split: SplitCeilings,
 }
 
@@ -379,20 +477,10 @@ impl World {
     pub fn on_nodes(seed: u64, node_count: u8, devices: u8, shape: StripeShape) -> World {
         let (sim, own) = (Sim::new(seed), kiseki_types::NodeId(1));
         let net = SimNet::new(&sim);
-        let other = |node: u8| {
-            let ports = sim.ports(NodeId(u32::from(node)));
-            let fragments = MemoryFragments::new(ports.clone(), u64::from(node), (node - 1) * devices, devices);
-            let handler = fragment_handler(Rc::new(fragments.clone()));
-            let node = kiseki_types::NodeId(u64::from(node));
-            net.serve(node, ServiceId::FRAGMENTS, ports.clone(), handler);
-            let no_shards: PeerHandler =
-                Rc::new(|_, _, _| Box::pin(async { Err("it holds fragments alone".to_owned()) }));
-            net.serve(node, ServiceId::ENGINE, ports, no_shards);
-            fragments
-        };
-        let others = (2..=node_count).map(other).collect();
+        let mut apart = Apart { net, others: Vec::new() };
+        (2..=node_count).for_each(|_| apart.add(&sim, devices));
         let fragments = MemoryFragments::new(sim.ports(NODE), own.0, 0, devices);
-        let world = World::over(sim, fragments, Some(Apart { net, others }), shape, Upkeep::default());
+        let world = World::over(sim, fragments, Some(apart), shape, Upkeep::default());
         world.await_all_heard();
         world
     }
@@ -402,6 +490,22 @@ impl World {
         let (engine, nodes, all_fragments) = start(&sim, &logs, &fragments, apart.as_ref(), shape, upkeep, true);
         let store = engine.store();
         World { sim, logs, fragments, nodes, apart, all_fragments, engine, store, shape, upkeep }
+    }
+
+    /// One more node joins, with as many devices as the others have.
+    pub fn join(&mut self, devices: u8) {
+        let apart = self.apart.as_mut().expect("a world of several nodes");
+        apart.add(&self.sim, devices);
+        self.nodes.take_up(self.nodes.version() + 1, &apart.entries());
+        self.await_all_heard();
+    }
+
+    /// Until rebalancing has looked at everything with so many devices, and has nothing left to move.
+    pub fn await_rebalanced(&self, devices: usize) {
+        self.await_that("rebalancing is at rest", |world| {
+            let state = world.engine.rebalance_state();
+            state.is_at_rest && state.devices_surveyed == devices
+        });
     }
 
     pub fn await_all_heard(&self) {
@@ -577,6 +681,7 @@ fn start(
         first_pool: shape,
         pin_epoch_age: kiseki_engine::engine::PIN_EPOCH_AGE,
         repair: upkeep.repair,
+        rebalance: upkeep.rebalance,
         scrub: upkeep.scrub,
         split: upkeep.split,
     });

@@ -68,6 +68,11 @@ impl Writer {
     pub fn new() -> Writer {
         Writer::default()
     }
+    /// An empty writer that takes so many bytes without growing: what grows leaves copies behind.
+    #[must_use]
+    pub fn with_capacity(len_bytes: usize) -> Writer {
+        Writer { out: Vec::with_capacity(len_bytes) }
+    }
     /// One byte.
     pub fn u8(&mut self, value: u8) -> &mut Self {
         self.out.push(value);

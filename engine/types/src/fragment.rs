@@ -177,12 +177,25 @@ pub struct DeviceStatus {
     pub pool: PoolId,
     /// Bytes that fragments can use in all: its weight in placement.
     pub capacity_bytes: u64,
-    /// Bytes that are free, on all lanes of the core that says so.
+    /// Bytes that are free, on all lanes of the core that says so; of a device of another node, on all lanes of the cores
+    /// that have said so.
     pub free_bytes: u64,
+    /// Bytes of all zones of those lanes; 0 where that is not said.
+    pub lanes_bytes: u64,
     /// Its state.
     pub state: DeviceState,
     /// Reads that it failed since this core opened it.
     pub read_errors: u64,
+}
+
+impl DeviceStatus {
+    /// How full the device is in thousandths, as far as its lanes were heard of.
+    #[must_use]
+    pub fn fill_permille(&self) -> Option<u64> {
+        let used = self.lanes_bytes.saturating_sub(self.free_bytes);
+        let permille = (u128::from(used) * 1000).checked_div(u128::from(self.lanes_bytes))?;
+        u64::try_from(permille).ok()
+    }
 }
 
 /// How much of a device is in use.
@@ -265,7 +278,8 @@ pub enum FragmentError {
 ///   lane holds it) answers for the fragment. Waiters on one device share flushes.
 /// - `locate` lists all fragments of a generation, on devices of any state, and names who did not answer; an error means
 ///   "unknown", an empty list that names nobody means "none". What the device's node does not answer in time is
-///   [`FragmentError::Unanswered`]: a put that ends so may have put the fragment, or do so later.
+///   [`FragmentError::Unanswered`]: a put that ends so may have put the fragment, or do so later. A put for a node that is known to
+///   be silent is never sent and ends as [`FragmentError::DeviceFailed`].
 /// - `use_of`, `held_on`, `locate_here` and `list` are about this node's own devices: each node looks after what those hold.
 /// - `read` returns exactly the payload bytes asked for, each of them checked against the header's checksums.
 /// - `release` answers when the release is durable; the extent is reused only then and after its reads have ended. A
@@ -273,6 +287,10 @@ pub enum FragmentError {
 pub trait FragmentStore {
     /// All devices, sorted by id.
     fn devices(&self) -> Vec<DeviceStatus>;
+    /// Whether a device is this node's own, so that reads of it need no link.
+    fn is_here(&self, _device: DeviceId) -> bool {
+        true
+    }
     /// Writes a fragment of a client's new data. `payload` is the concatenation of the parts, `meta.payload_len_bytes` in
     /// all. Refused when the pool is at its critical fill (I-C5).
     fn put(
@@ -294,6 +312,15 @@ pub trait FragmentStore {
         locator: Locator,
         generation: Generation,
     ) -> LocalBoxFuture<'static, Result<Located, FragmentError>>;
+    /// The same for a read: where enough fragments for it are found, who is late to answer is not waited for, and counts as
+    /// one that has not answered.
+    fn locate_soon(
+        &self,
+        locator: Locator,
+        generation: Generation,
+    ) -> LocalBoxFuture<'static, Result<Located, FragmentError>> {
+        self.locate(locator, generation)
+    }
     /// Those of them that this node's own index lists.
     fn locate_here(
         &self,

@@ -128,6 +128,49 @@ pub struct Leadership {
     pub is_here: bool,
 }
 
+/// What a replica knows of its group: for status, health and metrics, never for a decision about data.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GroupView {
+    /// The voter that the replica is.
+    pub voter: VoterId,
+    /// Who leads.
+    pub leadership: Leadership,
+    /// Sets of voters each of which needs a majority: one, and two while they change.
+    pub voter_sets: Vec<Vec<VoterId>>,
+    /// Index of the last entry of the log.
+    pub last_index: u64,
+    /// Index of the last entry that is applied.
+    pub applied_index: u64,
+    /// The other replicas, where this one leads.
+    pub followers: Vec<FollowerView>,
+    /// Commands proposed here since the replica was opened.
+    pub proposals: u64,
+    /// Snapshots that were sent to others since then.
+    pub snapshots_sent: u64,
+}
+
+/// Another replica as its leader sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FollowerView {
+    /// The voter that it is.
+    pub voter: VoterId,
+    /// Entries that it lacks.
+    pub lag_entries: u64,
+    /// Whether it has answered within the shortest election timeout.
+    pub answers: bool,
+}
+
+/// A follower that lacks no more entries than this has caught up: it is as good as those with all of them.
+pub const CAUGHT_UP_LAG_ENTRIES: u64 = 1_000;
+
+impl FollowerView {
+    /// Whether it would count at once if others left.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.answers && self.lag_entries <= CAUGHT_UP_LAG_ENTRIES
+    }
+}
+
 /// Why voters or leader of a shard stay as they are.
 #[derive(Debug, Error, Clone, PartialEq, Eq)]
 #[error("the replicas of shard {shard} can't be changed now: {reason}")]
@@ -158,6 +201,8 @@ pub trait RaftGroup {
     fn leadership(&self) -> Leadership;
     /// Waits until that is something else than `seen`.
     fn leadership_after(&self, seen: Leadership) -> LocalBoxFuture<'static, Leadership>;
+    /// What this replica knows of its group.
+    fn view(&self) -> GroupView;
     /// The voter that this replica is.
     fn voter(&self) -> VoterId;
     /// The voters, as far as this replica knows; while they change, those of before and after.

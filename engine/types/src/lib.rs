@@ -18,6 +18,7 @@ pub mod limits;
 pub mod link;
 pub mod meta;
 pub mod peer;
+pub mod request;
 pub mod runtime;
 pub mod secret;
 pub mod table;

@@ -11,6 +11,7 @@ use crate::peer::session::{End, Session};
 use crate::peer::trust::Proven;
 use kiseki_types::ids::{CoreId, LaneId};
 use kiseki_types::peer::{Parcel, PeerIdentity, ServiceId};
+use kiseki_types::request::{self, RequestId};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -62,6 +63,8 @@ pub(crate) struct Answerer {
     /// How large the next answer is expected to be: as the largest lately.
     answer_len: Cell<usize>,
     last_call: Cell<u64>,
+    /// Why calls are refused from now on, when they are.
+    leaving: RefCell<Option<String>>,
     /// For handlers, which outlive the borrow of their call.
     this: std::rc::Weak<Answerer>,
 }
@@ -87,6 +90,7 @@ impl Answerer {
             bytes_running: Cell::new(0),
             answer_len: Cell::new(ANSWER_LEN_BYTES_FIRST),
             last_call: Cell::new(0),
+            leaving: RefCell::default(),
             this: this.clone(),
         })
     }
@@ -97,7 +101,21 @@ impl Answerer {
         take(&self.session.counters.in_flight, ended);
     }
 
-    fn dispatch(&self, call: u64, service: ServiceId, lane: LaneId, parcel: Parcel) {
+    /// From now on calls are refused: nothing happens then, and the caller can ask elsewhere. What runs is answered.
+    pub fn leave(&self, why: &str) {
+        self.leaving.borrow_mut().get_or_insert_with(|| why.to_owned());
+    }
+
+    /// Whether calls have no answer yet, or answers have not been sent.
+    pub fn is_busy(&self) -> bool {
+        !self.running.borrow().is_empty() || self.session.backlog() > 0
+    }
+
+    fn dispatch(&self, call: u64, service: ServiceId, lane: LaneId, request: Option<RequestId>, parcel: Parcel) {
+        let leaving = self.leaving.borrow().clone();
+        if let Some(why) = leaving {
+            return self.answer(call, Err(why));
+        }
         let shape = self.gate.shape();
         let held_by = shape.core_of(lane);
         let found = match lane.0 < shape.lane_count && held_by == self.core {
@@ -106,9 +124,12 @@ impl Answerer {
         };
         match found {
             Ok(handler) => {
-                let answer = handler(self.identity, lane, parcel);
+                let answer = {
+                    let _entered = request::enter(request);
+                    handler(self.identity, lane, parcel)
+                };
                 let this = self.this.upgrade().expect("a connection holds its end");
-                let answering = async move { this.answer(call, answer.await) };
+                let answering = async move { this.answer(call, request::within(request, answer).await) };
                 self.session.ports.spawn("peer call", Box::pin(answering));
             }
             Err(why) => {
@@ -180,7 +201,7 @@ impl End for Answerer {
         self.running.borrow_mut().insert(head.call, running);
         add(&self.session.counters.calls, 1);
         add(&self.session.counters.in_flight, 1);
-        self.dispatch(head.call, head.service, head.lane, parcel);
+        self.dispatch(head.call, head.service, head.lane, head.request, parcel);
         Ok(())
     }
 

@@ -9,6 +9,7 @@ use crate::peer::trust::Proven;
 use futures::channel::oneshot;
 use kiseki_types::ids::LaneId;
 use kiseki_types::peer::{BULK_BUFFERS_MAX, BULK_LEN_BYTES_MAX, MESSAGE_LEN_BYTES_MAX, Parcel, ServiceId};
+use kiseki_types::request;
 use kiseki_types::runtime::Instant;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -25,6 +26,9 @@ const CALLS_IN_FLIGHT_MAX: u32 = 256;
 
 /// Most bytes of those.
 const BYTES_IN_FLIGHT_MAX: u64 = 64 << 20;
+
+/// The version from which on the head of a call names the client's request; what is older calls that a broken rule.
+const REQUEST_ID_SINCE: u16 = 2;
 
 /// Why a call has no answer.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -144,7 +148,8 @@ impl Caller {
         self.pending.borrow_mut().insert(call, pending);
         add(&self.session.counters.calls, 1);
         add(&self.session.counters.in_flight, 1);
-        self.session.send(|outbox| outbox.call(call, service, lane, parcel));
+        let request = request::current().filter(|_| self.peer.version_max >= REQUEST_ID_SINCE);
+        self.session.send(|outbox| outbox.call(call, service, lane, request, parcel));
         let _taken_back = TakeBack { caller: &self, call };
         receiver.await.unwrap_or_else(|_| Err(CallFailure::Unanswered("the connection ended".to_owned())))
     }

@@ -3,6 +3,7 @@
 use kiseki_types::codec::{CodecError, Reader, Writer};
 use kiseki_types::ids::LaneId;
 use kiseki_types::peer::{BULK_BUFFERS_MAX, BULK_LEN_BYTES_MAX, MESSAGE_LEN_BYTES_MAX, ServiceId};
+use kiseki_types::request::RequestId;
 
 /// Bytes of a head without the lengths of its bulk buffers.
 pub const HEAD_LEN_BYTES: usize = 32;
@@ -61,6 +62,8 @@ pub struct Head {
     pub lane: LaneId,
     /// The number of the call; 0 in control frames.
     pub call: u64,
+    /// For a call: the client's request that it is made for, if any.
+    pub request: Option<RequestId>,
     /// Bytes of the message.
     pub message_len: usize,
     /// Bytes of each bulk buffer.
@@ -71,7 +74,8 @@ impl Head {
     /// A head without message and bulk.
     #[must_use]
     pub fn empty(kind: FrameKind, call: u64) -> Head {
-        Head { kind, service: ServiceId(0), lane: LaneId(0), call, message_len: 0, bulk_lens: Vec::new() }
+        let (service, lane, request) = (ServiceId(0), LaneId(0), None);
+        Head { kind, service, lane, call, request, message_len: 0, bulk_lens: Vec::new() }
     }
 
     /// Bytes of message and bulk.
@@ -93,7 +97,8 @@ impl Head {
         );
         let mut writer = Writer::new();
         writer.u8(self.kind.number()).u8(self.bulk_lens.len() as u8).u16(self.service.0);
-        writer.u32(self.message_len as u32).u64(self.call).u32(bulk_len as u32).u16(self.lane.0).u16(0).u64(0);
+        writer.u32(self.message_len as u32).u64(self.call).u32(bulk_len as u32).u16(self.lane.0);
+        writer.u16(0).u64(RequestId::to_wire(self.request));
         self.bulk_lens.iter().for_each(|len| {
             writer.u32(*len as u32);
         });
@@ -107,7 +112,7 @@ impl Head {
 
     /// A whole head: the fixed part and the lengths behind it.
     pub fn decode(fixed: &[u8; HEAD_LEN_BYTES], lengths: &[u8]) -> Result<Head, CodecError> {
-        let Fixed { kind, service, lane, call, message_len, bulk_count, bulk_len } = Fixed::decode(fixed)?;
+        let Fixed { kind, service, lane, call, request, message_len, bulk_count, bulk_len } = Fixed::decode(fixed)?;
         let mut reader = Reader::new("lengths of bulk buffers", lengths);
         let mut bulk_lens = Vec::with_capacity(bulk_count);
         for _ in 0..bulk_count {
@@ -118,7 +123,7 @@ impl Head {
             return Err(reader.unknown(sum as u64));
         }
         reader.end()?;
-        Ok(Head { kind, service, lane, call, message_len, bulk_lens })
+        Ok(Head { kind, service, lane, call, request, message_len, bulk_lens })
     }
 }
 
@@ -128,6 +133,7 @@ struct Fixed {
     service: ServiceId,
     lane: LaneId,
     call: u64,
+    request: Option<RequestId>,
     message_len: usize,
     bulk_count: usize,
     bulk_len: usize,
@@ -145,20 +151,20 @@ impl Fixed {
         let call = reader.u64()?;
         let bulk_len = reader.count(BULK_LEN_BYTES_MAX)?;
         let lane = LaneId(reader.u16()?);
-        let reserved = (reader.u16()?, reader.u64()?);
+        let (reserved, request) = (reader.u16()?, RequestId::from_wire(reader.u64()?));
         let is_call = kind == FrameKind::Call;
         let has_number = kind != FrameKind::Control;
-        if reserved != (0, 0)
+        if reserved != 0
             || bulk_count > BULK_BUFFERS_MAX
             || (bulk_count > 0 && !kind.carries_bulk())
             || (bulk_len > 0 && bulk_count == 0)
             || has_number != (call != 0)
-            || (!is_call && (service.0, lane.0) != (0, 0))
+            || (!is_call && (service.0, lane.0, request) != (0, 0, None))
         {
             return Err(reader.unknown(u64::from(number)));
         }
         reader.end()?;
-        Ok(Fixed { kind, service, lane, call, message_len, bulk_count, bulk_len })
+        Ok(Fixed { kind, service, lane, call, request, message_len, bulk_count, bulk_len })
     }
 }
 
@@ -186,6 +192,7 @@ mod tests {
         let call = Head {
             service: ServiceId::ADMIN,
             lane: LaneId(7),
+            request: Some(RequestId(0xABCD)),
             message_len: 9,
             bulk_lens: vec![4096, 1],
             ..Head::empty(FrameKind::Call, 5)

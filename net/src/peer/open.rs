@@ -23,7 +23,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Lowest and highest version of messages that we speak.
-pub const VERSIONS: (u16, u16) = (1, 1);
+/// Version 2: a call names the client's request that it is made for.
+pub const VERSIONS: (u16, u16) = (1, 2);
 
 /// How long connecting a socket may take, and each step after it.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);

@@ -5,10 +5,12 @@ use crate::peer::frame::{FrameKind, Head, reason};
 use futures::io::AsyncWrite;
 use kiseki_types::ids::LaneId;
 use kiseki_types::peer::{Parcel, ServiceId};
+use kiseki_types::request::RequestId;
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use zeroize::Zeroize;
 
 /// Pieces handed over in one write.
 const PIECES_MAX: usize = 64;
@@ -20,6 +22,13 @@ struct Outgoing {
     call: u64,
     head: Vec<u8>,
     parcel: Parcel,
+}
+
+/// I-K8: what was sent, or never will be, may have held keys; nobody else has its bytes.
+impl Drop for Outgoing {
+    fn drop(&mut self) {
+        self.parcel.message.zeroize();
+    }
 }
 
 impl Outgoing {
@@ -69,8 +78,8 @@ impl Outbox {
     }
 
     /// Queues a call. Calls leave in the order of their numbers.
-    pub fn call(&mut self, call: u64, service: ServiceId, lane: LaneId, parcel: Parcel) {
-        self.parcel(Head { service, lane, ..Head::empty(FrameKind::Call, call) }, parcel);
+    pub fn call(&mut self, call: u64, service: ServiceId, lane: LaneId, request: Option<RequestId>, parcel: Parcel) {
+        self.parcel(Head { service, lane, request, ..Head::empty(FrameKind::Call, call) }, parcel);
     }
 
     /// Queues the answer of a call.
@@ -214,8 +223,8 @@ mod tests {
     fn frames_arrive_whole_control_first_and_what_is_taken_back_does_not() {
         let mut outbox = Outbox::default();
         let bulk = || vec![IoBuf::copy_of(&[1; 5000]), IoBuf::zeroed(0), IoBuf::copy_of(&[2; 3])];
-        outbox.call(1, ServiceId::ADMIN, LaneId(2), Parcel { message: b"one".to_vec(), bulk: bulk() });
-        outbox.call(2, ServiceId::ADMIN, LaneId(2), Parcel::default());
+        outbox.call(1, ServiceId::ADMIN, LaneId(2), None, Parcel { message: b"one".to_vec(), bulk: bulk() });
+        outbox.call(2, ServiceId::ADMIN, LaneId(2), None, Parcel::default());
         outbox.refuse(3, "no");
         outbox.control(&Control::Ping(4));
         assert!(outbox.take_back(2) && !outbox.take_back(9));

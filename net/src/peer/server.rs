@@ -29,8 +29,17 @@ const STRANGERS_MAX: usize = 64;
 /// Peers whose figures are kept; the rest counts under one name.
 const PEERS_COUNTED_MAX: usize = 1024;
 
-/// After a stop, how long connections may take to end by themselves.
+/// After a stop, how long calls may take that have no answer yet.
 const DRAIN: Duration = Duration::from_secs(2);
+
+/// And how long their connections have to say goodbye after that.
+const PARTING: Duration = Duration::from_secs(1);
+
+/// Between two looks whether that has come.
+const LOOK_INTERVAL: Duration = Duration::from_millis(5);
+
+/// What is said to whoever calls later.
+const STOPPING: &str = "the node is stopping";
 
 /// What a core counts of connections from peers, besides each peer's figures.
 #[derive(Default)]
@@ -55,6 +64,8 @@ pub struct PeerServer {
     stop: StopSignal,
     strangers: Cell<usize>,
     counters: AcceptCounters,
+    /// Nobody is served any more.
+    has_ended: Cell<bool>,
     peers: RefCell<BTreeMap<String, Rc<LinkCounters>>>,
 }
 
@@ -78,6 +89,7 @@ impl PeerServer {
             stop,
             strangers: Cell::new(0),
             counters: AcceptCounters::default(),
+            has_ended: Cell::new(false),
             peers: RefCell::default(),
         })
     }
@@ -94,7 +106,15 @@ impl PeerServer {
         self.peers.borrow().iter().map(|(peer, counters)| (peer.clone(), counters.snapshot())).collect()
     }
 
-    /// Serves until the node stops, and until its connections have ended or the time for that is over.
+    /// Waits until [`PeerServer::run`] is over, which is bounded once the stop has come.
+    pub async fn ended(&self) {
+        while !self.has_ended.get() {
+            self.ports.sleep(LOOK_INTERVAL).await;
+        }
+    }
+
+    /// Serves until the stop; then calls that come are refused, those that run are answered, and the connections end. What is
+    /// not done within the time for that is cut off.
     pub async fn run(self: Rc<Self>, mut arrivals: Arrivals) {
         loop {
             let arrived = match select(pin!(arrivals.recv()), pin!(self.stop.stopped())).await {
@@ -110,10 +130,11 @@ impl PeerServer {
             let server = self.clone();
             self.ports.spawn("peer connection", Box::pin(async move { server.serve(arrived).await }));
         }
-        let until = self.ports.now() + DRAIN;
+        let until = self.ports.now() + DRAIN + PARTING;
         while self.counters.connections.get() > 0 && self.ports.now() < until {
-            self.ports.sleep(Duration::from_millis(5)).await;
+            self.ports.sleep(LOOK_INTERVAL).await;
         }
+        self.has_ended.set(true);
     }
 
     async fn serve(self: Rc<Self>, Arrived { socket, from }: Arrived) {
@@ -151,10 +172,15 @@ impl PeerServer {
         let (gate, services) = (self.gate.clone(), self.services.clone());
         let end = Answerer::new(session.clone(), self.core, gate, services, proven.clone(), identity);
         let stopping = {
-            let (session, stop) = (session.clone(), self.stop.clone());
+            let (session, stop, end, ports) = (session.clone(), self.stop.clone(), end.clone(), self.ports.clone());
             async move {
                 stop.stopped().await;
-                session.close("the node is stopping");
+                end.leave(STOPPING);
+                let until = ports.now() + DRAIN;
+                while end.is_busy() && ports.now() < until {
+                    ports.sleep(LOOK_INTERVAL).await;
+                }
+                session.close(STOPPING);
                 std::future::pending::<()>().await;
             }
         };

@@ -1,6 +1,6 @@
 //! What is sent arrives, once, unchanged, on the core of its lane; bounds and deadlines hold; what broke is made again.
 
-use crate::support::{Authority, ECHO, LARGE, PATIENCE, SLOW, Served, client, link_to, wait};
+use crate::support::{Authority, ECHO, LARGE, PATIENCE, REQUEST, SLOW, Served, client, link_to, wait};
 use futures::future::join_all;
 use kiseki_net::peer::{CallFailure, Expect, PeerLinks};
 use kiseki_types::buf::IoBuf;
@@ -9,12 +9,30 @@ use kiseki_types::limits::DEVICE_BLOCK_BYTES_MAX;
 use kiseki_types::peer::{
     BULK_BUFFERS_MAX, BULK_LEN_BYTES_MAX, MESSAGE_LEN_BYTES_MAX, Parcel, PeerCallError, PeerCalls, PeerLane, ServiceId,
 };
+use kiseki_types::request::{self, RequestId};
 use kiseki_types::runtime::RuntimeExt;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 fn node_1(lane: u16) -> PeerLane {
     PeerLane { node: NodeId(1), lane: LaneId(lane) }
+}
+
+#[test]
+fn a_call_carries_the_request_that_it_is_made_for() {
+    let authority = Authority::new(crate::support::CLUSTER);
+    let served = Served::start(&authority.node(1), 1);
+    let address = served.address;
+    client(&authority.node(2), move |inputs| async move {
+        let links = PeerLinks::new(inputs);
+        links.set_address(NodeId(1), address);
+        for id in [Some(RequestId(0x1234)), None, Some(RequestId(u64::MAX))] {
+            let call = links.call(node_1(0), REQUEST, Parcel::default(), PATIENCE);
+            let answer = request::within(id, call).await.unwrap();
+            assert_eq!(answer.message, RequestId::to_wire(id).to_le_bytes());
+            assert_eq!(request::current(), None);
+        }
+    });
 }
 
 fn pattern(len: usize, seed: usize) -> IoBuf {
@@ -174,6 +192,37 @@ fn calls_on_a_connection_that_breaks_end_and_the_link_is_made_again() {
         }
         assert_eq!(links.figures()[0].2.connects, 2);
         again.stop();
+    });
+}
+
+#[test]
+fn a_node_that_stops_answers_what_runs_and_refuses_what_comes() {
+    let authority = Authority::new(crate::support::CLUSTER);
+    let served = Served::start(&authority.node(1), 1);
+    let (address, seen) = (served.address, served.seen.clone());
+    client(&authority.node(2), move |inputs| async move {
+        let ports = inputs.ports.clone();
+        let links = PeerLinks::new(inputs);
+        links.set_address(NodeId(1), address);
+        let running = links.call(node_1(0), ServiceId(103), Parcel::default(), PATIENCE);
+        let stopping = async {
+            while seen.running.load(Ordering::SeqCst) < 1 {
+                ports.sleep(Duration::from_millis(1)).await;
+            }
+            let stopped = std::thread::spawn(move || served.stop());
+            let refused = loop {
+                match links.call(node_1(0), ECHO, Parcel::default(), PATIENCE).await {
+                    Ok(_) => ports.sleep(Duration::from_millis(1)).await,
+                    Err(error) => break error,
+                }
+            };
+            seen.release.store(true, Ordering::SeqCst);
+            (refused, stopped)
+        };
+        let (outcome, (refused, stopped)) = futures::join!(running, stopping);
+        assert!(matches!(refused, PeerCallError::Refused { .. }), "nothing has happened, and it is said: {refused}");
+        assert!(outcome.is_ok(), "what ran is answered: {:?}", outcome.err());
+        stopped.join().unwrap();
     });
 }
 

@@ -10,6 +10,7 @@ use kiseki_net::{CoreRuntime, Listener, MeshShape, SidePool, Stopper};
 use kiseki_types::buf::{IoBuf, stale_buffers};
 use kiseki_types::ids::{CoreId, LaneId, NodeId};
 use kiseki_types::peer::{Parcel, PeerHandler, ServiceId};
+use kiseki_types::request::{self, RequestId};
 use kiseki_types::runtime::{Ports, RuntimeExt};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
@@ -30,6 +31,8 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 pub const ECHO: ServiceId = ServiceId(100);
 /// A service that answers when it is told to.
 pub const SLOW: ServiceId = ServiceId(101);
+/// A service that answers for which request it was called.
+pub const REQUEST: ServiceId = ServiceId(104);
 /// A service whose answers are large.
 pub const LARGE: ServiceId = ServiceId(102);
 
@@ -125,6 +128,15 @@ fn echo(seen: Arc<Seen>) -> PeerHandler {
         seen.calls.fetch_add(1, Ordering::SeqCst);
         parcel.message.splice(0..0, lane.0.to_le_bytes());
         Box::pin(async move { Ok(parcel) })
+    })
+}
+
+fn request_of_call() -> PeerHandler {
+    Rc::new(|_, _, _| {
+        Box::pin(async {
+            let message = RequestId::to_wire(request::current()).to_le_bytes().to_vec();
+            Ok(Parcel { message, bulk: Vec::new() })
+        })
     })
 }
 
@@ -226,6 +238,7 @@ async fn core_of(
     services.serve(ECHO, Callers::Nodes, echo(seen.clone()));
     services.serve(SLOW, Callers::Admins, slow(seen.clone(), ports.clone()));
     services.serve(ServiceId(103), Callers::Nodes, slow(seen.clone(), ports.clone()));
+    services.serve(REQUEST, Callers::Nodes, request_of_call());
     services.serve(LARGE, Callers::Nodes, large(seen.clone()));
     let server = PeerServer::new(ports.clone(), CoreId(core), gate, stale_buffers(), services, stop.clone());
     let (watched, watch_ports) = (server.clone(), ports.clone());

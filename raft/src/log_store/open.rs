@@ -28,6 +28,10 @@ pub async fn open(
     let mut groups = read_groups(&table, lane).await?;
     let LaneRow { folded: folded_sequence, reached } = match table.get(0, TABLE_LANE, &[]).await? {
         Some(row) => decode_lane_row(&row)?,
+        None if groups.is_empty() => {
+            check_whole(lane, replayed.first())?;
+            LaneRow::default()
+        }
         None => LaneRow::default(),
     };
     // Another journal stands where the old one was: all that lived is lost. Its numbers say little: they may be higher, since
@@ -94,6 +98,21 @@ async fn read_groups(table: &Rc<dyn TableStore>, lane: LaneId) -> Result<Groups,
         groups.insert(shard, GroupLog::from_row(shard, GroupRow::decode(&value)?));
     }
     Ok(groups)
+}
+
+/// I-L10: a log file that holds nothing belongs to a journal that was never trimmed. Behind a trim there was one, and groups
+/// that only it named would seem new, and vote again under the number of a voter that has promised.
+fn check_whole(lane: LaneId, first: Option<&ReplayedRecord>) -> Result<(), RaftError> {
+    let Some(first) = first else { return Ok(()) };
+    let record = Record::decode(&first.bytes).map_err(|error| damaged(lane, error.to_string()))?;
+    match record.previous {
+        0 => Ok(()),
+        _ => Err(damaged(
+            lane,
+            "its log file is gone or another one; restore the metadata directory that held it, or have the cluster let \
+             this node go (kiseki node remove --lost) and join as a new one",
+        )),
+    }
 }
 
 fn damaged(lane: LaneId, reason: impl Into<String>) -> RaftError {

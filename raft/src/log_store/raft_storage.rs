@@ -14,7 +14,7 @@ use std::io;
 use std::ops::{Bound, RangeBounds};
 use std::rc::Rc;
 
-/// Entries read at a time to be applied.
+/// Entries read at a time.
 const ENTRIES_PER_READ: u64 = 64;
 
 /// Bytes of entries sent to a peer at a time; at least one entry.
@@ -56,13 +56,19 @@ impl GroupLogStore {
     }
 
     /// I-L10: the tables hold entries that the log lost? Then the log's tail is gone. A snapshot that was announced
-    /// and installed explains it.
+    /// and installed explains it. Or the log begins behind what the tables hold? Then the tables are gone, or old ones.
     pub fn check_against_tables(&self, applied: Option<LogId>) -> Result<(), RaftError> {
         self.lane.with_group(self.shard, |group| {
             let known = group.last.max(group.installing).max(group.committed).map_or(0, |id| id.index + 1);
             let needed = applied.map_or(0, |id| id.index + 1);
             if needed > known && group.row.live {
                 let reason = format!("the tables hold {needed} entries, the log only {known}");
+                return Err(RaftError::Lost { shard: self.shard, reason });
+            }
+            // The entries between are nowhere here; a leader fills the replica again, under another number.
+            let purged = group.purged.map_or(0, |id| id.index + 1);
+            if needed < purged && group.row.live {
+                let reason = format!("the tables hold {needed} entries, the log begins behind {purged}");
                 return Err(RaftError::Lost { shard: self.shard, reason });
             }
             Ok(())
@@ -83,7 +89,7 @@ impl GroupLogStore {
     /// Announces, durably, that a snapshot up to `last` is about to replace the tables.
     pub async fn announce_snapshot(&self, last: LogId) -> Result<(), RaftError> {
         self.check().map_err(|error| RaftError::Stopped { shard: self.shard, reason: error.to_string() })?;
-        let sequence = self.lane.record_in_order(self.shard, Change::Installing(last)).await?;
+        let sequence = self.lane.record_in_order(self.shard, self.opened, Change::Installing(last)).await?;
         self.lane.flushed(sequence).await?;
         self.lane.mark_live(self.shard).await
     }
@@ -119,17 +125,20 @@ impl RaftLogReader<TypeConfig> for GroupLogStore {
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
-        let end = end.min(start.saturating_add(ENTRIES_PER_READ));
-        let mut entries = self.try_get_log_entries(start..end).await?;
-        let mut len_bytes = 0;
-        let fitting = entries
-            .iter()
-            .take_while(|entry| {
-                len_bytes += entry_len_bytes(entry);
-                len_bytes <= READ_LEN_BYTES_MAX
-            })
-            .count();
-        entries.truncate(fitting.max(1));
+        let (mut entries, mut len_bytes): (Vec<Entry>, usize) = (Vec::new(), 0);
+        // In steps: entries of the log file are read before their lengths are known.
+        let mut at = start;
+        while at < end {
+            let read = self.try_get_log_entries(at..end.min(at.saturating_add(ENTRIES_PER_READ))).await?;
+            at = read.last().map_or(end, |entry| entry.log_id.index + 1);
+            for entry in read {
+                len_bytes += entry_len_bytes(&entry);
+                if len_bytes > READ_LEN_BYTES_MAX && !entries.is_empty() {
+                    return Ok(entries);
+                }
+                entries.push(entry);
+            }
+        }
         Ok(entries)
     }
 
@@ -173,7 +182,7 @@ impl RaftLogStorage<TypeConfig> for GroupLogStore {
 
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
         self.check()?;
-        let sequence = self.lane.record_in_order(self.shard, Change::Vote(*vote)).await.map_err(as_io)?;
+        let sequence = self.lane.record_in_order(self.shard, self.opened, Change::Vote(*vote)).await.map_err(as_io)?;
         self.lane.flushed(sequence).await.map_err(as_io)?;
         self.lane.mark_live(self.shard).await.map_err(as_io)
     }
@@ -201,7 +210,7 @@ impl RaftLogStorage<TypeConfig> for GroupLogStore {
         I::IntoIter: OptionalSend,
     {
         self.check()?;
-        let last = append_entries(&self.lane, self.shard, entries).await.map_err(as_io)?;
+        let last = append_entries(&self.lane, self.shard, self.opened, entries).await.map_err(as_io)?;
         let sequence = last.unwrap_or(self.lane.last.get());
         if !self.lane.with_group(self.shard, |group| group.row.live) {
             self.lane.flushed(sequence).await.map_err(as_io)?;
@@ -213,7 +222,7 @@ impl RaftLogStorage<TypeConfig> for GroupLogStore {
 
     async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> Result<(), io::Error> {
         self.check()?;
-        self.lane.record_in_order(self.shard, Change::TruncateAfter(last_log_id)).await.map_err(as_io)?;
+        self.lane.record_in_order(self.shard, self.opened, Change::TruncateAfter(last_log_id)).await.map_err(as_io)?;
         Ok(())
     }
 
@@ -222,7 +231,7 @@ impl RaftLogStorage<TypeConfig> for GroupLogStore {
         // The tables are the only other holder of what is purged: never past what they hold durably.
         let durable = self.tables.durable_position();
         assert!(log_id.index < durable, "I-L4: shard {}: purging {log_id}, tables durable to {durable}", self.shard);
-        self.lane.record_in_order(self.shard, Change::Purge(log_id)).await.map_err(as_io)?;
+        self.lane.record_in_order(self.shard, self.opened, Change::Purge(log_id)).await.map_err(as_io)?;
         Ok(())
     }
 }

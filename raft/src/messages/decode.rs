@@ -6,7 +6,7 @@ use super::{
 };
 use crate::log_store::record::{CONFIGS_MAX, MEMBERS_MAX};
 use crate::network::{
-    AppendRequest, AppendResponse, ElectionRequest, ElectionResponse, SnapshotAnswer, TransferRequest,
+    AppendRequest, AppendResponse, ElectionRequest, ElectionResponse, RestRequest, SnapshotAnswer, TransferRequest,
 };
 use crate::raft_capnp::{
     answer, answers, append, call, calls, election, entry, log_id, membership, snapshot_piece, vote,
@@ -99,6 +99,12 @@ pub fn decode_answers(parcel: &Parcel, expected: usize) -> Result<Vec<Answer>, M
     list.iter().map(take_answer).collect()
 }
 
+/// The version that whoever answered speaks.
+pub fn version_of_answers(parcel: &Parcel) -> Result<u16, MessageError> {
+    let message = read(&parcel.message)?;
+    Ok(message.get_root::<answers::Reader<'_>>()?.get_version())
+}
+
 /// The bytes beside a message.
 struct Bulk<'a> {
     left: &'a [u8],
@@ -148,6 +154,11 @@ fn take_call(call: call::Reader<'_>, bulk: &mut Bulk<'_>) -> Result<Call, Messag
             Question::Transfer(TransferRequest::new(from, transfer.get_to(), last))
         }
         call::Snapshot(piece) => Question::Snapshot(take_piece(piece?, bulk)?),
+        call::Rest(rest) => {
+            let rest = rest?;
+            let (vote, last) = (take_leader_vote(rest.get_vote()?)?, take_log_id(rest.get_last()?)?);
+            Question::Rest(RestRequest { vote, last })
+        }
     };
     Ok(Call { shard: ShardId(call.get_shard()), to: call.get_to(), question })
 }
@@ -255,6 +266,7 @@ fn take_answer(answer: answer::Reader<'_>) -> Result<Answer, MessageError> {
         answer::TransferTaken(()) => Answer::TransferTaken,
         answer::PieceTaken(()) => Answer::PieceTaken,
         answer::Installed(vote) => Answer::Installed(SnapshotAnswer::new(take_vote(vote?)?)),
+        answer::Rests(rests) => Answer::Rests(rests),
         answer::NoReplica(()) => Answer::NoReplica,
         answer::Late(()) => Answer::Late,
         answer::Refused(reason) => {

@@ -105,6 +105,11 @@ fn put_call(mut out: call::Builder<'_>, call: &Call, bulk: &mut Bulk) {
             }
         }
         Question::Snapshot(piece) => put_piece(out.init_snapshot(), piece, bulk),
+        Question::Rest(request) => {
+            let mut out = out.init_rest();
+            put_vote(out.reborrow().init_vote(), &request.vote);
+            put_log_id(out.init_last(), request.last);
+        }
     }
 }
 
@@ -201,6 +206,7 @@ fn put_answer(mut out: answer::Builder<'_>, answer: &Answer) {
         Answer::TransferTaken => out.set_transfer_taken(()),
         Answer::PieceTaken => out.set_piece_taken(()),
         Answer::Installed(installed) => put_vote(out.init_installed(), &installed.vote),
+        Answer::Rests(rests) => out.set_rests(*rests),
         Answer::NoReplica => out.set_no_replica(()),
         Answer::Late => out.set_late(()),
         Answer::Refused(reason) => {

@@ -3,7 +3,7 @@
 use super::{Answer, Call, Question, SnapshotPiece, decode_answers, decode_calls, encode_answers, encode_calls};
 use crate::log_store::record::{Change, Record};
 use crate::network::{
-    AppendRequest, AppendResponse, ElectionRequest, ElectionResponse, SnapshotAnswer, TransferRequest,
+    AppendRequest, AppendResponse, ElectionRequest, ElectionResponse, RestRequest, SnapshotAnswer, TransferRequest,
 };
 use crate::type_config::{Command, Entry, Membership, Vote, log_id};
 use kiseki_types::ShardId;
@@ -64,7 +64,8 @@ pub fn fuzz_calls_seeds() -> Vec<(&'static str, Vec<u8>, Vec<u8>)> {
         seed("appends", &all[..2]),
         seed("elections", &all[2..4]),
         seed("transfer", &all[4..5]),
-        seed("snapshot", &all[5..]),
+        seed("snapshot", &all[5..7]),
+        seed("rest", &all[7..]),
         seed("all", &all),
         seed("none", &[]),
     ]
@@ -78,7 +79,7 @@ pub fn fuzz_answers_seeds() -> Vec<(&'static str, Vec<u8>, usize)> {
     vec![("one", one, 1), ("all", encode_answers(&answers).message, answers.len())]
 }
 
-/// A call of each kind: a heartbeat, an append, two elections, a transfer, two pieces of a snapshot.
+/// A call of each kind: a heartbeat, an append, two elections, a transfer, two pieces of a snapshot, a rest.
 pub(super) fn samples() -> Vec<Call> {
     let to_all = |question| Call { shard: ShardId(1024), to: 2, question };
     let membership = Membership::new_with_defaults(vec![BTreeSet::from([1, 2, 3]), BTreeSet::from([1, 2, 4])], [5]);
@@ -102,6 +103,7 @@ pub(super) fn samples() -> Vec<Call> {
         Question::Transfer(TransferRequest::new(vote, 2, Some(log_id(3, 13)))),
         piece(0, Some(b"a frame".to_vec())),
         piece(1, None),
+        Question::Rest(RestRequest { vote, last: log_id(3, 13) }),
     ]
     .into_iter()
     .map(to_all)
@@ -120,6 +122,8 @@ pub(super) fn sample_answers() -> Vec<Answer> {
         Answer::Election(ElectionResponse::new(Vote::new_committed(9, 3), None, false)),
         Answer::TransferTaken,
         Answer::PieceTaken,
+        Answer::Rests(true),
+        Answer::Rests(false),
         Answer::Installed(SnapshotAnswer::new(Vote::new_committed(9, 3))),
         Answer::NoReplica,
         Answer::Late,

@@ -130,7 +130,7 @@ impl TableSet {
     pub fn install(&self, mut import: SetImport) -> LocalBoxFuture<'static, Result<(), TableError>> {
         let set = self.clone();
         Box::pin(async move {
-            set.wait_idle().await;
+            set.idle().await;
             set.check()?;
             {
                 let mut state = set.inner.state.borrow_mut();

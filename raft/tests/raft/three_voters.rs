@@ -248,3 +248,20 @@ fn i_k1_a_snapshot_shows_no_name_and_damage_is_refused() {
         assert_eq!(received, meta);
     });
 }
+
+/// What never becomes a voter would be sent everything for as long as the group lives.
+#[test]
+fn a_learner_that_did_not_become_a_voter_is_let_go_by_the_next_change() {
+    let sim = Sim::new(13);
+    let links = ProcessLinks::new();
+    let main = kiseki_simulator::NodeId(100);
+    sim.block_on(main, async {
+        let voters = cluster(&sim, &links).await;
+        let led = leader(&voters.iter().collect::<Vec<_>>()).await;
+        assert!(led.group.add_learner(4).await.is_err(), "nobody is there");
+        let members = || led.group.metrics().membership_config.membership().nodes().count();
+        assert_eq!(members(), 4);
+        led.group.change_voters(&[1, 2, 3]).await.expect("nothing to change, but to let go");
+        assert_eq!(members(), 3);
+    });
+}

@@ -7,5 +7,8 @@
 
 pub mod ca;
 pub mod devctl;
+pub mod health;
 pub mod node;
 pub mod shard;
+pub mod shards;
+pub mod top;

@@ -1,5 +1,6 @@
 //! `kiseki node`: who belongs to the cluster, what a new node needs to join, and nodes that leave.
 
+use crate::health;
 use anyhow::{Context, Result, bail};
 use clap::Subcommand;
 use kiseki_net::peer::PeerRole;
@@ -74,7 +75,11 @@ pub fn run(dir: &KisekiDir, command: NodeCommand, connect: impl FnOnce() -> Resu
         NodeCommand::List { json } => list(connect()?, json),
         NodeCommand::Drain { number, cancel, json } => {
             let change = if cancel { NodeChange::Keep } else { NodeChange::Drain };
-            set(connect()?, number, change, json)
+            let mut client = connect()?;
+            if !cancel && !json {
+                foretell(&mut client, number);
+            }
+            set(client, number, change, json)
         }
         NodeCommand::Remove { number, lost, json } => set(connect()?, number, NodeChange::Remove { lost }, json),
     }
@@ -180,6 +185,21 @@ fn list(mut client: AdminClient, json: bool) -> Result<()> {
         println!("no node is recorded: the first one is, as soon as its [peer] listens");
     }
     Ok(())
+}
+
+/// Says what would not hold if the node left right away. A drain moves what it holds first, so it is no reason to refuse; a
+/// restart would be. A node that can't tell keeps nobody from draining.
+fn foretell(client: &mut AdminClient, number: u64) {
+    match health::ask(client, Some(number)) {
+        Ok(health) if health.ok => println!("the cluster holds without node {number} even now"),
+        Ok(health) => {
+            println!(
+                "not to be stopped before the drain has ended; without node {number} the cluster would not hold now:"
+            );
+            health.reasons.iter().for_each(|reason| println!("  {reason}"));
+        }
+        Err(error) => println!("whether the cluster holds without node {number} is not known: {error:#}"),
+    }
 }
 
 fn set(mut client: AdminClient, node: u64, change: NodeChange, json: bool) -> Result<()> {

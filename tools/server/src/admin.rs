@@ -5,6 +5,7 @@ pub mod server;
 
 use crate::device_admin::DeviceAnswer;
 use crate::enroll::{ChangeMode, JoinedDevice};
+use crate::health::HealthReport;
 use crate::join::Invitation;
 use crate::nodes_file::NodeRow;
 use crate::outcome::{NodeError, Outcome};
@@ -88,6 +89,12 @@ pub enum AdminRequest {
     },
     /// Describes the node.
     Status,
+    /// Asks all members whether the cluster would hold if a node left now.
+    Health {
+        /// Its number; absent: the node that is asked.
+        #[serde(default)]
+        node: Option<u64>,
+    },
     /// Gives a number to a node that is to join.
     NodeInvite,
     /// Lists the cluster's nodes.
@@ -234,6 +241,8 @@ pub enum AdminResponse {
     Done,
     /// The node.
     Status(Box<NodeReport>),
+    /// Whether the cluster would hold.
+    Health(HealthReport),
     /// A device that is in use, after a request about it.
     Device(Box<DeviceAnswer>),
     /// A device joined, or would.
@@ -306,6 +315,7 @@ pub async fn answer(store: &dyn AdminStore, request: AdminRequest) -> AdminRespo
         AdminRequest::DeviceDrain { .. }
         | AdminRequest::DeviceDrainCancel { .. }
         | AdminRequest::DeviceRetire { .. }
+        | AdminRequest::Health { .. }
         | AdminRequest::ShardList
         | AdminRequest::ShardSplit { .. }
         | AdminRequest::NodeInvite

@@ -35,7 +35,7 @@ impl EngineAdmin {
 #[must_use]
 pub fn not_done(error: &StoreError) -> NodeError {
     let outcome = match error {
-        StoreError::Unavailable { .. } | StoreError::Damaged { .. } => Outcome::Failed,
+        StoreError::Unavailable { .. } | StoreError::Unsettled { .. } | StoreError::Damaged { .. } => Outcome::Failed,
         _ => Outcome::Refused,
     };
     NodeError { message: error.to_string(), outcome }

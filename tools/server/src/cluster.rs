@@ -5,6 +5,7 @@
 //! name server may take its time.
 
 use crate::admin_store::not_done;
+use crate::config::PeerSection;
 use crate::core_node::CoreNode;
 use crate::executor::CoreShared;
 use crate::join_service::{JoinAnswer, JoinQuestion};
@@ -457,6 +458,19 @@ pub fn check_port(membership: &Membership, certified: Option<NodeId>, board: &St
     }
 }
 
+/// A node with others has to be found by them, also when it moves.
+pub fn check_addresses(membership: &Membership, peer: &PeerSection) -> Result<()> {
+    let listens_anywhere = peer.listen.is_some_and(|listen| listen.ip().is_unspecified());
+    match membership.has_others() && listens_anywhere && peer.addresses.is_empty() {
+        true => bail!("{NOBODY_FINDS}"),
+        false => Ok(()),
+    }
+}
+
+/// Said where a node would join or start without an address.
+pub const NOBODY_FINDS: &str = "it listens at any address, so nobody would know where to call it: --peer-address HOST:PORT, or `addresses` \
+                                in [peer] of kiseki.toml";
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -467,6 +481,31 @@ mod tests {
     fn entry(node: u64, state: NodeState) -> NodeEntry {
         let addresses = vec![format!("127.0.0.{node}:9100")];
         NodeEntry { node: NodeId(node), state, addresses, lanes: 2, cores: 1, version: String::new(), since_unix_ms: 0 }
+    }
+
+    #[test]
+    fn a_node_that_nobody_would_find_does_not_start() {
+        let of = |others: bool| Membership {
+            own: FIRST_NODE,
+            homes: 4,
+            version: 1,
+            entries: if others { vec![entry(1, NodeState::Active), entry(2, NodeState::Active)] } else { Vec::new() },
+        };
+        let peer = |listen: &str, addresses: &[&str]| PeerSection {
+            listen: Some(listen.parse().unwrap()),
+            addresses: addresses.iter().map(|address| (*address).to_owned()).collect(),
+            ..PeerSection::default()
+        };
+        for (others, listen, addresses, starts) in [
+            (true, "0.0.0.0:9100", &[][..], false),
+            (true, "[::]:9100", &[], false),
+            (true, "0.0.0.0:9100", &["storage1:9100"], true),
+            (true, "10.0.0.1:9100", &[], true),
+            (false, "0.0.0.0:9100", &[], true),
+        ] {
+            let checked = check_addresses(&of(others), &peer(listen, addresses));
+            assert_eq!(checked.is_ok(), starts, "{others}, {listen}, {addresses:?}: {checked:?}");
+        }
     }
 
     #[test]

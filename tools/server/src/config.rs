@@ -8,6 +8,7 @@ use crate::space::{DiscardSection, FillSection};
 use crate::wear::WearLimits;
 use clap::{Args, ValueEnum};
 use kiseki_devices::nvme::path::PathPreference;
+use kiseki_engine::rebalancer::RebalanceSettings;
 use kiseki_engine::repairer::RepairSettings;
 use kiseki_engine::scrubber::ScrubSettings;
 use kiseki_engine::split_message::SplitCeilings;
@@ -29,6 +30,9 @@ const FILE_LEN_BYTES_MAX: u64 = 1 << 20;
 const CORES_MAX: u16 = 1024;
 /// Most stripes that one core repairs at once: each takes its fragments in memory.
 const STRIPES_AT_ONCE_MAX: usize = 64;
+
+/// Where devices may differ by more than this, none is worth balancing: 0 says so.
+const FILL_DIFFERENCE_PERCENT_MAX: u8 = 50;
 /// Longest interval of scrub, ten years: longer ones are a way to say never.
 const SCRUB_INTERVAL_H_MAX: u32 = 10 * 365 * 24;
 /// Shortest interval of wear watch: each look takes a command of a drive's admin queue.
@@ -99,6 +103,8 @@ pub struct FileConfig {
     pub s3: S3Section,
     /// Repair of stripes.
     pub repair: RepairSection,
+    /// Moving what is stored to where it would be put today.
+    pub rebalance: RebalanceSection,
     /// Reading and checking of everything.
     pub scrub: ScrubSection,
     /// When a shard is split.
@@ -127,6 +133,14 @@ pub struct RepairSection {
     pub mib_per_second_max: u32,
     /// Stripes that each core repairs at once.
     pub stripes_at_once: usize,
+}
+
+/// Section `[rebalance]`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RebalanceSection {
+    /// Percent of fill by which devices of a pool may differ before fuller ones give to emptier ones; 0: they may differ by any.
+    pub fill_difference_percent: u8,
 }
 
 /// Section `[scrub]`.
@@ -238,6 +252,17 @@ pub struct LogSection {
     pub filter: String,
     /// Text or JSON.
     pub format: LogFormat,
+    /// A request, and a call to another node that is made for one, is told of with the request's id when it takes longer, in
+    /// milliseconds; 0: none is.
+    pub slow_request_ms: u64,
+}
+
+impl LogSection {
+    /// From when on something is slow.
+    #[must_use]
+    pub fn slow_request(&self) -> Option<Duration> {
+        (self.slow_request_ms > 0).then(|| Duration::from_millis(self.slow_request_ms))
+    }
 }
 
 /// How NVMe drives are driven; files and other block devices have one way only.
@@ -304,6 +329,21 @@ impl RepairSection {
     }
 }
 
+impl Default for RebalanceSection {
+    fn default() -> RebalanceSection {
+        let RebalanceSettings { fill_difference_percent } = RebalanceSettings::default();
+        RebalanceSection { fill_difference_percent }
+    }
+}
+
+impl RebalanceSection {
+    /// As the engine takes them.
+    #[must_use]
+    pub fn settings(&self) -> RebalanceSettings {
+        RebalanceSettings { fill_difference_percent: self.fill_difference_percent }
+    }
+}
+
 impl Default for HealthSection {
     fn default() -> HealthSection {
         HealthSection { smart_interval_s: 300, used_percent_max: 90, media_errors_max: 100, read_errors_max: 100 }
@@ -353,7 +393,7 @@ impl Default for KeysSection {
 
 impl Default for LogSection {
     fn default() -> LogSection {
-        LogSection { filter: "info".to_owned(), format: LogFormat::Text }
+        LogSection { filter: "info".to_owned(), format: LogFormat::Text, slow_request_ms: 1_000 }
     }
 }
 
@@ -429,6 +469,8 @@ pub struct Config {
     pub s3: S3Section,
     /// Repair of stripes.
     pub repair: RepairSection,
+    /// Moving what is stored to where it would be put today.
+    pub rebalance: RebalanceSection,
     /// Reading and checking of everything.
     pub scrub: ScrubSection,
     /// When a shard is split.
@@ -471,20 +513,8 @@ impl Config {
 
     /// Lays overrides over a file and checks the result.
     pub fn combine(dir: KisekiDir, file: FileConfig, overrides: &Overrides) -> Result<Config, ConfigError> {
-        let FileConfig {
-            mut s3,
-            mut admin,
-            mut peer,
-            mut keys,
-            mut log,
-            repair,
-            scrub,
-            shards,
-            health,
-            fill,
-            discard,
-            ..
-        } = file;
+        let FileConfig { mut s3, mut admin, mut peer, mut keys, mut log, repair, rebalance, .. } = file;
+        let (scrub, shards, health, fill, discard) = (file.scrub, file.shards, file.health, file.fill, file.discard);
         if let Some(host) = overrides.s3_host {
             s3.listen.set_ip(host);
         }
@@ -535,6 +565,7 @@ impl Config {
             unsafe_no_scrub: file.unsafe_no_scrub,
             s3,
             repair,
+            rebalance,
             scrub,
             shards,
             health,
@@ -579,6 +610,14 @@ impl Config {
         }
         if !(1..=STRIPES_AT_ONCE_MAX).contains(&self.repair.stripes_at_once) {
             return refuse("repair.stripes_at_once", self.repair.stripes_at_once.to_string(), "1 to 64");
+        }
+        if self.rebalance.fill_difference_percent > FILL_DIFFERENCE_PERCENT_MAX {
+            let value = self.rebalance.fill_difference_percent.to_string();
+            return refuse(
+                "rebalance.fill_difference_percent",
+                value,
+                "at most 50; 0 to let devices differ as they may",
+            );
         }
         if self.scrub.interval_h == 0 {
             let reason = "at least 1 hour; to never read what nobody asks for, set unsafe_no_scrub = true";
@@ -660,6 +699,7 @@ impl Config {
             unsafe_no_scrub: self.unsafe_no_scrub,
             s3: self.s3.clone(),
             repair: self.repair.clone(),
+            rebalance: self.rebalance.clone(),
             scrub: self.scrub.clone(),
             shards: self.shards.clone(),
             health: self.health.clone(),
@@ -732,6 +772,10 @@ mod tests {
             ("metadata_dirs = ['m']\ndevices = ['d', 'd']", "devices"),
             ("metadata_dirs = ['m']\ndevices = ['d']\n[scrub]\ninterval_h = 0", "scrub.interval_h"),
             ("metadata_dirs = ['m']\ndevices = ['d']\n[repair]\nstripes_at_once = 0", "repair.stripes_at_once"),
+            (
+                "metadata_dirs = ['m']\ndevices = ['d']\n[rebalance]\nfill_difference_percent = 51",
+                "rebalance.fill_difference_percent",
+            ),
             ("metadata_dirs = ['m']\ndevices = ['d']\n[health]\nsmart_interval_s = 0", "health.smart_interval_s"),
             ("metadata_dirs = ['m']\ndevices = ['d']\n[fill.ssd]\nwarn_percent = 91", "fill.ssd"),
             ("metadata_dirs = ['m']\ndevices = ['d']\n[discard]\nmib_per_second_max = 0", "discard.mib_per_second_max"),

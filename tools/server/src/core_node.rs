@@ -11,6 +11,7 @@
 
 use crate::group_host::{CoreGroups, CoreGroupsInputs, Host};
 use crate::peer_directory::{NotedCalls, RecordedNodes};
+use crate::slow_calls::SlowCalls;
 use kiseki_devices::fragment_store::{
     AddDeviceError, CoreFragmentStore, DeviceReport, FragmentStoreConfig, LaneLink, LaneRequest, LaneResponse, OwnLane,
     StillInFlight, StoreDevice,
@@ -24,6 +25,7 @@ use kiseki_engine::engine::{Engine, EngineInputs};
 use kiseki_engine::keyring::NodeKeys;
 use kiseki_engine::message::{EngineRequest, EngineResponse};
 use kiseki_engine::nodes::NodeBoard;
+use kiseki_engine::rebalancer::RebalanceSettings;
 use kiseki_engine::repairer::RepairSettings;
 use kiseki_engine::scrubber::ScrubSettings;
 use kiseki_engine::split_message::SplitCeilings;
@@ -150,6 +152,8 @@ pub struct CoreInputs {
     pub pin_epoch_age: Duration,
     /// How fast this core may repair.
     pub repair: RepairSettings,
+    /// When devices are balanced.
+    pub rebalance: RebalanceSettings,
     /// How often this core reads and checks what it holds; `None` for never.
     pub scrub: Option<ScrubSettings>,
     /// When a shard has itself split.
@@ -158,6 +162,8 @@ pub struct CoreInputs {
     pub group_settings: GroupSettings,
     /// Homes of the cluster, fixed when it was formed.
     pub home_count: u16,
+    /// A call to another node that takes longer is told of, when it is made for a client's request; `None`: none is.
+    pub slow_call: Option<Duration>,
     /// Whether the node is being made: only then may its logs start empty (I-L10).
     pub is_new: bool,
     /// Whether the cluster is being made with it: only then may shards start empty (I-O4).
@@ -172,6 +178,7 @@ pub struct CoreNode {
     groups: Rc<CoreGroups>,
     replicas: Replicas,
     engine: Rc<Engine>,
+    slow: Rc<SlowCalls>,
     /// Tables of the lanes, for a clean stop.
     tables: Vec<TableFile>,
 }
@@ -211,7 +218,8 @@ impl CoreNode {
         })
         .await?;
         let (nodes, ports) = (inputs.nodes.clone(), inputs.ports.clone());
-        let peers: Rc<dyn PeerCalls> = Rc::new(NotedCalls { calls: inputs.peers, nodes, ports });
+        let slow = SlowCalls::new(ports.clone(), inputs.slow_call);
+        let peers: Rc<dyn PeerCalls> = Rc::new(NotedCalls { calls: inputs.peers, nodes, ports, slow: slow.clone() });
         let directory = Rc::new(RecordedNodes(inputs.nodes.clone()));
         let replicas = Replicas::new(inputs.ports.clone());
         let groups = CoreGroups::new(CoreGroupsInputs {
@@ -240,6 +248,7 @@ impl CoreNode {
             first_pool: inputs.first_pool,
             pin_epoch_age: inputs.pin_epoch_age,
             repair: inputs.repair,
+            rebalance: inputs.rebalance,
             scrub: inputs.scrub,
             split: inputs.split,
         });
@@ -250,6 +259,7 @@ impl CoreNode {
             groups,
             replicas,
             engine,
+            slow,
             tables,
         };
         Ok((Rc::new(core), reports))
@@ -271,8 +281,8 @@ impl CoreNode {
         let fragments: Rc<dyn FragmentStore> = Rc::new(self.fragments.clone());
         vec![
             (ServiceId::RAFT, self.replicas.handler()),
-            (ServiceId::ENGINE, self.engine.peer_handler()),
-            (ServiceId::FRAGMENTS, fragment_handler(fragments)),
+            (ServiceId::ENGINE, self.slow.watched(ServiceId::ENGINE, self.engine.peer_handler())),
+            (ServiceId::FRAGMENTS, self.slow.watched(ServiceId::FRAGMENTS, fragment_handler(fragments))),
         ]
     }
 
@@ -316,6 +326,11 @@ impl CoreNode {
     /// was made.
     pub async fn pool_shape(&self) -> Result<Option<StripeShape>, CoreError> {
         Ok(self.engine.first_pool().await?)
+    }
+
+    /// Gives the shards that this core leads to other nodes: the first step of a stop. Everything is answered meanwhile.
+    pub async fn hand_over(&self, within: Duration) {
+        self.engine.hand_over(within).await;
     }
 
     /// Ends background work. To be done on every core before any core is closed: they need each other's shards.

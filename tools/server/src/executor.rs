@@ -10,6 +10,7 @@ use crate::device_admin::DeviceAdmin;
 use crate::device_orders::{self, DeviceOrders};
 use crate::device_records::DeviceRecorder;
 use crate::device_table::{DeviceTable, OpenDevice};
+use crate::ending::{Ending, HANDOVER_MAX};
 use crate::key_store::KeyStore;
 use crate::metadata::{NodeMetadata, mark_formed, raft_journal_path};
 use crate::node_admin::NodeAdmin;
@@ -93,6 +94,8 @@ pub struct CoreShared {
     pub replacements: Replacements,
     /// Thrown by a signal.
     pub stop: StopSignal,
+    /// What is ended after that, step by step.
+    pub ending: Ending,
 }
 
 /// The boottime clock in nanoseconds, for threads without ports.
@@ -162,6 +165,7 @@ async fn run_core(
         shards_per_tenant: shared.shards_per_tenant,
         pin_epoch_age: PIN_EPOCH_AGE,
         repair: shared.config.repair.of_core(shared.config.cores),
+        rebalance: shared.config.rebalance.settings(),
         scrub: shared.config.scrub_of_core(),
         split: shared.config.shards.ceilings(),
         group_settings: match shared.peer {
@@ -169,6 +173,7 @@ async fn run_core(
             None => GroupSettings::single_voter(),
         },
         home_count: shared.membership.homes,
+        slow_call: shared.config.log.slow_request(),
         is_new: shared.meta.is_new,
         forms_cluster: shared.meta.forms_cluster(),
     };
@@ -213,16 +218,25 @@ async fn run_core(
         if let Some(shape) = node.pool_shape().await? {
             shared.board.lock().set_pool_shape(shape);
         }
-        serve_until_stopped(&shared, core, &node, &ports, calls, report::Members { server, cluster }).await?;
+        let members = report::Members { server: server.clone(), cluster };
+        serve_until_stopped(&shared, core, &node, &ports, calls, members).await?;
+    } else {
+        leave(&shared, &node, &ports).await?;
     }
-    shared.steps.done(5, &ports).await?;
-    // Nobody serves any more; the cores still answer each other while they make everything durable.
-    node.stop_background().await;
     shared.steps.done(6, &ports).await?;
-    let closed = node.close().await;
+    // No client is served any more, and no shard is led here that another node could lead.
+    shared.ending.end_members();
+    if let Some(server) = server {
+        server.ended().await;
+    }
     shared.steps.done(7, &ports).await?;
-    let closed = closed.and(node.close_files().await);
+    // Nobody is; the cores still answer each other while they make everything durable.
+    node.stop_background().await;
     shared.steps.done(8, &ports).await?;
+    let closed = node.close().await;
+    shared.steps.done(9, &ports).await?;
+    let closed = closed.and(node.close_files().await);
+    shared.steps.done(10, &ports).await?;
     lane_link.stop();
     engine_link.stop();
     // Whoever is woken by that gets to run once more before the executor goes.
@@ -240,7 +254,16 @@ async fn note_formed(shared: &CoreShared, core: CoreId, ports: &Ports) -> Result
     ports.offload(0, move || mark_formed(&dir)).await?.context("the metadata directories can't be written")
 }
 
-/// Serves S3 (and on core 0 administration) until the signal, then ends what is in flight.
+/// The first step of a stop, once on every core: what is led here is given to other nodes. Clients are still served meanwhile.
+async fn leave(shared: &CoreShared, node: &CoreNode, ports: &Ports) -> Result<()> {
+    node.hand_over(HANDOVER_MAX).await;
+    let all = shared.steps.done(5, ports).await;
+    shared.ending.end_clients();
+    Ok(all?)
+}
+
+/// Serves S3 (and on core 0 administration) until the signal and until the node has given away what it leads, then ends what is in
+/// flight.
 async fn serve_until_stopped(
     shared: &Arc<CoreShared>,
     core: CoreId,
@@ -249,7 +272,11 @@ async fn serve_until_stopped(
     calls: Option<AdminCalls>,
     members: report::Members,
 ) -> Result<()> {
-    let gateway_config = GatewayConfig { region: shared.config.s3.region.clone(), ..GatewayConfig::default() };
+    let gateway_config = GatewayConfig {
+        region: shared.config.s3.region.clone(),
+        slow_request: shared.config.log.slow_request(),
+        ..GatewayConfig::default()
+    };
     let gateway = S3Service::new(ports.clone(), node.store(), gateway_config);
     report::start(shared, core, node, &gateway, members, ports);
     if let Some(calls) = calls {
@@ -275,15 +302,16 @@ async fn serve_until_stopped(
             }
         }) as LocalBoxFuture<'static, ()>
     });
-    let (stop, stopping) = (shared.stop.clone(), gateway.clone());
-    let board = shared.board.clone();
+    let (all, stopping, leaving, clock) = (shared.clone(), gateway.clone(), node.clone(), ports.clone());
     let watch = async move {
-        stop.stopped().await;
-        board.lock().phase = Phase::Stopping;
+        all.stop.stopped().await;
+        all.board.lock().phase = Phase::Stopping;
+        // Where another core has failed, that core says why.
+        let _all = leave(&all, &leaving, &clock).await;
         stopping.begin_shutdown();
     };
     ports.spawn("stop", Box::pin(watch));
-    serve(listener, shared.tls.clone(), ports.clone(), limits, shared.stop.clone(), handler).await;
+    serve(listener, shared.tls.clone(), ports.clone(), limits, shared.ending.clients(), handler).await;
     Ok(())
 }
 

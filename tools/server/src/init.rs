@@ -164,6 +164,11 @@ fn config_text(options: &InitOptions) -> String {
          # Stripes that each core repairs at once.\n\
          stripes_at_once = 2\n\
          \n\
+         [rebalance]\n\
+         # When devices of a pool differ in fill by more than so many points of a hundred, fuller ones give to emptier ones, at the\n\
+         # pace of repair; 0: never. Stripes spread over nodes that join in any case.\n\
+         fill_difference_percent = 5\n\
+         \n\
          [scrub]\n\
          # Everything is read and checked once in so many hours, at no more than so many MiB a second.\n\
          interval_h = 336\n\
@@ -232,7 +237,8 @@ fn config_text(options: &InitOptions) -> String {
          \n\
          [log]\n\
          filter = \"info\"\n\
-         format = \"text\"\n"
+         format = \"text\"\n\
+         slow_request_ms = 1000\n"
     )
 }
 

@@ -138,10 +138,7 @@ pub fn run(options: &InitOptions, bundle: &Path) -> Result<Made> {
         );
     }
     if config.peer.addresses.is_empty() && config.peer.listen.is_some_and(|listen| listen.ip().is_unspecified()) {
-        bail!(
-            "it listens at any address, so nobody would know where to call it: --peer-address HOST:PORT, or `addresses` in \
-             [peer] of kiseki.toml"
-        );
+        bail!("{}", crate::cluster::NOBODY_FINDS);
     }
     take_certificate(options, &config, &bundle, &mut made)?;
     let store = options.dir.resolve(&config.keys.key_store_file);

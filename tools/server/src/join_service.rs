@@ -82,7 +82,8 @@ impl JoinAnswer {
         head.u16(VERSION);
         match self {
             JoinAnswer::Refused(reason) => {
-                head.u8(REFUSED).str(reason);
+                // A longer one would not be read.
+                head.u8(REFUSED).str(&reason[..reason.floor_char_boundary(REASON_LEN_BYTES_MAX)]);
                 Zeroizing::new(head.finish())
             }
             JoinAnswer::Nodes(nodes) => {
@@ -231,6 +232,10 @@ mod tests {
         assert_eq!(JoinQuestion::decode(&[2, 0, 1]), None, "another version");
         let refused = JoinAnswer::Refused("no".to_owned()).encode();
         assert!(matches!(JoinAnswer::decode(&refused), Ok(JoinAnswer::Refused(reason)) if reason == "no"));
+        let long = JoinAnswer::Refused("é".repeat(REASON_LEN_BYTES_MAX)).encode();
+        assert!(
+            matches!(JoinAnswer::decode(&long), Ok(JoinAnswer::Refused(reason)) if reason.len() == REASON_LEN_BYTES_MAX)
+        );
         assert!(JoinAnswer::decode(&[9, 0, 1]).is_err(), "another version");
     }
 }

@@ -164,12 +164,15 @@ impl KeyStore {
 
     /// In clear, for a link that is sealed itself (I-K8).
     pub(crate) fn encode(&self) -> Zeroizing<Vec<u8>> {
-        let mut writer = Writer::new();
+        let len = 16 + 3 * 32 + 4 + self.masters.len() * (4 + 32);
+        // Of final size: one that grows would leave keys behind in memory that nobody wipes (I-K8).
+        let mut writer = Writer::with_capacity(len);
         writer.raw(&self.cluster.0).raw(self.locator.expose()).raw(self.control.expose()).raw(self.system.expose());
         writer.u32(u32::try_from(self.masters.len()).expect("bounded by EPOCHS_MAX"));
         for (epoch, key) in &self.masters {
             writer.u32(epoch.0).raw(key.expose());
         }
+        debug_assert_eq!(writer.len(), len, "I-K8");
         Zeroizing::new(writer.finish())
     }
 

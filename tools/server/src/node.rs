@@ -1,6 +1,6 @@
 //! A node on this machine: opens what belongs to it, starts an executor per core, waits for a signal, stops cleanly.
 
-use crate::admin::http;
+use crate::admin::http::{self, HealthDesk};
 use crate::admin::server::{self, AdminDesk};
 use crate::cluster::{self, Membership, Neighbours};
 use crate::config::Config;
@@ -8,6 +8,7 @@ use crate::device_orders::DeviceOrders;
 use crate::device_table::DeviceTable;
 use crate::devices;
 use crate::doctor::Severity;
+use crate::ending::Ending;
 use crate::executor::{self, CoreShared};
 use crate::files::read_bounded;
 use crate::key_store::{KeyStore, read_passphrase};
@@ -54,12 +55,17 @@ pub fn run(config: Config) -> Result<()> {
 
     let board = Arc::new(StatusBoard::default());
     let stoppers = Stopper::new();
-    let admin_http = http::start(config.admin.listen, board.clone(), executor::boottime_ns).map_err(|error| {
-        anyhow!("{}: {error}; stop whatever listens there, or choose --admin-port", config.admin.listen)
-    })?;
+    let health = Arc::new(HealthDesk::default());
+    let asked = health.clone();
+    let ask_health = Arc::new(move || asked.ask());
+    let admin_http =
+        http::start(config.admin.listen, board.clone(), ask_health, executor::boottime_ns).map_err(|error| {
+            anyhow!("{}: {error}; stop whatever listens there, or choose --admin-port", config.admin.listen)
+        })?;
     let shared = open(config, keys, tls, board, stoppers.1)?;
     let shared = Arc::new(shared);
     let (desk, calls) = AdminDesk::new(shared.clone());
+    health.open(desk.clone());
     server::start(&shared.config.dir.admin_socket(), desk.clone())
         .with_context(|| format!("can't make {}", shared.config.dir.admin_socket().display()))?;
     stop_on_signal(stoppers.0, shared.board.clone())?;
@@ -122,6 +128,7 @@ fn open(
     let meta = metadata::open(keys.cluster, &config.metadata_dirs, witness.clone())?;
     let membership = Membership::of(nodes, meta.joined, meta.forms_cluster(), found.lanes)?;
     cluster::check_port(&membership, trust.as_ref().and_then(PeerTrustOfNode::node), &board)?;
+    cluster::check_addresses(&membership, &config.peer)?;
     let shape = stripe_shape(&config, meta.forms_cluster())?;
     let replacements = replacements(&config, &board);
     describe(&config, &board, &found.reports, &meta, found.lanes);
@@ -150,6 +157,7 @@ fn open(
         board,
         replacements,
         stop,
+        ending: Ending::default(),
         config,
     })
 }
@@ -183,7 +191,7 @@ fn replacements(config: &Config, board: &StatusBoard) -> Replacements {
 pub fn lock_dir(dir: &KisekiDir) -> Result<File> {
     let path = dir.lock_file();
     let file = File::create(&path).with_context(|| format!("can't make {}", path.display()))?;
-    match file.try_lock() {
+    match kiseki_devices::file_lock::lock_exclusive(&file) {
         Ok(()) => Ok(file),
         Err(std::fs::TryLockError::WouldBlock) => {
             bail!("a node is running in {} already; stop it, or name another --dir", dir.path().display())

@@ -6,6 +6,7 @@ use crate::admin_store::not_done;
 use crate::cluster::own_addresses;
 use crate::core_node::CoreNode;
 use crate::executor::CoreShared;
+use crate::health;
 use crate::join::{Invitation, Seed};
 use crate::nodes_file::NodeRow;
 use crate::outcome::{NodeError, Outcome};
@@ -34,12 +35,23 @@ impl NodeAdmin {
     /// Whether a request is one of these.
     #[must_use]
     pub fn answers(request: &AdminRequest) -> bool {
-        matches!(request, AdminRequest::NodeInvite | AdminRequest::NodeList | AdminRequest::NodeSet { .. })
+        matches!(
+            request,
+            AdminRequest::Health { .. }
+                | AdminRequest::NodeInvite
+                | AdminRequest::NodeList
+                | AdminRequest::NodeSet { .. }
+        )
     }
 
     /// Answers it.
     pub async fn answer(&self, request: AdminRequest) -> AdminResponse {
         let answer = match request {
+            AdminRequest::Health { node } => {
+                let about = node.map_or(self.shared.membership.own, NodeId);
+                let now = self.node.engine().core().ports.now();
+                Ok(AdminResponse::Health(health::look(&self.shared, &self.node, about, now).await))
+            }
             AdminRequest::NodeInvite => self.invite().await.map(|it| AdminResponse::Invited(Box::new(it))),
             AdminRequest::NodeList => {
                 let rows = self.entries().await.map(|entries| entries.iter().map(NodeRow::from).collect());

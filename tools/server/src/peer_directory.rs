@@ -1,5 +1,6 @@
 //! Other nodes as one core sees them: where their replicas are, and when they answered last.
 
+use crate::slow_calls::{SlowCalls, Way};
 use kiseki_engine::nodes::NodeBoard;
 use kiseki_raft::PeerDirectory;
 use kiseki_types::ShardId;
@@ -29,6 +30,8 @@ pub struct NotedCalls {
     pub nodes: Rc<NodeBoard>,
     /// The core's clock.
     pub ports: Ports,
+    /// Tells of calls that are slow or fail.
+    pub slow: Rc<SlowCalls>,
 }
 
 impl PeerCalls for NotedCalls {
@@ -40,9 +43,11 @@ impl PeerCalls for NotedCalls {
         deadline: Duration,
     ) -> LocalBoxFuture<'static, Result<Parcel, PeerCallError>> {
         let asked = self.calls.call(to, service, parcel, deadline);
-        let (nodes, ports) = (self.nodes.clone(), self.ports.clone());
+        let (nodes, ports, slow) = (self.nodes.clone(), self.ports.clone(), self.slow.clone());
         Box::pin(async move {
+            let began = ports.now();
             let answer = asked.await;
+            slow.note(Way::Out, to.node, service, began, answer.as_ref().err());
             if matches!(answer, Ok(_) | Err(PeerCallError::Refused { .. })) {
                 nodes.heard(to.node, ports.now());
             }

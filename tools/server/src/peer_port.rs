@@ -163,7 +163,7 @@ pub fn serve(
     ports: &Ports,
 ) -> Result<Option<Rc<PeerServer>>> {
     let Some(port) = &shared.peer else { return Ok(None) };
-    let (gate, stop) = (port.gate.clone(), shared.stop.clone());
+    let (gate, stop) = (port.gate.clone(), shared.ending.members());
     let server = PeerServer::new(ports.clone(), core, gate.clone(), buffers(pool), services, stop.clone());
     let mut arrivals = port.arrivals.lock().expect("nothing panics while it takes its arrivals");
     let arrivals = arrivals[usize::from(core.0)].take().expect("a core serves its arrivals once");

@@ -3,9 +3,9 @@
 use crate::cluster::{self, CoreCluster};
 use crate::core_node::CoreNode;
 use crate::executor::CoreShared;
-use crate::status::{CoreReport, StatusBoard};
-use crate::{peer_port, space, upkeep};
-use kiseki_devices::fragment_store::DeviceReport;
+use crate::status::{CoreReport, DeviceIoReport, StatusBoard};
+use crate::{alerts, peer_port, shards, space, upkeep};
+use kiseki_devices::fragment_store::{DeviceIo, DeviceReport};
 use kiseki_gateway::S3Service;
 use kiseki_net::peer::PeerServer;
 use kiseki_types::fragment::{DeviceState, FragmentStore};
@@ -50,7 +50,9 @@ pub fn start(
 ) {
     let (shared, node, gateway, ports_of_task) = (shared.clone(), node.clone(), gateway.clone(), ports.clone());
     let task = async move {
-        while !shared.stop.is_stopped() {
+        // Clients and members are served for a while after the signal.
+        let ended = shared.ending.members();
+        while !ended.is_stopped() {
             report(&shared, core, &node, &gateway, &members, &ports_of_task);
             ports_of_task.sleep(INTERVAL).await;
         }
@@ -70,6 +72,24 @@ fn add(values: &mut BTreeMap<String, u64>, name: &str, value: u64) {
     *values.entry(name.to_owned()).or_default() += value;
 }
 
+/// Processor time that the thread of this core has had.
+fn cpu_us() -> u64 {
+    let used = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    u64::try_from(used.tv_sec).unwrap_or(0) * 1_000_000 + u64::try_from(used.tv_nsec).unwrap_or(0) / 1000
+}
+
+fn device_io(node: &CoreNode) -> BTreeMap<String, DeviceIoReport> {
+    let report = |io: DeviceIo| DeviceIoReport {
+        reads: io.reads,
+        read_bytes: io.read_bytes,
+        read_us: io.read_us,
+        writes: io.writes,
+        write_bytes: io.write_bytes,
+        write_us: io.write_us,
+    };
+    node.fragments().device_io().into_iter().map(|(device, io)| (device.to_string(), report(io))).collect()
+}
+
 fn report(shared: &CoreShared, core: CoreId, node: &CoreNode, gateway: &S3Service, members: &Members, ports: &Ports) {
     let s3 = gateway.counters();
     let mut values: BTreeMap<String, u64> = BTreeMap::new();
@@ -81,6 +101,7 @@ fn report(shared: &CoreShared, core: CoreId, node: &CoreNode, gateway: &S3Servic
     set("s3_bytes_in_total", s3.bytes_in);
     set("s3_bytes_out_total", s3.bytes_out);
     let executor = kiseki_executor::stats();
+    set("core_cpu_us_total", cpu_us());
     set("executor_polls_total", executor.polls);
     set("executor_ring_calls_total", executor.enters);
     set("executor_sleeps_total", executor.sleeps);
@@ -105,6 +126,11 @@ fn report(shared: &CoreShared, core: CoreId, node: &CoreNode, gateway: &S3Servic
     set("stripes_degraded_total", data.stripes_degraded.get());
     set("rebuilds_total", data.rebuilds.get());
     set("data_bytes_read_total", data.bytes_read.get());
+    set("hedged_reads_total", data.hedged_reads.get());
+    set("hedged_reads_won_total", data.hedged_reads_won.get());
+    set("hedged_reads_refused_total", data.hedged_reads_refused.get());
+    set("slow_reads_avoided_total", data.slow_reads_avoided.get());
+    set("late_reads", node.engine().core().late_reads.get() as u64);
     set("writes_abandoned_total", data.writes_abandoned.get());
     let budget = &node.engine().core().write_budget;
     set("write_bytes_in_flight", budget.in_flight.used() as u64);
@@ -140,6 +166,11 @@ fn report(shared: &CoreShared, core: CoreId, node: &CoreNode, gateway: &S3Servic
     set("raft_groups_led", led);
     set("raft_votes_missing", votes_missing);
     set("raft_groups_fenced", node.groups().fenced().len() as u64);
+    let views = node.engine().group_views();
+    let (shards, shards_not_told) = shards::of_core(&views, shared.config.cores);
+    set("raft_proposals_total", views.iter().map(|(_, view, _)| view.proposals).sum());
+    set("raft_snapshots_sent_total", views.iter().map(|(_, view, _)| view.snapshots_sent).sum());
+    set("raft_elections_won_total", views.iter().map(|(_, _, won)| *won).sum());
     let (mut device_free_bytes, mut device_read_errors) = (BTreeMap::new(), BTreeMap::new());
     let (mut device_fragments, mut device_used_bytes) = (BTreeMap::new(), BTreeMap::new());
     for device in node.fragments().devices() {
@@ -154,7 +185,8 @@ fn report(shared: &CoreShared, core: CoreId, node: &CoreNode, gateway: &S3Servic
             continue; // it is being closed
         }
         if device.state == DeviceState::Failed {
-            fail(&shared.board, &id, "it failed an operation and is fenced until it is reopened");
+            let why = node.fragments().why_failed(device.id).unwrap_or_else(|| "it failed an operation".to_owned());
+            fail(&shared.board, &id, &format!("{why}; it is fenced until it is reopened (I-D6)"));
         } else if let Some(reason) = reason_to_leave(&shared.board, &id) {
             node.fragments().fail_device(device.id, &reason);
         }
@@ -172,6 +204,9 @@ fn report(shared: &CoreShared, core: CoreId, node: &CoreNode, gateway: &S3Servic
         evacuations: upkeep::evacuations(node.engine()),
         upkeep,
         links,
+        shards,
+        shards_not_told,
+        device_io: device_io(node),
         heard: members.cluster.heard(),
     };
     shared.board.lock().core_reports.insert(core.0.to_string(), report);
@@ -195,6 +230,8 @@ fn report(shared: &CoreShared, core: CoreId, node: &CoreNode, gateway: &S3Servic
         peer.refused = port.refused_count();
     }
     if core == CoreId(0) {
+        let unix = ports.unix_time_ms() / 1000;
+        board.alerts = alerts::of(board, ports.now().0, unix);
         for member in shared.meta.dir.members().into_iter().filter(|member| !member.healthy) {
             let path = shared.meta.paths[member.index].display().to_string();
             board.metadata_dirs.iter_mut().filter(|dir| dir.path == path && dir.state == "current").for_each(|dir| {

@@ -2,8 +2,9 @@
 //! times a second, side threads read it; nothing here is on the path of a byte.
 
 use crate::nodes_file::NodeRow;
+use crate::shards::ShardReport;
 use crate::space::{CoreSpace, PoolReport, SpaceReport};
-use crate::upkeep::{CoreUpkeep, RepairReport, ScrubReport};
+use crate::upkeep::{CoreUpkeep, RebalanceReport, RepairReport, ScrubReport};
 use crate::wear::WearReading;
 use kiseki_devices::nvme::path::PathChoice;
 use kiseki_types::fragment::DeviceState;
@@ -176,10 +177,36 @@ pub struct CoreReport {
     /// Links of this core.
     #[serde(default)]
     pub links: Vec<LinkReport>,
+    /// Replicas of shards on this core.
+    #[serde(default)]
+    pub shards: Vec<ShardReport>,
+    /// Further ones that are not told of.
+    #[serde(default)]
+    pub shards_not_told: u64,
+    /// What this core has read and written, by device id.
+    #[serde(default)]
+    pub device_io: BTreeMap<String, DeviceIoReport>,
     /// When other nodes answered this core last, boottime nanoseconds by number: for the node itself, which makes of it what
     /// it says of each node.
     #[serde(skip)]
     pub heard: BTreeMap<u64, u64>,
+}
+
+/// What a core has read of a device, and written to it, since it opened it: of fragments.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceIoReport {
+    /// Reads.
+    pub reads: u64,
+    /// Bytes of those.
+    pub read_bytes: u64,
+    /// Time that they took in all, in microseconds.
+    pub read_us: u64,
+    /// Writes.
+    pub writes: u64,
+    /// Bytes of those.
+    pub write_bytes: u64,
+    /// Time that they took in all, in microseconds, until they were durable.
+    pub write_us: u64,
 }
 
 /// What is counted of a link: to or from another member of the cluster.
@@ -310,9 +337,15 @@ pub struct NodeReport {
     pub unsafe_settings: Vec<String>,
     /// What an operator should know.
     pub warnings: Vec<String>,
+    /// What an operator should look at now, the worst first.
+    #[serde(default)]
+    pub alerts: Vec<String>,
     /// Whether stripes have their full width, and what is being done about it.
     #[serde(default)]
     pub repair: RepairReport,
+    /// Whether stripes lie where placement would put them, and what is being done about it.
+    #[serde(default)]
+    pub rebalance: RebalanceReport,
     /// How far everything has been read and checked.
     #[serde(default)]
     pub scrub: ScrubReport,
@@ -328,6 +361,26 @@ impl NodeReport {
     #[must_use]
     pub fn total(&self, name: &str) -> u64 {
         self.core_reports.values().filter_map(|core| core.values.get(name)).sum()
+    }
+
+    /// Replicas of all cores.
+    pub fn shards(&self) -> impl Iterator<Item = &ShardReport> {
+        self.core_reports.values().flat_map(|core| &core.shards)
+    }
+
+    /// What all cores have read of a device, and written to it.
+    #[must_use]
+    pub fn device_io(&self, id: &str) -> DeviceIoReport {
+        let mut sum = DeviceIoReport::default();
+        for io in self.core_reports.values().filter_map(|core| core.device_io.get(id)) {
+            sum.reads += io.reads;
+            sum.read_bytes += io.read_bytes;
+            sum.read_us += io.read_us;
+            sum.writes += io.writes;
+            sum.write_bytes += io.write_bytes;
+            sum.write_us += io.write_us;
+        }
+        sum
     }
 
     /// Cores that have reported once and then fell silent, as of `now` (boottime nanoseconds).
@@ -377,6 +430,7 @@ impl NodeReport {
     pub fn settle_upkeep(&mut self) {
         let healthy = self.devices.iter().filter(|device| device.is_usable()).count();
         (self.repair, self.scrub) = crate::upkeep::of_node(&self.core_reports, self.cores, healthy);
+        self.rebalance = crate::upkeep::rebalance_of_node(&self.core_reports, self.cores);
     }
 
     /// Whether every device and directory is as it should be, or on its way there, and no data is lost.

@@ -57,7 +57,7 @@ impl StoppedNode {
             }
             Err(error) => return Err(error).with_context(|| format!("can't open {}", path.display())),
         };
-        match lock.try_lock_shared() {
+        match kiseki_devices::file_lock::lock_shared(&lock) {
             Ok(()) => Ok(StoppedNode { config, _lock: Some(lock) }),
             Err(std::fs::TryLockError::WouldBlock) => {
                 bail!("a node is running in {}; stop it first", config.dir.path().display())

@@ -1,8 +1,9 @@
-//! Repair and scrub as `status`, health and metrics show them (I-O2): from what each core says, what the node says.
+//! Repair, rebalancing and scrub as `status`, health and metrics show them (I-O2): from what each core says, what the node says.
 
 use crate::status::{CoreEvacuation, CoreReport};
 use kiseki_engine::engine::Engine;
 use kiseki_engine::evacuation::EvacuationState;
+use kiseki_engine::rebalancer::{Hindrance, RebalanceState};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -23,6 +24,38 @@ pub struct CoreUpkeep {
     pub devices_walked: u64,
     /// Scrub, unless it is off.
     pub scrub: Option<CoreScrub>,
+    /// Rebalancing.
+    #[serde(default)]
+    pub rebalance: CoreRebalance,
+}
+
+/// One core's rebalancing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CoreRebalance {
+    /// Whether every stripe was looked at with the devices that there are, and nothing is left to move.
+    pub at_rest: bool,
+    /// Devices of all nodes that this counted on; 0 while it is due.
+    pub devices_surveyed: u64,
+    /// What was to move when rebalancing began, over all times since the start.
+    pub bytes_needed: u64,
+    /// What it waits for: a node by number, `repair`, `space`; empty when nothing.
+    pub waits_for: String,
+}
+
+impl CoreRebalance {
+    fn of(state: &RebalanceState) -> CoreRebalance {
+        CoreRebalance {
+            at_rest: state.is_at_rest,
+            devices_surveyed: state.devices_surveyed as u64,
+            bytes_needed: state.needed.bytes,
+            waits_for: match state.waits_for {
+                None => String::new(),
+                Some(Hindrance::Node(node)) => format!("node {}, which does not answer", node.0),
+                Some(Hindrance::Repair) => "repair, which comes first".to_owned(),
+                Some(Hindrance::Room) => "space: add a device, or delete data".to_owned(),
+            },
+        }
+    }
 }
 
 /// One core's scrub.
@@ -59,6 +92,33 @@ pub struct RepairReport {
     pub failures: u64,
 }
 
+/// Rebalancing of the whole node: of the stripes whose homes it leads.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RebalanceReport {
+    /// Whether every stripe was looked at with the devices that there are, and nothing is left to move.
+    pub at_rest: bool,
+    /// Devices of all nodes that this counted on; 0 while it is due.
+    pub devices_surveyed: u64,
+    /// Fragments that have to move so that no node holds more of a stripe than placement gives it (I-D4).
+    pub fragments_to_spread: u64,
+    /// Payload bytes of those.
+    pub bytes_to_spread: u64,
+    /// Fragments that may have to move until devices are about as full: it may end before.
+    pub fragments_to_balance: u64,
+    /// Payload bytes of those.
+    pub bytes_to_balance: u64,
+    /// What was to move when rebalancing began, over all times since the start.
+    pub bytes_needed: u64,
+    /// Fragments moved since the start.
+    pub fragments_moved: u64,
+    /// Payload bytes of those.
+    pub bytes_moved: u64,
+    /// Payload bytes moved a second just now.
+    pub bytes_per_second: u64,
+    /// What has to come before it can go on; empty when nothing.
+    pub waits_for: String,
+}
+
 /// Scrub of the whole node.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ScrubReport {
@@ -79,7 +139,7 @@ pub struct ScrubReport {
 /// What a core says now: its part of the report, and its counters into `values`.
 pub fn of_core(engine: &Engine, values: &mut BTreeMap<String, u64>) -> CoreUpkeep {
     let (state, counters) = (engine.repair_state(), &engine.core().repair_counters);
-    let scrub = engine.scrub_state();
+    let (scrub, rebalance) = (engine.scrub_state(), engine.rebalance_state());
     let found = scrub.unwrap_or_default();
     for (name, value) in [
         ("repair_fragments_total", counters.fragments.get()),
@@ -89,6 +149,18 @@ pub fn of_core(engine: &Engine, values: &mut BTreeMap<String, u64>) -> CoreUpkee
         ("evacuation_fragment_bytes_total", counters.fragment_bytes_moved.get()),
         ("evacuation_orphans_freed_total", counters.orphans_freed.get()),
         ("evacuation_stripes_queued", state.moving as u64),
+        ("rebalance_spread_fragments_total", rebalance.spread.fragments),
+        ("rebalance_spread_bytes_total", rebalance.spread.bytes),
+        ("rebalance_balanced_fragments_total", rebalance.balanced.fragments),
+        ("rebalance_balanced_bytes_total", rebalance.balanced.bytes),
+        ("rebalance_surveys_total", rebalance.surveys),
+        ("rebalance_failures_total", rebalance.failures),
+        ("rebalance_fragments_to_spread", rebalance.spread_left.fragments),
+        ("rebalance_bytes_to_spread", rebalance.spread_left.bytes),
+        ("rebalance_fragments_to_balance", rebalance.balance_left.fragments),
+        ("rebalance_bytes_to_balance", rebalance.balance_left.bytes),
+        ("rebalance_bytes_per_second", rebalance.bytes_per_second),
+        ("repair_stripes_unfinished", state.unfinished as u64),
         ("repair_released_total", counters.released.get()),
         ("repair_failures_total", counters.failures.get()),
         ("repair_walks_total", counters.walks.get()),
@@ -111,6 +183,7 @@ pub fn of_core(engine: &Engine, values: &mut BTreeMap<String, u64>) -> CoreUpkee
             last_full_pass_unix_ms: scrub.last_full_pass_unix_ms,
             overdue: scrub.overdue,
         }),
+        rebalance: CoreRebalance::of(&rebalance),
     }
 }
 
@@ -180,9 +253,43 @@ pub fn of_node(
     (repair, scrub)
 }
 
+/// What the node says of rebalancing: `cores` of them have to report.
+#[must_use]
+pub fn rebalance_of_node(reports: &BTreeMap<String, CoreReport>, cores: u16) -> RebalanceReport {
+    let total = |name: &str| reports.values().filter_map(|core| core.values.get(name)).sum::<u64>();
+    let parts = || reports.values().map(|core| &core.upkeep.rebalance);
+    RebalanceReport {
+        at_rest: reports.len() == usize::from(cores) && parts().all(|part| part.at_rest),
+        devices_surveyed: parts().map(|part| part.devices_surveyed).min().unwrap_or_default(),
+        fragments_to_spread: total("rebalance_fragments_to_spread"),
+        bytes_to_spread: total("rebalance_bytes_to_spread"),
+        fragments_to_balance: total("rebalance_fragments_to_balance"),
+        bytes_to_balance: total("rebalance_bytes_to_balance"),
+        bytes_needed: parts().map(|part| part.bytes_needed).sum(),
+        fragments_moved: total("rebalance_spread_fragments_total") + total("rebalance_balanced_fragments_total"),
+        bytes_moved: total("rebalance_spread_bytes_total") + total("rebalance_balanced_bytes_total"),
+        bytes_per_second: total("rebalance_bytes_per_second"),
+        waits_for: parts().map(|part| &part.waits_for).find(|what| !what.is_empty()).cloned().unwrap_or_default(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn i_o2_rebalancing_is_at_rest_only_when_every_core_is() {
+        let part = |at_rest, devices_surveyed, waits_for: &str| CoreUpkeep {
+            rebalance: CoreRebalance { at_rest, devices_surveyed, bytes_needed: 7, waits_for: waits_for.to_owned() },
+            ..CoreUpkeep::default()
+        };
+        let (done, waiting) = (part(true, 8, ""), part(false, 0, "repair, which comes first"));
+        let both = rebalance_of_node(&reports(&[done.clone(), done.clone()]), 2);
+        assert!(both.at_rest && both.devices_surveyed == 8 && both.bytes_needed == 14, "{both:?}");
+        assert!(!rebalance_of_node(&reports(std::slice::from_ref(&done)), 2).at_rest, "I-O2: a core has not reported");
+        let one = rebalance_of_node(&reports(&[done, waiting]), 2);
+        assert!(!one.at_rest && one.devices_surveyed == 0 && one.waits_for == "repair, which comes first", "{one:?}");
+    }
 
     fn reports(cores: &[CoreUpkeep]) -> BTreeMap<String, CoreReport> {
         let report = |upkeep: &CoreUpkeep| CoreReport { upkeep: upkeep.clone(), ..CoreReport::default() };

@@ -26,5 +26,5 @@ pub mod verify;
 
 pub use cluster::{ClusterOptions, ClusterReport, run_cluster};
 pub use node::{NodeUnderTest, OpenCore, OpenError};
-pub use nodes::{NodesOptions, NodesReport, run_nodes};
+pub use nodes::{NodesOptions, NodesReport, run_handover, run_nodes};
 pub use run::{Report, RunOptions, run_seed};

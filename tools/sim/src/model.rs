@@ -229,5 +229,5 @@ impl Model {
 /// Whether an error (met while the power was on) says that the request did not happen and never will.
 #[must_use]
 pub fn is_final(error: &StoreError) -> bool {
-    !matches!(error, StoreError::Unavailable { .. } | StoreError::Damaged { .. })
+    !matches!(error, StoreError::Unavailable { .. } | StoreError::Unsettled { .. } | StoreError::Damaged { .. })
 }

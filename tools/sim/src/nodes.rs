@@ -3,10 +3,12 @@
 //! write and come back.
 //!
 //! What is checked: everything that is acknowledged is there, through every node, and no read goes back behind another
-//! one; and in the end, in peace, every shard has its voters, replicas that say the same, and every stripe is whole.
+//! one; and in the end, in peace, every shard has its voters, replicas that say the same, and every stripe is whole and lies as
+//! placement demands, also where nodes joined when data were there already.
 
+mod placed;
 mod scene;
 mod splitter;
 mod worker;
 
-pub use scene::{NodesOptions, NodesReport, run_nodes};
+pub use scene::{NodesOptions, NodesReport, run_handover, run_nodes};

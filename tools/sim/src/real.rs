@@ -531,6 +531,7 @@ impl RealNode {
             shards_per_tenant: 2 * self.options.cores,
             pin_epoch_age: if self.membership.is_some() { MEMBERS_PIN_EPOCH_AGE } else { PIN_EPOCH_AGE },
             repair: Default::default(),
+            rebalance: Default::default(),
             scrub: Some(Default::default()),
             split: Default::default(),
             group_settings: GroupSettings {
@@ -542,6 +543,7 @@ impl RealNode {
                 }
             },
             home_count: self.membership.as_ref().map_or(self.options.lanes, |membership| membership.home_count),
+            slow_call: None,
             is_new: plan.is_new,
             forms_cluster: plan.is_new && self.forms_cluster(),
             ports,

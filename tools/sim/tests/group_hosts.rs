@@ -8,13 +8,14 @@ use kiseki_engine::api::StoreError;
 use kiseki_engine::host::{FileSpec, GroupHost, GroupSpec, Opening};
 use kiseki_engine::message::{NodeEntry, NodeState};
 use kiseki_engine::nodes::NodeBoard;
-use kiseki_engine::replica_keeper::{AskHost, KeeperInputs, keep};
+use kiseki_engine::replica_keeper::{AskHost, KeeperInputs, PassOn, keep};
 use kiseki_raft::messages::{Question, decode_calls};
 use kiseki_raft::table_file::TableFile;
 use kiseki_raft::table_set::TableSettings;
 use kiseki_raft::{GroupSettings, LaneLog, RaftPeers, Replicas};
 use kiseki_server::group_host::{CoreGroups, CoreGroupsInputs, Host};
 use kiseki_server::peer_directory::{NotedCalls, RecordedNodes};
+use kiseki_server::slow_calls::SlowCalls;
 use kiseki_simulator::{CutSwitch, DiskOptions, NodeId as Machine, Sim, SimDisk, SimMetaDir, SimNet};
 use kiseki_types::buf::stale_buffers;
 use kiseki_types::group::{Applied, ApplyError, LogPosition, RaftGroup, StateMachine, VoterId};
@@ -154,7 +155,8 @@ impl Cluster {
         let board = NodeBoard::new(node.id);
         board.take_up(1, &self.nodes.iter().map(|node| entry(node.id)).collect::<Vec<_>>());
         let calls = Watched { calls: self.net.calls(node.id, ports.clone()), sealed: self.sealed.clone() };
-        let calls = NotedCalls { calls: Rc::new(calls), nodes: board.clone(), ports: ports.clone() };
+        let slow = SlowCalls::new(ports.clone(), None);
+        let calls = NotedCalls { calls: Rc::new(calls), nodes: board.clone(), ports: ports.clone(), slow };
         let replicas = Replicas::new(ports.clone());
         self.net.serve(node.id, ServiceId::RAFT, ports.clone(), replicas.handler());
         let running = self.sim.block_on(node.machine(), async {
@@ -302,7 +304,9 @@ async fn seat(nodes: Rc<Vec<Node>>, running: Running, group: Rc<dyn RaftGroup>) 
             Box::pin(async move { open(all, node, Opening::Join).await.map(|group| group.voter()) })
         });
         let (ports, group, nodes) = (running.ports.clone(), group.clone(), running.board.clone());
-        select(Box::pin(keep(KeeperInputs { ports, group, nodes, ask_host })), other).await;
+        let passed = group.clone();
+        let pass_on: PassOn = Rc::new(move |voter| passed.transfer_leader(voter));
+        select(Box::pin(keep(KeeperInputs { ports, group, nodes, ask_host, pass_on })), other).await;
     }
 }
 

@@ -1,6 +1,6 @@
 //! The nodes scenario: fixed seeds, and the control that shows that it would notice.
 
-use kiseki_sim::{NodesOptions, NodesReport, run_nodes};
+use kiseki_sim::{NodesOptions, NodesReport, run_handover, run_nodes};
 
 /// Seeds of the gate, over all tests of this file.
 const SEEDS: u64 = 30;
@@ -24,6 +24,7 @@ fn share(index: u64) {
     let sum = |of: fn(&NodesReport) -> u64| reports.iter().map(of).sum::<u64>();
     let (writes, reads, cuts) =
         (sum(|report| report.acknowledged), sum(|report| report.reads), sum(|report| report.cuts));
+    assert!(sum(|report| report.moved) > 0, "{} fragments moved to nodes that joined late", sum(|report| report.moved));
     let seeds = reports.len() as u64;
     assert!(writes > 60 * seeds && reads > 80 * seeds && cuts > seeds, "{writes} writes, {reads} reads, {cuts} cuts");
 }
@@ -36,6 +37,14 @@ fn i_l2_i_l5_i_v2_several_nodes_keep_what_they_acknowledged_share_0() {
 #[test]
 fn i_l2_i_l5_i_v2_several_nodes_keep_what_they_acknowledged_share_1() {
     share(1);
+}
+
+#[test]
+fn a_node_that_stops_hands_its_shards_over_and_no_client_notices() {
+    let reports: Vec<NodesReport> = (100..106).map(|seed| run_handover(seed, NodesOptions::for_seed(seed))).collect();
+    let failed: Vec<String> = reports.iter().filter(|report| !report.is_good()).map(NodesReport::to_string).collect();
+    assert!(failed.is_empty(), "{} seeds failed\n{}", failed.len(), failed.join("\n"));
+    assert!(reports.iter().all(|report| report.acknowledged > 60), "{reports:?}");
 }
 
 #[test]

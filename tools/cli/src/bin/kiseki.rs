@@ -6,6 +6,8 @@ use clap_complete::Shell;
 use kiseki_cli::ca::{self, CaCommand};
 use kiseki_cli::node::{self, NodeCommand};
 use kiseki_cli::shard::{self, ShardCommand};
+use kiseki_cli::top::{self, Show};
+use kiseki_cli::{health, shards};
 use kiseki_server::admin::{AdminRequest, AdminResponse, Dedup, Etag};
 use kiseki_server::admin_client::AdminClient;
 use kiseki_server::outcome::{self, NodeError};
@@ -32,7 +34,7 @@ From elsewhere:
   kiseki ca issue-admin --name alice          (where the authority is)
   kiseki --node storage1:9100 --cert admin-alice status
 
-Exit codes: 0 done, 1 refused, 2 wrong usage, 3 failed. With --json an error is one object on standard error:
+Exit codes: 0 done, 1 refused (health: it would not hold), 2 wrong usage, 3 failed. With --json an error is one object on standard error:
 {\"error\":{outcome, exit_code, message, causes}}."
 )]
 struct Cli {
@@ -72,6 +74,23 @@ enum Command {
     /// Shows devices, metadata directories, and what is unsafe or wrong.
     Status {
         /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Says whether the cluster would hold if a node left now: before it is restarted or drained. Exit code 0: yes, 1: no.
+    Health {
+        /// Number of the node; the one that is asked when absent.
+        number: Option<u64>,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Shows what the node does just now, again each second: nodes, cores, devices, pools, shards, backlog, alerts.
+    Top {
+        /// Show it once, after a second.
+        #[arg(long)]
+        once: bool,
+        /// The same as JSON.
         #[arg(long)]
         json: bool,
     },
@@ -162,19 +181,20 @@ enum EtagArg {
 
 fn main() -> ExitCode {
     match run(outcome::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => outcome::fail("kiseki", &error),
     }
 }
 
-fn run(cli: Cli) -> Result<()> {
+fn run(cli: Cli) -> Result<ExitCode> {
+    let done = |()| ExitCode::SUCCESS;
     let (request, json) = match cli.command {
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "kiseki", &mut std::io::stdout());
-            return Ok(());
+            return Ok(ExitCode::SUCCESS);
         }
-        Command::Ca(command) => return ca::run(&KisekiDir::at(&cli.dir)?, command),
-        Command::Man { dir } => return Ok(clap_mangen::generate_to(Cli::command(), dir)?),
+        Command::Ca(command) => return ca::run(&KisekiDir::at(&cli.dir)?, command).map(done),
+        Command::Man { dir } => return Ok(clap_mangen::generate_to(Cli::command(), dir).map(done)?),
         Command::Tenant(TenantCommand::Create { name, dedup, json }) => {
             let dedup = match dedup {
                 DedupArg::Shared => Dedup::Shared,
@@ -194,16 +214,29 @@ fn run(cli: Cli) -> Result<()> {
         }
         Command::Node(command) => {
             let dir = KisekiDir::at(&cli.dir)?;
-            return node::run(&dir, command, || connect(cli.node.as_deref(), cli.cert.as_deref(), &dir));
+            return node::run(&dir, command, || connect(cli.node.as_deref(), cli.cert.as_deref(), &dir)).map(done);
         }
         Command::Shard(command) => {
             let dir = KisekiDir::at(&cli.dir)?;
-            return shard::run(command, connect(cli.node.as_deref(), cli.cert.as_deref(), &dir)?);
+            return shard::run(command, connect(cli.node.as_deref(), cli.cert.as_deref(), &dir)?).map(done);
         }
         Command::Status { json } => (AdminRequest::Status, json),
+        Command::Health { number, json } => {
+            let mut client = connect(cli.node.as_deref(), cli.cert.as_deref(), &KisekiDir::at(&cli.dir)?)?;
+            return health::run(&mut client, number, json);
+        }
+        Command::Top { once, json } => {
+            let show = match (once, json) {
+                (_, true) => Show::Json,
+                (true, false) => Show::Once,
+                (false, false) => Show::Live,
+            };
+            let mut client = connect(cli.node.as_deref(), cli.cert.as_deref(), &KisekiDir::at(&cli.dir)?)?;
+            return top::run(&mut client, show).map(done);
+        }
     };
     let mut client = connect(cli.node.as_deref(), cli.cert.as_deref(), &KisekiDir::at(&cli.dir)?)?;
-    print(client.call(&request)?, json)
+    print(client.call(&request)?, json).map(done)
 }
 
 /// A way to the node that is meant.
@@ -250,6 +283,9 @@ fn print(response: AdminResponse, json: bool) -> Result<()> {
         AdminResponse::Invited(invitation) => print_json(&invitation),
         AdminResponse::Device(device) => print_json(&device),
         AdminResponse::Joined(joined) => print_json(&joined),
+        AdminResponse::Health(health) => print_json(&health),
+        AdminResponse::Shards { shards } => print_json(&shards),
+        AdminResponse::Split { shard, child } => print_json(&serde_json::json!({ "shard": shard, "child": child })),
         AdminResponse::Status(report) if json => print_json(&report),
         AdminResponse::Status(report) => {
             print_status(&report);
@@ -325,10 +361,9 @@ fn print_status(report: &NodeReport) {
     if let Some(peer) = &report.peer {
         println!("  peer      {}", peer_line(peer));
     }
-    if report.nodes.len() > 1 {
-        println!("  shards    {}", shards_line(report));
-    }
+    print!("{}", shards::status_lines(report));
     println!("  repair    {}", repair_line(report));
+    println!("  rebalance {}", rebalance_line(report));
     println!("  scrub     {}", scrub_line(report));
     for setting in &report.unsafe_settings {
         println!("  unsafe    {setting}");
@@ -336,6 +371,15 @@ fn print_status(report: &NodeReport) {
     for warning in &report.warnings {
         println!("  warning   {warning}");
     }
+    for alert in report.alerts.iter().filter(|alert| !is_told(report, alert)) {
+        println!("  ALERT     {alert}");
+    }
+}
+
+/// Whether a line of its own says so.
+fn is_told(report: &NodeReport, alert: &str) -> bool {
+    report.warnings.iter().any(|warning| warning == alert)
+        || report.unsafe_settings.iter().any(|setting| alert.starts_with(setting.as_str()))
 }
 
 /// What the drive says of its health, or why it can't be asked.
@@ -442,17 +486,6 @@ fn peer_line(peer: &PeerReport) -> String {
     )
 }
 
-/// What a node has of the cluster's shards.
-fn shards_line(report: &NodeReport) -> String {
-    let (replicas, led) = (report.total("raft_groups"), report.total("raft_groups_led"));
-    match report.total("raft_votes_missing") {
-        0 => format!("{replicas} replicas here, {led} lead"),
-        missing => {
-            format!("{replicas} replicas here, {led} lead and lack {missing} votes: they would not survive a node yet")
-        }
-    }
-}
-
 fn repair_line(report: &NodeReport) -> String {
     let repair = &report.repair;
     let mut line = match repair.at_full_width {
@@ -470,6 +503,33 @@ fn repair_line(report: &NodeReport) -> String {
     }
     let mib = repair.bytes_repaired >> 20;
     line.push_str(&format!("; {} fragments ({mib} MiB) repaired since the start", repair.fragments_repaired));
+    line
+}
+
+fn rebalance_line(report: &NodeReport) -> String {
+    let rebalance = &report.rebalance;
+    let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+    let mut parts = Vec::new();
+    if rebalance.fragments_to_spread > 0 {
+        let (fragments, mib) = (rebalance.fragments_to_spread, mib(rebalance.bytes_to_spread));
+        parts.push(format!("{fragments} fragments ({mib} MiB) to spread over nodes"));
+    }
+    if rebalance.fragments_to_balance > 0 {
+        let (fragments, mib) = (rebalance.fragments_to_balance, mib(rebalance.bytes_to_balance));
+        parts.push(format!("up to {fragments} fragments ({mib} MiB) to emptier devices"));
+    }
+    let mut line = match parts.is_empty() {
+        true if rebalance.at_rest => "at rest".to_owned(),
+        true => "looking".to_owned(),
+        false => parts.join(", "),
+    };
+    if !rebalance.waits_for.is_empty() {
+        line.push_str(&format!(", waits for {}", rebalance.waits_for));
+    } else if rebalance.bytes_per_second > 0 {
+        line.push_str(&format!(", {:.1} MiB/s", rebalance.bytes_per_second as f64 / f64::from(1 << 20)));
+    }
+    let (fragments, moved) = (rebalance.fragments_moved, mib(rebalance.bytes_moved));
+    line.push_str(&format!("; {fragments} fragments ({moved} MiB) moved since the start"));
     line
 }
 
@@ -514,6 +574,29 @@ mod tests {
         report.repair = kiseki_server::upkeep::RepairReport { at_full_width: true, ..Default::default() };
         assert!(repair_line(&report).starts_with("all stripes at full width"));
         assert_eq!(scrub_line(&report), "off");
+    }
+
+    #[test]
+    fn i_o2_status_says_what_rebalancing_has_left_and_waits_for() {
+        let mut report = NodeReport::default();
+        assert!(rebalance_line(&report).starts_with("looking"));
+        report.rebalance.at_rest = true;
+        assert!(rebalance_line(&report).starts_with("at rest; 0 fragments"));
+        report.rebalance = kiseki_server::upkeep::RebalanceReport {
+            fragments_to_spread: 3,
+            bytes_to_spread: 5 << 20,
+            fragments_moved: 2,
+            bytes_moved: 1 << 20,
+            bytes_per_second: 3 << 19,
+            ..Default::default()
+        };
+        let line = rebalance_line(&report);
+        assert_eq!(
+            line,
+            "3 fragments (5 MiB) to spread over nodes, 1.5 MiB/s; 2 fragments (1 MiB) moved since the start"
+        );
+        report.rebalance.waits_for = "repair, which comes first".to_owned();
+        assert!(rebalance_line(&report).contains("waits for repair"), "{}", rebalance_line(&report));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What the verbs share that ask a running node about a device it uses.
 
-use super::node::NodeArgs;
+use super::node::{ElsewhereArgs, NodeArgs};
 use anyhow::{Context, Result, bail};
 use kiseki_server::admin::{AdminRequest, AdminResponse};
 use kiseki_server::admin_client::AdminClient;
@@ -29,10 +29,12 @@ impl Asking {
 }
 
 /// Asks the node; its refusal is an error.
-pub fn ask(node: &NodeArgs, request: &AdminRequest) -> Result<(AdminClient, DeviceAnswer)> {
-    let socket = KisekiDir::at(&node.dir)?.admin_socket();
-    let mut client =
-        AdminClient::connect(&socket).context("a device is drained and retired by the node that uses it")?;
+pub fn ask(node: &NodeArgs, elsewhere: &ElsewhereArgs, request: &AdminRequest) -> Result<(AdminClient, DeviceAnswer)> {
+    let mut client = match elsewhere.connect()? {
+        Some(client) => client,
+        None => AdminClient::connect(&KisekiDir::at(&node.dir)?.admin_socket())
+            .context("a device is drained and retired by the node that uses it")?,
+    };
     match client.call(request)? {
         AdminResponse::Device(answer) => Ok((client, *answer)),
         AdminResponse::Error { message, outcome } => Err(NodeError { message, outcome }.into()),

@@ -1,7 +1,7 @@
 //! `drain`: empties a device of a running node, or keeps it after all.
 
 use super::asking::{Asking, ask, print_answer, report_of};
-use super::node::NodeArgs;
+use super::node::{ElsewhereArgs, NodeArgs};
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use kiseki_server::admin::AdminRequest;
@@ -27,6 +27,8 @@ pub struct Args {
     device: String,
     #[command(flatten)]
     node: NodeArgs,
+    #[command(flatten)]
+    elsewhere: ElsewhereArgs,
     /// Keep the device in use after all. What has moved stays where it is.
     #[arg(long, conflicts_with = "wait")]
     cancel: bool,
@@ -41,13 +43,13 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> Result<ExitCode> {
-    let Args { device, node, cancel, wait, reason, asking } = args;
+    let Args { device, node, elsewhere, cancel, wait, reason, asking } = args;
     let mode = asking.mode();
     let request = match cancel {
         true => AdminRequest::DeviceDrainCancel { device, reason, mode },
         false => AdminRequest::DeviceDrain { device, reason, mode },
     };
-    let (mut client, answer) = ask(&node, &request)?;
+    let (mut client, answer) = ask(&node, &elsewhere, &request)?;
     if !wait || asking.dry_run {
         let sentence = sentence(&answer, cancel);
         print_answer(&answer, &sentence, &asking)?;

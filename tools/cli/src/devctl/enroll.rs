@@ -2,7 +2,7 @@
 
 use super::format_first::FormatFirst;
 use super::join::{JoinOptions, Joiner};
-use super::node::NodeArgs;
+use super::node::{ElsewhereArgs, NodeArgs};
 use anyhow::Result;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -19,14 +19,17 @@ pub struct Args {
     #[command(flatten)]
     node: NodeArgs,
     #[command(flatten)]
+    elsewhere: ElsewhereArgs,
+    #[command(flatten)]
     first: FormatFirst,
     #[command(flatten)]
     join: JoinOptions,
 }
 
 pub fn run(args: Args) -> Result<ExitCode> {
-    let Args { devices, node, first, join } = args;
-    let mut joiner = Joiner::new(node.dir.clone(), join)?;
+    let Args { devices, node, elsewhere, first, join } = args;
+    first.check(&elsewhere)?;
+    let mut joiner = Joiner::new(node.dir.clone(), &elsewhere, join)?;
     if let Some(code) = first.run(&devices, &node.dir, &mut joiner)? {
         return Ok(code);
     }

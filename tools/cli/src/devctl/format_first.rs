@@ -3,8 +3,9 @@
 use super::format::format_devices;
 use super::format_args::format_options;
 use super::join::Joiner;
+use super::node::ElsewhereArgs;
 use super::plan;
-use anyhow::Result;
+use anyhow::{Result, bail};
 use kiseki_server::format::plan_all;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -21,6 +22,16 @@ pub struct FormatFirst {
 }
 
 impl FormatFirst {
+    /// A drive is formatted on the machine that it is in.
+    pub fn check(&self, elsewhere: &ElsewhereArgs) -> Result<()> {
+        match self.format && elsewhere.is_named() {
+            true => {
+                bail!("--format works on the machine that the device is in: run `kiseki-devctl format` there first")
+            }
+            false => Ok(()),
+        }
+    }
+
     /// Formats `devices` when that is asked for. An exit code ends the command: a dry run shows the plan of the format alone,
     /// since what has no superblock can't be tried out.
     pub fn run(self, devices: &[PathBuf], dir: &Path, joiner: &mut Joiner) -> Result<Option<ExitCode>> {

@@ -3,7 +3,7 @@
 
 use super::asking::{Asking, print_answer};
 use super::drain::await_empty;
-use super::node::load;
+use super::node::{ElsewhereArgs, load, path_on_node};
 use anyhow::{Context, Result, anyhow, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use kiseki_server::admin::{AdminRequest, AdminResponse};
@@ -50,6 +50,8 @@ pub struct Joiner {
     joined: Vec<JoinedDevice>,
     /// Whether what joins was formatted by this command.
     has_formatted: bool,
+    /// Whether the node is on another machine.
+    is_elsewhere: bool,
 }
 
 enum Way {
@@ -60,7 +62,12 @@ enum Way {
 impl Joiner {
     /// Finds out whether the node in `dir` runs. While it does not, its directory is held, so that it does not start
     /// meanwhile.
-    pub fn new(dir: PathBuf, options: JoinOptions) -> Result<Joiner> {
+    pub fn new(dir: PathBuf, elsewhere: &ElsewhereArgs, options: JoinOptions) -> Result<Joiner> {
+        let (joined, has_formatted, is_elsewhere) = (Vec::new(), false, elsewhere.is_named());
+        if let Some(mut client) = elsewhere.connect()? {
+            client.be_patient(ANSWER_PATIENCE)?;
+            return Ok(Joiner { options, way: Way::Running(client), joined, has_formatted, is_elsewhere });
+        }
         let config: Config = load(dir)?;
         let way = match AdminClient::connect(&config.dir.admin_socket()) {
             Ok(mut client) => {
@@ -75,7 +82,7 @@ impl Joiner {
             Err(AdminClientError::NotRunning { .. }) => Way::Stopped(Box::new(Offline::begin(config)?)),
             Err(error) => return Err(error.into()),
         };
-        Ok(Joiner { options, way, joined: Vec::new(), has_formatted: false })
+        Ok(Joiner { options, way, joined, has_formatted, is_elsewhere })
     }
 
     pub fn is_dry_run(&self) -> bool {
@@ -122,7 +129,7 @@ impl Joiner {
     }
 
     pub fn enroll(&mut self, device: &Path) -> Result<()> {
-        let (path, mode, actor) = (std::path::absolute(device)?, self.mode(), actor());
+        let (path, mode, actor) = (path_on_node(device, self.is_elsewhere)?, self.mode(), actor());
         let joined = match &mut self.way {
             Way::Running(client) => ask(client, &AdminRequest::DeviceEnroll { path, actor, mode })?,
             Way::Stopped(offline) => offline.enroll(&path, None, &actor, mode)?,
@@ -131,8 +138,8 @@ impl Joiner {
     }
 
     pub fn replace(&mut self, old: &str, new: &Path) -> Result<()> {
-        let (path, mode, actor) = (std::path::absolute(new)?, self.mode(), actor());
-        let device = as_named(old)?;
+        let (path, mode, actor) = (path_on_node(new, self.is_elsewhere)?, self.mode(), actor());
+        let device = self.as_named(old)?;
         if let Some(works) = self.find_working(&device)? {
             return self.replace_working(&works, path);
         }
@@ -145,7 +152,7 @@ impl Joiner {
 
     /// Refuses to replace what is no device of the node, before anything is formatted.
     pub fn check_leaving(&mut self, old: &str, new: &Path) -> Result<()> {
-        let (device, new) = (as_named(old)?, std::path::absolute(new)?);
+        let (device, new) = (self.as_named(old)?, path_on_node(new, self.is_elsewhere)?);
         if let Way::Stopped(offline) = &self.way {
             return offline.check_leaving(&device, &new);
         }
@@ -187,6 +194,15 @@ impl Joiner {
         let retired = ask_about(client, &retire).map_err(partly)?;
         let done = format!("{} is empty and not part of the node any more; it can be pulled", old.path);
         print_answer(&retired, &done, &asking)
+    }
+
+    /// A path is relative to where it is typed, an id is none; of a node elsewhere it is taken as it is.
+    fn as_named(&self, old: &str) -> Result<String> {
+        let typed = Path::new(old);
+        Ok(match !self.is_elsewhere && (typed.exists() || old.contains('/')) {
+            true => std::path::absolute(typed)?.display().to_string(),
+            false => old.to_owned(),
+        })
     }
 
     fn asking(&self) -> Asking {
@@ -275,15 +291,6 @@ impl Joiner {
     }
 }
 
-/// A path is relative to where it is typed, an id is none.
-fn as_named(old: &str) -> Result<String> {
-    let typed = Path::new(old);
-    Ok(match typed.exists() || old.contains('/') {
-        true => std::path::absolute(typed)?.display().to_string(),
-        false => old.to_owned(),
-    })
-}
-
 fn ask_about(client: &mut AdminClient, request: &AdminRequest) -> Result<DeviceAnswer> {
     match client.call(request)? {
         AdminResponse::Device(answer) => Ok(*answer),
@@ -347,7 +354,8 @@ mod tests {
                 stream.write_all(format!("{}\n", serde_json::to_string(&answer).unwrap()).as_bytes()).unwrap();
             }
         });
-        (Joiner { options, way: Way::Running(client), joined: Vec::new(), has_formatted: false }, node)
+        let (joined, has_formatted, is_elsewhere) = (Vec::new(), false, false);
+        (Joiner { options, way: Way::Running(client), joined, has_formatted, is_elsewhere }, node)
     }
 
     fn options(dry_run: bool, wait: bool) -> JoinOptions {

@@ -1,7 +1,7 @@
 //! `retire`: lets a device of a running node go.
 
 use super::asking::{Asking, ask, print_answer};
-use super::node::NodeArgs;
+use super::node::{ElsewhereArgs, NodeArgs};
 use anyhow::Result;
 use kiseki_server::admin::AdminRequest;
 use std::process::ExitCode;
@@ -16,6 +16,8 @@ pub struct Args {
     device: String,
     #[command(flatten)]
     node: NodeArgs,
+    #[command(flatten)]
+    elsewhere: ElsewhereArgs,
     /// Give up what only this device holds; it is failed or away, and will not come back.
     #[arg(long)]
     lost: bool,
@@ -27,9 +29,9 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> Result<ExitCode> {
-    let Args { device, node, lost, reason, asking } = args;
+    let Args { device, node, elsewhere, lost, reason, asking } = args;
     let request = AdminRequest::DeviceRetire { device, reason, lost, mode: asking.mode() };
-    let (_, answer) = ask(&node, &request)?;
+    let (_, answer) = ask(&node, &elsewhere, &request)?;
     let sentence = match answer.is_dry_run {
         true => format!("{} can be retired", answer.path),
         false => format!("{} is removed and closed; it can be pulled", answer.path),

@@ -1,10 +1,14 @@
 //! The read-only HTTP side: `/livez`, `/readyz`, `/healthz`, `/metrics`, served by side threads.
 
 mod links;
+mod shards;
 
+use crate::admin::server::{AdminDesk, Beside};
+use crate::health::HealthReport;
 use crate::status::{NodeReport, Phase, StatusBoard};
 use kiseki_devices::space::FillLevel;
 use kiseki_types::fragment::DeviceState;
+use kiseki_types::ids::NodeId;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::family::Family;
@@ -13,9 +17,9 @@ use prometheus_client::registry::Registry;
 use std::fmt::Write as _;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, Instant};
 
 /// Connections served at once; further ones are closed at once (I-O5).
 const CONNECTIONS_MAX: usize = 32;
@@ -24,8 +28,52 @@ const HEAD_LEN_BYTES_MAX: u64 = 8 * 1024;
 /// A client has this long for its request, and for taking the answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// Says whether the cluster would hold without this node; may take a while.
+pub type AskHealth = Arc<dyn Fn() -> HealthReport + Send + Sync>;
+
+/// An answer about the cluster's health is given again for so long, however many ask.
+const HEALTH_FRESH: Duration = Duration::from_millis(500);
+
+/// [`AskHealth`] of a desk that is there later; until then the node is starting.
+pub struct HealthDesk<B> {
+    desk: OnceLock<Mutex<AdminDesk<B>>>,
+    last: Mutex<Option<(Instant, HealthReport)>>,
+}
+
+impl<B> Default for HealthDesk<B> {
+    fn default() -> HealthDesk<B> {
+        HealthDesk { desk: OnceLock::new(), last: Mutex::new(None) }
+    }
+}
+
+impl<B: Beside> HealthDesk<B> {
+    /// The desk is there.
+    pub fn open(&self, desk: AdminDesk<B>) {
+        assert!(self.desk.set(Mutex::new(desk)).is_ok(), "a node has one desk");
+    }
+
+    /// Asks, or says again what was heard just now. Whoever asks meanwhile waits for the same answer.
+    pub fn ask(&self) -> HealthReport {
+        let mut last = self.last.lock().expect("nothing panics while it holds the last answer");
+        if let Some((_, report)) = last.as_ref().filter(|(at, _)| at.elapsed() < HEALTH_FRESH) {
+            return report.clone();
+        }
+        let report = match self.desk.get() {
+            Some(desk) => desk.lock().expect("nothing panics while it asks").health(PATIENCE),
+            None => HealthReport::not_ok(NodeId(0), "the node is starting"),
+        };
+        *last = Some((Instant::now(), report.clone()));
+        report
+    }
+}
+
 /// Listens and serves until the process ends; returns where. `now` is the boottime clock in nanoseconds.
-pub fn start(listen: SocketAddr, board: Arc<StatusBoard>, now: fn() -> u64) -> io::Result<SocketAddr> {
+pub fn start(
+    listen: SocketAddr,
+    board: Arc<StatusBoard>,
+    health: AskHealth,
+    now: fn() -> u64,
+) -> io::Result<SocketAddr> {
     let listener = TcpListener::bind(listen)?;
     let address = listener.local_addr()?;
     std::thread::Builder::new().name("kiseki-http".to_owned()).spawn(move || {
@@ -39,9 +87,9 @@ pub fn start(listen: SocketAddr, board: Arc<StatusBoard>, now: fn() -> u64) -> i
                 continue;
             }
             open.fetch_add(1, Ordering::Relaxed);
-            let (board, count) = (board.clone(), open.clone());
+            let (board, health, count) = (board.clone(), health.clone(), open.clone());
             let spawned = std::thread::Builder::new().name("kiseki-http-call".to_owned()).spawn(move || {
-                let _gone = serve(&stream, &board, now);
+                let _gone = serve(&stream, &board, &*health, now);
                 count.fetch_sub(1, Ordering::Relaxed);
             });
             if spawned.is_err() {
@@ -53,7 +101,12 @@ pub fn start(listen: SocketAddr, board: Arc<StatusBoard>, now: fn() -> u64) -> i
 }
 
 /// One request a connection.
-fn serve(stream: &TcpStream, board: &StatusBoard, now: fn() -> u64) -> io::Result<()> {
+fn serve(
+    stream: &TcpStream,
+    board: &StatusBoard,
+    health: &dyn Fn() -> HealthReport,
+    now: fn() -> u64,
+) -> io::Result<()> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     let mut head = BufReader::new(stream.take(HEAD_LEN_BYTES_MAX));
@@ -65,7 +118,7 @@ fn serve(stream: &TcpStream, board: &StatusBoard, now: fn() -> u64) -> io::Resul
     }
     let mut words = request.split_whitespace();
     let answer = match (words.next(), words.next()) {
-        (Some("GET" | "HEAD"), Some(path)) => respond(path, &board.snapshot(), now()),
+        (Some("GET" | "HEAD"), Some(path)) => respond(path, &board.snapshot(), health, now()),
         (Some(_), Some(_)) => Answer::text(405, "this port only reads; use `kiseki` for changes\n"),
         _ => Answer::text(400, "not an HTTP request\n"),
     };
@@ -103,7 +156,7 @@ fn reason(status: u16) -> &'static str {
     }
 }
 
-fn respond(path: &str, report: &NodeReport, now: u64) -> Answer {
+fn respond(path: &str, report: &NodeReport, health: &dyn Fn() -> HealthReport, now: u64) -> Answer {
     match path.split('?').next().unwrap_or_default() {
         "/livez" => match report.silent_cores(now).as_slice() {
             [] => Answer::text(200, "alive\n"),
@@ -115,8 +168,13 @@ fn respond(path: &str, report: &NodeReport, now: u64) -> Answer {
             Phase::Stopping => Answer::text(503, "stopping\n"),
         },
         "/healthz" => {
-            let status = if report.phase == Phase::Serving { 200 } else { 503 };
+            let health = health();
+            let status = if health.ok { 200 } else { 503 };
             let mut body = serde_json::json!({
+                "ok": health.ok,
+                "node": health.node,
+                "alone": health.alone,
+                "reasons": health.reasons,
                 "healthy": report.is_healthy() && report.unsafe_settings.is_empty(),
                 "phase": report.phase,
                 "durability": report.durability,
@@ -124,6 +182,7 @@ fn respond(path: &str, report: &NodeReport, now: u64) -> Answer {
                 "pools": report.pools,
                 "metadata_dirs": report.metadata_dirs,
                 "repair": report.repair,
+                "rebalance": report.rebalance,
                 "scrub": report.scrub,
                 "unsafe_settings": report.unsafe_settings,
                 "warnings": report.warnings,
@@ -161,6 +220,7 @@ fn metrics(report: &NodeReport, now: u64) -> Answer {
         ("repair_waiting", "Stripes that wait for devices", repair.waiting_stripes),
         ("repair_devices_wanted", "Devices that those stripes wait for", repair.devices_wanted),
         ("stripes_lost", "Stripes with fewer good fragments than their data need", repair.lost_stripes),
+        ("rebalance_at_rest", "Whether stripes lie as placement demands", u64::from(report.rebalance.at_rest)),
         ("scrub_position_permille", "Thousandths of the scrub pass that are done", scrub.position_permille),
         ("scrub_last_full_pass_unix_seconds", "End of the last scrub pass", scrub.last_full_pass_unix_ms / 1000),
         ("scrub_homes_overdue", "Homes whose scrub takes longer than the interval", scrub.homes_overdue),
@@ -178,6 +238,7 @@ fn metrics(report: &NodeReport, now: u64) -> Answer {
     space_metrics(&mut registry, report);
     device_metrics(&mut registry, report);
     links::metrics(&mut registry, report);
+    shards::metrics(&mut registry, report);
     let names: std::collections::BTreeSet<&String> =
         report.core_reports.values().flat_map(|core| core.values.keys()).collect();
     for name in names {
@@ -283,7 +344,13 @@ mod tests {
     #[test]
     fn health_tells_what_is_unsafe_and_nothing_can_be_changed() {
         let board = Arc::new(StatusBoard::default());
-        let address = start("127.0.0.1:0".parse().unwrap(), board.clone(), || 5).unwrap();
+        let holds = Arc::new(std::sync::atomic::AtomicBool::new(true));
+        let said = holds.clone();
+        let health: AskHealth = Arc::new(move || match said.load(Ordering::Relaxed) {
+            true => HealthReport { ok: true, node: 2, ..HealthReport::default() },
+            false => HealthReport::not_ok(NodeId(2), "shard s7 has its only replica on node 2"),
+        });
+        let address = start("127.0.0.1:0".parse().unwrap(), board.clone(), health, || 5).unwrap();
         assert!(get(address, "GET /livez").starts_with("HTTP/1.1 200"));
         assert!(get(address, "GET /readyz").starts_with("HTTP/1.1 503"));
         {
@@ -303,6 +370,10 @@ mod tests {
         assert!(get(address, "GET /readyz").starts_with("HTTP/1.1 200"));
         let health = get(address, "GET /healthz");
         assert!(health.contains("unsafe_s3_plaintext") && health.contains("\"healthy\":false"), "I-O1: {health}");
+        assert!(health.starts_with("HTTP/1.1 200") && health.contains("\"ok\":true"), "{health}");
+        holds.store(false, Ordering::Relaxed);
+        let health = get(address, "GET /healthz");
+        assert!(health.starts_with("HTTP/1.1 503") && health.contains("only replica on node 2"), "{health}");
         let metrics = get(address, "GET /metrics");
         assert!(metrics.contains("kiseki_requests_total 7"), "{metrics}");
         assert!(metrics.contains("kiseki_ready 1"), "{metrics}");
@@ -323,7 +394,7 @@ mod tests {
             ..Default::default()
         };
         let report = NodeReport { devices: vec![device], ..NodeReport::default() };
-        let text = respond("/metrics", &report, 1).body;
+        let text = respond("/metrics", &report, &HealthReport::default, 1).body;
         for line in [
             "kiseki_device_state{device=\"07\",path=\"/dev/d0\",state=\"evacuating\"} 1",
             "kiseki_device_state{device=\"07\",path=\"/dev/d0\",state=\"healthy\"} 0",
@@ -337,7 +408,7 @@ mod tests {
     fn a_core_that_fell_silent_is_not_alive() {
         let mut report = NodeReport::default();
         report.core_reports.insert("1".to_owned(), crate::status::CoreReport { reported_at: 5, ..Default::default() });
-        assert_eq!(respond("/livez", &report, 6).status, 200);
-        assert_eq!(respond("/livez", &report, 20_000_000_000).status, 503);
+        assert_eq!(respond("/livez", &report, &HealthReport::default, 6).status, 200);
+        assert_eq!(respond("/livez", &report, &HealthReport::default, 20_000_000_000).status, 503);
     }
 }

@@ -6,9 +6,11 @@ use crate::device_admin::DeviceAnswer;
 use crate::device_records::parse_id;
 use crate::enroll;
 use crate::executor::CoreShared;
+use crate::health::HealthReport;
 use crate::outcome::Outcome;
 use crate::status::StatusBoard;
 use futures::channel::mpsc;
+use kiseki_types::ids::NodeId;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -94,6 +96,18 @@ impl<B: Beside> AdminDesk<B> {
     pub fn new(beside: Arc<B>) -> (AdminDesk<B>, AdminCalls) {
         let (sender, calls) = mpsc::channel(CALLS_WAITING_MAX);
         (AdminDesk { sender, beside }, calls)
+    }
+
+    /// Whether the cluster would hold if this node left; blocks, for `within` at most.
+    pub fn health(&mut self, within: Duration) -> HealthReport {
+        let request = AdminRequest::Health { node: None };
+        match ask_core_within(&mut self.sender, request, within) {
+            AdminResponse::Health(health) => health,
+            AdminResponse::Error { message, .. } => {
+                HealthReport::not_ok(NodeId(self.beside.board().lock().node), message)
+            }
+            _ => unreachable!("core 0 answers each request in kind"),
+        }
     }
 
     /// The answer to a request as JSON, as JSON; blocks.
@@ -188,12 +202,16 @@ fn retire(sender: &mut mpsc::Sender<AdminCall>, beside: &dyn Beside, request: Ad
 }
 
 fn ask_core(sender: &mut mpsc::Sender<AdminCall>, request: AdminRequest) -> AdminResponse {
+    ask_core_within(sender, request, ANSWER_MAX)
+}
+
+fn ask_core_within(sender: &mut mpsc::Sender<AdminCall>, request: AdminRequest, within: Duration) -> AdminResponse {
     let (answer, receiver) = std::sync::mpsc::sync_channel(1);
     let busy = || AdminResponse::failed("the node is starting, stopping or overloaded; try again".to_owned());
     if sender.try_send(AdminCall { request, answer }).is_err() {
         return busy();
     }
-    receiver.recv_timeout(ANSWER_MAX).unwrap_or_else(|_| busy())
+    receiver.recv_timeout(within).unwrap_or_else(|_| busy())
 }
 
 #[cfg(test)]

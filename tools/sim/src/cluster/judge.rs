@@ -136,6 +136,7 @@ impl Judge {
         match &call.question {
             Question::Append(request) => self.sent_as_leader(call.shard, &request.vote),
             Question::Snapshot(piece) => self.sent_as_leader(call.shard, &piece.vote),
+            Question::Rest(request) => self.sent_as_leader(call.shard, &request.vote),
             // Whoever asks for votes has given its own.
             Question::Vote(request) => self.votes(call.shard, request.vote.leader_id.voted_for, &request.vote),
             Question::PreVote(_) | Question::Transfer(_) => {}

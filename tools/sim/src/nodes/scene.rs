@@ -1,8 +1,13 @@
 //! A run: the cluster is formed node by node; clients work while nodes die and the network breaks; then peace, in which
 //! everything must come right again.
 
+mod handover;
+
+pub use handover::run_handover;
+
 use crate::model::{BUCKETS, Place};
 use crate::node::OpenNode;
+use crate::nodes::placed::badly_placed;
 use crate::nodes::splitter::Splitter;
 use crate::nodes::worker::{Book, Serving, Worker};
 use crate::real::{Lie, Membership, RealNode, RealOptions};
@@ -31,11 +36,16 @@ const HARNESS: Machine = Machine(u32::MAX);
 /// A node joins, and a cluster comes right again, within this time of peace.
 const PEACE_MAX: Duration = Duration::from_secs(500);
 
+/// Devices of each node.
+const DEVICES: u16 = 2;
+
 /// Shape of a run.
 #[derive(Clone, Copy, Debug)]
 pub struct NodesOptions {
     /// Nodes.
     pub nodes: u32,
+    /// Those of them that join when data are there; troubles go on while what was written spreads over them.
+    pub late: u32,
     /// Clients at work at once.
     pub clients: u64,
     /// Troubles, one after the other.
@@ -55,7 +65,9 @@ impl NodesOptions {
             true => (3, StripeShape { data: 1, parity: 2 }),
             false => (5, StripeShape { data: 2, parity: 2 }),
         };
-        NodesOptions { nodes, clients: 4, troubles: 12, shape, journals_lie: false }
+        // With two devices each, three nodes hold two fragments of a stripe on one of them.
+        let late = if nodes == 5 && rng.chance(1, 2) { 2 } else { 0 };
+        NodesOptions { nodes, late, clients: 4, troubles: 12, shape, journals_lie: false }
     }
 }
 
@@ -72,6 +84,8 @@ pub struct NodesReport {
     pub unknown: u64,
     /// Power cuts.
     pub cuts: u64,
+    /// Fragments that the nodes which ran in the end had moved to where placement wants them.
+    pub moved: u64,
     /// Splits of shards that were begun.
     pub splits: u64,
     /// Messages that arrived, and that did not.
@@ -97,9 +111,17 @@ impl fmt::Display for NodesReport {
         let (delivered, lost) = self.messages;
         write!(
             f,
-            "seed {}: {} writes, {} reads, {} without an answer, {} cuts, {} splits, {delivered} messages, {lost} lost, \
-             {} steps, trace {:016x}",
-            self.seed, self.acknowledged, self.reads, self.unknown, self.cuts, self.splits, self.steps, self.trace_hash
+            "seed {}: {} writes, {} reads, {} without an answer, {} cuts, {} splits, {} fragments moved, {delivered} messages, \
+             {lost} lost, {} steps, trace {:016x}",
+            self.seed,
+            self.acknowledged,
+            self.reads,
+            self.unknown,
+            self.cuts,
+            self.splits,
+            self.moved,
+            self.steps,
+            self.trace_hash
         )?;
         self.violations.iter().try_for_each(|violation| write!(f, "\n  {violation}"))
     }
@@ -109,27 +131,41 @@ impl fmt::Display for NodesReport {
 #[must_use]
 pub fn run_nodes(seed: u64, options: NodesOptions) -> NodesReport {
     let sim = Rc::new(Sim::new(seed));
-    sim.set_limits(Limits { steps: 60_000_000, time: Duration::from_secs(1200) });
-    let (book, cuts, net) = (Rc::new(Book::default()), Rc::new(Cell::new(0)), SimNet::new(&sim));
+    sim.set_limits(Limits { steps: 90_000_000, time: Duration::from_secs(1800) });
+    let (book, counts, net) = (Rc::new(Book::default()), Rc::<Counts>::default(), SimNet::new(&sim));
     let result = catch_unwind(AssertUnwindSafe(|| {
-        Scene::new(&sim, &net, &book, &cuts, options).play();
+        Scene::new(&sim, &net, &book, &counts, options).play();
     }));
     if let Err(panic) = result {
         let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
         book.violation(format!("panic: {}", text.unwrap_or("without a message")));
     }
-    NodesReport {
-        seed,
-        acknowledged: book.acknowledged.get(),
-        reads: book.reads.get(),
-        unknown: book.unknown.get(),
-        cuts: cuts.get(),
-        splits: book.splits.get(),
-        messages: net.counts(),
-        steps: sim.steps(),
-        trace_hash: sim.trace_hash(),
-        violations: book.violations(),
+    NodesReport::of(seed, &sim, &net, &book, &counts)
+}
+
+impl NodesReport {
+    fn of(seed: u64, sim: &Sim, net: &SimNet, book: &Book, counts: &Counts) -> NodesReport {
+        NodesReport {
+            seed,
+            acknowledged: book.acknowledged.get(),
+            reads: book.reads.get(),
+            unknown: book.unknown.get(),
+            cuts: counts.cuts.get(),
+            splits: book.splits.get(),
+            moved: counts.moved.get(),
+            messages: net.counts(),
+            steps: sim.steps(),
+            trace_hash: sim.trace_hash(),
+            violations: book.violations(),
+        }
     }
+}
+
+/// What is counted of a run beside what the book knows.
+#[derive(Default)]
+struct Counts {
+    cuts: Cell<u64>,
+    moved: Cell<u64>,
 }
 
 /// One node and what runs on it.
@@ -144,13 +180,15 @@ struct Scene<'a> {
     sim: &'a Rc<Sim>,
     net: &'a SimNet,
     book: &'a Rc<Book>,
-    cuts: &'a Rc<Cell<u64>>,
+    counts: &'a Rc<Counts>,
     options: NodesOptions,
     rng: SeededRng,
     members: Vec<Member>,
     serving: Serving,
     dead: BTreeSet<u32>,
     is_on: Rc<Cell<bool>>,
+    /// What was recorded of the nodes when the last one joined.
+    known: (u64, Vec<NodeEntry>),
 }
 
 impl<'a> Scene<'a> {
@@ -158,18 +196,34 @@ impl<'a> Scene<'a> {
         sim: &'a Rc<Sim>,
         net: &'a SimNet,
         book: &'a Rc<Book>,
-        cuts: &'a Rc<Cell<u64>>,
+        counts: &'a Rc<Counts>,
         options: NodesOptions,
     ) -> Scene<'a> {
         let (serving, dead, is_on) = (Rc::default(), BTreeSet::new(), Rc::new(Cell::new(true)));
         let rng = SeededRng::for_part(sim.seed(), 81);
-        Scene { sim, net, book, cuts, options, rng, members: Vec::new(), serving, dead, is_on }
+        let (members, known) = (Vec::new(), (0, Vec::new()));
+        Scene { sim, net, book, counts, options, rng, members, serving, dead, is_on, known }
     }
 
     fn play(mut self) {
         self.form();
         self.hire();
-        for _ in 0..self.options.troubles {
+        self.make_trouble(self.options.troubles);
+        if self.options.late > 0 {
+            if !self.calm_down() {
+                return;
+            }
+            self.let_pass(Duration::from_secs(10)); // shards are led again
+            if !self.join_up_to(self.options.nodes) {
+                return;
+            }
+            self.make_trouble(self.options.troubles / 2);
+        }
+        self.make_peace();
+    }
+
+    fn make_trouble(&mut self, times: u64) {
+        for _ in 0..times {
             if !self.book.violations().is_empty() {
                 return;
             }
@@ -177,17 +231,31 @@ impl<'a> Scene<'a> {
             self.let_pass(Duration::from_millis(ms));
             self.trouble();
         }
-        self.make_peace();
     }
 
     fn harness(&self) -> Ports {
         self.sim.ports(HARNESS)
     }
 
-    /// The first node forms the cluster, the others join, one after the other.
+    /// The first node forms the cluster, the others join, one after the other; all but those that are late.
     fn form(&mut self) {
+        if !self.join_up_to(self.options.nodes - self.options.late) {
+            return;
+        }
+        self.until("every shard has its voters", Scene::has_voters);
+        let serving = self.serving.borrow().get(&1).cloned();
+        let Some(first) = serving else { return };
+        let made = self
+            .on_node(1, async move { first.cores[0].store.create_bucket(first.tenant, BUCKETS[0]).await.map(drop) });
+        if let Some(Err(error)) = made {
+            self.book.violation(format!("the bucket can't be made: {error}"));
+        }
+    }
+
+    /// Nodes join until there are so many; false when that does not work out.
+    fn join_up_to(&mut self, count: u32) -> bool {
         let options = RealOptions {
-            devices: 2,
+            devices: DEVICES,
             device_len_bytes: 48 << 20,
             metadata_dirs: 1,
             cores: 1,
@@ -195,12 +263,14 @@ impl<'a> Scene<'a> {
             lie: if self.options.journals_lie { Lie::RaftJournals } else { Lie::Nobody },
             ..RealOptions::for_seed(self.sim.seed())
         };
-        let mut known: (u64, Vec<NodeEntry>) = (0, Vec::new());
-        for number in 1..=self.options.nodes {
+        for number in self.members.len() as u32 + 1..=count {
+            if number > 1 && !self.invite(number) {
+                return false;
+            }
             let membership = Membership {
                 number,
                 net: self.net.clone(),
-                known: Rc::new(RefCell::new(known.clone())),
+                known: Rc::new(RefCell::new(self.known.clone())),
                 home_count: options.lanes,
             };
             let node = RealNode::member(self.sim, options, Some(membership));
@@ -211,30 +281,27 @@ impl<'a> Scene<'a> {
                 scene.serving.borrow().contains_key(&number)
                     && scene.entry(number).is_some_and(|entry| entry.state.is_member())
             }) {
-                return;
-            }
-            if number < self.options.nodes {
-                let Some(invited) = self.control(ControlRequest::InviteNode) else { return };
-                let ControlResponse::Node(entry) = invited else {
-                    return self.book.violation("an invitation is answered with something else".to_owned());
-                };
-                if entry.node != NodeId(u64::from(number + 1)) {
-                    return self.book.violation(format!("{} was invited after node {number}", entry.node));
-                }
-                match self.control(ControlRequest::Nodes) {
-                    Some(ControlResponse::Nodes(version, entries)) => known = (version, entries),
-                    _ => return,
-                }
+                return false;
             }
         }
-        self.until("every shard has its voters", Scene::has_voters);
-        let serving = self.serving.borrow().get(&1).cloned();
-        let Some(first) = serving else { return };
-        let made = self
-            .on_node(1, async move { first.cores[0].store.create_bucket(first.tenant, BUCKETS[0]).await.map(drop) });
-        if let Some(Err(error)) = made {
-            self.book.violation(format!("the bucket can't be made: {error}"));
+        true
+    }
+
+    /// The control shard gives out the number that is the next one's turn.
+    fn invite(&mut self, number: u32) -> bool {
+        match self.control(ControlRequest::InviteNode) {
+            Some(ControlResponse::Node(entry)) if entry.node == NodeId(u64::from(number)) => {}
+            Some(_) => {
+                self.book.violation(format!("node {number} was to be invited, and somebody else was"));
+                return false;
+            }
+            None => return false,
         }
+        match self.control(ControlRequest::Nodes) {
+            Some(ControlResponse::Nodes(version, entries)) => self.known = (version, entries),
+            _ => return false,
+        }
+        true
     }
 
     fn member(&self, number: u32) -> &Member {
@@ -341,7 +408,7 @@ impl<'a> Scene<'a> {
         drop(node);
         member.switch.restore();
         self.dead.insert(number);
-        self.cuts.set(self.cuts.get() + 1);
+        self.counts.cuts.set(self.counts.cuts.get() + 1);
     }
 
     /// Lets time pass; nodes whose power fails meanwhile are gone from that very write on.
@@ -388,7 +455,7 @@ impl<'a> Scene<'a> {
 
     /// Every shard that a node of three or more should have on three of them.
     fn has_voters(&mut self) -> bool {
-        let nodes = self.options.nodes as usize;
+        let nodes = self.members.len();
         let wanted = |shard: ShardId| if shard == ShardId::CONTROL && nodes >= 5 { 5 } else { nodes.min(3) };
         let mut voters = BTreeMap::<ShardId, usize>::new();
         for member in &self.members {
@@ -437,10 +504,11 @@ impl<'a> Scene<'a> {
                     })
                     .collect();
                 text.push_str(&format!(
-                    "node {}: {} {:?}; ",
+                    "node {}: {} {:?} {:?}; ",
                     member.number,
                     replicas.join(", "),
-                    engine.repair_state()
+                    engine.repair_state(),
+                    engine.rebalance_state()
                 ));
             }
         }
@@ -482,16 +550,52 @@ impl<'a> Scene<'a> {
         }
     }
 
-    /// No faults any more: the cluster heals and serves, and everything acknowledged is there.
-    fn make_peace(&mut self) {
+    /// Every node has looked at every stripe with all devices, and has nothing left to move.
+    fn is_rebalanced(&mut self) -> bool {
+        let states: Vec<_> = self
+            .members
+            .iter()
+            .flat_map(|member| member.cores.borrow().clone())
+            .map(|core| core.engine().rebalance_state())
+            .collect();
+        self.counts.moved.set(states.iter().map(|state| state.spread.fragments + state.balanced.fragments).sum());
+        let devices = self.members.len() * usize::from(DEVICES);
+        states.len() == self.members.len() && states.iter().all(|state| state.devices_surveyed == devices)
+    }
+
+    /// I-D4: the stripes of all homes lie as placement demands.
+    fn check_placed(&mut self) {
+        let nodes = self.members.len();
+        for number in 1..=nodes as u32 {
+            let cores = self.member(number).cores.borrow().clone();
+            let looking = async move {
+                let mut wrong = Vec::new();
+                for core in &cores {
+                    wrong.extend(badly_placed(core.engine().core(), nodes).await);
+                }
+                wrong
+            };
+            for wrong in self.on_node(number, looking).unwrap_or_default() {
+                self.book.violation(wrong);
+            }
+        }
+    }
+
+    /// No faults any more; false when not all nodes serve again.
+    fn calm_down(&mut self) -> bool {
         self.net.heal();
         self.net.set_faults(NetFaults::none());
         self.members.iter().for_each(|member| member.switch.restore());
         for number in self.dead.clone() {
             self.start(number);
         }
-        let nodes = self.options.nodes as usize;
-        if !self.until("all nodes serve", |scene| scene.serving.borrow().len() == nodes) {
+        let nodes = self.members.len();
+        self.until("all nodes serve", |scene| scene.serving.borrow().len() == nodes)
+    }
+
+    /// The cluster heals and serves, and everything acknowledged is there.
+    fn make_peace(&mut self) {
+        if !self.calm_down() {
             return;
         }
         self.let_pass(Duration::from_secs(5));
@@ -501,7 +605,9 @@ impl<'a> Scene<'a> {
         if self.until("every split is over", Scene::has_no_split)
             && self.until("every shard has its voters", Scene::has_voters)
             && self.until("every stripe is whole", Scene::is_whole)
+            && self.until("every stripe lies as placement demands", Scene::is_rebalanced)
         {
+            self.check_placed();
             self.check_all();
         }
     }

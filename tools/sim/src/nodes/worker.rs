@@ -39,6 +39,8 @@ pub struct Book {
     pub unknown: Cell<u64>,
     /// Splits of shards that were begun.
     pub splits: Cell<u64>,
+    /// What was said instead, of the last one.
+    pub last_unknown: RefCell<String>,
 }
 
 impl Book {
@@ -63,6 +65,12 @@ impl Book {
     #[must_use]
     pub fn violations(&self) -> Vec<String> {
         self.violations.borrow().clone()
+    }
+
+    /// A request has no final answer.
+    fn unknown(&self, why: String) {
+        self.unknown.set(self.unknown.get() + 1);
+        self.last_unknown.replace(why);
     }
 
     fn happened(&self, place: Place, id: WriteId) {
@@ -174,7 +182,7 @@ impl Worker {
             Some(Err(StoreError::Damaged { reason })) => {
                 self.book.violation(format!("{place}: a write met damage: {reason}"));
             }
-            _ => self.book.unknown.set(self.book.unknown.get() + 1),
+            answer => self.book.unknown(format!("{place}: a write: {answer:?}")),
         }
     }
 
@@ -184,7 +192,7 @@ impl Worker {
         let request = async move { read(store, tenant, place).await };
         match self.ask(node, request).await {
             Some(seen) => self.saw(place, start, seen, false),
-            None => self.book.unknown.set(self.book.unknown.get() + 1),
+            None => self.book.unknown(format!("{place}: a read without an answer")),
         }
     }
 
@@ -231,9 +239,11 @@ impl Worker {
                 book.reads.set(book.reads.get() + 1);
             }
             Err(error) if is_peace => book.violation(format!("{place}: not readable in peace: {error}")),
-            Err(StoreError::Unavailable { .. }) => book.unknown.set(book.unknown.get() + 1),
+            Err(error @ (StoreError::Unavailable { .. } | StoreError::Unsettled { .. })) => {
+                book.unknown(format!("{place}: a read: {error}"));
+            }
             // A page that was collected while its reader's leader changed: an error, never a wrong byte.
-            Err(StoreError::Damaged { .. }) => book.unknown.set(book.unknown.get() + 1),
+            Err(error @ StoreError::Damaged { .. }) => book.unknown(format!("{place}: a read: {error}")),
             Err(error) => book.violation(format!("{place}: a read failed: {error}")),
         }
     }

@@ -1,18 +1,11 @@
-//! Raft groups with three replicas in one process, on real files: commands per second by writers and groups, how many
-//! calls travel in a parcel, and what idle groups cost.
+//! Three replicas of the product in one process: its groups, parcels, journals and table files, on real files.
 //!
-//! `cargo bench --ignore-rust-version -p kiseki-benches --bench raft_groups -- [SECONDS] [DIRECTORY]`: seconds of each
-//! figure (3) and where the files lie (a new directory in the system's place for temporary files). Run `fio` beside it:
-//! a figure means nothing without what the disk gives in the same minute.
+//! The nodes share an executor and hand each other parcels without a socket; everything else is as in a node.
 
-use futures::channel::oneshot;
 use kiseki_devices::file_device::{create_image, open_device};
 use kiseki_devices::journal::{self, JournalConfig, JournalId, MirrorRegion};
 use kiseki_devices::meta_dir::FsDir;
 use kiseki_devices::ring::RingOptions;
-use kiseki_executor::{Executor, ExecutorOptions};
-use kiseki_net::runtime::CoreRuntime;
-use kiseki_net::side::SidePool;
 use kiseki_raft::group::{GroupParts, GroupSettings};
 use kiseki_raft::snapshot::SnapshotSeals;
 use kiseki_raft::table_file::TableFile;
@@ -20,24 +13,22 @@ use kiseki_raft::table_set::{FileSpec, TableSet, TableSettings};
 use kiseki_raft::type_config::{VoterId, node_of};
 use kiseki_raft::{LaneLog, PeerDirectory, RaftPeers, Replicas, ShardGroup};
 use kiseki_types::buf::plain_buffers;
-use kiseki_types::group::{Applied, ApplyError, LogPosition, RaftGroup, StateMachine};
-use kiseki_types::ids::CoreId;
+use kiseki_types::group::{Applied, ApplyError, LogPosition, StateMachine};
 use kiseki_types::peer::{Parcel, PeerCallError, PeerCalls, PeerHandler, PeerIdentity, PeerLane, ServiceId};
-use kiseki_types::runtime::{LocalBoxFuture, Ports, RuntimeExt, set_current};
+use kiseki_types::runtime::{LocalBoxFuture, Ports};
 use kiseki_types::table::{TableReader, TableWrite};
 use kiseki_types::{BlockIndex, LaneId, NodeId, ShardId};
-use rustix::time::{ClockId, clock_gettime};
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-const NODES: u64 = 3;
+/// Nodes of a cluster.
+pub const NODES: u64 = 3;
 const LANE: LaneId = LaneId(0);
 const JOURNAL_LEN_BYTES: u64 = 64 << 20;
-const COMMAND_LEN_BYTES: usize = 256;
 
 /// Calls between the nodes of this process.
 #[derive(Default)]
@@ -146,6 +137,39 @@ impl Node {
     }
 }
 
+/// A cluster in this process.
+pub struct Cluster {
+    nodes: Vec<Node>,
+    /// The replicas that lead, all on the first node.
+    pub leaders: Vec<ShardGroup>,
+}
+
+impl Cluster {
+    /// Makes a cluster of so many groups, with its files below `base`.
+    pub async fn start(ports: &Ports, base: &Path, groups: u64) -> Cluster {
+        let wires = Rc::new(Wires::default());
+        let mut nodes = Vec::new();
+        for number in 1..=NODES {
+            nodes.push(Node::start(NodeId(number), ports, &wires, base).await);
+        }
+        let leaders = make_groups(&nodes, groups).await;
+        Cluster { nodes, leaders }
+    }
+
+    /// Parcels and calls that the nodes have sent so far.
+    pub fn sent(&self) -> (u64, u64) {
+        let peers = self.nodes.iter().map(|node| &node.peers);
+        peers.fold((0, 0), |(parcels, calls), peers| (parcels + peers.parcels(), calls + peers.calls()))
+    }
+
+    /// Ends the groups.
+    pub async fn close(self) {
+        for leader in &self.leaders {
+            leader.close().await.expect("it closes");
+        }
+    }
+}
+
 /// Makes groups whose leaders are on the first node.
 async fn make_groups(nodes: &[Node], groups: u64) -> Vec<ShardGroup> {
     let voters: Vec<VoterId> = nodes.iter().map(|node| node.id.0).collect();
@@ -160,96 +184,4 @@ async fn make_groups(nodes: &[Node], groups: u64) -> Vec<ShardGroup> {
         leaders.push(leader);
     }
     leaders
-}
-
-fn cpu_time() -> Duration {
-    let now = clock_gettime(ClockId::ProcessCPUTime);
-    Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
-}
-
-/// Writers that propose one command after the other for `span`; how many commands were answered.
-async fn load(ports: &Ports, leaders: &[ShardGroup], writers: usize, span: Duration) -> u64 {
-    let (done, until) = (Rc::new(Cell::new(0)), ports.now() + span);
-    let mut ends = Vec::new();
-    for number in 0..writers {
-        let (leader, done, ports) = (leaders[number % leaders.len()].clone(), done.clone(), ports.clone());
-        let (sender, receiver) = oneshot::channel();
-        ports.clone().spawn(
-            "writer",
-            Box::pin(async move {
-                let mut command = vec![7; COMMAND_LEN_BYTES];
-                command[..8].copy_from_slice(&(number as u64).to_be_bytes());
-                while ports.now() < until {
-                    leader.propose(command.clone()).await.expect("it is committed");
-                    done.set(done.get() + 1);
-                }
-                let _ = sender.send(());
-            }),
-        );
-        ends.push(receiver);
-    }
-    futures::future::join_all(ends).await;
-    done.get()
-}
-
-async fn measure(ports: &Ports, base: PathBuf, groups: u64, span: Duration) {
-    std::fs::create_dir_all(&base).expect("a directory for the files");
-    let wires = Rc::new(Wires::default());
-    let mut nodes = Vec::new();
-    for number in 1..=NODES {
-        nodes.push(Node::start(NodeId(number), ports, &wires, &base).await);
-    }
-    let leaders = make_groups(&nodes, groups).await;
-    for writers in [1, 16, 256] {
-        load(ports, &leaders, writers, span / 4).await;
-        let (parcels, calls, cpu, start) =
-            (nodes[0].peers.parcels(), nodes[0].peers.calls(), cpu_time(), Instant::now());
-        let done = load(ports, &leaders, writers, span).await;
-        let (wall, cpu) = (start.elapsed(), cpu_time() - cpu);
-        let (parcels, calls) = (nodes[0].peers.parcels() - parcels, nodes[0].peers.calls() - calls);
-        println!(
-            "{groups:>3} groups {writers:>4} writers {:>9.0} commands/s, {:>6.1} us of CPU each, {:>5.2} calls a parcel, {:>6.1} commands a call",
-            done as f64 / wall.as_secs_f64(),
-            cpu.as_secs_f64() * 1e6 / done as f64,
-            calls as f64 / parcels.max(1) as f64,
-            2.0 * done as f64 / calls.max(1) as f64,
-        );
-    }
-    ports.sleep(Duration::from_secs(2)).await; // folds end
-    let (parcels, calls, cpu, start) = (nodes[0].peers.parcels(), nodes[0].peers.calls(), cpu_time(), Instant::now());
-    ports.sleep(span * 2).await;
-    let (wall, cpu) = (start.elapsed().as_secs_f64(), (cpu_time() - cpu).as_secs_f64());
-    let (parcels, calls) = (nodes[0].peers.parcels() - parcels, nodes[0].peers.calls() - calls);
-    println!(
-        "{groups:>3} groups idle: {:.1} % of a core for {NODES} nodes, {:.1} parcels/s, {:.1} calls a parcel",
-        100.0 * cpu / wall,
-        parcels as f64 / wall,
-        calls as f64 / parcels.max(1) as f64
-    );
-    for leader in leaders {
-        leader.close().await.expect("it closes");
-    }
-    drop(nodes);
-    std::fs::remove_dir_all(&base).expect("the files go");
-}
-
-fn main() {
-    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
-    let seconds = arguments.first().and_then(|text| text.parse().ok()).unwrap_or(3);
-    let base = arguments.get(1).map_or_else(std::env::temp_dir, PathBuf::from);
-    let base = base.join(format!("kiseki-raft-groups-{}", std::process::id()));
-    for groups in [1, 16, 64] {
-        let side = SidePool::start(2).expect("threads");
-        let (pool, base) = (side.clone(), base.join(groups.to_string()));
-        let executor = Executor::new(ExecutorOptions::default()).expect("an executor");
-        executor.run(async move {
-            let ports: Ports = Rc::new(CoreRuntime::new(CoreId(0), pool));
-            set_current(Some(ports.clone()));
-            measure(&ports, base, groups, Duration::from_secs(seconds)).await;
-            set_current(None);
-        });
-        drop(executor);
-        side.stop();
-    }
-    let _ = std::fs::remove_dir(&base); // what a run that broke left stays to be looked at
 }
