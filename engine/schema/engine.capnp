@@ -1,5 +1,5 @@
 @0xe6d44cbdfe4bbd12;
-# Messages between the engines of different nodes, versions 1 and 2. What they mean, their limits and how they may grow is told in
+# Messages between the engines of different nodes, versions 1 to 3. What they mean, their limits and how they may grow is told in
 # docs/formats/engine-messages.md. Fields are never renumbered or reused; a reader ignores those that it does not know.
 #
 # Ids of 16 bytes: Data of that length, lists of them one after the other in one Data; inside elements of lists two words,

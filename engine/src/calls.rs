@@ -106,6 +106,12 @@ impl Calls {
         locator.home(self.inner.home_count)
     }
 
+    /// Another member that does not speak a version of messages, as far as this core knows.
+    #[must_use]
+    pub fn lacking(&self, version: u16) -> Option<NodeId> {
+        self.inner.nodes.lacking(version)
+    }
+
     /// Asks whoever leads a shard. What may have been done and may be asked again is asked of whoever leads next, a change under
     /// one request id, so that it is done once and gets its first answer (`request_log`).
     ///

@@ -22,6 +22,7 @@ use crate::machine::ROWS_FILE;
 use crate::message::{BeginChunk, Collected, Decision, HomeRequest, HomeResponse, PinId, ShardRequest, ShardResponse};
 use crate::repair_queue::{RepairCause, RepairQueue};
 use crate::split_message::{SplitAnswer, SplitRequest};
+use crate::wire::SPLIT_VERSION;
 use crate::spread::ByNode;
 use crate::stripe::shape_for;
 use futures::FutureExt;
@@ -538,8 +539,12 @@ impl HomeService {
         if pins.iter().any(|pin| self.may_live(pin)) {
             return Ok(Collected::Busy);
         }
-        if record.state == GenerationState::Complete && pins.is_empty() && self.is_named(name, &record).await {
-            return Ok(Collected::Named);
+        if record.state == GenerationState::Complete && pins.is_empty() && record.shards.len() > 1 && self.calls.lacking(SPLIT_VERSION).is_none() {
+            match self.is_named(name, &record).await {
+                Some(true) => return Ok(Collected::Named),
+                Some(false) => {}
+                None => return Ok(Collected::Busy),
+            }
         }
         if record.state != GenerationState::Freeing {
             if record.state != GenerationState::Condemned {
@@ -562,21 +567,35 @@ impl HomeService {
         Ok(Collected::Freed)
     }
 
-    /// Whether one of several shards names the generation just now, as far as they answer: it will ask by itself when it does no
-    /// more, so nobody has to be fenced. When keys move to another shard all their chunks come by here.
-    async fn is_named(&self, name: ChunkName, record: &GenerationRecord) -> bool {
-        if record.shards.len() < 2 {
-            return false;
-        }
+    /// Whether one of several shards names the generation just now: it will ask by itself when it does no more, so nobody has to be
+    /// fenced. When keys move to another shard all their chunks come by here. `None` when one did not answer.
+    async fn is_named(&self, name: ChunkName, record: &GenerationRecord) -> Option<bool> {
+        self.forget_silence();
         for shard in &record.shards {
+            if self.silent.borrow().contains_key(shard) {
+                return None;
+            }
             let request = ShardRequest::Split(Box::new(SplitRequest::CountOf(vec![name])));
-            if let Ok(ShardResponse::Split(SplitAnswer::Counts(counts))) = self.calls.shard(*shard, request).await
-                && counts.first().is_some_and(|count| *count > 0)
-            {
-                return true;
+            match self.calls.shard(*shard, request).await {
+                Ok(ShardResponse::Split(SplitAnswer::Counts(counts))) => {
+                    if counts.first().is_some_and(|count| *count > 0) {
+                        return Some(true);
+                    }
+                }
+                Ok(_) => panic!("a shard answers CountOf with Counts"),
+                Err(error) => {
+                    warn!(%shard, %error, "a shard did not say whether it names a generation; it is kept for now");
+                    self.silent.borrow_mut().insert(*shard, self.leader.ports().now() + SILENT_INTERVAL);
+                    return None;
+                }
             }
         }
-        false
+        Some(false)
+    }
+
+    fn forget_silence(&self) {
+        let now = self.leader.ports().now();
+        self.silent.borrow_mut().retain(|_, until| now < *until);
     }
 
     /// A shard may name these from now on, and is fenced before they are freed. Refused is what may be on its way to be freed
@@ -608,8 +627,7 @@ impl HomeService {
     /// not answer: then nothing may be freed.
     async fn fence_everywhere(&self, name: ChunkName, record: &GenerationRecord) -> Option<u64> {
         let mut named = 0;
-        let now = self.leader.ports().now();
-        self.silent.borrow_mut().retain(|_, until| now < *until);
+        self.forget_silence();
         for shard in &record.shards {
             if self.silent.borrow().contains_key(shard) {
                 return None;

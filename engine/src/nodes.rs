@@ -176,6 +176,13 @@ impl NodeBoard {
         self.spoken.borrow().get(&node).copied()
     }
 
+    /// Another member that does not speak a version of messages, or has not said so since this node started.
+    #[must_use]
+    pub fn lacking(&self, version: u16) -> Option<NodeId> {
+        let speaks = |node| self.spoken(node).is_some_and(|spoken| spoken >= version);
+        self.others().into_iter().map(|entry| entry.node).find(|node| !speaks(*node))
+    }
+
     /// How often a node was heard again after a silence: others have led its shards meanwhile.
     #[must_use]
     pub fn returns(&self) -> u64 {

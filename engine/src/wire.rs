@@ -28,7 +28,9 @@ pub use fragments::{
 };
 
 use crate::engine_capnp::{request, response, stamp};
-use crate::message::{ControlResponse, EngineRequest, EngineResponse, RequestBody, ResponseBody};
+use crate::message::{
+    ControlRequest, ControlResponse, EngineRequest, EngineResponse, HomeRequest, RequestBody, ResponseBody, ShardRequest,
+};
 use crate::request_log::{Mark, RequestStamp};
 use frame::{Draft, count};
 use kiseki_types::ids::{NodeId, RequestId, ShardId};
@@ -36,14 +38,17 @@ use kiseki_types::limits::LANES_MAX;
 use thiserror::Error;
 
 /// What this release speaks. A message of a higher version is refused; see `docs/formats/engine-messages.md`.
-pub const MESSAGE_VERSION: u16 = 2;
+pub const MESSAGE_VERSION: u16 = 3;
 
-/// What a reader has to speak to act rightly on a message that is not [`STAMPED_VERSION`].
+/// What a reader has to speak to act rightly on a message that is neither [`STAMPED_VERSION`] nor [`SPLIT_VERSION`].
 const PLAIN_VERSION: u16 = 1;
 
 /// What a reader has to speak to act rightly on a request that may be asked again: one that does not know what a request id is
 /// would do it twice.
 pub const STAMPED_VERSION: u16 = 2;
+
+/// What every node has to speak before keys of a bucket lie in several shards.
+pub const SPLIT_VERSION: u16 = 3;
 
 /// Longest text that is meant for people; a longer one is cut.
 pub const REASON_LEN_BYTES_MAX: usize = 2048;
@@ -102,7 +107,7 @@ pub enum WireError {
 pub fn encode_request(request: &EngineRequest) -> Result<Vec<u8>, WireError> {
     frame::encode(|draft| {
         let mut out = draft.message.init_root::<request::Builder<'_>>();
-        out.set_version(if request.stamp.is_some() { STAMPED_VERSION } else { PLAIN_VERSION });
+        out.set_version(version_of(request));
         out.set_speaks(MESSAGE_VERSION);
         out.set_shard(request.shard.0);
         if let Some(stamp) = &request.stamp {
@@ -110,6 +115,19 @@ pub fn encode_request(request: &EngineRequest) -> Result<Vec<u8>, WireError> {
         }
         put_body(out, &request.body, &mut draft.is_secret)
     })
+}
+
+fn version_of(request: &EngineRequest) -> u16 {
+    let is_about_splits = match &request.body {
+        RequestBody::Control(ControlRequest::Shards(_)) | RequestBody::Home(HomeRequest::Adopt { .. }) => true,
+        RequestBody::Shard(request) => matches!(**request, ShardRequest::Split(_)),
+        _ => false,
+    };
+    match request.stamp {
+        _ if is_about_splits => SPLIT_VERSION,
+        Some(_) => STAMPED_VERSION,
+        None => PLAIN_VERSION,
+    }
 }
 
 fn put_body(out: request::Builder<'_>, body: &RequestBody, is_secret: &mut bool) -> Result<(), WireError> {

@@ -13,6 +13,7 @@ use crate::message::{OpenShard, ShardRequest, ShardResponse};
 use crate::split_message::{
     ShardEntry, ShardMapAnswer, ShardMapRequest, SplitAnswer, SplitOrder, SplitRequest, SplitState,
 };
+use crate::wire::SPLIT_VERSION;
 use kiseki_types::ids::{NamespaceId, ShardId, TenantId};
 use kiseki_types::limits::KEY_LEN_BYTES_MAX;
 use kiseki_types::runtime::RuntimeExt;
@@ -77,6 +78,14 @@ impl ControlService {
         bucket: Option<&str>,
         at: Option<String>,
     ) -> Result<SplitOrder, StoreError> {
+        if let Some(node) = self.calls.lacking(SPLIT_VERSION) {
+            let what = format!(
+                "node {} runs an earlier release, or has not answered since this one started: all nodes have to run one that \
+                 knows shards that are split",
+                node.0
+            );
+            return Err(invalid(what));
+        }
         let _one = self.leader.latches.hold(BEGINNING.to_vec(), Hold::Exclusive).await;
         let parent = self.shard_row(shard).await?;
         if !parent.active {

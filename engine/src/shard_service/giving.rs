@@ -259,6 +259,9 @@ impl ShardService {
 
     /// One handful; whether there may be another one right away.
     async fn give_some(self: &Rc<Self>) -> Result<bool, StoreError> {
+        if self.order().await?.is_none() {
+            return Ok(false); // nothing is asked of the others: groups at rest stay so
+        }
         self.leader.barrier().await?;
         let Some((order, end)) = self.order().await? else { return Ok(false) };
         if self.given.is_unknown() || self.leader.row(CLOSED, &order.namespace.0.to_be_bytes()).await?.is_some() {

@@ -49,17 +49,19 @@ fn pardoned(world: &World) -> u64 {
 
 #[test]
 fn i_d1_i_c2_what_is_condemned_and_named_is_repaired_and_moved_while_a_shard_does_not_answer() {
-    let (world, tenant, [_, high]) = two_shards(World::new(1));
+    let (mut world, tenant, [_, high]) = two_shards(World::new(1));
     world.record_opened();
     for bucket in ["low", "high"] {
         world.put(tenant, bucket, "k", &content(1)).unwrap();
         world.sleep(1);
     }
     assert_eq!(world.fragments.stripes().len(), 1, "both shards name one generation");
-    // The shard that still names it does not answer, so that nobody knows whether it does.
+    // A writer dies that pinned it once more, and a shard that names it takes no fence: nobody knows who names it.
+    let writer = stored(&world, tenant, "high", "other", &content(1));
     set_stuck(&world, high, true);
-    assert!(world.run(world.store.delete(tenant, "low", "k", Condition::None)).unwrap());
-    world.sleep(10);
+    world.restart();
+    std::mem::forget(writer); // it went down with the node, and gives up nothing
+    world.sleep(30);
     let holder = |world: &World| world.fragments.good().into_values().flatten().next().unwrap().1.0[0];
     let lost = holder(&world);
     world.fragments.fail(lost);
@@ -73,10 +75,33 @@ fn i_d1_i_c2_what_is_condemned_and_named_is_repaired_and_moved_while_a_shard_doe
     assert_eq!((pardoned(&world), world.engine.repair_state().lost), (0, 0));
     set_stuck(&world, high, false);
     world.await_that("it is pardoned", |world| pardoned(world) == 1);
-    assert!(world.get(tenant, "high", "k").unwrap() == content(1), "I-C2");
-    assert!(world.run(world.store.delete(tenant, "high", "k", Condition::None)).unwrap());
+    for bucket in ["low", "high"] {
+        assert!(world.get(tenant, bucket, "k").unwrap() == content(1), "I-C2");
+        assert!(world.run(world.store.delete(tenant, bucket, "k", Condition::None)).unwrap());
+    }
     world.fragments.repair();
     world.await_that("it is freed in the end", |world| world.fragments.count() == 0);
+}
+
+#[test]
+fn i_c2_what_another_shard_names_is_not_fenced() {
+    let (world, tenant, [_, high]) = two_shards(World::new(6));
+    for bucket in ["low", "high"] {
+        world.put(tenant, bucket, "k", &content(1)).unwrap();
+        world.sleep(1);
+    }
+    // It takes no fence, and is not asked for one.
+    set_stuck(&world, high, true);
+    assert!(world.run(world.store.delete(tenant, "low", "k", Condition::None)).unwrap());
+    world.sleep(60);
+    world.put(tenant, "low", "again", &content(1)).unwrap();
+    assert_eq!((world.fragments.stripes().len(), pardoned(&world)), (1, 0), "a hit: it was never condemned");
+    assert!(world.run(world.store.delete(tenant, "low", "again", Condition::None)).unwrap());
+    world.sleep(60);
+    set_stuck(&world, high, false);
+    assert!(world.get(tenant, "high", "k").unwrap() == content(1));
+    assert!(world.run(world.store.delete(tenant, "high", "k", Condition::None)).unwrap());
+    world.await_that("the last shard that names it has it freed", |world| world.fragments.count() == 0);
 }
 
 #[test]
