@@ -44,6 +44,9 @@ pub struct SplitOrder {
     pub root: DirId,
     /// The first of the keys.
     pub start: String,
+    /// The first key that the giver does not hold any more; `None`: it holds all that follow. It knows itself what it gave
+    /// away, and not how far what it was given once goes.
+    pub until: Option<String>,
 }
 
 /// One thing that changes hands.
@@ -297,6 +300,7 @@ impl SplitOrder {
     /// Appends it.
     pub fn encode(&self, writer: &mut Writer) {
         writer.u64(self.child.0).u64(self.namespace.0).raw(&self.root.0).str(&self.start);
+        encode_end(writer, self.until.as_deref());
     }
 
     /// Reads it.
@@ -306,6 +310,7 @@ impl SplitOrder {
             namespace: NamespaceId(reader.u64()?),
             root: DirId(reader.array()?),
             start: key(reader)?,
+            until: decode_end(reader)?,
         })
     }
 }
@@ -713,7 +718,8 @@ mod tests {
             MovedItem::Upload { key: "k".to_owned(), upload, entry: UploadEntry { initiated_unix_ms: 1, attributes } },
             MovedItem::Part { upload, part: 2, entry: part },
         ];
-        let order = SplitOrder { child: ShardId(2000), namespace, root, start: "m".to_owned() };
+        let (start, until) = ("m".to_owned(), Some("t".to_owned()));
+        let order = SplitOrder { child: ShardId(2000), namespace, root, start, until };
         let name = ChunkName { locator: Locator([1; 32]), generation: Generation(2) };
         let page =
             Page { composition: Default::default(), wrap_salt: Default::default(), kek_epoch: 1, references: vec![] };

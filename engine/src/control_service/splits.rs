@@ -101,7 +101,8 @@ impl ControlService {
             return Err(invalid(format!("the tenant has {of_tenant} shards, and gets no more")));
         }
         let (key, row, start) = self.split_point(shard, parent.tenant, bucket, at).await?;
-        let order = SplitOrder { child: ShardId(0), namespace: row.info.namespace, root: row.root, start };
+        let until = row.ranges.holder(&start, row.shard).until;
+        let order = SplitOrder { child: ShardId(0), namespace: row.info.namespace, root: row.root, start, until };
         self.make_child(shard, parent.tenant, key, order).await
     }
 

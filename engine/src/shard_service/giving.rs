@@ -9,7 +9,7 @@ use super::{ShardService, drop_pages, namespace_latch};
 use crate::api::StoreError;
 use crate::composition::{Page, PartEntry};
 use crate::delta::{ChunkName, RowChange};
-use crate::key_ranges::KeyRange;
+use crate::key_ranges::{KeyRange, lower_end};
 use crate::latch::Hold;
 use crate::leader::{CommitError, Draft, row_damaged};
 use crate::message::{Clip, ControlRequest, HomeRequest, HomeResponse, ShardRequest, ShardResponse};
@@ -174,7 +174,7 @@ impl ShardService {
                     return Ok(SplitState::Stopped);
                 }
                 self.check_all_here(order.namespace, &Clip::of_key(&order.start))?;
-                let end = self.given.next_start(order.namespace, &order.start);
+                let end = lower_end(self.given.next_start(order.namespace, &order.start), order.until.clone());
                 let mut draft = Draft { namespace: order.namespace, ..Draft::default() };
                 let key = order.child.0.to_be_bytes().to_vec();
                 draft.rows.push(RowChange::put(SPLITS, key, encode_split(&order, end.as_deref())));
