@@ -201,7 +201,7 @@ pub struct Rebalancer {
     waits_for: Cell<Option<Hindrance>>,
     /// Bytes that all cores of this node hold on its devices, and when they said so.
     used: RefCell<(Instant, BTreeMap<DeviceId, u64>)>,
-    /// Whether the last survey found something to move of what is still being written.
+    /// Whether the last survey found something to move of what is still being written, or what has to be repaired first.
     met_unfinished: Cell<bool>,
     /// Whether a device that should take a fragment did not, in this round.
     met_no_room: Cell<bool>,
@@ -497,7 +497,8 @@ impl Rebalancer {
         Ok(self.seen() == *seen)
     }
 
-    /// What is to move of one generation. Of one that is not whole nothing: repair comes first, and finds it by itself.
+    /// What is to move of one generation. Of one that is not whole nothing: repair comes first. Where something is missing it finds
+    /// that by itself; a fragment that is there twice, since a put landed that nobody waited for any more, it may never have seen.
     async fn look(
         &self,
         held: &HeldGeneration,
@@ -512,7 +513,12 @@ impl Rebalancer {
             devices.iter().filter(|device| device.state.is_readable()).map(|device| device.id).collect();
         let mut located = located.found;
         located.retain(|found| readable.contains(&found.extent.device));
-        if silence != Silence::None || !Glance::at(name, stripe, &located, &readable).is_whole {
+        let glance = Glance::at(name, stripe, &located, &readable);
+        if silence != Silence::None || !glance.is_whole {
+            if silence == Silence::None && held.is_complete && glance.good == stripe.shape.width() {
+                self.have_repaired(name, stripe);
+                self.met_unfinished.set(true);
+            }
             return Ok(None);
         }
         let Some(map) = StripeMap::at(name, stripe, &located, devices) else { return Ok(None) };

@@ -341,3 +341,17 @@ fn i_d4_what_an_upload_wrote_before_a_node_joined_spreads_when_it_is_done() {
     assert_eq!(surplus(&by_node(&world), 3), 0, "I-D4");
     assert!(world.get(tenant, "bucket", "slow").unwrap() == bytes);
 }
+
+#[test]
+fn i_d4_a_fragment_that_is_there_twice_is_freed_when_nothing_changes_any_more() {
+    let (world, tenant) = filled(World::with_devices(80, 8, CODED), 4);
+    world.fragments.add_device();
+    world.await_rebalanced(9);
+    let before = world.fragments.count();
+    world.fragments.land_again();
+    assert!(world.fragments.count() > before);
+    world.sleep(130);
+    assert_once(&world, "a put that landed late");
+    assert_eq!(world.fragments.count(), before);
+    assert_readable(&world, tenant, 4);
+}

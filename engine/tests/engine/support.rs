@@ -212,6 +212,21 @@ impl MemoryFragments {
             }
         }
     }
+    /// A second copy of the first fragment of each stripe, on another device: what puts leave that landed when nobody waited for
+    /// them any more.
+    pub fn land_again(&self) {
+        let stripes = self.stripes();
+        let mut medium = self.medium.borrow_mut();
+        for ((locator, generation), holders) in stripes {
+            let first = medium.fragments.iter().find(|((key, _), _)| {
+                (key.locator, key.generation, key.index) == (locator, generation, 0)
+            });
+            let (meta, bytes) = first.map(|(_, (stored, bytes))| (stored.meta.clone(), bytes.clone())).unwrap();
+            let mut devices = (0..medium.device_count).map(Self::device);
+            let other = devices.find(|device| !holders.contains(device)).expect("a device without it");
+            medium.put(other, meta, bytes).unwrap();
+        }
+    }
     /// Every byte stored, for searches of plaintext.
     pub fn all_bytes(&self) -> Vec<u8> {
         self.medium.borrow().fragments.values().flat_map(|(_, bytes)| bytes.clone()).collect()

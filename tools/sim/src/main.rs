@@ -5,9 +5,13 @@
 use clap::{Parser, ValueEnum};
 use kiseki_sim::real::{Lie, RealNode, RealOptions};
 use kiseki_sim::{ClusterOptions, NodesOptions, RunOptions, run_cluster, run_nodes, run_seed};
+use kiseki_types::runtime::set_current;
+use std::fmt;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::FormatTime;
 
 /// Runs a whole node on simulated disks, cuts the power at random writes, and checks that everything acknowledged is
 /// back. The same seed gives the same run.
@@ -164,10 +168,24 @@ impl Arguments {
     }
 }
 
+/// The time of the run, in seconds, in front of each line of a node's log.
+struct VirtualTime;
+
+impl FormatTime for VirtualTime {
+    fn format_time(&self, writer: &mut Writer<'_>) -> fmt::Result {
+        let ports = set_current(None);
+        set_current(ports.clone());
+        match ports {
+            Some(ports) => write!(writer, "{:10.3}", ports.now().0 as f64 / 1e9 - 1000.0),
+            None => write!(writer, "         -"),
+        }
+    }
+}
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     if let Some(filter) = &arguments.log {
-        tracing_subscriber::fmt().with_env_filter(filter).without_time().with_writer(std::io::stderr).init();
+        tracing_subscriber::fmt().with_env_filter(filter).with_timer(VirtualTime).with_writer(std::io::stderr).init();
     }
     if let Some(seed) = arguments.alone {
         let (is_good, text) = arguments.run(seed);
