@@ -231,7 +231,7 @@ def split(cluster):
     for node in cluster.nodes:
         bad = cluster.bad_reads(node) + bad_listing(cluster, node)
         check(not bad, f"everything reads back and is listed through {node.dir.name} {bad[:3]}")
-    until("every shard has its voters", lambda: votes_missing(cluster) == 0)
+    until("every shard has its voters", lambda: votes_missing(cluster.nodes) == 0)
 
 
 def healthz(node, path="healthz"):

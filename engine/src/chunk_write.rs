@@ -310,11 +310,12 @@ async fn write_stripe(core: &Rc<Core>, stripe: &mut Stripe) -> Result<(), StoreE
     let mut pending: FuturesUnordered<_> =
         usable.iter().enumerate().map(|(index, device)| put(index, *device)).collect();
     let mut by_node = ByNode::new();
-    let mut full = None;
+    let (mut full, mut went_elsewhere) = (None, false);
     while let Some((index, device, result)) = pending.next().await {
         match result {
             Ok(_) => count(&mut by_node, device),
             Err(error) => {
+                went_elsewhere |= !error.is_space();
                 if error.is_space() {
                     full = Some(error.to_string());
                 } else {
@@ -339,6 +340,9 @@ async fn write_stripe(core: &Rc<Core>, stripe: &mut Stripe) -> Result<(), StoreE
     }
     if !spread.is_enough(stripe.shape, &by_node) {
         return Err(too_few_nodes(stripe, &by_node));
+    }
+    if went_elsewhere {
+        core.late_puts.note(stripe.name, stripe.shape, core.ports.now());
     }
     if durable < width {
         DataCounters::add(&core.counters.stripes_degraded, 1);

@@ -2,8 +2,8 @@
 
 mod devices;
 mod nodes;
-mod splits;
 mod once;
+mod splits;
 
 use crate::api::{BucketInfo, EtagMode, StoreError};
 use crate::calls::Calls;

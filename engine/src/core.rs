@@ -12,6 +12,7 @@ use crate::hash_queue::HashQueue;
 use crate::homes::Homes;
 use crate::key_ranges::KeyRange;
 use crate::keyring::{Keyring, NodeKeys};
+use crate::late_puts::LatePuts;
 use crate::latency::{HedgeBudget, Latencies};
 use crate::message::{Bucket, ControlRequest, ControlResponse, ShardRequest, ShardResponse};
 use crate::nodes::NodeBoard;
@@ -115,6 +116,8 @@ pub struct Core {
     pub repairs: Rc<RepairQueue>,
     /// Stripes whose homes are being told that they are not whole.
     pub repair_reports: RefCell<BTreeSet<ChunkName>>,
+    /// Stripes that may hold a fragment twice.
+    pub(crate) late_puts: LatePuts,
     /// What repair has done.
     pub repair_counters: RepairCounters,
     /// Homes that this core leads.
@@ -153,6 +156,7 @@ impl Core {
             unreadable: Throttle::default(),
             repairs: Rc::default(),
             repair_reports: RefCell::default(),
+            late_puts: LatePuts::default(),
             repair_counters: RepairCounters::default(),
             write_budget: WriteBudget::new(ports.clone()),
             hash_queue: HashQueue::new(ports.clone()),

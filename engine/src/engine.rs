@@ -11,6 +11,7 @@ use crate::home_service::HomeService;
 use crate::host::{FileSpec, GroupHost, GroupSpec, Opening};
 use crate::keyring::{NodeKeys, shard_deltas, shard_pages};
 use crate::keys::MetaSealer;
+use crate::late_puts;
 use crate::machine::Machine;
 use crate::message::{
     Closing, ControlRequest, ControlResponse, CoreRequest, DeviceLook, EngineRequest, EngineResponse, Holdings,
@@ -393,6 +394,7 @@ impl Engine {
     pub fn start_background(self: &Rc<Self>) {
         self.seats.activate();
         orphans::start(&self.core);
+        late_puts::start(&self.core);
         let repairer = Repairer::start(&self.core, self.inputs.repair);
         self.repairer.replace(Some(repairer.clone()));
         self.evacuator.replace(Some(Evacuator::start(&self.core)));

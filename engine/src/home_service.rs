@@ -22,9 +22,9 @@ use crate::machine::ROWS_FILE;
 use crate::message::{BeginChunk, Collected, Decision, HomeRequest, HomeResponse, PinId, ShardRequest, ShardResponse};
 use crate::repair_queue::{RepairCause, RepairQueue};
 use crate::split_message::{SplitAnswer, SplitRequest};
-use crate::wire::SPLIT_VERSION;
 use crate::spread::ByNode;
 use crate::stripe::shape_for;
+use crate::wire::SPLIT_VERSION;
 use futures::FutureExt;
 use futures::channel::oneshot;
 use futures::future::Shared;
@@ -271,7 +271,7 @@ impl HomeService {
             }
             HomeRequest::Collect(name) => self.collect(name).await.map(HomeResponse::Collected),
             HomeRequest::Repair { name, margin, cause } => {
-                self.repairs.offer(name, margin, cause);
+                self.repairs.report(name, margin, cause);
                 Ok(HomeResponse::Decisions(Vec::new()))
             }
             HomeRequest::Evacuate(names) => self.evacuate(&names).await.map(HomeResponse::Evacuating),
@@ -539,7 +539,11 @@ impl HomeService {
         if pins.iter().any(|pin| self.may_live(pin)) {
             return Ok(Collected::Busy);
         }
-        if record.state == GenerationState::Complete && pins.is_empty() && record.shards.len() > 1 && self.calls.lacking(SPLIT_VERSION).is_none() {
+        if record.state == GenerationState::Complete
+            && pins.is_empty()
+            && record.shards.len() > 1
+            && self.calls.lacking(SPLIT_VERSION).is_none()
+        {
             match self.is_named(name, &record).await {
                 Some(true) => return Ok(Collected::Named),
                 Some(false) => {}

@@ -39,6 +39,7 @@ pub mod key_ranges;
 pub mod keyring;
 pub mod keys;
 pub mod latch;
+mod late_puts;
 pub mod latency;
 pub mod leader;
 pub mod machine;

@@ -147,7 +147,7 @@ struct Rest {
     since: Instant,
     /// Whether another survey has to confirm it soon.
     is_fresh: bool,
-    /// How many fragments repair and evacuations had put elsewhere by then.
+    /// How many fragments repair and evacuations had put elsewhere by then, and how many stripes were reported.
     changed: u64,
 }
 
@@ -360,7 +360,7 @@ impl Rebalancer {
 
     fn changed(&self) -> u64 {
         let counters = &self.core.repair_counters;
-        counters.fragments.get() + counters.fragments_moved.get()
+        counters.fragments.get() + counters.fragments_moved.get() + self.core.repairs.reports()
     }
 
     /// One survey, and what it found is moved.

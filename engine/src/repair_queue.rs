@@ -78,9 +78,23 @@ pub struct RepairQueue {
     no_moves_until: Cell<Instant>,
     /// The time of the last look for work.
     now: Cell<Instant>,
+    /// Stripes that readers and writers had something to say of, so far.
+    reports: Cell<u64>,
 }
 
 impl RepairQueue {
+    /// A reader or a writer says that something is wrong with a stripe.
+    pub fn report(&self, name: ChunkName, margin: Margin, cause: RepairCause) {
+        self.reports.set(self.reports.get() + 1);
+        self.offer(name, margin, cause);
+    }
+
+    /// How many times that was.
+    #[must_use]
+    pub fn reports(&self) -> u64 {
+        self.reports.get()
+    }
+
     /// Takes a stripe in, or lets it come earlier when it is in already.
     pub fn offer(&self, name: ChunkName, margin: Margin, cause: RepairCause) {
         self.offer_later(name, margin, cause, Instant(0));

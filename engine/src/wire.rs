@@ -29,7 +29,8 @@ pub use fragments::{
 
 use crate::engine_capnp::{request, response, stamp};
 use crate::message::{
-    ControlRequest, ControlResponse, EngineRequest, EngineResponse, HomeRequest, RequestBody, ResponseBody, ShardRequest,
+    ControlRequest, ControlResponse, EngineRequest, EngineResponse, HomeRequest, RequestBody, ResponseBody,
+    ShardRequest,
 };
 use crate::request_log::{Mark, RequestStamp};
 use frame::{Draft, count};

@@ -1,5 +1,6 @@
 """What goes wrong: each trouble happens, lasts for a while, and is over; `Scene.recover` has the rest come right again."""
 
+import json
 import shutil
 
 from history.nodes import FAKETIME, state
@@ -189,10 +190,42 @@ def node_replaced(scene):
     return f"node {victim.number} by node {member.number}"
 
 
+def split_shard(scene):
+    """Keys move to another shard while clients use them, and the leader of the shard that gives them away may die meanwhile."""
+    members = scene.cluster.members
+    began = until("a shard knows where to split", lambda: begin_split(members[0]))
+    parent, child = began["shard"], began["child"]
+    victim = None
+    if scene.rng.random() < 0.5:
+        scene.pause(scene.rng.random() * 2)
+        leader = shards(members[0])[parent]["leader"]
+        victim = next((member for member in members if member.number == leader), members[-1])
+        victim.kill()
+        scene.serve_meanwhile(scene.cluster.up(), "a shard is split and its leader is dead")
+        victim.launch()
+        victim.await_ready()
+    until("the keys have moved", lambda: shards(scene.cluster.up()[0])[child]["split_of"] is None, 120)
+    return f"shard {parent} gives keys to {child}" + (f", node {victim.number}, its leader, dies meanwhile" if victim else "")
+
+
+def shards(member):
+    code, out, error = kiseki(member, "shard", "list", "--json")
+    if code != 0:
+        raise RuntimeError(f"shard list: {error}")
+    return {row["shard"]: row for row in json.loads(out)}
+
+
+def begin_split(member):
+    """The shard that has most to do, where half of it lies on either side."""
+    busiest = max(shards(member).values(), key=lambda row: row["writes_per_minute"])
+    code, out, _ = kiseki(member, "shard", "split", busiest["shard"], "--json")
+    return json.loads(out) if code == 0 else None
+
+
 # In the order of the short form. Those of the second list need addresses and file systems of their own.
-ANYWHERE = [kill_leader, kill_follower, kill_all, rolling_restart, device_lost, node_replaced]
+ANYWHERE = [kill_leader, kill_follower, kill_all, rolling_restart, device_lost, node_replaced, split_shard]
 SEPARATED = [cut_minority, cut_majority, cut_one_way, cut_leader_deaf, bad_link, full_disk]
-SHORT = [rolling_restart, kill_leader, cut_minority, cut_one_way, kill_all, bad_link]
+SHORT = [rolling_restart, kill_leader, cut_minority, split_shard, cut_one_way, kill_all, bad_link]
 
 
 def possible(net):

@@ -11,6 +11,7 @@ use kiseki_types::ids::{Generation, LaneId, Locator, MapEpoch, NodeId, PoolId};
 use kiseki_types::peer::{Parcel, PeerIdentity};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
+use std::time::Duration;
 
 /// Every stripe has each index once, and on no node more than `most` of them.
 fn assert_spread(world: &World, most: usize, what: &str) {
@@ -315,4 +316,22 @@ fn a_start_repairs_nothing_and_an_unanswered_put_leaves_nothing_behind() {
         stripes.len() == 11 && stripes.values().all(|good| good.len() == 6 || good.len() == 3)
     });
     assert_readable(&world, tenant, 10);
+}
+
+#[test]
+fn i_d4_a_put_that_lands_when_another_device_has_its_fragment_is_freed() {
+    let (world, tenant) = filled(World::on_nodes(13, 3, 4, CODED), 2);
+    world.sleep(200);
+    // A node is there, and its devices take longer than a put is waited for.
+    let slow = &world.apart.as_ref().unwrap().others[0];
+    slow.set_put_delay(Duration::from_secs(11));
+    let small = noise(7, 3_000);
+    world.put(tenant, "bucket", "late", &small).unwrap();
+    slow.set_put_delay(Duration::ZERO);
+    world.sleep(5);
+    let twice = |world: &World| world.good_by_node().values().filter(|good| good.len() == 4).count();
+    assert_eq!(twice(&world), 1, "it has landed: {:?}", world.good_by_node());
+    world.sleep(75);
+    assert_eq!(twice(&world), 0, "a fragment is kept twice while nothing changes");
+    assert!(world.get(tenant, "bucket", "late").unwrap() == small);
 }

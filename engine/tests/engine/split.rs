@@ -5,9 +5,12 @@ use bytes::Bytes;
 use kiseki_engine::api::{CompletePart, Condition, FinishWrite, ListItem, ListRequest, ObjectInfo, Store, StoreError};
 use kiseki_engine::message::{ControlRequest, ControlResponse, Dedup, ShardRequest, ShardResponse};
 use kiseki_engine::split_message::{
-    ShardEntry, ShardMapAnswer, ShardMapRequest, ShardStanding, SplitAnswer, SplitCeilings, SplitOrder, SplitRequest,
+    Attempt, Handover, ShardEntry, ShardMapAnswer, ShardMapRequest, ShardStanding, SplitAnswer, SplitCeilings,
+    SplitOrder, SplitRequest,
 };
-use kiseki_types::ids::{ShardId, TenantId};
+use kiseki_engine::wire::SPLIT_VERSION;
+use kiseki_types::fragment::StripeShape;
+use kiseki_types::ids::{NodeId, ShardId, TenantId};
 use kiseki_types::runtime::RuntimeExt;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -15,6 +18,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 const BUCKET: &str = "bucket";
+
+const COPIES: StripeShape = StripeShape { data: 1, parity: 1 };
 
 fn shards(world: &World) -> Vec<ShardEntry> {
     match world.run(world.engine.calls().control(ControlRequest::Shards(ShardMapRequest::List))) {
@@ -132,8 +137,16 @@ fn i_l6_keys_move_while_they_are_written_read_and_listed() {
         world.put(tenant, BUCKET, &key_of(number), &bytes).unwrap();
         wanted.insert(key_of(number), bytes);
     }
+    // Keys that nobody changes, on both sides: whoever lists finds them, whatever moves meanwhile.
+    let still: Vec<String> =
+        (0..60).flat_map(|number| [format!("a/still{number}"), format!("m/still{number}")]).collect();
+    for (number, key) in still.iter().enumerate() {
+        let bytes = noise(3000 + number as u64, 2_000);
+        world.put(tenant, BUCKET, key, &bytes).unwrap();
+        wanted.insert(key.clone(), bytes);
+    }
     let parent = first_shard(&world, tenant);
-    let wanted = Rc::new(RefCell::new(wanted));
+    let (wanted, still) = (Rc::new(RefCell::new(wanted)), Rc::new(still));
     // A reader that is open all the while, and an upload that has begun.
     let mut open = world.run(world.store.get(tenant, BUCKET, "z399")).unwrap();
     let upload = world.run(world.store.create_upload(tenant, BUCKET, "m/upload", Default::default())).unwrap();
@@ -156,6 +169,7 @@ fn i_l6_keys_move_while_they_are_written_read_and_listed() {
     let refused = Rc::new(Cell::new(0));
     for client in 0..4u64 {
         let (store, wanted, stop, refused) = (world.store.clone(), wanted.clone(), stop.clone(), refused.clone());
+        let still = still.clone();
         let ports = world.sim.ports(NODE);
         let work = async move {
             let mut number = client;
@@ -171,8 +185,11 @@ fn i_l6_keys_move_while_they_are_written_read_and_listed() {
                     done.map(|_| drop(wanted.borrow_mut().insert(key, bytes)))
                 };
                 refused.set(refused.get() + u32::from(done.is_err()));
-                if number.is_multiple_of(40) {
-                    list_all(&store, tenant, None, 100).await.expect("listings are answered all the while");
+                if number.is_multiple_of(5) {
+                    let listed =
+                        list_all(&store, tenant, None, 100).await.expect("listings are answered all the while");
+                    let lacking = still.iter().find(|key| listed.binary_search(key).is_err());
+                    assert_eq!(lacking, None, "I-L6: a listing lacks a key that is there all the while");
                 }
             }
             drop(ports);
@@ -203,6 +220,8 @@ fn i_l6_keys_move_while_they_are_written_read_and_listed() {
     world.sleep(1000); // a count that began before the last key moved is overtaken
     assert_eq!(standing(&world, order.child).keys, moved);
     assert_eq!(standing(&world, parent).keys, wanted.borrow().len() as u64 - moved);
+    world.sleep(2 * 3600);
+    check(&world, tenant, &wanted.borrow()); // I-C2: what the giver names no more is not collected
     remove_all(&world, tenant);
 }
 
@@ -296,6 +315,41 @@ fn i_l6_a_shard_says_where_it_is_split_by_the_keys_that_are_asked_for() {
     world.await_that("the keys have moved", |world| !is_splitting(world));
     world.await_that("it is counted", |world| standing(world, order.child).is_counted);
     assert_eq!(listed(&world, tenant, None, 1000).len(), 200);
+}
+
+#[test]
+fn i_l6_a_handover_that_comes_late_changes_nothing() {
+    let (world, tenant) = world_with_bucket(7);
+    for number in 0..40 {
+        world.put(tenant, BUCKET, &key_of(number), b"x").unwrap();
+    }
+    let SplitOrder { child, namespace, root, .. } = split(&world, first_shard(&world, tenant), Some("m")).unwrap();
+    world.await_that("the keys have moved", |world| !is_splitting(world));
+    // Another try of the same keys, which their giver gave up, was long on its way.
+    let (start, attempt) = ("m".to_owned(), Attempt { term: 1, count: 1 });
+    let late = Handover { namespace, root, start, end: None, attempt, follows: None, items: Vec::new() };
+    let request = ShardRequest::Split(Box::new(SplitRequest::Take(late)));
+    assert!(matches!(world.run(world.engine.calls().shard(child, request)), Err(StoreError::Invalid { .. })));
+    assert_eq!(listed(&world, tenant, None, 1000).len(), 40, "I-L6: what was handed over since is gone");
+}
+
+#[test]
+fn a_node_of_an_earlier_release_keeps_shards_whole() {
+    let world = World::on_nodes(8, 2, 4, COPIES);
+    let tenant = world.tenant("a", Dedup::Shared);
+    world.run(world.store.create_bucket(tenant, BUCKET)).unwrap();
+    let (shard, other) = (first_shard(&world, tenant), NodeId(2));
+    for spoken in [None, Some(SPLIT_VERSION - 1)] {
+        spoken.inspect(|version| world.engine.core().nodes.speaks(other, *version));
+        let refused = split(&world, shard, Some("m"));
+        assert!(
+            matches!(&refused, Err(StoreError::Invalid { what }) if what.contains("node 2")),
+            "{:?}",
+            refused.err()
+        );
+    }
+    world.engine.core().nodes.speaks(other, SPLIT_VERSION);
+    assert!(split(&world, shard, Some("m")).is_ok());
 }
 
 #[test]

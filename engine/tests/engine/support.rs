@@ -218,9 +218,10 @@ impl MemoryFragments {
         let stripes = self.stripes();
         let mut medium = self.medium.borrow_mut();
         for ((locator, generation), holders) in stripes {
-            let first = medium.fragments.iter().find(|((key, _), _)| {
-                (key.locator, key.generation, key.index) == (locator, generation, 0)
-            });
+            let first = medium
+                .fragments
+                .iter()
+                .find(|((key, _), _)| (key.locator, key.generation, key.index) == (locator, generation, 0));
             let (meta, bytes) = first.map(|(_, (stored, bytes))| (stored.meta.clone(), bytes.clone())).unwrap();
             let mut devices = (0..medium.device_count).map(Self::device);
             let other = devices.find(|device| !holders.contains(device)).expect("a device without it");
