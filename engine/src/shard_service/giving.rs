@@ -113,10 +113,7 @@ impl ShardService {
         let wanted = voters_wanted(self.shard(), active_nodes(&self.nodes));
         let (size, is_counted) = self.load.size();
         let (writes_per_minute, reads_per_minute) = self.load.rates(self.leader.ports().now());
-        let split = match self.order().await? {
-            Some((order, _)) => Some(self.state_of(&order)),
-            None => None,
-        };
+        let split = self.order().await?.map(|(order, _)| self.state_of(&order));
         Ok(ShardStanding {
             leader: self.nodes.own(),
             is_complete: voters.len() >= wanted,

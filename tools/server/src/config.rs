@@ -4,6 +4,7 @@
 use crate::nodes_file::is_address;
 use crate::paths::{DEFAULT_DIR, KisekiDir};
 use crate::pool_shape::PoolShape;
+use crate::shard_admin::ShardsSection;
 use crate::space::{DiscardSection, FillSection};
 use crate::wear::WearLimits;
 use clap::{Args, ValueEnum};
@@ -11,7 +12,6 @@ use kiseki_devices::nvme::path::PathPreference;
 use kiseki_engine::rebalancer::RebalanceSettings;
 use kiseki_engine::repairer::RepairSettings;
 use kiseki_engine::scrubber::ScrubSettings;
-use kiseki_engine::split_message::SplitCeilings;
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -151,30 +151,6 @@ pub struct ScrubSection {
     pub interval_h: u32,
     /// MiB of fragments that the node reads a second at most for it.
     pub mib_per_second_max: u32,
-}
-
-/// Section `[shards]`: when a tenant's shard has itself split (I-L6); 0: never for this.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct ShardsSection {
-    /// Objects.
-    pub split_objects: u64,
-    /// GiB of those.
-    pub split_gib: u64,
-    /// Changes of names in a minute.
-    pub split_writes_per_minute: u64,
-}
-
-impl ShardsSection {
-    /// As the engine has them.
-    #[must_use]
-    pub fn ceilings(&self) -> SplitCeilings {
-        SplitCeilings {
-            keys: self.split_objects,
-            bytes: self.split_gib.saturating_mul(1 << 30),
-            writes_per_minute: self.split_writes_per_minute,
-        }
-    }
 }
 
 /// Section `[health]`: when wear watch has a device emptied (I-D3).

@@ -1,4 +1,5 @@
-//! What an operator asks of tenants' shards: who holds them and what, and that one is split. Answered on core 0.
+//! What an operator says of tenants' shards: who holds them and what, that one is split, and when they split by themselves. Answered on
+//! core 0.
 
 use crate::admin::{AdminRequest, AdminResponse};
 use crate::admin_store::not_done;
@@ -9,7 +10,7 @@ use futures::stream;
 use kiseki_engine::api::StoreError;
 use kiseki_engine::message::{ControlRequest, ControlResponse, ShardRequest, ShardResponse};
 use kiseki_engine::split_message::{
-    ShardEntry, ShardMapAnswer, ShardMapRequest, ShardStanding, SplitAnswer, SplitRequest, SplitState,
+    ShardEntry, ShardMapAnswer, ShardMapRequest, ShardStanding, SplitAnswer, SplitCeilings, SplitRequest, SplitState,
 };
 use kiseki_types::ids::{ShardId, TenantId};
 use serde::{Deserialize, Serialize};
@@ -18,6 +19,30 @@ use std::rc::Rc;
 
 /// Shards that are asked at once.
 const ASKED_AT_ONCE: usize = 32;
+
+/// Section `[shards]`: when a tenant's shard has itself split (I-L6); 0: never for this.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ShardsSection {
+    /// Objects.
+    pub split_objects: u64,
+    /// GiB of those.
+    pub split_gib: u64,
+    /// Changes of names in a minute.
+    pub split_writes_per_minute: u64,
+}
+
+impl ShardsSection {
+    /// As the engine has them.
+    #[must_use]
+    pub fn ceilings(&self) -> SplitCeilings {
+        SplitCeilings {
+            keys: self.split_objects,
+            bytes: self.split_gib.saturating_mul(1 << 30),
+            writes_per_minute: self.split_writes_per_minute,
+        }
+    }
+}
 
 /// A tenant's shard as lists show it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
