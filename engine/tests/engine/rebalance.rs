@@ -347,6 +347,7 @@ fn i_d4_a_fragment_that_is_there_twice_is_freed_when_nothing_changes_any_more() 
     let (world, tenant) = filled(World::with_devices(80, 8, CODED), 4);
     world.fragments.add_device();
     world.await_rebalanced(9);
+    world.sleep(20); // all walks are over, and another survey comes
     let before = world.fragments.count();
     world.fragments.land_again();
     assert!(world.fragments.count() > before);
