@@ -342,7 +342,7 @@ async fn write_stripe(core: &Rc<Core>, stripe: &mut Stripe) -> Result<(), StoreE
         return Err(too_few_nodes(stripe, &by_node));
     }
     if went_elsewhere {
-        core.late_puts.note(stripe.name, stripe.shape, core.ports.now());
+        core.late_puts.note(stripe.name, stripe.shape, stripe.pool, core.ports.now());
     }
     if durable < width {
         DataCounters::add(&core.counters.stripes_degraded, 1);

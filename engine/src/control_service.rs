@@ -465,13 +465,19 @@ impl ControlService {
         name: &str,
     ) -> Result<Bucket, StoreError> {
         let _one = self.leader.latches.hold(self.deleting(name), Hold::Exclusive).await;
-        let row = self.bucket(tenant, name).await?;
-        if !row.ranges.is_empty() || self.is_being_split(name).await? {
+        let mut is_closed = false;
+        let (_guard, row) = loop {
+            let guard = self.leader.latches.hold(CHANGES.to_vec(), Hold::Exclusive).await;
+            let row = self.bucket(tenant, name).await?;
+            // With this latch held no split begins or ends.
+            let is_split = !row.ranges.is_empty() || self.is_being_split(name).await?;
+            if is_closed || !is_split {
+                break (guard, row);
+            }
+            drop(guard);
             self.close_everywhere(&row).await?;
-        }
-        let _guard = self.leader.latches.hold(CHANGES.to_vec(), Hold::Exclusive).await;
-        // It may have been given other properties meanwhile; only whoever holds the first latch deletes it.
-        let row = self.bucket(tenant, name).await?;
+            is_closed = true;
+        };
         self.decide(async |term| {
             let rows = vec![
                 RowChange::remove(BUCKETS, self.bucket_key(name)),

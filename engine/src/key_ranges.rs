@@ -4,7 +4,7 @@ use crate::control_rows::NAME_LEN_BYTES_MAX;
 use kiseki_types::codec::{CodecError, Reader, Writer};
 use kiseki_types::ids::{NamespaceId, ShardId};
 
-/// Ranges of one bucket that are kept (I-O5); a bucket that has them is split no further.
+/// Ranges of one bucket that are kept (I-O5); one that has them is split no further.
 pub const KEY_RANGES_MAX: usize = 256;
 
 /// Longest key that bounds a range.
@@ -113,6 +113,12 @@ impl KeyRanges {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.runs.is_empty()
+    }
+
+    /// Whether so many further splits have room.
+    #[must_use]
+    pub fn has_room_for(&self, splits: usize) -> bool {
+        self.runs.len() + 2 * splits <= KEY_RANGES_MAX
     }
 
     /// Who holds a key.

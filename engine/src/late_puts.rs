@@ -8,7 +8,7 @@ use crate::repair_queue::{Margin, RepairCause};
 use crate::repairer;
 use crate::spread::ByNode;
 use kiseki_types::fragment::{StoredFragment, StripeShape};
-use kiseki_types::ids::{DeviceId, NodeId};
+use kiseki_types::ids::{DeviceId, NodeId, PoolId};
 use kiseki_types::runtime::{Instant, RuntimeExt};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -27,23 +27,23 @@ const STRIPES_MAX: usize = 16_384;
 /// Stripes of which one core is not sure that each fragment lies where it should, and nowhere else.
 #[derive(Default)]
 pub(crate) struct LatePuts {
-    waiting: RefCell<VecDeque<(Instant, ChunkName, StripeShape)>>,
+    waiting: RefCell<VecDeque<(Instant, ChunkName, StripeShape, PoolId)>>,
 }
 
 impl LatePuts {
     /// A stripe is whole, and a put of it failed.
-    pub(crate) fn note(&self, name: ChunkName, shape: StripeShape, now: Instant) {
+    pub(crate) fn note(&self, name: ChunkName, shape: StripeShape, pool: PoolId, now: Instant) {
         let mut waiting = self.waiting.borrow_mut();
         if waiting.len() >= STRIPES_MAX {
             waiting.pop_front();
         }
-        waiting.push_back((now, name, shape));
+        waiting.push_back((now, name, shape, pool));
     }
 
-    fn due(&self, now: Instant) -> Option<(ChunkName, StripeShape)> {
+    fn due(&self, now: Instant) -> Option<(ChunkName, StripeShape, PoolId)> {
         let mut waiting = self.waiting.borrow_mut();
-        let (_, name, shape) = waiting.pop_front_if(|(at, ..)| now.since(*at) >= LANDED_AFTER)?;
-        Some((name, shape))
+        let (_, name, shape, pool) = waiting.pop_front_if(|(at, ..)| now.since(*at) >= LANDED_AFTER)?;
+        Some((name, shape, pool))
     }
 }
 
@@ -53,10 +53,10 @@ pub(crate) fn start(core: &Rc<Core>) {
     let task = async move {
         loop {
             looking.ports.sleep(LOOK_INTERVAL).await;
-            while let Some((name, shape)) = looking.late_puts.due(looking.ports.now()) {
+            while let Some((name, shape, pool)) = looking.late_puts.due(looking.ports.now()) {
                 // A node that does not answer is walked over when it is back.
                 if let Ok(located) = looking.fragments.locate(name.locator, name.generation).await
-                    && (located.found.len() > shape.width() || is_uneven(&looking, &located.found))
+                    && (located.found.len() > shape.width() || is_uneven(&looking, pool, &located.found))
                 {
                     repairer::report(&looking, name, Margin::from(shape.parity), RepairCause::Unreadable);
                 }
@@ -67,10 +67,10 @@ pub(crate) fn start(core: &Rc<Core>) {
 }
 
 /// Whether a node has more of a stripe than it would have to.
-fn is_uneven(core: &Core, found: &[StoredFragment]) -> bool {
+fn is_uneven(core: &Core, pool: PoolId, found: &[StoredFragment]) -> bool {
     let devices = core.devices.devices();
     let node_of: BTreeMap<DeviceId, NodeId> = devices.iter().map(|device| (device.id, device.node)).collect();
-    let takes = devices.iter().filter(|device| device.state.takes_fragments());
+    let takes = devices.iter().filter(|device| device.pool == pool && device.state.takes_fragments());
     let nodes: BTreeSet<NodeId> = takes.map(|device| device.node).collect();
     let mut by_node = ByNode::new();
     for node in found.iter().filter_map(|fragment| node_of.get(&fragment.extent.device)) {

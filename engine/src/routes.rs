@@ -215,6 +215,7 @@ fn repeats_freely(body: &RequestBody) -> bool {
                     | SplitRequest::Choose { .. }
                     | SplitRequest::Begin(_)
                     | SplitRequest::CountOf(_)
+                    | SplitRequest::Open { .. }
                     | SplitRequest::Purge { .. }
             ),
             request => matches!(

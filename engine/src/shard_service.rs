@@ -419,6 +419,7 @@ impl ShardService {
         self.decide(async |term| {
             let _guard = self.leader.latches.hold(namespace_latch(root), Hold::Exclusive).await;
             // Whoever deletes a bucket that lies in several shards has the control shard close them.
+            self.check_known()?;
             self.check_all_here(namespace, &Clip::default())?;
             if walk::Walk::new(self.leader.tables(), root).next().await?.is_some() {
                 return Err(StoreError::BucketNotEmpty.into());
@@ -434,7 +435,9 @@ impl ShardService {
     async fn check_open(&self, namespace: NamespaceId) -> Result<(), StoreError> {
         match self.leader.row(CLOSED, &namespace.0.to_be_bytes()).await? {
             None => Ok(()),
-            Some(_) => Err(StoreError::NoSuchBucket),
+            Some(by) if by.is_empty() => Err(StoreError::NoSuchBucket),
+            // Whether it goes is known when all shards that hold keys of it are closed.
+            Some(_) => Err(StoreError::Unavailable { reason: "the bucket is being deleted; try again".to_owned() }),
         }
     }
 

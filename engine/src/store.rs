@@ -157,9 +157,11 @@ struct ListedUploads {
 
 impl Holders for ListedUploads {
     fn request(&mut self, bucket: &Bucket, clip: Clip) -> Option<ShardRequest> {
-        let limit = self.limit - self.uploads.len();
         let (namespace, prefix, after) = (bucket.info.namespace, self.prefix.clone(), self.after.clone());
-        (limit > 0).then_some(ShardRequest::Uploads { namespace, prefix, clip, after, limit })
+        let limit = self.limit;
+        // A shard may have answered with fewer than it has: whoever asked goes on behind the last, until there are none.
+        let is_wanted = limit > 0 && self.uploads.is_empty();
+        is_wanted.then_some(ShardRequest::Uploads { namespace, prefix, clip, after, limit })
     }
 
     fn take(&mut self, answer: ShardResponse) {

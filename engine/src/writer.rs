@@ -384,21 +384,26 @@ impl Writer {
             adopt(&self.core.calls, shard, page.references.iter().map(ChunkReference::name)).await?;
         }
         for id in &self.loose {
-            let page = match self.core.calls.shard(before, ShardRequest::ReadPage { page: *id, read: None }).await? {
-                ShardResponse::Page(page) => page,
-                _ => panic!("a shard answers ReadPage with Page"),
-            };
-            adopt(&self.core.calls, shard, page.references.iter().map(ChunkReference::name)).await?;
-            let (namespace, pages) = (self.path.namespace, vec![(*id, page)]);
-            let request = SplitRequest::TakePages { namespace, pin_epoch, pages };
-            let taken = self.core.calls.shard(shard, ShardRequest::Split(Box::new(request))).await;
-            if let Err(error) = taken {
+            if let Err(error) = self.copy_loose(*id, shard, pin_epoch).await {
                 self.abandon_at(shard);
                 return Err(error);
             }
         }
         self.abandon_at(before);
         (self.holder, self.pin_epoch) = (shard, pin_epoch);
+        Ok(())
+    }
+
+    async fn copy_loose(&self, id: PageId, shard: ShardId, pin_epoch: PinEpoch) -> Result<(), StoreError> {
+        let request = ShardRequest::ReadPage { page: id, read: None };
+        let page = match self.core.calls.shard(self.holder, request).await? {
+            ShardResponse::Page(page) => page,
+            _ => panic!("a shard answers ReadPage with Page"),
+        };
+        adopt(&self.core.calls, shard, page.references.iter().map(ChunkReference::name)).await?;
+        let (namespace, pages) = (self.path.namespace, vec![(id, page)]);
+        let request = SplitRequest::TakePages { namespace, pin_epoch, pages };
+        self.core.calls.shard(shard, ShardRequest::Split(Box::new(request))).await?;
         Ok(())
     }
 

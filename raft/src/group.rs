@@ -156,6 +156,8 @@ pub(crate) struct Inner {
     /// No vote before this time: see [`crate::reads`].
     pub(crate) quiet_until: Cell<Instant>,
     pub(crate) rest: Rest,
+    /// The term in which leadership was given away last, and when: see [`crate::membership`].
+    pub(crate) given_away: Cell<Option<(u64, Instant)>>,
     /// A snapshot is being received; one at a time.
     receiving: tokio::sync::Mutex<()>,
     pub(crate) rebuilds: Cell<u64>,
@@ -239,6 +241,7 @@ impl ShardGroup {
                 confirmed: Cell::new(None),
                 quiet_until,
                 rest,
+                given_away: Cell::new(None),
                 receiving: tokio::sync::Mutex::new(()),
                 rebuilds: Cell::new(0),
                 counters,
@@ -374,7 +377,7 @@ impl ShardGroup {
                     }
                 }
             };
-            match select(pin!(written), pin!(instance.health.until_panic())).await {
+            match select(pin!(written), pin!(instance.health.until_over())).await {
                 Either::Left((answer, _)) => answer,
                 Either::Right(_) => return Err(unavailable(shard, "the group is being rebuilt")),
             }

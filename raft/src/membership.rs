@@ -8,12 +8,15 @@ use crate::type_config::{VoterId, node_of};
 use futures::future::{Either, select};
 use kiseki_types::NodeId;
 use kiseki_types::group::ProposeError;
-use kiseki_types::runtime::RuntimeExt;
+use kiseki_types::runtime::{Instant, RuntimeExt};
 use openraft::async_runtime::WatchReceiver;
 use openraft::{ChangeMembers, EmptyNode, ServerState};
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
 use std::time::Duration;
+
+/// Longest election timeouts after which a leadership that was given away, and that nobody is known to have taken, is ended.
+const TRANSFER_LOST_AFTER: u64 = 5;
 
 /// A voter takes over only when it lacks no more entries than this: the group commits nothing meanwhile.
 pub const TRANSFER_LAG_ENTRIES_MAX: u64 = 1_000;
@@ -89,6 +92,7 @@ impl ShardGroup {
         self.rouse().await.map_err(|error| self.stopped(error.to_string()))?;
         self.can_lead(to)?;
         let raft = self.raft();
+        self.inner.given_away.set(Some((self.metrics().current_term, self.inner.parts.ports.now())));
         raft.trigger().transfer_leader(to).await.map_err(|error| self.stopped(error.to_string()))?;
         let parts = &self.inner.parts;
         let wait = Duration::from_millis(parts.settings.election_ms_max * 2);
@@ -110,6 +114,21 @@ impl ShardGroup {
                 let waited_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
                 Err(RaftError::NoLeader { shard: self.shard_id(), waited_ms })
             }
+        }
+    }
+
+    /// Looks after a leadership that was given away. openraft asks `to` once, and from then on sends no heartbeat and answers nobody:
+    /// where the asking got lost, and others were elected while this replica was cut off, it would take itself for the leader for ever, since
+    /// it asks nobody who could tell. It is built again, as a follower.
+    pub(crate) fn end_lost_transfer(&self, now: Instant) {
+        let Some((term, at)) = self.inner.given_away.get() else { return };
+        let metrics = self.metrics();
+        if metrics.current_term != term || metrics.state != ServerState::Leader {
+            return self.inner.given_away.set(None);
+        }
+        if now >= at + Duration::from_millis(self.inner.parts.settings.election_ms_max * TRANSFER_LOST_AFTER) {
+            self.inner.given_away.set(None);
+            self.instance().health.give_up();
         }
     }
 

@@ -247,6 +247,7 @@ pub(crate) async fn look_after(ports: Ports, replicas: Weak<ReplicaMap>) {
         let groups: Vec<ShardGroup> = replicas.borrow().values().cloned().collect();
         drop(replicas);
         let now = ports.now();
+        groups.iter().for_each(|group| group.end_lost_transfer(now));
         let asks: Vec<_> = groups
             .into_iter()
             .filter_map(|group| group.look_after(now).map(|wish| group.ask_to_rest(wish, now)))

@@ -204,6 +204,7 @@ impl AsyncRuntime for PortsRuntime {
 #[derive(Default)]
 pub struct GroupHealth {
     panicked: Cell<bool>,
+    given_up: Cell<bool>,
     told: Notify,
 }
 
@@ -220,10 +221,16 @@ impl GroupHealth {
         self.panicked.get()
     }
 
-    /// Ends when a task of the group panics. Any number may wait.
-    pub async fn until_panic(&self) {
+    /// The group is to be built again, though no task of it panicked.
+    pub fn give_up(&self) {
+        self.given_up.set(true);
+        self.told.notify_waiters();
+    }
+
+    /// Ends when a task of the group panics, or the group is given up. Any number may wait.
+    pub async fn until_over(&self) {
         let told = self.told.notified(); // made before the look, so nothing told in between is missed
-        if !self.panicked.get() {
+        if !self.panicked.get() && !self.given_up.get() {
             told.await;
         }
     }

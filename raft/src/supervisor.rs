@@ -28,6 +28,8 @@ const SHUTDOWN_WAIT: Duration = Duration::from_secs(2);
 /// Why an instance ended.
 enum End {
     Panicked,
+    /// It gave its leadership away, nobody took it, and it can't take it back.
+    GivenUp,
     Storage(String),
     Stopped,
 }
@@ -55,6 +57,15 @@ async fn supervise(ports: Ports, group: Weak<Inner>) {
                 error!(%shard, reason, "storage of the group failed; it is fenced until the node is restarted");
                 inner.state.replace(GroupState::Fenced(reason));
                 return;
+            }
+            End::GivenUp => {
+                inner.state.replace(GroupState::Rebuilding);
+                warn!(%shard, "a leadership that was given away was not taken; the replica is built again, as a follower");
+                let _ = select(pin!(instance.raft.shutdown()), ports.sleep(SHUTDOWN_WAIT)).await;
+                if !rebuild(&inner).await {
+                    return;
+                }
+                continue;
             }
             End::Panicked => {}
         }
@@ -122,9 +133,10 @@ async fn end_of(ports: &Ports, instance: &Instance, group: &Weak<Inner>) -> End 
             }
         }
     };
-    let end = match select(pin!(core), pin!(instance.health.until_panic())).await {
+    let end = match select(pin!(core), pin!(instance.health.until_over())).await {
         Either::Left((end, _)) => end,
-        Either::Right(_) => End::Panicked,
+        Either::Right(_) if instance.health.panicked() => End::Panicked,
+        Either::Right(_) => End::GivenUp,
     };
     // A storage error is told shortly before or after the task that met it ends: give it a turn to be seen.
     ports.yield_now().await;

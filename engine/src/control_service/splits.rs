@@ -9,12 +9,12 @@ use crate::keyring::metadata_wrap;
 use crate::keys::MetaSealer;
 use crate::latch::Hold;
 use crate::leader::{Draft, row_damaged};
-use crate::message::{OpenShard, ShardRequest, ShardResponse};
+use crate::message::{NodeState, OpenShard, ShardRequest, ShardResponse};
 use crate::split_message::{
     ShardEntry, ShardMapAnswer, ShardMapRequest, SplitAnswer, SplitOrder, SplitRequest, SplitState,
 };
 use crate::wire::SPLIT_VERSION;
-use kiseki_types::ids::{NamespaceId, ShardId, TenantId};
+use kiseki_types::ids::{NamespaceId, NodeId, ShardId, TenantId};
 use kiseki_types::limits::KEY_LEN_BYTES_MAX;
 use kiseki_types::runtime::RuntimeExt;
 use kiseki_types::secret::SecretKey;
@@ -101,6 +101,10 @@ impl ControlService {
             return Err(invalid(format!("the tenant has {of_tenant} shards, and gets no more")));
         }
         let (key, row, start) = self.split_point(shard, parent.tenant, bucket, at).await?;
+        let going_on = self.splits().await?.iter().filter(|(_, split)| split.bucket == key).count();
+        if !row.ranges.has_room_for(going_on + 1) {
+            return Err(invalid("the bucket lies in as many ranges of keys as it may".to_owned()));
+        }
         let until = row.ranges.holder(&start, row.shard).until;
         let order = SplitOrder { child: ShardId(0), namespace: row.info.namespace, root: row.root, start, until };
         self.make_child(shard, parent.tenant, key, order).await
@@ -121,13 +125,17 @@ impl ControlService {
         let (key, row, start) = match (named, at) {
             (Some((key, row)), Some(at)) => (key, row, at),
             (None, Some(_)) => return Err(invalid("a key to split at needs the bucket that it is in".to_owned())),
-            (named, None) => {
-                let namespace = named.as_ref().map(|(_, row)| row.info.namespace);
-                let (namespace, at) = self.ask_where(shard, namespace).await?;
-                let (key, row) = match named {
-                    Some(named) => named,
-                    None => self.bucket_of(tenant, namespace).await?,
-                };
+            (Some((key, row)), None) => {
+                let (_, at) = self.ask_where(shard, Some(row.info.namespace)).await?;
+                (key, row, at)
+            }
+            (None, None) => {
+                let (namespace, mut at) = self.ask_where(shard, None).await?;
+                let (key, row) = self.bucket_of(tenant, namespace).await?;
+                if row.ranges.holder(&at, row.shard).shard != shard {
+                    // The shard would give all of the bucket, whose beginning was never its own.
+                    (_, at) = self.ask_where(shard, Some(namespace)).await?;
+                }
                 (key, row, at)
             }
         };
@@ -206,6 +214,9 @@ impl ControlService {
         let child = split.order.child;
         let row = self.shard_row(child).await?;
         if !row.active {
+            if self.is_gone(row.founder).await? {
+                return self.forget_child(parent, child).await;
+            }
             let open = OpenShard { create: true, ..self.opened(child, &row).await? };
             self.calls.open(row.founder, child, open).await?;
             self.activate(&[child]).await?;
@@ -222,6 +233,25 @@ impl ControlService {
             Ok(_) => Err(unfit()),
             Err(error) => Err(error),
         }
+    }
+
+    async fn is_gone(&self, node: NodeId) -> Result<bool, StoreError> {
+        let (_, entries) = self.node_entries().await?;
+        Ok(entries.iter().any(|entry| entry.node == node && entry.state == NodeState::Removed))
+    }
+
+    /// The node that was to make the child is gone for good, and nobody knows of it yet.
+    async fn forget_child(&self, parent: ShardId, child: ShardId) -> Result<(), StoreError> {
+        let _guard = self.leader.latches.hold(CHANGES.to_vec(), Hold::Exclusive).await;
+        self.decide(async |term| {
+            let mut draft = Draft::default();
+            draft.rows.push(RowChange::remove(SPLITS, parent.0.to_be_bytes().to_vec()));
+            draft.rows.push(RowChange::remove(SHARDS, child.0.to_be_bytes().to_vec()));
+            self.leader.commit(term, draft).await
+        })
+        .await?;
+        warn!(shard = %parent, %child, "a split is given up: the node that was to begin it is gone");
+        Ok(())
     }
 
     /// The split is over. Where the bucket's map is full, or the bucket is gone, the giver alone says where its keys lie.
@@ -253,6 +283,13 @@ impl ControlService {
         let (namespace, root) = (row.info.namespace, row.root);
         let token: [u8; 16] = self.leader.ports().random();
         let mut parts = VecDeque::from([(row.shard, String::new(), None)]);
+        // What is being filled may hold what nobody is sent to: there is none of these keys to be found, and it is closed and cleared.
+        for (_, split) in self.splits().await? {
+            let SplitOrder { child, namespace: of, start, .. } = split.order;
+            if of == namespace && self.shard_row(child).await?.active {
+                parts.push_back((child, start.clone(), Some(start)));
+            }
+        }
         let mut closed = Vec::new();
         while let Some((shard, from, until)) = parts.pop_front() {
             closed.push(shard); // should it not answer, it may be closed all the same

@@ -89,13 +89,18 @@ impl Given {
         self.leaving.borrow().as_ref().is_some_and(|leaving| leaving.range.contains(namespace, key))
     }
 
+    /// What became of the last handover is known, and is in the ranges.
+    pub(super) fn settled(&self) {
+        self.leaving.replace(None);
+    }
+
     /// Whether it is not known what became of the last handover.
     pub(super) fn is_unknown(&self) -> bool {
         self.leaving.borrow().as_ref().is_some_and(|leaving| leaving.is_unknown)
     }
 }
 
-/// Keys that nobody decides about while this is held. Dropped before it ended it leaves them so: the term is over then.
+/// Keys that nobody decides about while this is held. Dropped before it ended it leaves them so until it is known what became of them.
 pub(super) struct Handing {
     service: Rc<ShardService>,
     is_over: bool,
@@ -143,6 +148,11 @@ fn unknown() -> StoreError {
 }
 
 impl ShardService {
+    /// Fails while it is not known whether keys were given away.
+    pub(super) fn check_known(&self) -> Result<(), StoreError> {
+        if self.given.is_unknown() { Err(unknown()) } else { Ok(()) }
+    }
+
     /// Reads what was given away.
     pub(super) async fn load_given(&self) -> Result<(), StoreError> {
         for (_, row) in self.leader.rows(GIVEN, &[], GIVEN_MAX).await? {

@@ -13,6 +13,7 @@ use crate::key_ranges::{KeyRange, lower_end};
 use crate::latch::Hold;
 use crate::leader::{CommitError, Draft, row_damaged};
 use crate::message::{Clip, ControlRequest, HomeRequest, HomeResponse, ShardRequest, ShardResponse};
+use crate::names::split_key;
 use crate::replica_keeper::voters_wanted;
 use crate::shard_tables::{
     CLOSED, ENTRIES, GIVEN, PARTS, SPLITS, UPLOADS, decode_split, encode_given, encode_split, given_key, part_key,
@@ -52,11 +53,16 @@ const ADOPTED_PER_CALL: usize = 256;
 /// Uploads that are looked at for one handful.
 const UPLOADS_MAX: usize = 128;
 
+/// Uploads of one key that can be moved: no more fit in a delta.
+const UPLOADS_OF_KEY_MAX: usize = 8192;
+
 /// A child that does not answer so long keeps nobody waiting: the keys stay here and are tried again.
 const HANDOVER_MAX: Duration = Duration::from_secs(3);
 
-/// Before a handful that failed is tried again, and between two looks for a split.
+/// Before a handful that failed is tried again, and between two looks for a split. It doubles up to the longest while nothing comes
+/// of it: each try copies pages.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+const RETRY_INTERVAL_MAX: Duration = Duration::from_secs(60);
 
 /// Between two handfuls.
 const PAUSE: Duration = Duration::from_millis(2);
@@ -205,12 +211,17 @@ impl ShardService {
     pub(super) fn start_giving(self: &Rc<Self>) {
         let (service, ports) = (Rc::downgrade(self), self.leader.ports().clone());
         let task = async move {
+            let mut retry = RETRY_INTERVAL;
             loop {
                 let pause = {
                     let Some(service) = service.upgrade() else { return };
                     match service.give_some().await {
-                        Ok(true) => PAUSE,
+                        Ok(true) => {
+                            retry = RETRY_INTERVAL;
+                            PAUSE
+                        }
                         Ok(false) => {
+                            retry = RETRY_INTERVAL;
                             service.ask_for_split_when_over().await;
                             RETRY_INTERVAL
                         }
@@ -218,8 +229,12 @@ impl ShardService {
                             let told = service.giving.problem.replace(Some(error.to_string()));
                             if told != Some(error.to_string()) {
                                 warn!(shard = %service.shard(), %error, "keys could not be handed over; tried again");
+                                retry = RETRY_INTERVAL;
                             }
-                            RETRY_INTERVAL
+                            let pause = retry;
+                            retry = (2 * retry).min(RETRY_INTERVAL_MAX);
+                            // As long as that is so nobody decides about some keys.
+                            if service.given.is_unknown() { RETRY_INTERVAL } else { pause }
                         }
                     }
                 };
@@ -256,13 +271,19 @@ impl ShardService {
 
     /// One handful; whether there may be another one right away.
     async fn give_some(self: &Rc<Self>) -> Result<bool, StoreError> {
+        if self.given.is_unknown() {
+            self.find_out().await?;
+        }
         if self.order().await?.is_none() {
             return Ok(false); // nothing is asked of the others: groups at rest stay so
         }
         self.leader.barrier().await?;
         let Some((order, end)) = self.order().await? else { return Ok(false) };
-        if self.given.is_unknown() || self.leader.row(CLOSED, &order.namespace.0.to_be_bytes()).await?.is_some() {
-            return Ok(false); // the term ends; or the bucket is being deleted, and `purge` forgets the split
+        if self.leader.row(CLOSED, &order.namespace.0.to_be_bytes()).await?.is_some() {
+            // `purge` forgets the split.
+            let reason = "the bucket is being deleted; where that was broken off, delete it again";
+            self.giving.waiting.replace(Some(reason.to_owned()));
+            return Ok(false);
         }
         let given = self.given.to(order.namespace, &order.start, order.child);
         let from = match &given {
@@ -341,8 +362,18 @@ impl ShardService {
             shard: order.child,
         };
         handing.commits();
-        // Should this fail, what became of it is not known, and `handing` keeps the keys until the term is over.
-        self.let_go(order, &range, &handful, is_last).await?;
+        match self.let_go(order, &range, &handful, is_last).await {
+            Ok(()) => {}
+            // What became of it is not known, and `handing` keeps the keys until it is, or the term is over.
+            Err(CommitError::Store(StoreError::Unsettled { .. })) => {
+                return Err(problem("the leader changes while keys are handed over"));
+            }
+            // It is in the log and was refused, or never got there.
+            Err(_) => {
+                handing.stay();
+                return Err(problem("the keys could not be let go"));
+            }
+        }
         let (keys, bytes) = handful.size();
         self.load.change(-keys, -bytes);
         handing.gone(range.clone());
@@ -359,13 +390,22 @@ impl ShardService {
 
     /// The next keys: as many as may be handed over at once.
     async fn handful(&self, order: &SplitOrder, from: &str, end: Option<&str>) -> Result<Handful, StoreError> {
-        let mut uploads =
-            self.uploads_between(order.namespace, from, end, UPLOADS_MAX + 1).await?.into_iter().peekable();
+        let mut found = self.uploads_between(order.namespace, from, end, UPLOADS_MAX + 1).await?;
+        // The list is cut off: of its last key there may be more.
+        let mut cut = found.get(UPLOADS_MAX).map(|(key, ..)| key.clone());
+        let whole = cut.clone().filter(|key| found[0].0 == *key);
+        if let Some(key) = &whole {
+            // All are of one key, which goes alone, with all that there are.
+            found =
+                self.uploads_between(order.namespace, key, Some(&format!("{key}\0")), UPLOADS_OF_KEY_MAX + 1).await?;
+            cut = found.get(UPLOADS_OF_KEY_MAX).map(|(key, ..)| key.clone());
+        }
+        let mut uploads = found.into_iter().peekable();
         let mut walk = Walk::new(self.leader.tables(), order.root);
         walk.seek(from);
         let mut file = self.next_file(&mut walk, end).await?;
         let mut handful = Handful { end: end.map(str::to_owned), items: Vec::new(), entries: Vec::new() };
-        let (mut keys, mut len, mut looked_at) = (0, 0, 0);
+        let (mut keys, mut len) = (0, 0);
         loop {
             let next = match (&file, uploads.peek()) {
                 (Some((key, _, _)), Some((upload, _, _))) => key.min(upload).clone(),
@@ -380,15 +420,19 @@ impl ShardService {
                 entries.push(place);
                 file = self.next_file(&mut walk, end).await?;
             }
-            while let Some((key, upload, entry)) = uploads.next_if(|(key, _, _)| *key == next) {
-                looked_at += 1;
-                items.push(MovedItem::Upload { key, upload, entry });
+            let mut more: usize = items.iter().map(rows_len).sum();
+            while more <= KEY_ROWS_LEN_BYTES_MAX
+                && let Some((key, upload, entry)) = uploads.next_if(|(key, _, _)| *key == next)
+            {
                 let parts = self.parts(upload, 0, crate::composition::PARTS_MAX).await?;
-                items.extend(parts.into_iter().map(|(part, entry)| MovedItem::Part { upload, part, entry }));
+                let parts = parts.into_iter().map(|(part, entry)| MovedItem::Part { upload, part, entry });
+                let of_upload = std::iter::once(MovedItem::Upload { key, upload, entry }).chain(parts);
+                for item in of_upload {
+                    more += rows_len(&item);
+                    items.push(item);
+                }
             }
-            let more: usize = items.iter().map(rows_len).sum();
-            // The list of uploads was cut off: whether this key has more of them is not known.
-            let is_cut = looked_at > UPLOADS_MAX;
+            let is_cut = cut.as_ref() == Some(&next);
             if keys > 0 && (keys == KEYS_MAX || len + more > ROWS_LEN_BYTES_MAX || is_cut) {
                 handful.end = Some(next);
                 return Ok(handful);
@@ -400,6 +444,10 @@ impl ShardService {
             len += more;
             handful.items.append(&mut items);
             handful.entries.append(&mut entries);
+            if whole.as_ref() == Some(&next) {
+                handful.end = Some(format!("{next}\0"));
+                return Ok(handful);
+            }
         }
     }
 
@@ -510,7 +558,7 @@ impl ShardService {
         range: &KeyRange,
         handful: &Handful,
         is_last: bool,
-    ) -> Result<(), StoreError> {
+    ) -> Result<(), CommitError> {
         let mut draft = Draft { namespace: order.namespace, ..Draft::default() };
         draft.rows.extend(handful.entries.iter().map(|key| RowChange::remove(ENTRIES, key.clone())));
         for item in &handful.items {
@@ -529,8 +577,19 @@ impl ShardService {
         if is_last {
             draft.rows.push(RowChange::remove(SPLITS, order.child.0.to_be_bytes().to_vec()));
         }
-        let unknown = |_| problem("the leader changes while keys are handed over");
-        self.leader.commit(self.leader.term(), draft).await.map_err(unknown)
+        self.leader.commit(self.leader.term(), draft).await
+    }
+
+    /// What became of the delta that let keys go: whatever this term proposed before a delta that is applied is applied as well, or
+    /// never will be.
+    async fn find_out(&self) -> Result<(), StoreError> {
+        let rows = vec![RowChange::remove(SPLITS, Vec::new())]; // there is no such row
+        let nothing = Draft { rows, ..Draft::default() };
+        let failed = |_| problem("the leader changes while keys are handed over");
+        self.leader.commit(self.leader.term(), nothing).await.map_err(failed)?;
+        self.load_given().await?;
+        self.given.settled();
+        Ok(())
     }
 
     /// Directories that nothing is left in go, as after a removal.
@@ -571,10 +630,16 @@ impl Handful {
     }
 }
 
+/// Bytes of a directory's row but for its name.
+const DIRECTORY_ROW_LEN: usize = 96;
+
 /// At most so many bytes of rows does a thing cost one delta, here or there.
 fn rows_len(item: &MovedItem) -> usize {
     let row = match item {
-        MovedItem::File { key, file } => 2 * key.len() + file.encode().len(),
+        // The child may have to make every directory of the key.
+        MovedItem::File { key, file } => {
+            3 * key.len() + DIRECTORY_ROW_LEN * split_key(key).directories.len() + file.encode().len()
+        }
         MovedItem::Upload { key, entry, .. } => 2 * key.len() + entry.encode().len(),
         MovedItem::Part { entry, .. } => PartEntry::encode(entry).len(),
     };
@@ -607,4 +672,27 @@ pub(crate) async fn adopt(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::composition::FileEntry;
+
+    #[test]
+    fn i_o5_a_key_counts_with_every_directory_that_the_child_may_have_to_make() {
+        let file = FileEntry {
+            len_bytes: 0,
+            modified_unix_ms: 0,
+            etag: String::new(),
+            attributes: Default::default(),
+            part_lens_bytes: Vec::new(),
+            pages: Vec::new(),
+        };
+        let key = format!("k{}", "/".repeat(1000));
+        let rows = rows_len(&MovedItem::File { key, file });
+        assert!(rows > 64 * 1000 && rows < KEY_ROWS_LEN_BYTES_MAX, "{rows} bytes for a thousand rows");
+        let most = ROWS_LEN_BYTES_MAX.max(rows) / DIRECTORY_ROW_LEN;
+        assert!(most < crate::delta::ROWS_PER_DELTA_MAX, "{most} rows of one handful");
+    }
 }

@@ -21,8 +21,10 @@ const SAMPLES_MAX: usize = 1024;
 /// Fewer say nothing of where a shard is to be split.
 const SAMPLES_MIN: usize = 64;
 
-/// Entries that one round counts.
-const COUNTED_PER_ROUND: usize = 2048;
+/// Entries that are counted at once, and how long before the next ones are.
+const COUNTED_PER_STEP: usize = 256;
+
+const STEP_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Between two counts of everything.
 const COUNT_INTERVAL: Duration = Duration::from_secs(900);
@@ -80,6 +82,7 @@ pub(super) struct Load {
     counting: Cell<Size>,
     cursor: RefCell<Option<Vec<u8>>>,
     counted_at: Cell<Option<Instant>>,
+    stepped_at: Cell<Option<Instant>>,
 }
 
 impl Load {
@@ -152,6 +155,10 @@ impl ShardService {
     /// Goes on with the count of what is here.
     pub(super) async fn count_on(&self) -> Result<(), StoreError> {
         let (load, now) = (&self.load, self.leader.ports().now());
+        if load.stepped_at.get().is_some_and(|at| now.since(at) < STEP_INTERVAL) {
+            return Ok(()); // rounds follow one another while there is much to do
+        }
+        load.stepped_at.set(Some(now));
         load.writes.mark(now);
         load.reads.mark(now);
         let is_fresh = load.counted_at.get().is_some_and(|at| now.since(at) < COUNT_INTERVAL);
@@ -165,7 +172,7 @@ impl ShardService {
             table: ENTRIES,
             from,
             to: prefix_end(&[]),
-            limit: COUNTED_PER_ROUND,
+            limit: COUNTED_PER_STEP,
             direction: Direction::Forward,
         };
         let rows = self.leader.scan(scan).await?;
@@ -176,7 +183,7 @@ impl ShardService {
                 counting.bytes += file.len_bytes as i64;
             }
         }
-        let next = rows.last().filter(|_| rows.len() == COUNTED_PER_ROUND).map(|(key, _)| key.clone());
+        let next = rows.last().filter(|_| rows.len() == COUNTED_PER_STEP).map(|(key, _)| key.clone());
         if next.is_none() {
             load.size.set(std::mem::take(&mut counting));
             load.is_counted.set(true);

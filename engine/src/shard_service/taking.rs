@@ -87,7 +87,11 @@ impl ShardService {
             draft.added = added.into_iter().collect();
             self.leader.commit(term, draft).await
         })
-        .await
+        .await?;
+        // As with pages of writers: they are given up when nobody has named them for long.
+        let now = self.leader.ports().now();
+        pages.iter().for_each(|(_, page)| self.loose.borrow_mut().touch(page.composition, now));
+        Ok(())
     }
 
     async fn take(&self, handover: &Handover) -> Result<(), StoreError> {
@@ -151,9 +155,13 @@ impl ShardService {
         let (start, end) = (handover.start.as_str(), handover.end.as_deref());
         let range = (start, end);
         let (files, more_files) = self.files_to_clear(handover.root, range, draft).await?;
-        let (uploads, more_uploads) = self.uploads_to_clear(handover.namespace, range, draft).await?;
         self.load.change(-files, 0);
-        self.wake_if(files + uploads > 0);
+        self.wake_if(files > 0);
+        if files > 0 {
+            return Ok(true); // uploads have a delta of their own
+        }
+        let (uploads, more_uploads) = self.uploads_to_clear(handover.namespace, range, draft).await?;
+        self.wake_if(uploads > 0);
         Ok(more_files || more_uploads)
     }
 
@@ -186,15 +194,21 @@ impl ShardService {
         (start, end): (&str, Option<&str>),
         draft: &mut Draft,
     ) -> Result<(i64, bool), StoreError> {
-        // One at a time: an upload may have very many parts.
-        let found = self.uploads_between(namespace, start, end, 2).await?;
-        let Some((key, upload, _)) = found.first() else { return Ok((0, false)) };
-        draft.rows.push(RowChange::remove(UPLOADS, upload_key(namespace, key, *upload)));
-        for (part, entry) in self.parts(*upload, 0, crate::composition::PARTS_MAX).await? {
-            draft.rows.push(RowChange::remove(PARTS, part_key(*upload, part)));
-            drop_pages(&entry.pages, draft);
+        let found = self.uploads_between(namespace, start, end, CLEARED_MAX + 1).await?;
+        let mut cleared = 0;
+        for (key, upload, _) in &found {
+            // The first may have very many parts, and fits alone.
+            if draft.rows.len() > CLEARED_ROWS_MAX / 8 {
+                break;
+            }
+            draft.rows.push(RowChange::remove(UPLOADS, upload_key(namespace, key, *upload)));
+            for (part, entry) in self.parts(*upload, 0, crate::composition::PARTS_MAX).await? {
+                draft.rows.push(RowChange::remove(PARTS, part_key(*upload, part)));
+                drop_pages(&entry.pages, draft);
+            }
+            cleared += 1;
         }
-        Ok((1, found.len() > 1))
+        Ok((cleared, found.len() as i64 > cleared))
     }
 
     /// Rows of what is taken, and of the directories that it needs.
@@ -259,6 +273,7 @@ impl ShardService {
     ) -> Result<Vec<KeyRange>, StoreError> {
         self.decide(async |term| {
             let _guard = self.leader.latches.hold(namespace_latch(root), Hold::Exclusive).await;
+            self.check_known()?;
             let mut walk = Walk::new(self.leader.tables(), root);
             walk.seek(from);
             if walk.next().await?.is_some_and(|(key, _)| is_below(&key, until)) {

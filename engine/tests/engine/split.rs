@@ -383,3 +383,34 @@ fn i_l6_a_shard_over_its_ceiling_has_itself_split() {
     assert_eq!(shards(&world).len(), 3, "both halves are below it");
     assert_eq!(listed(&world, tenant, None, 1000).len(), 500);
 }
+
+#[test]
+fn i_l6_all_uploads_move_and_are_listed_also_those_that_one_answer_does_not_hold() {
+    let (world, tenant) = world_with_bucket(10);
+    let long = vec![("x-amz-meta-long".to_owned(), "v".repeat(2_000))];
+    world.run(async {
+        // More of one key than are looked at at once, and more bytes before "m" than one answer takes.
+        for (key, count, attributes) in [("a", 600, &long), ("m/many", 200, &Vec::new()), ("z", 1, &Vec::new())] {
+            for _ in 0..count {
+                let attributes = attributes.iter().cloned().collect();
+                world.store.create_upload(tenant, BUCKET, key, attributes).await.unwrap();
+            }
+        }
+    });
+    let count = || {
+        world.run(async {
+            let (mut found, mut after) = (Vec::new(), None);
+            loop {
+                let page = world.store.uploads(tenant, BUCKET, "", after.clone(), 900).await.unwrap();
+                let Some(last) = page.last() else { return found };
+                after = Some((last.key.clone(), last.upload));
+                found.extend(page.into_iter().map(|info| info.key));
+            }
+        })
+    };
+    let before = count();
+    assert_eq!(before.len(), 801);
+    split(&world, first_shard(&world, tenant), Some("m")).unwrap();
+    world.await_that("the uploads have moved", |world| !is_splitting(world));
+    assert_eq!(count(), before, "I-L6: uploads are lost or listed twice");
+}

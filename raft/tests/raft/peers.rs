@@ -190,6 +190,34 @@ fn leadership_moves_and_whoever_does_not_lead_says_whom_to_ask() {
     });
 }
 
+#[test]
+fn a_leader_whose_transfer_nobody_answered_does_not_stay_one() {
+    let sim = Sim::new(20);
+    let net = SimNet::new(&sim);
+    sim.block_on(MAIN, async {
+        let members = cluster(&sim, &net, 3, &[SHARD]).await;
+        until(&members, async || {
+            let led = leader(&members, SHARD).await;
+            led.voter() == 1 || led.transfer_leader(1).await.is_ok()
+        })
+        .await;
+        let (old, heir) = (members[0].group(SHARD), members[1].group(SHARD));
+        until(&members, async || old.read_barrier().await.is_ok()).await;
+        put(&old, 1, b"before").await;
+        // It is heard, and hears nobody: the heir leads, and lets it go.
+        net.cut(NodeId(2), NodeId(1));
+        net.cut(NodeId(3), NodeId(1));
+        assert!(old.transfer_leader(2).await.is_err());
+        until(&members, async || heir.change_voters(&[2, 3]).await.is_ok()).await;
+        net.heal();
+        assert!(old.leadership_now().is_here, "it knows nothing of that");
+        members[0].running.ports.sleep(Duration::from_secs(30)).await;
+        assert!(!old.leadership_now().is_here, "nobody tells it, and it asks nobody");
+        assert_eq!(old.state(), kiseki_raft::group::GroupState::Running, "it works all the same");
+        put(&heir, 2, b"after").await;
+    });
+}
+
 /// openraft calls a learner caught up when few entries are missing: in a short log that is all of them.
 #[test]
 fn a_voter_is_replaced_only_by_one_that_has_caught_up() {

@@ -43,7 +43,8 @@ impl Scene<'_> {
         let led = |scene: &Self| -> usize {
             let cores = scene.member(number).cores.borrow().clone();
             let replicas = cores.iter().flat_map(|core| core.engine().replicas());
-            replicas.filter(|(_, leadership, _)| leadership.is_here).count()
+            // A shard that is being made has no other voter yet, and nobody is sent to it.
+            replicas.filter(|(_, leadership, voters)| leadership.is_here && voters.len() > 1).count()
         };
         if led(self) == 0 {
             return;
