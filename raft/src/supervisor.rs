@@ -85,6 +85,7 @@ async fn supervise(ports: Ports, group: Weak<Inner>) {
         if !rebuild(&inner).await {
             return;
         }
+        inner.rebuilds.set(inner.rebuilds.get() + 1);
     }
 }
 
@@ -100,7 +101,6 @@ async fn rebuild(inner: &Rc<Inner>) -> bool {
             inner.quiet_until.set(instance.quiet_until);
             inner.rest.begin_anew(inner.parts.ports.now());
             inner.instance.replace(Rc::new(instance));
-            inner.rebuilds.set(inner.rebuilds.get() + 1);
             inner.state.replace(GroupState::Running);
             ShardGroup { inner: inner.clone() }.stand_if_alone();
             info!(%shard, "the group runs again");

@@ -144,8 +144,8 @@ impl Client {
                         None => self.violation(format!("an upload of {name} for a key that nobody wrote")),
                     }
                 }
-                if page.len() < UPLOADS_PER_PAGE {
-                    break;
+                if page.is_empty() {
+                    break; // fewer than were asked for may be all of one shard, and not the last
                 }
             }
         }

@@ -326,7 +326,8 @@ impl Running {
             if group.leads() {
                 self.judge.leads(shard, metrics.current_term, group.voter());
             }
-            if group.rebuilds() > 0 || !matches!(group.state(), GroupState::Running) {
+            // One that gave its leadership away in vain is built again, and not broken; a panic is counted when it has been.
+            if group.rebuilds() > 0 || !matches!(group.state(), GroupState::Running | GroupState::Rebuilding) {
                 let (rebuilds, state) = (group.rebuilds(), group.state());
                 self.judge.violation(format!("{node}: {shard} broke: {state:?}, rebuilt {rebuilds} times"));
             }
