@@ -264,8 +264,9 @@ def health(cluster):
     code, out, _ = kiseki(nodes[0], "health", "--json")
     check(code == 1 and not json.loads(out)["ok"], "kiseki health exits with 1")
     number = victim.number
-    code, out, _ = kiseki(nodes[0], "health", number)
-    check(code == 0, f"without the node that is down the cluster holds: {out.strip()}")
+    # Repair looks once more at what there is, with the node away.
+    until("without the node that is down the cluster holds", lambda: kiseki(nodes[0], "health", number)[0] == 0)
+    check(True, "without the node that is down the cluster holds")
     alerts = until("the silent node is an alert", lambda: [it for it in status(nodes[0])["alerts"] if "silent" in it])
     check(f"node {number}" in alerts[0], f"the silent node is an alert: {alerts}")
     victim.start()
@@ -332,7 +333,9 @@ def requests(cluster):
         answer = client.put_object(Bucket=BUCKET, Key="request", Body=next(number).to_bytes(4, "big") + body)
         name = answer["ResponseMetadata"]["HTTPHeaders"]["x-amz-request-id"]
         logs = [node.log.read_text(errors="replace") for node in [first, *others]]
-        return all(any(name in log for log in some) for some in (logs[:1], logs[1:])) and name
+        told = all(any(name in log for log in some) for some in (logs[:1], logs[1:]))
+        # Each node holds further warnings back for five seconds from its last one: after those all tell of the next request.
+        return name if told else time.sleep(6)
 
     name = until("one request is told of on several nodes", is_told)
     check(len(name) == 16, f"request {name} is in the log of the node that was asked and of another one")
