@@ -105,9 +105,10 @@ def strangers(node, where, pki, alice, work):
     ]:
         before = metric(node, "peer_refused_total")
         with socket.create_connection(("127.0.0.1", port), timeout=10) as plain:
-            plain.sendall(sent)
-            plain.shutdown(socket.SHUT_WR)
             try:
+                # The node may have turned us away, and closed, before the last of these.
+                plain.sendall(sent)
+                plain.shutdown(socket.SHUT_WR)
                 answer = plain.recv(100)
             except OSError:
                 answer = b""
