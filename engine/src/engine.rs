@@ -607,10 +607,11 @@ impl Engine {
                 known.add_reason(reason);
             }
         }
-        let reliance = self.repairer.borrow().as_ref().map(|repairer| repairer.reliance()).unwrap_or_default();
+        let repairer = self.repairer.borrow().clone();
+        let reliance = repairer.as_ref().map(|repairer| repairer.reliance()).unwrap_or_default();
         known.reliant_stripes = reliance.stripes.get(&node).copied().unwrap_or_default();
         known.most_on_a_node = reliance.most_on_a_node as u64;
-        known.cores_not_walked = u64::from(self.repair_state().devices_walked == 0);
+        known.cores_not_walked = u64::from(!repairer.is_some_and(|repairer| repairer.has_walked_without(node)));
         if let Some(control) = self.seats.control() {
             known.shards = 1 + u64::from(self.inputs.home_count) + control.shard_count().await?;
             known.pools.push((FIRST_POOL, control.first_pool().await?));

@@ -52,6 +52,7 @@ pub mod placement;
 pub mod reader;
 pub mod rebalance;
 pub mod rebalancer;
+pub mod reliance;
 pub mod repair;
 pub mod repair_queue;
 pub mod repairer;

@@ -15,6 +15,7 @@ use crate::delta::ChunkName;
 use crate::evacuation::{Moved, move_stripe};
 use crate::home_service::{HeldGeneration, RepairPermit};
 use crate::message::HomeRequest;
+use crate::reliance::{Reliance, by_node};
 use crate::repair::{Glance, Repaired, Silence, StripeRecord, add, repair_stripe};
 use crate::repair_queue::{MOVE_MARGIN, Margin, NO_ROOM_MARGIN, RepairCause};
 use crate::throttle::Throttle;
@@ -115,8 +116,8 @@ pub struct Repairer {
     /// Devices that the last whole walk counted on, and which turn of the homes it was.
     walked: RefCell<Option<(UsableDevices, u64)>>,
     is_walking: Cell<bool>,
-    /// Whether stripes were walked over or repaired while a node was awaited that may hold more of them.
-    met_silence: Cell<bool>,
+    /// Nodes that were awaited while stripes were walked over or repaired: they may hold more of them.
+    met_silence: RefCell<BTreeSet<NodeId>>,
     /// How many more devices the widest waiting stripe needs.
     devices_wanted: Cell<usize>,
     /// No stripe is tried before this: the last one found no room. 0 when the last one did.
@@ -126,28 +127,6 @@ pub struct Repairer {
     reliance: RefCell<Reliance>,
     /// Whether stripes were waiting then that may not rely on a node any more when they are repaired.
     recount: Cell<bool>,
-}
-
-/// How stripes lie on the nodes, as a walk found them.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Reliance {
-    /// Stripes that can't be read without a node, by node: written when there were fewer nodes, or not whole.
-    pub stripes: BTreeMap<NodeId, u64>,
-    /// Most fragments that one node holds of a stripe.
-    pub most_on_a_node: usize,
-}
-
-impl Reliance {
-    /// Counts a stripe that needs `data` fragments of those that lie so.
-    fn count(&mut self, data: u8, by_node: &BTreeMap<NodeId, usize>) {
-        let good: usize = by_node.values().sum();
-        for (node, held) in by_node {
-            self.most_on_a_node = self.most_on_a_node.max(*held);
-            if good >= usize::from(data) && good - held < usize::from(data) {
-                *self.stripes.entry(*node).or_default() += 1;
-            }
-        }
-    }
 }
 
 /// What repair is about, for the status of the node.
@@ -182,7 +161,7 @@ impl Repairer {
             pace: Rc::new(UpkeepPace::new(core.ports.clone(), settings.bytes_per_second_max)),
             walked: RefCell::default(),
             is_walking: Cell::new(true),
-            met_silence: Cell::new(false),
+            met_silence: RefCell::default(),
             devices_wanted: Cell::new(0),
             no_room_until: Cell::default(),
             losses: Throttle::default(),
@@ -214,7 +193,8 @@ impl Repairer {
         let queue = &self.core.repairs;
         let walked = self.walked.borrow();
         let state = (self.usable(), self.core.homes.turn());
-        let is_current = !self.is_walking.get() && !self.met_silence.get() && walked.as_ref() == Some(&state);
+        let is_current =
+            !self.is_walking.get() && self.met_silence.borrow().is_empty() && walked.as_ref() == Some(&state);
         let current = walked.as_ref().filter(|_| is_current).map(|(devices, _)| devices);
         let own = self.core.devices.devices().into_iter().filter(|device| device.node == self.core.nodes.own());
         let own_walked = |devices: &UsableDevices| own.filter(|device| devices.contains_key(&device.id)).count();
@@ -237,6 +217,15 @@ impl Repairer {
         self.reliance.borrow().clone()
     }
 
+    /// Whether the last walk tells what would be if a node left: that this node alone was silent meanwhile does no harm, since
+    /// stripes were counted without what it has.
+    #[must_use]
+    pub fn has_walked_without(&self, node: NodeId) -> bool {
+        let state = (self.usable(), self.core.homes.turn());
+        let is_known = self.met_silence.borrow().iter().all(|silent| *silent == node);
+        !self.is_walking.get() && is_known && self.walked.borrow().as_ref().is_some_and(|walked| *walked == state)
+    }
+
     fn usable(&self) -> UsableDevices {
         self.core.devices.counted_on(&self.core.nodes, self.core.ports.now())
     }
@@ -248,8 +237,8 @@ impl Repairer {
         }
     }
 
-    fn is_any_awaited(&self) -> bool {
-        !self.core.nodes.awaited(self.core.ports.now()).is_empty()
+    fn awaited(&self) -> Vec<NodeId> {
+        self.core.nodes.awaited(self.core.ports.now())
     }
 
     async fn walk_forever(self: Rc<Self>) {
@@ -261,7 +250,7 @@ impl Repairer {
             let has_changed = self.walked.borrow().as_ref() != Some(&state);
             let is_due = next_walk.is_some_and(|at| at <= self.core.ports.now());
             let is_drained = self.core.repairs.has_overflowed() && self.core.repairs.backlog() == 0;
-            let is_silence_over = self.met_silence.get() && !self.is_any_awaited();
+            let is_silence_over = !self.met_silence.borrow().is_empty() && self.awaited().is_empty();
             let is_to_recount = self.recount.get() && self.core.repairs.backlog() == 0;
             if has_changed || is_due || is_drained || is_silence_over || is_to_recount {
                 self.is_walking.set(true);
@@ -307,7 +296,7 @@ impl Repairer {
         let queue = &self.core.repairs;
         queue.take_overflow();
         queue.forget_waiting();
-        self.met_silence.set(self.is_any_awaited());
+        self.met_silence.replace(self.awaited().into_iter().collect());
         let lost: BTreeSet<ChunkName> = queue.lost().into_iter().collect();
         let mut still_lost = BTreeSet::new();
         let turn = self.core.homes.turn();
@@ -369,19 +358,19 @@ impl Repairer {
         let unknown = |error: FragmentError| StoreError::Unavailable { reason: error.to_string() };
         let located = located.map_err(unknown)?;
         let silence = Silence::of(&self.core, &located).map_err(unknown)?;
-        let located = located.found;
+        let (located, unanswered) = (located.found, located.unanswered);
         let healthy: BTreeSet<DeviceId> = devices.keys().copied().collect();
         let glance = Glance::at(held.name, &held.stripe, &located, &healthy);
         if held.is_complete && !self.core.nodes.is_alone() {
             let by_node = by_node(held, &located, &healthy, nodes);
-            reliance.borrow_mut().count(held.stripe.shape.data, &by_node);
+            reliance.borrow_mut().count(held.stripe.shape.data, &by_node, &unanswered);
         }
         if glance.is_whole && !was_lost {
             return Ok(());
         }
         let margin = held.stripe.margin(glance.good);
         if silence.holds_back(margin) {
-            self.met_silence.set(true);
+            self.met_silence.borrow_mut().extend(self.awaited());
             return Ok(());
         }
         if !held.is_complete {
@@ -469,9 +458,7 @@ impl Repairer {
         drop(guard);
         add(&counters.bytes_moved, moved.get());
         self.pay(moved.get(), margin);
-        if self.is_any_awaited() {
-            self.met_silence.set(true);
-        }
+        self.met_silence.borrow_mut().extend(self.awaited());
         if !matches!(result, Ok(Repaired::NoRoom)) {
             self.no_room_until.set(Instant(0));
         }
@@ -561,22 +548,4 @@ fn has_room_for(held: &HeldGeneration, located: &[StoredFragment], devices: &Usa
     let indices: BTreeSet<u8> = on_usable().map(|found| found.meta.key.index).collect();
     let of_pool = devices.iter().filter(|(_, pool)| **pool == held.stripe.pool);
     of_pool.filter(|(device, _)| !holders.contains(device)).count() > 0 || indices.len() < on_usable().count()
-}
-
-/// Fragments of a stripe by node, each index once.
-fn by_node(
-    held: &HeldGeneration,
-    located: &[StoredFragment],
-    usable: &BTreeSet<DeviceId>,
-    nodes: &BTreeMap<DeviceId, NodeId>,
-) -> BTreeMap<NodeId, usize> {
-    let fits =
-        |found: &&StoredFragment| usable.contains(&found.extent.device) && held.stripe.fits(held.name, &found.meta);
-    let indices: BTreeMap<u8, DeviceId> =
-        located.iter().filter(fits).map(|found| (found.meta.key.index, found.extent.device)).collect();
-    let mut by_node = BTreeMap::new();
-    for node in indices.values().filter_map(|device| nodes.get(device)) {
-        *by_node.entry(*node).or_default() += 1;
-    }
-    by_node
 }

@@ -21,6 +21,7 @@ use kiseki_types::buf::IoBuf;
 use kiseki_types::fragment::StripeShape;
 use kiseki_types::ids::{CompositionId, PageId, PinEpoch, ShardId, UploadId};
 use kiseki_types::limits::CHUNK_LEN_BYTES_MAX;
+use kiseki_types::request;
 use kiseki_types::runtime::{Instant, RuntimeExt};
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
@@ -250,6 +251,7 @@ impl Writer {
                 abort(&core, vec![(chunk.name, chunk.pin)]).await;
             }
         };
+        let task = request::within(request::current(), Box::pin(task));
         self.core.background.finish("store chunk", task);
         self.in_flight.push_back(receiver);
         Ok(())
