@@ -55,7 +55,7 @@ mod tests {
     use kiseki_types::ids::NodeId;
     use std::collections::BTreeMap;
 
-    fn counted(data: u8, by_node: &[(u16, usize)], silent: &[u16]) -> BTreeMap<NodeId, u64> {
+    fn counted(data: u8, by_node: &[(u64, usize)], silent: &[u64]) -> BTreeMap<NodeId, u64> {
         let mut reliance = Reliance::default();
         let by_node = by_node.iter().map(|(node, held)| (NodeId(*node), *held)).collect();
         let silent: Vec<NodeId> = silent.iter().copied().map(NodeId).collect();

@@ -1,6 +1,7 @@
 //! Configuration: flags override the environment, the environment overrides `kiseki.toml`; an unknown key refuses to
 //! start; the result is made of checked types and printed at start.
 
+use crate::milliseconds::Milliseconds;
 use crate::nodes_file::is_address;
 use crate::paths::{DEFAULT_DIR, KisekiDir};
 use crate::pool_shape::PoolShape;
@@ -239,25 +240,6 @@ impl LogSection {
     pub fn slow_request(&self) -> Option<Duration> {
         let Milliseconds(after) = self.slow_request_ms;
         (!after.is_zero()).then_some(after)
-    }
-}
-
-/// A time that is written in milliseconds, with a fraction where it needs one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "f64", into = "f64")]
-pub struct Milliseconds(pub Duration);
-
-impl TryFrom<f64> for Milliseconds {
-    type Error = String;
-
-    fn try_from(ms: f64) -> Result<Milliseconds, String> {
-        Duration::try_from_secs_f64(ms / 1e3).map(Milliseconds).map_err(|error| format!("{ms} ms is no time: {error}"))
-    }
-}
-
-impl From<Milliseconds> for f64 {
-    fn from(Milliseconds(time): Milliseconds) -> f64 {
-        time.as_secs_f64() * 1e3
     }
 }
 
@@ -735,18 +717,6 @@ mod tests {
         for text in ["flush_everything = true", "[s3]\nregoin = 'x'", "[s4]"] {
             let reason = FileConfig::parse(text).unwrap_err();
             assert!(reason.contains("unknown field"), "{text}: {reason}");
-        }
-    }
-
-    #[test]
-    fn what_is_slow_may_be_less_than_a_millisecond() {
-        let slow = |ms: &str| combine(&format!("[log]\nslow_request_ms = {ms}\n"), &Overrides::default());
-        assert_eq!(slow("0.2").unwrap().log.slow_request(), Some(Duration::from_micros(200)));
-        assert_eq!(slow("1000").unwrap().log.slow_request(), Some(Duration::from_secs(1)));
-        assert_eq!(slow("0").unwrap().log.slow_request(), None);
-        for bad in ["-1", "nan", "1e300"] {
-            let error = slow(bad).unwrap_err().to_string();
-            assert!(error.contains("slow_request_ms") || error.contains("is no time"), "{bad}: {error}");
         }
     }
 

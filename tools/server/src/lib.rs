@@ -48,6 +48,7 @@ pub mod key_store;
 pub mod logging;
 pub mod machine;
 pub mod metadata;
+pub mod milliseconds;
 pub mod node;
 pub mod node_admin;
 pub mod nodes_file;
