@@ -558,7 +558,7 @@ def grow_and_lose(grown):
             until("writes go on", writes, FAILOVER_SECONDS_MAX)
             check(True, f"without {victim.dir.name} writes go on")
         except RuntimeError:
-            check(False, f"without {victim.dir.name} writes go on: {said[0]}")
+            check(False, f"without {victim.dir.name} writes go on: {said[0]}"); raise
         victim.start()
     until("rebalancing is at rest again", has_ended)
 

@@ -13,7 +13,7 @@ use crate::request_log::{Mark, RequestStamp};
 use crate::routes::{Asked, Attempt, Repeat, Routes, copy_of};
 use crate::wire;
 use crate::without::Without;
-use futures::future::join_all;
+use futures::future::{Either, join_all, select};
 use kiseki_types::LocalBoxFuture;
 use kiseki_types::group::VoterId;
 use kiseki_types::ids::{DeviceId, LaneId, Locator, NodeId, RequestId, ShardId};
@@ -21,6 +21,7 @@ use kiseki_types::link::Link;
 use kiseki_types::peer::{Parcel, PeerCallError, PeerCalls, PeerLane, ServiceId};
 use kiseki_types::runtime::{Instant, Ports, RuntimeExt};
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 use zeroize::Zeroize;
@@ -364,6 +365,10 @@ impl Inner {
         stamp: Option<RequestStamp>,
         is_again: bool,
     ) -> Attempt {
+        // One that is cut off takes seconds to be missed, and everything that waits for it would wait as long again.
+        if self.nodes.is_silent(node, self.ports.now()) {
+            return Attempt::NotThere(None);
+        }
         let is_old = self.nodes.spoken(node).is_some_and(|version| version < wire::STAMPED_VERSION);
         let stamp = stamp.filter(|_| is_again || !is_old);
         let message = match asked.encode(shard, stamp) {
@@ -375,7 +380,12 @@ impl Inner {
             Repeat::Stamped if stamp.is_some() => (STAMPED_WITHIN, true),
             Repeat::Stamped | Repeat::Never => (CHANGE_WITHIN, false),
         };
-        match self.exchange(node, shard, message, within).await {
+        let answer = self.exchange(node, shard, message, within);
+        let answer = match select(pin!(answer), pin!(self.nodes.until_silent(node, &self.ports))).await {
+            Either::Left((answer, _)) => answer,
+            Either::Right(_) => Err(PeerCallError::Unreachable { node, reason: "it has fallen silent".to_owned() }),
+        };
+        match answer {
             Ok(Ok(ResponseBody::NotHere { leader, .. })) => Attempt::NotThere(leader),
             Ok(Err(error @ StoreError::Unsettled { .. })) if may_repeat => Attempt::Unanswered(error),
             Ok(answer) => Attempt::Answered(answer),
@@ -386,6 +396,8 @@ impl Inner {
                 }
                 Attempt::NotThere(None)
             }
+            // Also what a replica names that has not heard yet that its leader is gone.
+            Err(PeerCallError::NotSent { .. }) => Attempt::NotThere(None),
             Err(PeerCallError::TooLarge { what, .. }) => Attempt::Failed(StoreError::TooLarge { what }),
             Err(error) => {
                 let reason = format!("{error}; whether the change was made is not known, ask again");

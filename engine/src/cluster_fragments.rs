@@ -16,7 +16,7 @@ pub use serve::fragment_handler;
 
 use crate::background::Background;
 use crate::latency::Latencies;
-use crate::nodes::{NODE_SILENT_AFTER, NodeBoard, Standing};
+use crate::nodes::{NodeBoard, Standing};
 use crate::wire::{FragmentCall, FragmentReply};
 use futures::StreamExt;
 use futures::future::{Either, join, join_all, select};
@@ -156,7 +156,7 @@ impl Inner {
         }
         let lane = locator.index_lane(lanes);
         let answer = self.remote.call(node, lane, call, bulk.into_iter().collect(), OPERATION_DEADLINE);
-        let answer = match select(pin!(answer), pin!(self.until_silent(node))).await {
+        let answer = match select(pin!(answer), pin!(self.nodes.until_silent(node, &self.ports))).await {
             Either::Left((answer, _)) => answer,
             Either::Right(_) => Err(CallFailure::Unanswered(format!("{node} has fallen silent"))),
         };
@@ -164,13 +164,6 @@ impl Inner {
             self.nodes.heard(node, self.ports.now());
         }
         answer
-    }
-
-    async fn until_silent(&self, node: NodeId) {
-        while self.nodes.standing(node, self.ports.now()) == Standing::Here {
-            let heard = self.nodes.last_heard(node).unwrap_or_default();
-            self.ports.sleep_until(heard + NODE_SILENT_AFTER).await;
-        }
     }
 
     async fn free(&self, node: NodeId, fragment: &StoredFragment, call: FragmentCall) -> Result<(), FragmentError> {

@@ -3,7 +3,7 @@
 use crate::message::{NodeEntry, NodeState};
 use kiseki_types::ids::NodeId;
 use kiseki_types::peer::{Parcel, PeerCallError, PeerCalls, PeerLane, ServiceId};
-use kiseki_types::runtime::{Instant, LocalBoxFuture};
+use kiseki_types::runtime::{Instant, LocalBoxFuture, Ports};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -204,6 +204,20 @@ impl NodeBoard {
         }
     }
 
+    /// Whether a node that has answered before does not any more.
+    #[must_use]
+    pub fn is_silent(&self, node: NodeId, now: Instant) -> bool {
+        self.last_heard(node).is_some_and(|heard| now.since(heard) >= NODE_SILENT_AFTER)
+    }
+
+    /// Waits until that is so.
+    pub async fn until_silent(&self, node: NodeId, ports: &Ports) {
+        while !self.is_silent(node, ports.now()) {
+            let heard = self.last_heard(node).unwrap_or_else(|| ports.now());
+            ports.sleep_until(heard + NODE_SILENT_AFTER).await;
+        }
+    }
+
     fn waited_since(&self, node: NodeId, now: Instant) -> Instant {
         *self.waited.borrow_mut().entry(node).or_insert(now)
     }
@@ -250,7 +264,7 @@ impl PeerCalls for NobodyElse {
         _deadline: Duration,
     ) -> LocalBoxFuture<'static, Result<Parcel, PeerCallError>> {
         let reason = "this node is not connected to others".to_owned();
-        Box::pin(async move { Err(PeerCallError::Unreachable { node: to.node, reason }) })
+        Box::pin(async move { Err(PeerCallError::NotSent { node: to.node, reason }) })
     }
 }
 

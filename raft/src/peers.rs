@@ -153,7 +153,9 @@ impl RaftPeers {
 
 fn as_peer_error(voter: VoterId, error: PeerCallError) -> PeerError {
     match error {
-        PeerCallError::Unreachable { .. } | PeerCallError::Deadline { .. } => PeerError::Unreachable { voter },
+        PeerCallError::NotSent { .. } | PeerCallError::Unreachable { .. } | PeerCallError::Deadline { .. } => {
+            PeerError::Unreachable { voter }
+        }
         other => PeerError::Refused { voter, reason: other.to_string() },
     }
 }

@@ -58,7 +58,15 @@ pub struct PeerLane {
 #[derive(Debug, Error, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum PeerCallError {
-    /// There is no connection and none can be made now, or it broke before the answer came.
+    /// There is no connection and none can be made now: nothing was sent.
+    #[error("{node} can't be reached: {reason}")]
+    NotSent {
+        /// The node.
+        node: NodeId,
+        /// What happened.
+        reason: String,
+    },
+    /// The connection broke before the answer came: whether anything happened there is not known.
     #[error("{node} can't be reached: {reason}")]
     Unreachable {
         /// The node.

@@ -116,7 +116,7 @@ impl PeerCalls for PeerLinks {
         let (inputs, node) = (self.inputs.clone(), to.node);
         let Some(peer) = self.nodes.borrow().get(&node).cloned() else {
             let reason = "nobody knows its address".to_owned();
-            return Box::pin(async move { Err(PeerCallError::Unreachable { node, reason }) });
+            return Box::pin(async move { Err(PeerCallError::NotSent { node, reason }) });
         };
         Box::pin(async move {
             let late = inputs.ports.sleep(deadline);
@@ -126,9 +126,8 @@ impl PeerCalls for PeerLinks {
                 Either::Right(_) => Err(CallFailure::Deadline),
             };
             outcome.map_err(|failure| match failure {
-                CallFailure::Unreachable(reason) | CallFailure::Unanswered(reason) => {
-                    PeerCallError::Unreachable { node, reason }
-                }
+                CallFailure::Unreachable(reason) => PeerCallError::NotSent { node, reason },
+                CallFailure::Unanswered(reason) => PeerCallError::Unreachable { node, reason },
                 CallFailure::Refused(reason) => PeerCallError::Refused { node, reason },
                 CallFailure::TooLarge(what) => PeerCallError::TooLarge { node, what },
                 CallFailure::Deadline => PeerCallError::Deadline { node, waited: deadline },
