@@ -222,6 +222,12 @@ impl Amount {
             bytes: self.bytes.saturating_sub(other.bytes),
         }
     }
+
+    /// No more than another.
+    #[must_use]
+    pub fn at_most(self, other: Amount) -> Amount {
+        Amount { fragments: self.fragments.min(other.fragments), bytes: self.bytes.min(other.bytes) }
+    }
 }
 
 /// What one relocation has cost and reached, however it ends.

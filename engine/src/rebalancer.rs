@@ -403,6 +403,8 @@ impl Rebalancer {
         let has_changed = self.rest.borrow().as_ref().is_some_and(|rest| rest.seen != seen);
         let is_fresh = has_changed || self.met_unfinished.get();
         if self.is_under_way.replace(false) {
+            // Where others move as well, devices are even sooner than was foreseen.
+            self.needed.set(self.needed.get().at_most(self.moved()));
             let (spread, balanced, needed) = (self.spread.get(), self.balanced.get(), self.needed.get());
             info!(
                 spread = spread.fragments,

@@ -177,13 +177,13 @@ fn calls_on_a_connection_that_breaks_end_and_the_link_is_made_again() {
             std::thread::spawn(move || served.stop())
         };
         let (outcome, stopped) = futures::join!(waiting, stopping);
-        let unreachable = |outcome: &Result<Parcel, PeerCallError>| {
-            matches!(outcome, Err(PeerCallError::Unreachable { node: NodeId(1), .. }))
-        };
-        assert!(unreachable(&outcome), "{:?}", outcome.err());
+        let unknown = matches!(outcome, Err(PeerCallError::Unreachable { node: NodeId(1), .. }));
+        assert!(unknown, "it was sent, and what came of it is not known: {:?}", outcome.err());
         seen.release.store(true, Ordering::SeqCst);
         let address = stopped.join().unwrap();
-        assert!(unreachable(&links.call(node_1(0), ECHO, Parcel::default(), PATIENCE).await), "nobody is there");
+        let outcome = links.call(node_1(0), ECHO, Parcel::default(), PATIENCE).await;
+        let not_sent = matches!(outcome, Err(PeerCallError::NotSent { node: NodeId(1), .. }));
+        assert!(not_sent, "nobody is there, so nothing happened: {:?}", outcome.err());
         let again = Served::start_at(&bundle, 1, &address.to_string());
         let deadline = ports.now() + PATIENCE;
         while links.call(node_1(0), ECHO, Parcel::default(), PATIENCE).await.is_err() {
