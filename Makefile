@@ -1,13 +1,14 @@
 # Kiseki. `make run` starts a node, `make test` is the whole gate; `make help` lists the rest.
 #
 # make run [KISEKI_DIR=.kiseki] [S3_PORT=9000] [ADMIN_PORT=9090] [S3_TLS=on|off]
-# make cluster [KISEKI_DIR=.kiseki] [NODES=6], make cluster-stop
+# make cluster [KISEKI_DIR=.kiseki] [NODES=6] [RACKS=0], make cluster-stop
 
 KISEKI_DIR ?= .kiseki
 S3_PORT ?= 9000
 ADMIN_PORT ?= 9090
 S3_TLS ?= on
 NODES ?= 6
+RACKS ?= 0
 SECONDS ?= 60
 ROUNDS ?= 1
 SEED ?= 1
@@ -25,7 +26,7 @@ SERVER := target/release/kiseki-server
 
 help:
 	@echo 'make run        build, make $(KISEKI_DIR) ready, serve S3 on port $(S3_PORT) in the foreground'
-	@echo 'make cluster    NODES=6 nodes on this machine, in the background; make cluster-stop (docs/cluster.md)'
+	@echo 'make cluster    NODES=6 nodes on this machine (in RACKS=3 racks), in the background; make cluster-stop (docs/cluster.md)'
 	@echo 'make cluster-test  three nodes join, serve, are killed one by one and all at once (ROUNDS=1: longer); a short make faults'
 	@echo 'make faults     faults against real nodes under a checked history, for SECONDS=3600 (SEED=1, COLD_STARTS=40; docs/faults.md)'
 	@echo 'make test       the whole gate: fmt, clippy, tests, docs, tidy, real clients'
@@ -55,7 +56,7 @@ run: init
 	@exec $(SERVER) run --dir "$(KISEKI_DIR)" --s3-port $(S3_PORT) --admin-port $(ADMIN_PORT) --s3-tls $(S3_TLS)
 
 cluster: build
-	@scripts/cluster.py up "$(KISEKI_DIR)" --nodes $(NODES)
+	@scripts/cluster.py up "$(KISEKI_DIR)" --nodes $(NODES) --racks $(RACKS)
 
 cluster-stop:
 	@scripts/cluster.py down "$(KISEKI_DIR)"

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A cluster on this machine, to try things out: `make cluster [NODES=6]`, `make cluster-stop`.
 
-    cluster.py up DIRECTORY [--nodes 6]
+    cluster.py up DIRECTORY [--nodes 6] [--racks 3]
     cluster.py down DIRECTORY
 
 Every node is a process of its own on loopback ports, with one core and two small image files. Node 1 forms the cluster, the others
@@ -32,8 +32,9 @@ STOP_SECONDS_MAX = 30
 
 
 class LocalNode:
-    def __init__(self, home, number):
+    def __init__(self, home, number, racks=0):
         self.number, self.home = number, home
+        self.rack = f"r{(number - 1) % racks + 1}" if racks else ""
         self.dir = home / f"node{number}"
         self.log, self.pid_file = home / f"node{number}.log", home / f"node{number}.pid"
         self.process = None
@@ -51,6 +52,8 @@ class LocalNode:
     def init(self, *words):
         base = [PROGRAMS / "kiseki-server", "init", "--dir", self.dir, "--peer-listen", f"127.0.0.1:{self.peer}"]
         sizes = ["--devices", DEVICES, "--device-gib", DEVICE_GIB, "--lanes", LANES, "--metadata-dirs", 2]
+        if self.rack:
+            sizes += ["--rack", self.rack]
         run(*base, *sizes, *words)
 
     def launch(self):
@@ -102,12 +105,12 @@ def pool(nodes):
     return "4+2" if nodes >= 6 else "3 copies" if nodes >= 2 else "2 copies"
 
 
-def up(directory, count):
+def up(directory, count, racks):
     home = directory / "cluster"
     home.mkdir(parents=True, exist_ok=True)
     home.chmod(0o700)
     made = sorted(int(path.name[4:]) for path in home.glob("node*") if path.is_dir() and (path / "nodes.json").exists())
-    nodes = [LocalNode(home, number) for number in range(1, max([count, *made]) + 1)]
+    nodes = [LocalNode(home, number, racks) for number in range(1, max([count, *made]) + 1)]
     first = nodes[0]
     # Whatever was cut off before its first start is taken up again by the same commands.
     if first.pid() is None:
@@ -161,14 +164,17 @@ def main():
     parser.add_argument("verb", choices=["up", "down"])
     parser.add_argument("directory", type=pathlib.Path)
     parser.add_argument("--nodes", type=int, default=6)
+    parser.add_argument("--racks", type=int, default=0, help="new nodes say that they are in so many racks, in turns")
     arguments = parser.parse_args()
     directory = arguments.directory.resolve()
     if arguments.verb == "down":
         down(directory)
     elif not 1 <= arguments.nodes <= 50:
         parser.error("1 to 50 nodes")
+    elif not 0 <= arguments.racks <= arguments.nodes:
+        parser.error("no more racks than nodes")
     else:
-        up(directory, arguments.nodes)
+        up(directory, arguments.nodes, arguments.racks)
 
 
 if __name__ == "__main__":

@@ -34,14 +34,15 @@ PHASES = ["refusals", "data", "split", "health", "requests", "drain", "kill-one"
 
 
 class Cluster:
-    def __init__(self, work, count):
+    def __init__(self, work, count, racks=lambda number: f"r{number}"):
+        self.racks = racks
         self.work, self.nodes, self.written, self.lock = work, [], {}, threading.Lock()
         self.peer_ports = {}
         self.count = count
 
     def peer_words(self, number):
         self.peer_ports.setdefault(number, free_port())
-        return ["--peer-listen", f"127.0.0.1:{self.peer_ports[number]}", "--lanes", 2]
+        return ["--peer-listen", f"127.0.0.1:{self.peer_ports[number]}", "--lanes", 2, "--rack", self.racks(number)]
 
     def form(self, pool="3 copies"):
         first = Node(self.work / "node1", devices=2, init=["--pool", pool, *self.peer_words(1)])
@@ -260,6 +261,12 @@ def health(cluster):
         check(found["ok"] and not found["reasons"] and not found["alone"], f"the cluster holds without {node.dir.name}")
     code, out, error = kiseki(nodes[0], "health")
     check(code == 0 and out.startswith("ok"), f"kiseki health says so: {out.strip()} {error}")
+    racks = {row["node"]: row.get("rack") for row in json.loads(kiseki(nodes[0], "node", "list", "--json")[1])}
+    check(racks == {number: f"r{number}" for number in racks}, f"every node's rack is recorded: {racks}")
+    code, out, error = kiseki(nodes[0], "health", "--rack", "r2")
+    check(code == 0 and "without rack r2" in out, f"the cluster holds without a rack: {out.strip()} {error}")
+    code, out, _ = kiseki(nodes[0], "health", "--rack", "r77")
+    check(code == 1 and "no node says that it is in rack r77" in out, f"a rack that nobody is in is called that: {out.strip()}")
     victim.kill()
     for node in others:
         until("it is said that no other node may leave", lambda: healthz(node)[0] == 503)
@@ -475,10 +482,10 @@ def leave(cluster):
 
 
 def grow(cluster):
-    """2+1 on two nodes: a stripe has two fragments on one of them and would be lost with it. Two more join; when rebalancing has
-    ended (I-D4), any node may go."""
+    """2+1 on two nodes of one rack: a stripe has two fragments on one of them and would be lost with it. Two more join, each in a rack
+    of its own; when rebalancing has ended (I-D4), any node may go, and then the rack of two."""
     cluster.stop()
-    grown = Cluster(cluster.work / "grow", 4)
+    grown = Cluster(cluster.work / "grow", 4, lambda number: "a" if number <= 2 else f"b{number}")
     grown.work.mkdir()
     try:
         grow_and_lose(grown)
@@ -561,6 +568,32 @@ def grow_and_lose(grown):
             check(False, f"without {victim.dir.name} writes go on: {said[0]}"); raise
         victim.start()
     until("rebalancing is at rest again", has_ended)
+    lose_a_rack(grown)
+
+
+def lose_a_rack(grown):
+    """I-D4: no stripe has more fragments in a rack than it can lose, and no shard a majority of its voters. With two of four nodes
+    gone what is written could not be acknowledged; everything is there."""
+    first, last = grown.nodes[0], grown.nodes[-1]
+
+    def reasons():
+        return json.loads(kiseki(last, "health", "--rack", "a", "--json")[1])["reasons"]
+
+    until("no stripe and no shard needs the rack", lambda: all("pool 0 could not take writes" in reason for reason in reasons()))
+    check(True, f"health says of the rack of two nodes only that writes would wait: {reasons()}")
+    for node in (first, grown.nodes[1]):
+        node.kill()
+    bad = [""]
+
+    def all_read_back():
+        bad[:] = grown.bad_reads(last)
+        return not bad
+
+    try:
+        until("a rack's loss is got over", all_read_back, FAILOVER_SECONDS_MAX)
+    except RuntimeError:
+        pass
+    check(not bad, f"without a rack of two nodes everything reads back {bad[:3]}")
 
 
 def main():

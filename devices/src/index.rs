@@ -209,3 +209,99 @@ fn decode_fragment_row((key, value): &Row) -> Result<StoredFragment, TableError>
 pub(crate) fn damaged_row(reason: &str) -> TableError {
     TableError::File { file: "lane index".to_string(), reason: format!("a row is damaged: {reason}") }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::executor::block_on;
+    use futures::future::join;
+    use kiseki_types::fragment::{FragmentMeta, StripeShape};
+    use kiseki_types::ids::{MapEpoch, PoolId};
+    use kiseki_types::runtime::LocalBoxFuture;
+    use kiseki_types::table::TableReader;
+    use std::collections::BTreeMap;
+    use std::future::poll_fn;
+    use std::task::Poll;
+
+    /// Rows in memory. A scan sees what was there when it was asked, and answers a turn later, as one of a file does.
+    #[derive(Default)]
+    struct LateTable {
+        rows: RefCell<BTreeMap<Vec<u8>, Vec<u8>>>,
+    }
+
+    impl TableReader for LateTable {
+        fn get(&self, _: u8, _: TableId, key: &[u8]) -> LocalBoxFuture<'static, Result<Option<Vec<u8>>, TableError>> {
+            let found = self.rows.borrow().get(key).cloned();
+            Box::pin(async move { Ok(found) })
+        }
+
+        fn scan(&self, scan: Scan) -> LocalBoxFuture<'static, Result<Vec<Row>, TableError>> {
+            let rows = self.rows.borrow();
+            let found: Vec<Row> =
+                rows.range((scan.from, scan.to)).map(|(key, value)| (key.clone(), value.clone())).collect();
+            let mut is_late = false;
+            let late = poll_fn(move |cx| {
+                if std::mem::replace(&mut is_late, true) {
+                    return Poll::Ready(());
+                }
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            });
+            Box::pin(async move {
+                late.await;
+                Ok(found)
+            })
+        }
+    }
+
+    impl TableStore for LateTable {
+        fn write(&self, writes: Vec<TableWrite>) {
+            let mut rows = self.rows.borrow_mut();
+            for TableWrite { key, value, .. } in writes {
+                match value {
+                    Some(value) => drop(rows.insert(key, value)),
+                    None => drop(rows.remove(&key)),
+                }
+            }
+        }
+
+        fn checkpoint(&self) -> LocalBoxFuture<'static, Result<(), TableError>> {
+            Box::pin(async { Ok(()) })
+        }
+
+        fn overlay_rows(&self) -> usize {
+            0
+        }
+    }
+
+    fn fragment(index: u8, device: u8) -> StoredFragment {
+        let key = FragmentKey { locator: Locator([7; 32]), generation: Generation(1), index };
+        let meta = FragmentMeta {
+            key,
+            shape: StripeShape { data: 2, parity: 1 },
+            pool: PoolId(0),
+            envelope_len_bytes: 8192,
+            payload_len_bytes: 4096,
+            map_epoch: MapEpoch(1),
+            devices: Vec::new(),
+        };
+        let extent = Extent { device: DeviceId([device; 16]), start: BlockIndex(u64::from(index)), len: BlockCount(1) };
+        StoredFragment { meta, extent }
+    }
+
+    #[test]
+    fn i_d4_of_two_fragments_of_a_stripe_that_come_at_once_a_device_takes_one() {
+        let index = LaneIndex::new(Rc::new(LateTable::default()));
+        let insert = |number, device| {
+            let (index, fragment) = (&index, fragment(number, device));
+            async move { index.insert(&fragment, InsertMode::New).await.unwrap() }
+        };
+        let both = block_on(join(insert(0, 1), insert(1, 1)));
+        assert!(
+            matches!(both, (Inserted::Yes, Inserted::SecondOfStripe) | (Inserted::SecondOfStripe, Inserted::Yes)),
+            "I-D4: {both:?}"
+        );
+        assert_eq!(block_on(insert(2, 1)), Inserted::SecondOfStripe, "nor a third one later");
+        assert_eq!(block_on(join(insert(1, 2), insert(2, 3))), (Inserted::Yes, Inserted::Yes), "other devices do");
+    }
+}

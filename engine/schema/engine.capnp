@@ -85,6 +85,7 @@ struct NodeEntry {
   cores       @4 :UInt16;
   version     @5 :Text;
   sinceUnixMs @6 :UInt64;
+  rack        @7 :Text;                # empty: none
 }
 
 struct NodeEntries {
@@ -125,6 +126,7 @@ struct CoreRequest {
     holdings     @5 :Void;    # of an earlier release, which did not say of which node: refused
     without      @6 :UInt64;  # which node
     holdingsOf   @7 :UInt64;  # which node
+    withoutRack  @8 :Text;    # which rack
   }
 }
 
@@ -409,6 +411,7 @@ struct Without {
   mostOnANode    @7 :UInt64;
   endangered     @8 :List(UInt64);  # stripes to be repaired that can lose 0, 1, 2, ... fragments
   coresNotWalked @9 :UInt64;
+  mostInARack    @10 :UInt64;
 }
 
 struct Pool {

@@ -12,7 +12,7 @@ use crate::nodes::NodeBoard;
 use crate::request_log::{Mark, RequestStamp};
 use crate::routes::{Asked, Attempt, Repeat, Routes, copy_of};
 use crate::wire;
-use crate::without::Without;
+use crate::without::{Leaving, Without};
 use futures::future::{Either, join_all, select};
 use kiseki_types::LocalBoxFuture;
 use kiseki_types::group::VoterId;
@@ -302,10 +302,10 @@ impl Calls {
         sum.ok_or_else(|| StoreError::Unavailable { reason: "no core answers; the node is stopping".to_owned() })
     }
 
-    /// What each member knows of what would be if a node left now, or why it does not say. A release that does not know the
+    /// What each member knows of what would be if a node or a rack left now, or why it does not say. A release that does not know the
     /// question refuses it, and that is its answer.
-    pub async fn without(&self, node: NodeId) -> Vec<(NodeId, Result<Without, StoreError>)> {
-        let request = CoreRequest::Without(node);
+    pub async fn without(&self, leaving: Leaving) -> Vec<(NodeId, Result<Without, StoreError>)> {
+        let request = CoreRequest::Without(leaving);
         let others: Vec<NodeId> = self.inner.nodes.others().into_iter().map(|entry| entry.node).collect();
         let asked = join_all(self.inner.ask_other_nodes(&request));
         let (own, answers) = futures::future::join(self.ask_whole_node(&request), asked).await;

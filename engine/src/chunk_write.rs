@@ -21,6 +21,7 @@ use kiseki_types::ids::{ChunkId, DeviceId, Generation, MapEpoch, NodeId, PinEpoc
 use kiseki_types::limits::CHUNK_LEN_BYTES_MAX;
 use kiseki_types::runtime::RuntimeExt;
 use kiseki_types::secret::SecretKey;
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 use tracing::warn;
@@ -249,7 +250,7 @@ fn encode(core: &Core, stripe: &Stripe, envelope: IoBuf) -> Vec<IoBytes> {
     data.chain(parity.into_iter().map(IoBuf::freeze)).collect()
 }
 
-/// The devices that may take fragments of a stripe, in placement order, with the nodes taking turns (I-D4). Those that are
+/// The devices that may take fragments of a stripe, in placement order, with racks and nodes taking turns (I-D4). Those that are
 /// being emptied come last: a stripe gets its full width even so.
 fn usable_devices(core: &Core, stripe: &Stripe, devices: &[DeviceStatus]) -> Vec<DeviceId> {
     let candidates: Vec<PlacementCandidate> = devices
@@ -259,7 +260,9 @@ fn usable_devices(core: &Core, stripe: &Stripe, devices: &[DeviceStatus]) -> Vec
         .collect();
     let order = placement::order(&stripe.name.locator, &candidates);
     let takes = |id: DeviceId| devices.iter().any(|device| device.id == id && device.state.takes_fragments());
-    let by_turns = |chosen| placement::by_turns(chosen, |id| node_of(devices, *id), &ByNode::new());
+    let (racks, held, holders) = (core.nodes.racks(), ByNode::new(), BTreeSet::new());
+    let by_turns =
+        |chosen| placement::by_turns(chosen, |id| node_of(devices, *id), &racks, (&held, &holders), stripe.shape);
     let mut usable = by_turns(placement::choose(&order, order.len(), takes));
     if usable.len() < stripe.shape.width() {
         let last = core.devices.last_resort(stripe.pool);

@@ -5,6 +5,7 @@ use crate::api::{BucketInfo, EtagMode};
 use crate::chunker::ChunkFormat;
 use crate::key_ranges::KeyRanges;
 use crate::message::{Dedup, NodeEntry, NodeState};
+use crate::racks::RACK_LEN_BYTES_MAX;
 use crate::split_message::SplitOrder;
 use crate::stripe::check_shape;
 use kiseki_types::codec::{CodecError, Reader, Writer};
@@ -48,6 +49,8 @@ const FORMAT: u8 = 1;
 const SHARD_FORMAT: u8 = 2;
 /// Rows of buckets whose keys lie in several shards.
 const SPLIT_BUCKET_FORMAT: u8 = 2;
+/// Rows of nodes that are in a rack.
+const RACK_FORMAT: u8 = 2;
 /// The node that formed the cluster.
 const FIRST_NODE: NodeId = NodeId(1);
 pub(crate) const NAME_LEN_BYTES_MAX: usize = 1024;
@@ -298,18 +301,26 @@ pub fn encode_node(entry: &NodeEntry) -> Vec<u8> {
         NodeState::Draining => 2,
         NodeState::Removed => 3,
     };
-    writer.u8(FORMAT).u8(state).u64(entry.since_unix_ms).u16(entry.lanes).u16(entry.cores).str(&entry.version);
+    let format = if entry.rack.is_empty() { FORMAT } else { RACK_FORMAT };
+    writer.u8(format).u8(state).u64(entry.since_unix_ms).u16(entry.lanes).u16(entry.cores).str(&entry.version);
     let count = u32::try_from(entry.addresses.len()).expect("a node has few addresses");
     writer.u32(count);
     for address in &entry.addresses {
         writer.str(address);
+    }
+    if format == RACK_FORMAT {
+        writer.str(&entry.rack);
     }
     writer.finish()
 }
 
 /// Back from a row of [`NODES`].
 pub fn decode_node(node: NodeId, bytes: &[u8]) -> Result<NodeEntry, CodecError> {
-    let mut reader = versioned("node", bytes)?;
+    let mut reader = Reader::new("node", bytes);
+    let format = reader.u8()?;
+    if !matches!(format, FORMAT | RACK_FORMAT) {
+        return Err(reader.unknown(u64::from(format)));
+    }
     let state = match reader.u8()? {
         0 => NodeState::Invited,
         1 => NodeState::Active,
@@ -324,8 +335,9 @@ pub fn decode_node(node: NodeId, bytes: &[u8]) -> Result<NodeEntry, CodecError> 
     for _ in 0..reader.count(NODE_ADDRESSES_MAX)? {
         addresses.push(reader.str(NODE_ADDRESS_LEN_BYTES_MAX)?.to_owned());
     }
+    let rack = if format == RACK_FORMAT { reader.str(RACK_LEN_BYTES_MAX)?.to_owned() } else { String::new() };
     reader.end()?;
-    Ok(NodeEntry { node, state, addresses, lanes, cores, version, since_unix_ms })
+    Ok(NodeEntry { node, state, addresses, lanes, cores, version, since_unix_ms, rack })
 }
 
 #[cfg(test)]
@@ -334,7 +346,7 @@ mod tests {
 
     #[test]
     fn a_node_comes_back_as_it_was_and_nothing_longer_than_allowed() {
-        let entry = |state, addresses: &[&str]| NodeEntry {
+        let entry = |state, addresses: &[&str], rack: &str| NodeEntry {
             node: NodeId(7),
             state,
             addresses: addresses.iter().map(|&address| address.to_owned()).collect(),
@@ -342,10 +354,11 @@ mod tests {
             cores: 4,
             version: "0.3.1".to_owned(),
             since_unix_ms: 1_700_000_000_000,
+            rack: rack.to_owned(),
         };
         for state in [NodeState::Invited, NodeState::Active, NodeState::Draining, NodeState::Removed] {
             for addresses in [&[][..], &["10.0.0.7:9000"], &["node7.example:9000", "[fd00::7]:9000"]] {
-                let before = entry(state, addresses);
+                let before = entry(state, addresses, if addresses.len() == 1 { "r1" } else { "" });
                 let row = encode_node(&before);
                 assert_eq!(decode_node(NodeId(7), &row).ok(), Some(before));
                 for len in 0..row.len() {
@@ -356,9 +369,12 @@ mod tests {
         }
         let long = "a".repeat(NODE_ADDRESS_LEN_BYTES_MAX + 1);
         for addresses in [&["a:1"; NODE_ADDRESSES_MAX + 1][..], &[long.as_str()]] {
-            assert!(decode_node(NodeId(7), &encode_node(&entry(NodeState::Active, addresses))).is_err());
+            assert!(decode_node(NodeId(7), &encode_node(&entry(NodeState::Active, addresses, ""))).is_err());
         }
         assert!(decode_node(NodeId(7), &[FORMAT, 4]).is_err(), "no such state");
+        assert!(decode_node(NodeId(7), &[3, 0]).is_err(), "no such format");
+        let long = "r".repeat(RACK_LEN_BYTES_MAX + 1);
+        assert!(decode_node(NodeId(7), &encode_node(&entry(NodeState::Active, &[], &long))).is_err());
     }
 
     #[test]

@@ -192,8 +192,8 @@ impl ControlService {
                 Ok(ControlResponse::Nodes(version, entries))
             }
             ControlRequest::InviteNode => self.invite_node(once).await.map(ControlResponse::Node),
-            ControlRequest::NodeHere { node, addresses, lanes, cores, version } => {
-                let here = Presence { addresses, lanes, cores, version };
+            ControlRequest::NodeHere { node, addresses, lanes, cores, version, rack } => {
+                let here = Presence { addresses, lanes, cores, version, rack };
                 self.node_here(node, here).await.map(ControlResponse::Node)
             }
             ControlRequest::SetNodeState { node, state } => {

@@ -7,6 +7,7 @@
 
 use crate::device_record::DeviceRecord;
 use crate::nodes::{NodeBoard, Standing};
+use crate::racks::Racks;
 use crate::spread::Spread;
 use kiseki_types::fragment::{DeviceState, DeviceStatus, FragmentStore};
 use kiseki_types::ids::{DeviceId, PoolId};
@@ -124,6 +125,12 @@ impl DeviceBoard {
         let devices = self.devices().into_iter();
         let counted = devices.filter(|device| device.state.is_readable() || comes_back(device));
         counted.map(|device| (device.id, device.pool)).collect()
+    }
+
+    /// Which nodes fail together.
+    #[must_use]
+    pub fn racks(&self) -> Racks {
+        self.nodes.racks()
     }
 
     /// How a pool lies on the nodes, for whoever acknowledges.

@@ -28,7 +28,7 @@ use crate::shard_service::ShardService;
 use crate::split_message::SplitCeilings;
 use crate::store::EngineStore;
 use crate::wire;
-use crate::without::{Without, shard_without};
+use crate::without::{Leaving, Without, shard_without};
 use kiseki_types::Ports;
 use kiseki_types::buf::BufferSource;
 use kiseki_types::fragment::{FragmentStore, StripeShape};
@@ -597,21 +597,31 @@ impl Engine {
         Ok(held)
     }
 
-    /// What would be if a node left now, as far as this core knows.
-    async fn without(&self, node: NodeId) -> Result<Without, StoreError> {
+    /// What would be if a node or a rack left now, as far as this core knows.
+    async fn without(&self, leaving: &Leaving) -> Result<Without, StoreError> {
+        let nodes = leaving.nodes(&self.core.nodes);
         let core = self.inputs.lanes.first().copied().expect("a core that is asked has a lane");
         let mut known = Without { core, endangered: self.core.repairs.endangered(), ..Without::default() };
         for (shard, view, _) in self.seats.views().into_iter().filter(|(_, view, _)| view.leadership.is_here) {
             known.led += 1;
-            if let Some(reason) = shard_without(shard, &view, node) {
+            if let Some(reason) = shard_without(shard, &view, &nodes) {
                 known.add_reason(reason);
             }
         }
         let repairer = self.repairer.borrow().clone();
         let reliance = repairer.as_ref().map(|repairer| repairer.reliance()).unwrap_or_default();
-        known.reliant_stripes = reliance.stripes.get(&node).copied().unwrap_or_default();
+        known.reliant_stripes = match (leaving, nodes.first()) {
+            (Leaving::Node(node), _) => reliance.stripes.get(node).copied().unwrap_or_default(),
+            (Leaving::Rack(_), Some(node)) => {
+                reliance.racks.get(&self.core.nodes.racks().domain(*node)).copied().unwrap_or_default()
+            }
+            (Leaving::Rack(_), None) => 0,
+        };
         known.most_on_a_node = reliance.most_on_a_node as u64;
-        known.cores_not_walked = u64::from(!repairer.is_some_and(|repairer| repairer.has_walked_without(node)));
+        known.most_in_a_rack = reliance.most_in_a_rack as u64;
+        // A core that has not heard yet who is in the rack can't tell.
+        let can_tell = !nodes.is_empty() && repairer.is_some_and(|repairer| repairer.has_walked_without(&nodes));
+        known.cores_not_walked = u64::from(!can_tell);
         if let Some(control) = self.seats.control() {
             known.shards = 1 + u64::from(self.inputs.home_count) + control.shard_count().await?;
             known.pools.push((FIRST_POOL, control.first_pool().await?));
@@ -636,7 +646,7 @@ impl Engine {
             }
             CoreRequest::Host => self.host(shard).await.map(ResponseBody::Hosted),
             CoreRequest::Holdings(node) => self.holdings(node).await.map(ResponseBody::Holdings),
-            CoreRequest::Without(node) => self.without(node).await.map(|it| ResponseBody::Without(Box::new(it))),
+            CoreRequest::Without(leaving) => self.without(&leaving).await.map(|it| ResponseBody::Without(Box::new(it))),
         }
     }
 }

@@ -13,6 +13,7 @@ use crate::delta::ChunkName;
 use crate::device_board::DeviceBoard;
 use crate::home_service::RepairGuard;
 use crate::message::{HomeRequest, HomeResponse};
+use crate::racks::Racks;
 use crate::repair::{Glance, StripeRecord, add, by_node, fragment_meta, placement_order};
 use futures::future::join_all;
 use kiseki_types::buf::IoBytes;
@@ -94,7 +95,7 @@ pub async fn move_stripe(
     let devices = core.devices.devices();
     let mut held_by: BTreeMap<u8, DeviceId> =
         located.iter().map(|found| (found.meta.key.index, found.extent.device)).collect();
-    let mut free: VecDeque<DeviceId> = free_devices(name, stripe, &devices, &located).into();
+    let mut free: VecDeque<DeviceId> = free_devices(name, stripe, &devices, &core.nodes.racks(), &located).into();
     let leaving = core.devices.evacuating();
     let mut refused = false;
     for found in located.iter().filter(|found| leaving.contains(&found.extent.device)) {
@@ -171,14 +172,15 @@ fn free_devices(
     name: ChunkName,
     stripe: &StripeRecord,
     devices: &[DeviceStatus],
+    racks: &Racks,
     located: &[StoredFragment],
 ) -> Vec<DeviceId> {
     let takes = devices.iter().filter(|device| device.pool == stripe.pool && device.state.takes_fragments());
     let leaves = |id: &DeviceId| devices.iter().any(|own| own.id == *id && own.state == DeviceState::Evacuating);
     let stays = located.iter().map(|found| &found.extent.device).filter(|id| !leaves(id));
-    let mut order = placement_order(&name.locator, takes, &by_node(devices, stays));
-    order.retain(|device| !located.iter().any(|found| found.extent.device == *device));
-    order
+    let held = by_node(devices, stays);
+    let holders = located.iter().map(|found| found.extent.device).collect();
+    placement_order(&name.locator, takes, racks, (&held, &holders), stripe.shape)
 }
 
 /// What a stripe has on devices that are to be emptied, and where that may go.
@@ -196,7 +198,7 @@ impl MoveOutlook {
     pub fn at(board: &DeviceBoard, name: ChunkName, stripe: &StripeRecord, located: &[StoredFragment]) -> MoveOutlook {
         let leaving = board.evacuating();
         let to_move = located.iter().filter(|found| leaving.contains(&found.extent.device)).count();
-        MoveOutlook { to_move, free: free_devices(name, stripe, &board.devices(), located).len() }
+        MoveOutlook { to_move, free: free_devices(name, stripe, &board.devices(), &board.racks(), located).len() }
     }
 }
 

@@ -4,9 +4,11 @@
 
 use crate::core::Core;
 use crate::delta::ChunkName;
+use crate::racks::survives_any;
 use crate::repair_queue::{Margin, RepairCause};
 use crate::repairer;
 use crate::spread::ByNode;
+use crate::without::placed;
 use kiseki_types::fragment::{StoredFragment, StripeShape};
 use kiseki_types::ids::{DeviceId, NodeId, PoolId};
 use kiseki_types::runtime::{Instant, RuntimeExt};
@@ -56,7 +58,7 @@ pub(crate) fn start(core: &Rc<Core>) {
             while let Some((name, shape, pool)) = looking.late_puts.due(looking.ports.now()) {
                 // A node that does not answer is walked over when it is back.
                 if let Ok(located) = looking.fragments.locate(name.locator, name.generation).await
-                    && (located.found.len() > shape.width() || is_uneven(&looking, pool, &located.found))
+                    && (located.found.len() > shape.width() || is_uneven(&looking, pool, shape, &located.found))
                 {
                     repairer::report(&looking, name, Margin::from(shape.parity), RepairCause::Unreadable);
                 }
@@ -66,9 +68,9 @@ pub(crate) fn start(core: &Rc<Core>) {
     core.background.repeat("late puts", Box::pin(task));
 }
 
-/// Whether a node has more of a stripe than it would have to.
-fn is_uneven(core: &Core, pool: PoolId, found: &[StoredFragment]) -> bool {
-    let devices = core.devices.devices();
+/// Whether a node has more of a stripe than it would have to, or a rack more than the stripe can lose.
+fn is_uneven(core: &Core, pool: PoolId, shape: StripeShape, found: &[StoredFragment]) -> bool {
+    let (devices, racks) = (core.devices.devices(), core.nodes.racks());
     let node_of: BTreeMap<DeviceId, NodeId> = devices.iter().map(|device| (device.id, device.node)).collect();
     let takes = devices.iter().filter(|device| device.pool == pool && device.state.takes_fragments());
     let nodes: BTreeSet<NodeId> = takes.map(|device| device.node).collect();
@@ -76,5 +78,9 @@ fn is_uneven(core: &Core, pool: PoolId, found: &[StoredFragment]) -> bool {
     for node in found.iter().filter_map(|fragment| node_of.get(&fragment.extent.device)) {
         *by_node.entry(*node).or_default() += 1;
     }
-    by_node.values().any(|has| *has > found.len().div_ceil(nodes.len().max(1)))
+    let survives_any_rack = |by_node: &ByNode| survives_any(shape, &racks.by_domain(by_node));
+    let is_uneven_over_racks = || {
+        racks.are_named() && !survives_any_rack(&by_node) && survives_any_rack(&placed(&devices, &racks, pool, shape))
+    };
+    by_node.values().any(|has| *has > found.len().div_ceil(nodes.len().max(1))) || is_uneven_over_racks()
 }

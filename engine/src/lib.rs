@@ -49,6 +49,7 @@ pub mod nodes;
 pub mod orphans;
 pub mod pace;
 pub mod placement;
+pub mod racks;
 pub mod reader;
 pub mod rebalance;
 pub mod rebalancer;

@@ -14,7 +14,7 @@ use crate::key_ranges::KeyRanges;
 use crate::repair_queue::{Margin, RepairCause};
 use crate::request_log::{Mark, RequestStamp};
 use crate::split_message::{ShardMapAnswer, ShardMapRequest, SplitAnswer, SplitRequest};
-use crate::without::Without;
+use crate::without::{Leaving, Without};
 use kiseki_types::fragment::{DeviceUse, StripeShape};
 use kiseki_types::group::VoterId;
 use kiseki_types::ids::{
@@ -77,7 +77,7 @@ pub enum CoreRequest {
     /// What would be missing without this node, as far as you know: its own cores know its fragments, leaders know who has votes.
     Holdings(NodeId),
     /// Would everything that you know of go on if this node left now?
-    Without(NodeId),
+    Without(Leaving),
 }
 
 /// What the control shard records of a node.
@@ -97,6 +97,8 @@ pub struct NodeEntry {
     pub version: String,
     /// Since when it is in this state, milliseconds since 1970.
     pub since_unix_ms: u64,
+    /// The rack that it said it is in ([`crate::racks`]); empty: in none.
+    pub rack: String,
 }
 
 /// What a node is to the cluster.
@@ -714,6 +716,8 @@ pub enum ControlRequest {
         cores: u16,
         /// The version of its program.
         version: String,
+        /// Its rack; empty: none.
+        rack: String,
     },
     /// Changes what a node is to the cluster.
     SetNodeState {

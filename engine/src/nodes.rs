@@ -1,6 +1,7 @@
 //! The nodes of the cluster as one core knows them: what the control shard has recorded, and which of them answer.
 
 use crate::message::{NodeEntry, NodeState};
+use crate::racks::Racks;
 use kiseki_types::ids::NodeId;
 use kiseki_types::peer::{Parcel, PeerCallError, PeerCalls, PeerLane, ServiceId};
 use kiseki_types::runtime::{Instant, LocalBoxFuture, Ports};
@@ -34,6 +35,8 @@ pub enum Standing {
 pub struct NodeBoard {
     own: NodeId,
     entries: RefCell<BTreeMap<NodeId, NodeEntry>>,
+    /// What the entries say of racks.
+    racks: RefCell<Racks>,
     /// Which change of the records these are.
     version: Cell<u64>,
     /// Whether records were taken up at all.
@@ -56,6 +59,7 @@ impl NodeBoard {
         Rc::new(NodeBoard {
             own,
             entries: RefCell::default(),
+            racks: RefCell::default(),
             version: Cell::new(0),
             is_known: Cell::new(false),
             is_recorded: Cell::new(false),
@@ -86,6 +90,7 @@ impl NodeBoard {
         self.version.set(version);
         self.is_known.set(true);
         self.entries.replace(entries.iter().map(|entry| (entry.node, entry.clone())).collect());
+        self.racks.replace(Racks::of(entries.iter().map(|entry| (entry.node, entry.rack.as_str()))));
         true
     }
 
@@ -121,6 +126,12 @@ impl NodeBoard {
     #[must_use]
     pub fn entry(&self, node: NodeId) -> Option<NodeEntry> {
         self.entries.borrow().get(&node).cloned()
+    }
+
+    /// Which nodes fail together.
+    #[must_use]
+    pub fn racks(&self) -> Racks {
+        self.racks.borrow().clone()
     }
 
     /// The other nodes that are members: they may hold replicas and fragments.
@@ -187,6 +198,13 @@ impl NodeBoard {
     #[must_use]
     pub fn returns(&self) -> u64 {
         self.returns.get()
+    }
+
+    /// The same where nodes are in racks: while one is away a stripe may be laid so that it needs a rack, which is looked for
+    /// when it is back. Without racks nothing of that kind is acknowledged.
+    #[must_use]
+    pub fn returns_that_matter(&self) -> u64 {
+        if self.racks.borrow().are_named() { self.returns() } else { 0 }
     }
 
     /// Whether a node answers; this one does.
@@ -279,7 +297,16 @@ mod tests {
 
     fn entry(node: u64, state: NodeState) -> NodeEntry {
         let (addresses, version) = (Vec::new(), String::new());
-        NodeEntry { node: NodeId(node), state, addresses, lanes: 2, cores: 1, version, since_unix_ms: 0 }
+        NodeEntry {
+            node: NodeId(node),
+            state,
+            addresses,
+            lanes: 2,
+            cores: 1,
+            version,
+            since_unix_ms: 0,
+            rack: String::new(),
+        }
     }
 
     #[test]

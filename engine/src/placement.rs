@@ -7,8 +7,12 @@
 //! multiplication, so every processor orders alike; floats would not promise that.
 //!
 //! Several nodes take turns ([`by_turns`]): the draws decide which of a node's devices comes first and which node begins,
-//! and a node is taken once more only when every node with a device left has been taken as often.
+//! and a node is taken once more only when every node with a device left has been taken as often. Where that lets a stripe
+//! survive the loss of any rack, racks take turns like that, and the nodes of a rack among themselves.
 
+use crate::racks::{Domain, Racks, survives_any};
+use crate::spread::ByNode;
+use kiseki_types::fragment::StripeShape;
 use kiseki_types::ids::{DeviceId, Locator, NodeId};
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
@@ -41,23 +45,50 @@ pub fn order(locator: &Locator, candidates: &[PlacementCandidate]) -> Vec<Device
 /// The devices of an [`order`] with their nodes taking turns, so that a node's loss costs a stripe as little as it can (I-D4):
 /// no node takes more than a fair share while others have devices left. With one node the order stays as it is.
 ///
-/// - `held`: fragments that the stripe has on nodes already; those have had as many turns.
+/// Racks come before nodes where a new stripe of `shape` survives the loss of any of them on these devices, and are left out of
+/// account where it can't: then nothing is to be gained, and nodes would bear more than their share.
 ///
-/// A device that joins displaces at most one of the first `width`, one that leaves makes room for one; nothing else moves.
+/// - `held`: fragments that the stripe has on nodes already; those have had as many turns. `holders`: the devices that have one;
+///   they are left out, and take no turn.
+///
+/// A device that joins displaces at most one of the first `width` where racks don't matter, one that leaves makes room for one; nothing else moves.
 #[must_use]
 pub fn by_turns(
     order: Vec<DeviceId>,
     node_of: impl Fn(&DeviceId) -> NodeId,
-    held: &BTreeMap<NodeId, usize>,
+    racks: &Racks,
+    (held, holders): (&ByNode, &BTreeSet<DeviceId>),
+    shape: StripeShape,
 ) -> Vec<DeviceId> {
-    let mut turns = held.clone();
-    let mut take = |device: DeviceId| {
-        let turn = turns.entry(node_of(&device)).or_default();
+    let mut of_nodes: Vec<(NodeId, DeviceId)> = order.into_iter().map(|device| (node_of(&device), device)).collect();
+    let by_nodes = |devices: &[(NodeId, DeviceId)], held: &ByNode| turns(devices.to_vec(), |node| *node, held.clone());
+    let domain = |node: &NodeId| racks.domain(*node);
+    let by_racks =
+        |devices: &[(NodeId, DeviceId)], held: &ByNode| turns(by_nodes(devices, held), domain, racks.by_domain(held));
+    let do_racks_matter = racks.are_named() && {
+        let mut counts: BTreeMap<Domain, usize> = BTreeMap::new();
+        let placed = by_racks(&of_nodes, &ByNode::new());
+        placed.iter().take(shape.width()).for_each(|(node, _)| *counts.entry(domain(node)).or_default() += 1);
+        survives_any(shape, &counts)
+    };
+    of_nodes.retain(|(_, device)| !holders.contains(device));
+    let devices = if do_racks_matter { by_racks(&of_nodes, held) } else { by_nodes(&of_nodes, held) };
+    devices.into_iter().map(|(_, device)| device).collect()
+}
+
+/// Lets what `of` says take turns, in the order in which they come; `had` are turns that were taken before.
+fn turns<K: Ord>(
+    devices: Vec<(NodeId, DeviceId)>,
+    of: impl Fn(&NodeId) -> K,
+    mut had: BTreeMap<K, usize>,
+) -> Vec<(NodeId, DeviceId)> {
+    let mut take = |device: (NodeId, DeviceId)| {
+        let turn = had.entry(of(&device.0)).or_default();
         *turn += 1;
         (*turn, device)
     };
-    let mut devices: Vec<(usize, DeviceId)> = order.into_iter().map(&mut take).collect();
-    devices.sort_by_key(|(turn, _)| *turn); // stable: within a turn the draws decide
+    let mut devices: Vec<_> = devices.into_iter().map(&mut take).collect();
+    devices.sort_by_key(|(turn, _)| *turn); // stable: within a turn the order before decides
     devices.into_iter().map(|(_, device)| device).collect()
 }
 

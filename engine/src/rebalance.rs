@@ -1,7 +1,7 @@
 //! Rebalancing of one stripe that is whole: which of its fragments lie where placement would not put them today, which of
 //! those are worth a move, and the move.
 //!
-//! - *Spread* (I-D4): a node holds more of the stripe than placement gives any node. Exactly the surplus moves.
+//! - *Spread* (I-D4): a node, or a rack where racks matter, holds more of the stripe than placement gives any. Exactly the surplus moves.
 //! - *Balance*: a fragment lies on a device that is not among those that placement would choose, and one that is has much more
 //!   room. It moves there.
 //!
@@ -12,10 +12,11 @@ use crate::core::Core;
 use crate::delta::ChunkName;
 use crate::evacuation::{let_go, put_copy};
 use crate::home_service::RepairGuard;
+use crate::racks::{Domain, Racks, survives_any};
 use crate::repair::{Glance, Silence, StripeRecord, add, placement_order};
 use crate::spread::ByNode;
 use kiseki_types::buf::IoBytes;
-use kiseki_types::fragment::{DeviceStatus, FragmentError, StoredFragment};
+use kiseki_types::fragment::{DeviceStatus, FragmentError, StoredFragment, StripeShape};
 use kiseki_types::ids::{DeviceId, NodeId};
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,7 +25,7 @@ use tracing::debug;
 /// What a move is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Goal {
-    /// No node holds more of a stripe than placement gives any.
+    /// No node and no rack holds more of a stripe than placement gives any.
     Spread,
     /// Devices are about as full as others.
     Balance {
@@ -40,13 +41,16 @@ pub struct Spot {
     pub device: DeviceId,
     /// Its node.
     pub node: NodeId,
+    /// What that fails with.
+    pub domain: Domain,
     /// How full it is; `None` where that is not known.
     pub fill_permille: Option<u64>,
 }
 
 impl Spot {
-    fn of(device: &DeviceStatus) -> Spot {
-        Spot { device: device.id, node: device.node, fill_permille: device.fill_permille() }
+    fn of(device: &DeviceStatus, racks: &Racks) -> Spot {
+        let (node, fill_permille) = (device.node, device.fill_permille());
+        Spot { device: device.id, node, domain: racks.domain(node), fill_permille }
     }
 
     /// Whether it is fuller than another one by more than so much.
@@ -72,7 +76,32 @@ pub struct StripeMap {
     held: BTreeMap<u8, (Spot, bool)>,
     /// The devices of today, in placement order.
     order: Vec<Spot>,
-    width: usize,
+    shape: StripeShape,
+}
+
+/// How many fragments of a stripe lie on each node and in each rack.
+struct Counts {
+    nodes: ByNode,
+    domains: BTreeMap<Domain, usize>,
+}
+
+impl Counts {
+    fn of<'a>(spots: impl Iterator<Item = &'a Spot>) -> Counts {
+        let mut counts = Counts { nodes: ByNode::new(), domains: BTreeMap::new() };
+        for spot in spots {
+            *counts.nodes.entry(spot.node).or_default() += 1;
+            *counts.domains.entry(spot.domain).or_default() += 1;
+        }
+        counts
+    }
+
+    fn on_node(&self, spot: &Spot) -> usize {
+        self.nodes.get(&spot.node).copied().unwrap_or_default()
+    }
+
+    fn in_domain(&self, spot: &Spot) -> usize {
+        self.domains.get(&spot.domain).copied().unwrap_or_default()
+    }
 }
 
 impl StripeMap {
@@ -84,6 +113,7 @@ impl StripeMap {
         stripe: &StripeRecord,
         located: &[StoredFragment],
         devices: &[DeviceStatus],
+        racks: &Racks,
     ) -> Option<StripeMap> {
         let takes: BTreeMap<DeviceId, &DeviceStatus> = devices
             .iter()
@@ -91,16 +121,40 @@ impl StripeMap {
             .map(|device| (device.id, device))
             .collect();
         let spot = |found: &StoredFragment| {
-            let spot = Spot::of(takes.get(&found.extent.device)?);
+            let spot = Spot::of(takes.get(&found.extent.device)?, racks);
             Some((found.meta.key.index, (spot, false)))
         };
         let held = located.iter().map(spot).collect::<Option<BTreeMap<_, _>>>()?;
-        let order = placement_order(&name.locator, takes.values().copied(), &ByNode::new());
-        StripeMap::of(held, order.iter().map(|device| Spot::of(takes[device])).collect(), stripe.shape.width())
+        let order = placement_order(
+            &name.locator,
+            takes.values().copied(),
+            racks,
+            (&ByNode::new(), &BTreeSet::new()),
+            stripe.shape,
+        );
+        StripeMap::of(held, order.iter().map(|device| Spot::of(takes[device], racks)).collect(), stripe.shape)
     }
 
-    fn of(held: BTreeMap<u8, (Spot, bool)>, order: Vec<Spot>, width: usize) -> Option<StripeMap> {
-        (order.len() >= width && held.len() == width).then_some(StripeMap { held, order, width })
+    fn of(held: BTreeMap<u8, (Spot, bool)>, order: Vec<Spot>, shape: StripeShape) -> Option<StripeMap> {
+        let width = shape.width();
+        (order.len() >= width && held.len() == width).then_some(StripeMap { held, order, shape })
+    }
+
+    /// Where placement puts the stripe today.
+    fn placed(&self) -> &[Spot] {
+        &self.order[..self.shape.width()]
+    }
+
+    /// The most that placement gives any node, and any rack where racks matter: where the stripe can't survive the loss of one
+    /// anyhow, they hold what they hold.
+    fn most(&self) -> (usize, usize) {
+        let placed = Counts::of(self.placed().iter());
+        let most_on_node = placed.nodes.values().copied().max().unwrap_or_default();
+        let most_in_domain = match survives_any(self.shape, &placed.domains) {
+            true => placed.domains.values().copied().max().unwrap_or_default(),
+            false => self.shape.width(),
+        };
+        (most_on_node, most_in_domain)
     }
 
     /// The next fragment that is to move for `goal`, to none of the `refused` devices; `None` when no (further) one is.
@@ -129,28 +183,47 @@ impl StripeMap {
     }
 
     fn next_spread(&self, refused: &BTreeSet<DeviceId>) -> Option<Step> {
-        let counts = by_node(self.held.values().map(|(spot, _)| spot));
-        let most = by_node(&self.order[..self.width]).into_values().max()?;
-        let count = |node: &NodeId| counts.get(node).copied().unwrap_or_default();
-        let movable = self.held.iter().filter(|(_, (spot, is_moved))| !is_moved && count(&spot.node) > most);
-        // The fullest node first, and of its fragments the one whose device comes last in the order, or not at all.
-        let (index, _) = movable.max_by_key(|(_, (spot, _))| (count(&spot.node), self.rank(&spot.device)))?;
-        let free = self.order.iter().enumerate().filter(|(_, spot)| !self.holds(&spot.device));
-        let free = free.filter(|(_, spot)| !refused.contains(&spot.device) && count(&spot.node) < most);
-        // Where placement would put one comes first: then it never has to move again.
-        let (_, to) = free.min_by_key(|(rank, spot)| (*rank >= self.width, count(&spot.node), *rank))?;
-        Some(Step { index: *index, to: *to })
+        let counts = Counts::of(self.held.values().map(|(spot, _)| spot));
+        let (most_on_node, most_in_domain) = self.most();
+        let over_domain = |spot: &Spot| counts.in_domain(spot).saturating_sub(most_in_domain);
+        let is_over = |spot: &Spot| over_domain(spot) > 0 || counts.on_node(spot) > most_on_node;
+        let mut movable: Vec<(u8, Spot)> = self.held.iter().map(|(index, (spot, _))| (*index, *spot)).collect();
+        movable.retain(|(index, spot)| !self.held[index].1 && is_over(spot));
+        // The fullest rack first, then the fullest node, and of its fragments the one whose device comes last in the order, or not at all.
+        movable.sort_by_key(|(_, spot)| {
+            let on_node = counts.on_node(spot);
+            (over_domain(spot), on_node.saturating_sub(most_on_node), on_node, self.rank(&spot.device))
+        });
+        let target = |from: &Spot| {
+            let takes = |to: &Spot| {
+                let fits_node = to.node == from.node || counts.on_node(to) < most_on_node;
+                let fits_domain = to.domain == from.domain || counts.in_domain(to) < most_in_domain;
+                let helps = if over_domain(from) > 0 { to.domain != from.domain } else { to.node != from.node };
+                fits_node && fits_domain && helps
+            };
+            let free = self.order.iter().enumerate().filter(|(_, spot)| !self.holds(&spot.device));
+            let free = free.filter(|(_, spot)| !refused.contains(&spot.device) && takes(spot));
+            // Where placement would put one comes first: then it never has to move again.
+            let best = free.min_by_key(|(rank, spot)| {
+                (*rank >= self.shape.width(), counts.in_domain(spot), counts.on_node(spot), *rank)
+            });
+            best.map(|(_, to)| *to)
+        };
+        // One for which there is no room just now is no reason to leave another where it is.
+        movable.iter().rev().find_map(|(index, from)| Some(Step { index: *index, to: target(from)? }))
     }
 
     fn next_balance(&self, apart_permille: u64, refused: &BTreeSet<DeviceId>) -> Option<Step> {
-        let placed = &self.order[..self.width];
-        let (counts, wanted) = (by_node(self.held.values().map(|(spot, _)| spot)), by_node(placed));
+        let placed = self.placed();
+        let (counts, wanted) = (Counts::of(self.held.values().map(|(spot, _)| spot)), Counts::of(placed.iter()));
+        let (_, most_in_domain) = self.most();
         let free = || placed.iter().filter(|spot| !self.holds(&spot.device) && !refused.contains(&spot.device));
-        // I-D4: no node gets more than placement gives it.
+        // I-D4: no node and no rack gets more than placement gives it.
         let may_come = |from: &Spot, to: &Spot| {
-            from.node == to.node || counts.get(&to.node).copied().unwrap_or_default() < wanted[&to.node]
+            (from.node == to.node || counts.on_node(to) < wanted.on_node(to))
+                && (from.domain == to.domain || counts.in_domain(to) < most_in_domain)
         };
-        let misplaced = self.held.iter().filter(|(_, (spot, moved))| !moved && self.rank(&spot.device) >= self.width);
+        let misplaced = self.held.iter().filter(|(_, (spot, moved))| !moved && self.rank(&spot.device) >= placed.len());
         let pairs = misplaced.flat_map(|(index, (from, _))| {
             let pair = move |to: &Spot| {
                 let ahead = from.is_fuller(to, apart_permille).filter(|_| may_come(from, to))?;
@@ -168,14 +241,6 @@ impl StripeMap {
     fn holds(&self, device: &DeviceId) -> bool {
         self.held.values().any(|(spot, _)| spot.device == *device)
     }
-}
-
-fn by_node<'a>(spots: impl IntoIterator<Item = &'a Spot>) -> ByNode {
-    let mut counts = ByNode::new();
-    for spot in spots {
-        *counts.entry(spot.node).or_default() += 1;
-    }
-    counts
 }
 
 /// How the rebalancing of a stripe ended.
@@ -264,7 +329,7 @@ pub async fn relocate(
     if !Glance::at(name, stripe, &located, &readable).is_whole {
         return Ok(Relocated::NotWhole);
     }
-    let Some(mut map) = StripeMap::at(name, stripe, &located, devices) else {
+    let Some(mut map) = StripeMap::at(name, stripe, &located, devices, &core.nodes.racks()) else {
         return Ok(Relocated::Later);
     };
     let mut held_by: BTreeMap<u8, DeviceId> =

@@ -2,7 +2,7 @@
 //! where placement would put them today, as far as that is worth it ([`crate::rebalance`]).
 //!
 //! - A *survey* passes over all generations of the core's homes, reads the index only, and counts what is to move. It runs after each
-//!   start, whenever the devices that take fragments change, a minute after that once more (for what was being written
+//!   start, whenever the devices that take fragments or the racks change, a minute after that once more (for what was being written
 //!   meanwhile, and again while it still is), and each hour while devices differ in fill or after repairs and evacuations.
 //! - If it finds something, one pass *spreads* (no node holds more of a stripe than placement gives any, I-D4) and one *balances*
 //!   (devices that are much fuller than others give to those), until a survey finds nothing: then it is at rest.
@@ -15,6 +15,7 @@ use crate::core::Core;
 use crate::delta::ChunkName;
 use crate::home_service::{HeldGeneration, RepairPermit};
 use crate::message::{Closing, CoreRequest, ResponseBody};
+use crate::racks::Racks;
 use crate::rebalance::{Amount, Goal, Relocated, StripeMap, Work, relocate};
 use crate::repair::{Glance, Silence, StripeRecord, add};
 use crate::repair_queue::{Margin, RepairCause};
@@ -139,6 +140,8 @@ pub struct RebalanceState {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Seen {
     devices: BTreeMap<DeviceId, (PoolId, NodeId, u64)>,
+    racks: Racks,
+    returns: u64,
     turn: u64,
 }
 
@@ -260,7 +263,8 @@ impl Rebalancer {
     fn seen(&self) -> Seen {
         let devices = self.core.devices.devices().into_iter().filter(|device| device.state.takes_fragments());
         let devices = devices.map(|device| (device.id, (device.pool, device.node, device.capacity_bytes))).collect();
-        Seen { devices, turn: self.core.homes.turn() }
+        let (racks, returns) = (self.core.nodes.racks(), self.core.nodes.returns_that_matter());
+        Seen { devices, racks, returns, turn: self.core.homes.turn() }
     }
 
     /// What comes first just now.
@@ -523,7 +527,9 @@ impl Rebalancer {
             }
             return Ok(None);
         }
-        let Some(map) = StripeMap::at(name, stripe, &located, devices) else { return Ok(None) };
+        let Some(map) = StripeMap::at(name, stripe, &located, devices, &self.core.nodes.racks()) else {
+            return Ok(None);
+        };
         let balance = Goal::Balance { apart_permille: self.settings.ends_permille() };
         let is_balanced = !pools.contains(&stripe.pool);
         let balance = if is_balanced { 0 } else { map.clone().count(balance) };

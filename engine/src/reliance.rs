@@ -1,8 +1,10 @@
-//! Which nodes stripes can't do without, as a walk over them finds it.
+//! Which nodes and racks stripes can't do without, as a walk over them finds it.
 
 use crate::home_service::HeldGeneration;
-use kiseki_types::fragment::StoredFragment;
-use kiseki_types::ids::{DeviceId, NodeId};
+use crate::racks::{Domain, Racks};
+use crate::spread::ByNode;
+use kiseki_types::fragment::{StoredFragment, StripeShape};
+use kiseki_types::ids::{DeviceId, NodeId, PoolId};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// How stripes lie on the nodes.
@@ -12,21 +14,47 @@ pub struct Reliance {
     pub stripes: BTreeMap<NodeId, u64>,
     /// Most fragments that one node holds of a stripe.
     pub most_on_a_node: usize,
+    /// Stripes that can't be read without a rack, by rack.
+    pub racks: BTreeMap<Domain, u64>,
+    /// Most fragments that one rack holds of a stripe.
+    pub most_in_a_rack: usize,
+    /// Pools and shapes of stripes that can't be read without some rack.
+    pub shapes: BTreeSet<(PoolId, u8, u8)>,
 }
 
 impl Reliance {
-    /// Counts a stripe that needs `data` fragments of those that lie so. `silent` are nodes that did not say what they have: a
-    /// stripe that can't be read from the others is taken to need each of them.
-    pub(crate) fn count(&mut self, data: u8, by_node: &BTreeMap<NodeId, usize>, silent: &[NodeId]) {
-        let (needed, good) = (usize::from(data), by_node.values().sum::<usize>());
+    /// Counts a stripe whose fragments lie so. `silent` are nodes that did not say what they have: a stripe that can't be read
+    /// from the others is taken to need each of them.
+    pub(crate) fn count(
+        &mut self,
+        pool: PoolId,
+        shape: StripeShape,
+        by_node: &ByNode,
+        silent: &[NodeId],
+        racks: &Racks,
+    ) {
+        let (needed, good) = (usize::from(shape.data), by_node.values().sum::<usize>());
+        let relies_on = |held: usize| good >= needed && good - held < needed;
         for (node, held) in by_node {
             self.most_on_a_node = self.most_on_a_node.max(*held);
-            if good >= needed && good - held < needed {
+            if relies_on(*held) {
                 *self.stripes.entry(*node).or_default() += 1;
             }
         }
         if good < needed {
             silent.iter().for_each(|node| *self.stripes.entry(*node).or_default() += 1);
+        }
+        if racks.are_named() {
+            let mut domains = racks.by_domain(by_node);
+            self.most_in_a_rack = self.most_in_a_rack.max(domains.values().copied().max().unwrap_or_default());
+            domains.retain(|_, held| relies_on(*held));
+            if good < needed {
+                domains.extend(silent.iter().map(|node| (racks.domain(*node), 0)));
+            }
+            if !domains.is_empty() {
+                self.shapes.insert((pool, shape.data, shape.parity));
+            }
+            domains.into_keys().for_each(|domain| *self.racks.entry(domain).or_default() += 1);
         }
     }
 }
@@ -52,15 +80,31 @@ pub(crate) fn by_node(
 #[cfg(test)]
 mod tests {
     use super::Reliance;
-    use kiseki_types::ids::NodeId;
+    use crate::racks::{Domain, Racks};
+    use kiseki_types::fragment::StripeShape;
+    use kiseki_types::ids::{NodeId, PoolId};
     use std::collections::BTreeMap;
 
     fn counted(data: u8, by_node: &[(u64, usize)], silent: &[u64]) -> BTreeMap<NodeId, u64> {
+        in_racks(data, by_node, silent, &Racks::default()).stripes
+    }
+
+    fn in_racks(data: u8, by_node: &[(u64, usize)], silent: &[u64], racks: &Racks) -> Reliance {
         let mut reliance = Reliance::default();
         let by_node = by_node.iter().map(|(node, held)| (NodeId(*node), *held)).collect();
         let silent: Vec<NodeId> = silent.iter().copied().map(NodeId).collect();
-        reliance.count(data, &by_node, &silent);
-        reliance.stripes
+        reliance.count(PoolId(0), StripeShape { data, parity: 2 }, &by_node, &silent, racks);
+        reliance
+    }
+
+    #[test]
+    fn a_stripe_needs_a_rack_without_whose_nodes_too_few_fragments_are_left() {
+        let racks = Racks::of([(NodeId(1), "a"), (NodeId(2), "a"), (NodeId(3), "b"), (NodeId(4), "")].into_iter());
+        let reliance = in_racks(2, &[(1, 1), (2, 1), (3, 1)], &[], &racks);
+        assert!(reliance.stripes.is_empty() && reliance.most_in_a_rack == 2, "{reliance:?}");
+        assert_eq!(reliance.racks, BTreeMap::from([(Domain::Rack(0), 1)]), "its two nodes together");
+        assert!(in_racks(2, &[(1, 1), (3, 1), (4, 1)], &[], &racks).racks.is_empty(), "one in each");
+        assert_eq!(in_racks(2, &[(1, 1)], &[2, 3], &racks).racks.len(), 2, "nobody knows which of them has it");
     }
 
     #[test]

@@ -13,6 +13,7 @@ use crate::delta::ChunkName;
 use crate::home_service::RepairGuard;
 use crate::nodes::Standing;
 use crate::placement::{self, PlacementCandidate};
+use crate::racks::Racks;
 use crate::repair_queue::Margin;
 use crate::spread::ByNode;
 use crate::stripe::fragment_payload_len;
@@ -212,7 +213,7 @@ pub async fn repair_stripe(
     if silence.holds_back(stripe.margin(Glance::at(name, stripe, &located, &readable).good)) {
         return Ok(Repaired::Awaited);
     }
-    let order = destinations(core, name, stripe, &devices, &ByNode::new());
+    let order = destinations(core, name, stripe, &devices, (&ByNode::new(), &BTreeSet::new()));
     let holders: BTreeSet<DeviceId> = located.iter().map(|found| found.extent.device).collect();
     let mut examined = examine(core, name, stripe, located, &readable, &order, moved).await?;
     let good = examined.payloads.len();
@@ -227,7 +228,7 @@ pub async fn repair_stripe(
     let rebuilt = core.coder.rebuild(stripe.shape, &sources, &missing);
     let rebuilt = rebuilt.map_err(|error| FragmentError::Unknown { reason: error.to_string() })?;
     let held = by_node(&devices, examined.good.values());
-    let order_of_rest = destinations(core, name, stripe, &devices, &held);
+    let order_of_rest = destinations(core, name, stripe, &devices, (&held, &holders));
     let mut work = Work {
         core,
         guard,
@@ -235,7 +236,7 @@ pub async fn repair_stripe(
         stripe,
         devices: &devices,
         moved,
-        free: order_of_rest.into_iter().filter(|device| !holders.contains(device)).collect(),
+        free: order_of_rest.into_iter().collect(),
         held_by: examined.good.clone(),
         refused: false,
     };
@@ -255,19 +256,24 @@ pub async fn repair_stripe(
 }
 
 /// The devices that fragments of a stripe may be put on, in placement order; one that is being emptied comes last, and
-/// only while the stripe would not get its full width on the others. `held` as of [`placement::by_turns`].
+/// only while the stripe would not get its full width on the others. `held` and holders as of [`placement::by_turns`].
 fn destinations(
     core: &Core,
     name: ChunkName,
     stripe: &StripeRecord,
     devices: &[DeviceStatus],
-    held: &ByNode,
+    held: (&ByNode, &BTreeSet<DeviceId>),
 ) -> Vec<DeviceId> {
     let of_pool = || devices.iter().filter(|device| device.pool == stripe.pool);
-    let mut all = placement_order(&name.locator, of_pool().filter(|device| device.state.takes_fragments()), held);
-    if all.len() < stripe.shape.width() {
+    let racks = core.nodes.racks();
+    let order = |devices: &mut dyn Iterator<Item = &DeviceStatus>| {
+        placement_order(&name.locator, devices, &racks, held, stripe.shape)
+    };
+    let takes = || of_pool().filter(|device| device.state.takes_fragments());
+    let mut all = order(&mut takes());
+    if takes().count() < stripe.shape.width() {
         let last = core.devices.last_resort(stripe.pool);
-        all.extend(placement_order(&name.locator, of_pool().filter(|device| last.contains(&device.id)), held));
+        all.extend(order(&mut of_pool().filter(|device| last.contains(&device.id))));
     }
     all
 }
@@ -276,14 +282,16 @@ fn destinations(
 pub(crate) fn placement_order<'a>(
     locator: &Locator,
     devices: impl Iterator<Item = &'a DeviceStatus>,
-    held: &ByNode,
+    racks: &Racks,
+    held: (&ByNode, &BTreeSet<DeviceId>),
+    shape: StripeShape,
 ) -> Vec<DeviceId> {
     let (mut candidates, mut nodes) = (Vec::new(), BTreeMap::new());
     for device in devices {
         candidates.push(PlacementCandidate { device: device.id, weight: device.capacity_bytes });
         nodes.insert(device.id, device.node);
     }
-    placement::by_turns(placement::order(locator, &candidates), |device| nodes[device], held)
+    placement::by_turns(placement::order(locator, &candidates), |device| nodes[device], racks, held, shape)
 }
 
 /// How many of some devices each node has.

@@ -15,14 +15,16 @@ use crate::delta::ChunkName;
 use crate::evacuation::{Moved, move_stripe};
 use crate::home_service::{HeldGeneration, RepairPermit};
 use crate::message::HomeRequest;
+use crate::racks::{Racks, survives_any};
 use crate::reliance::{Reliance, by_node};
 use crate::repair::{Glance, Repaired, Silence, StripeRecord, add, repair_stripe};
 use crate::repair_queue::{MOVE_MARGIN, Margin, NO_ROOM_MARGIN, RepairCause};
 use crate::throttle::Throttle;
 use crate::upkeep_pace::{UpkeepPace, Urgency};
+use crate::without::placed;
 use futures::channel::oneshot;
 use futures::future::{join_all, select};
-use kiseki_types::fragment::{FragmentError, StoredFragment};
+use kiseki_types::fragment::{FragmentError, StoredFragment, StripeShape};
 use kiseki_types::ids::{DeviceId, NodeId, PoolId};
 use kiseki_types::runtime::{Instant, RuntimeExt};
 use std::cell::{Cell, RefCell};
@@ -108,13 +110,16 @@ enum Again {
 
 type UsableDevices = BTreeMap<DeviceId, PoolId>;
 
+/// The devices that stripes count on, which turn of the homes it is, the racks, and how often nodes came back.
+type Seen = (UsableDevices, u64, Racks, u64);
+
 /// Repair on one core.
 pub struct Repairer {
     core: Rc<Core>,
     settings: RepairSettings,
     pace: Rc<UpkeepPace>,
-    /// Devices that the last whole walk counted on, and which turn of the homes it was.
-    walked: RefCell<Option<(UsableDevices, u64)>>,
+    /// What the last whole walk counted on.
+    walked: RefCell<Option<Seen>>,
     is_walking: Cell<bool>,
     /// Nodes that were awaited while stripes were walked over or repaired: they may hold more of them.
     met_silence: RefCell<BTreeSet<NodeId>>,
@@ -192,10 +197,10 @@ impl Repairer {
     pub fn state(&self) -> RepairState {
         let queue = &self.core.repairs;
         let walked = self.walked.borrow();
-        let state = (self.usable(), self.core.homes.turn());
+        let state = self.seen();
         let is_current =
             !self.is_walking.get() && self.met_silence.borrow().is_empty() && walked.as_ref() == Some(&state);
-        let current = walked.as_ref().filter(|_| is_current).map(|(devices, _)| devices);
+        let current = walked.as_ref().filter(|_| is_current).map(|(devices, ..)| devices);
         let own = self.core.devices.devices().into_iter().filter(|device| device.node == self.core.nodes.own());
         let own_walked = |devices: &UsableDevices| own.filter(|device| devices.contains_key(&device.id)).count();
         RepairState {
@@ -220,10 +225,15 @@ impl Repairer {
     /// Whether the last walk tells what would be if a node left: that this node alone was silent meanwhile does no harm, since
     /// stripes were counted without what it has.
     #[must_use]
-    pub fn has_walked_without(&self, node: NodeId) -> bool {
-        let state = (self.usable(), self.core.homes.turn());
-        let is_known = self.met_silence.borrow().iter().all(|silent| *silent == node);
+    pub fn has_walked_without(&self, nodes: &BTreeSet<NodeId>) -> bool {
+        let state = self.seen();
+        let is_known = self.met_silence.borrow().iter().all(|silent| nodes.contains(silent));
         !self.is_walking.get() && is_known && self.walked.borrow().as_ref().is_some_and(|walked| *walked == state)
+    }
+
+    fn seen(&self) -> Seen {
+        let nodes = &self.core.nodes;
+        (self.usable(), self.core.homes.turn(), nodes.racks(), nodes.returns_that_matter())
     }
 
     fn usable(&self) -> UsableDevices {
@@ -246,7 +256,7 @@ impl Repairer {
         loop {
             self.settle().await;
             self.pace.serves(&self.core.counters); // what was moved long ago must not look new when the first repair asks
-            let state = (self.usable(), self.core.homes.turn());
+            let state = self.seen();
             let has_changed = self.walked.borrow().as_ref() != Some(&state);
             let is_due = next_walk.is_some_and(|at| at <= self.core.ports.now());
             let is_drained = self.core.repairs.has_overflowed() && self.core.repairs.backlog() == 0;
@@ -254,7 +264,7 @@ impl Repairer {
             let is_to_recount = self.recount.get() && self.core.repairs.backlog() == 0;
             if has_changed || is_due || is_drained || is_silence_over || is_to_recount {
                 self.is_walking.set(true);
-                match self.walk(&state.0).await {
+                match self.walk(&state).await {
                     Ok(true) => {
                         let is_first = self.walked.borrow().is_none();
                         self.walked.replace(Some(state));
@@ -288,20 +298,30 @@ impl Repairer {
 
     /// Whether stripes need a node that would not have to, were they written now: health says so until they are gone.
     fn relies_on_nodes(&self) -> bool {
-        self.core.nodes.members().len() >= 2 && !self.reliance.borrow().stripes.is_empty()
+        let reliance = self.reliance.borrow();
+        self.core.nodes.members().len() >= 2
+            && (!reliance.stripes.is_empty()
+                || reliance.shapes.iter().any(|shape| self.could_do_without_a_rack(*shape)))
+    }
+
+    /// Whether a stripe that were written now could be read without any one rack.
+    fn could_do_without_a_rack(&self, (pool, data, parity): (PoolId, u8, u8)) -> bool {
+        let (shape, racks) = (StripeShape { data, parity }, self.core.nodes.racks());
+        let placed = placed(&self.core.devices.devices(), &racks, pool, shape);
+        survives_any(shape, &racks.by_domain(&placed))
     }
 
     /// One walk over all generations of this core's homes; false when the devices or the homes changed on the way.
-    async fn walk(&self, devices: &UsableDevices) -> Result<bool, StoreError> {
+    async fn walk(&self, state: &Seen) -> Result<bool, StoreError> {
+        let devices = &state.0;
         let queue = &self.core.repairs;
         queue.take_overflow();
         queue.forget_waiting();
         self.met_silence.replace(self.awaited().into_iter().collect());
         let lost: BTreeSet<ChunkName> = queue.lost().into_iter().collect();
         let mut still_lost = BTreeSet::new();
-        let turn = self.core.homes.turn();
         let reliance = RefCell::new(Reliance::default());
-        let is_as_it_was = || self.usable() == *devices && self.core.homes.turn() == turn;
+        let is_as_it_was = || self.seen() == *state;
         for home in self.core.homes.all() {
             let mut after = None;
             loop {
@@ -363,7 +383,8 @@ impl Repairer {
         let glance = Glance::at(held.name, &held.stripe, &located, &healthy);
         if held.is_complete && !self.core.nodes.is_alone() {
             let by_node = by_node(held, &located, &healthy, nodes);
-            reliance.borrow_mut().count(held.stripe.shape.data, &by_node, &unanswered);
+            let (pool, shape) = (held.stripe.pool, held.stripe.shape);
+            reliance.borrow_mut().count(pool, shape, &by_node, &unanswered, &self.core.nodes.racks());
         }
         if glance.is_whole && !was_lost {
             return Ok(());

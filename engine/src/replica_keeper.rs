@@ -6,7 +6,8 @@
 //! - A group has three voters, or one: two would lose their majority with either. So it grows from one to three in one change,
 //!   and a group that has three keeps them, however few nodes are left.
 //! - Voters are the first nodes of an order that each shard draws for itself (rendezvous hashing), so that shards spread and a node
-//!   that comes or goes moves only its own share. Nothing moves for the order's sake while a voter is silent.
+//!   that comes or goes moves only its own share. Racks take turns in it, so that a rack takes no majority away where there
+//!   are racks enough. Nothing moves for the order's sake while a voter is silent.
 //! - A leader does not take its own vote away: it gives leadership away first.
 
 #[cfg(test)]
@@ -15,6 +16,7 @@ mod tests;
 use crate::api::StoreError;
 use crate::message::NodeState;
 use crate::nodes::NodeBoard;
+use crate::racks::Domain;
 use kiseki_types::group::{RaftGroup, ReplicasError, VoterId, node_of};
 use kiseki_types::ids::{NodeId, ShardId};
 use kiseki_types::runtime::{Instant, LocalBoxFuture, Ports, RuntimeExt};
@@ -77,6 +79,8 @@ pub struct KeeperInputs {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Candidate {
     node: NodeId,
+    /// What it fails with.
+    domain: Domain,
     /// It may be given replicas: not drained, not removed.
     is_active: bool,
     heard: Heard,
@@ -196,9 +200,8 @@ fn give_way(view: &View, target: &BTreeSet<VoterId>, now: &BTreeSet<VoterId>) ->
 fn wanted_nodes(view: &View, voter_nodes: &BTreeSet<NodeId>) -> BTreeSet<NodeId> {
     let votes = |candidate: &Candidate| voter_nodes.contains(&candidate.node);
     let is_lost = |candidate: &Candidate| candidate.node != view.own && candidate.heard == Heard::Lost;
-    let fits = |candidate: &Candidate| {
-        candidate.is_active && if votes(candidate) { !is_lost(candidate) } else { !candidate.declined }
-    };
+    let fits =
+        |candidate: &Candidate| candidate.is_active && !is_lost(candidate) && (votes(candidate) || !candidate.declined);
     let mut fitting: Vec<&Candidate> = view.nodes.iter().filter(|candidate| fits(candidate)).collect();
     let active_count = view.nodes.iter().filter(|candidate| candidate.is_active).count();
     let to_be_had = fitting.len() + voter_nodes.len() - fitting.iter().filter(|candidate| votes(candidate)).count();
@@ -220,7 +223,17 @@ fn wanted_nodes(view: &View, voter_nodes: &BTreeSet<NodeId>) -> BTreeSet<NodeId>
         _ => !is_calm && votes(candidate),
     };
     fitting.sort_by_key(|candidate| std::cmp::Reverse((keeps(candidate), lot(view.shard, candidate.node))));
-    let mut wanted: BTreeSet<NodeId> = fitting.iter().take(count).map(|candidate| candidate.node).collect();
+    let mut turns: BTreeMap<Domain, usize> = BTreeMap::new();
+    let mut take = |candidate| {
+        let candidate: &Candidate = candidate;
+        let turn = turns.entry(candidate.domain).or_default();
+        *turn += 1;
+        (!keeps(candidate), *turn, candidate)
+    };
+    let mut fitting: Vec<(bool, usize, &Candidate)> = fitting.into_iter().map(&mut take).collect();
+    fitting.sort_by_key(|(moves, turn, _)| (*moves, *turn)); // stable: within a turn the lots decide
+    let fitting = fitting.into_iter().map(|(_, _, candidate)| candidate);
+    let mut wanted: BTreeSet<NodeId> = fitting.take(count).map(|candidate| candidate.node).collect();
     // Who votes and should not does so until another node can take its place: first those that answer.
     let mut others: Vec<NodeId> = voter_nodes.difference(&wanted).copied().collect();
     let answers = |node: &NodeId| {
@@ -244,7 +257,7 @@ struct Memory {
 
 impl Memory {
     fn view(&self, inputs: &KeeperInputs) -> View {
-        let (now, nodes) = (inputs.ports.now(), &inputs.nodes);
+        let (now, nodes, racks) = (inputs.ports.now(), &inputs.nodes, inputs.nodes.racks());
         let candidate = |node: NodeId, state: NodeState| {
             let silent = now.since(nodes.last_heard(node).unwrap_or(self.began));
             let heard = match nodes.last_heard(node) {
@@ -256,6 +269,7 @@ impl Memory {
             let hosted = self.hosted.get(&node).filter(|(at, _)| now.since(*at) < HOSTED_FRESH);
             Candidate {
                 node,
+                domain: racks.domain(node),
                 is_active: state == NodeState::Active,
                 heard,
                 declined: self.declined.get(&node).is_some_and(|at| now.since(*at) < RETRY_AFTER),

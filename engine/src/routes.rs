@@ -256,6 +256,7 @@ mod tests {
             cores: 1,
             version: String::new(),
             since_unix_ms: 0,
+            rack: String::new(),
         };
         let entries: Vec<NodeEntry> = others.iter().map(|node| entry(*node)).collect();
         board.take_up(1, &entries);

@@ -1,16 +1,20 @@
-//! Whether the cluster would hold if a node left now: what each core knows of it, and what follows for stripes that are
+//! Whether the cluster would hold if a node, or a rack, left now: what each core knows of it, and what follows for stripes that are
 //! written meanwhile.
 //!
 //! Leaders know which of their voters have caught up, homes know which stripes have fragments to spare, and whoever asks
 //! knows the devices. Nothing is decided with it but what an operator is told: what is committed and acknowledged is safe
 //! whatever this says.
 
+use crate::nodes::NodeBoard;
+use crate::placement::by_turns;
+use crate::racks::Racks;
 use crate::spread::{ByNode, Spread};
 use crate::stripe::shape_for;
 use kiseki_types::fragment::{DeviceState, DeviceStatus, StripeShape};
 use kiseki_types::group::{GroupView, VoterId, node_of};
-use kiseki_types::ids::{LaneId, NodeId, PoolId, ShardId};
-use std::collections::BTreeSet;
+use kiseki_types::ids::{DeviceId, LaneId, NodeId, PoolId, ShardId};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 /// Reasons that one answer names; further ones are counted (I-O5).
 pub const REASONS_MAX: usize = 16;
@@ -18,7 +22,39 @@ pub const REASONS_MAX: usize = 16;
 /// Margins that stripes are counted by: a stripe has no more fragments to spare.
 pub const MARGINS: usize = kiseki_types::limits::STRIPE_WIDTH_MAX;
 
-/// What a core, or all of a node, knows of what would be if a node left.
+/// Who leaves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Leaving {
+    /// A node.
+    Node(NodeId),
+    /// All nodes of the rack that is called so.
+    Rack(String),
+}
+
+impl Leaving {
+    /// The members that leave.
+    #[must_use]
+    pub fn nodes(&self, board: &NodeBoard) -> BTreeSet<NodeId> {
+        match self {
+            Leaving::Node(node) => BTreeSet::from([*node]),
+            Leaving::Rack(rack) => {
+                let members = board.entries().into_iter().filter(|entry| entry.state.is_member());
+                members.filter(|entry| entry.rack == *rack).map(|entry| entry.node).collect()
+            }
+        }
+    }
+}
+
+impl fmt::Display for Leaving {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Leaving::Node(node) => node.fmt(f),
+            Leaving::Rack(rack) => write!(f, "rack {rack}"),
+        }
+    }
+}
+
+/// What a core, or all of a node, knows of what would be if a node or a rack left.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Without {
     /// The first lane of the core that answers: a core may be asked through each of its lanes.
@@ -33,10 +69,12 @@ pub struct Without {
     pub reasons: Vec<String>,
     /// Reasons that are not named.
     pub more: u64,
-    /// Stripes of homes led here that can't be read without the node.
+    /// Stripes of homes led here that can't be read without the node or the rack.
     pub reliant_stripes: u64,
     /// Most fragments that one node holds of a stripe.
     pub most_on_a_node: u64,
+    /// Most fragments that one rack holds of a stripe.
+    pub most_in_a_rack: u64,
     /// Stripes that wait for repair, by the number of fragments that they can lose.
     pub endangered: Vec<u64>,
     /// Cores whose repair has not looked at every stripe yet.
@@ -62,6 +100,7 @@ impl Without {
         self.more += other.more;
         self.reliant_stripes += other.reliant_stripes;
         self.most_on_a_node = self.most_on_a_node.max(other.most_on_a_node);
+        self.most_in_a_rack = self.most_in_a_rack.max(other.most_in_a_rack);
         self.endangered.resize(self.endangered.len().max(other.endangered.len()), 0);
         self.endangered.iter_mut().zip(&other.endangered).for_each(|(sum, more)| *sum += more);
         self.cores_not_walked += other.cores_not_walked;
@@ -76,23 +115,24 @@ impl Without {
     }
 }
 
-/// Why a shard that is led here would have no majority without a node; `None`: it would, or the node has no vote in it.
+/// Why a shard that is led here would have no majority without some nodes; `None`: it would, or they have no vote in it.
 #[must_use]
-pub fn shard_without(shard: ShardId, view: &GroupView, node: NodeId) -> Option<String> {
+pub fn shard_without(shard: ShardId, view: &GroupView, leaving: &BTreeSet<NodeId>) -> Option<String> {
+    let leaves = |voter: &VoterId| leaving.contains(&node_of(*voter));
     let is_ready = |voter: VoterId| {
         voter == view.voter || view.followers.iter().any(|other| other.voter == voter && other.is_ready())
     };
     for set in &view.voter_sets {
-        if !set.iter().any(|voter| node_of(*voter) == node) {
+        if !set.iter().any(leaves) {
             continue;
         }
-        let (needed, left) = (set.len() / 2 + 1, set.iter().filter(|voter| node_of(**voter) != node));
+        let (needed, left) = (set.len() / 2 + 1, set.iter().filter(|voter| !leaves(voter)));
         let (ready, missing): (Vec<VoterId>, Vec<VoterId>) = left.copied().partition(|voter| is_ready(*voter));
         if ready.len() >= needed {
             continue;
         }
-        if set.len() == 1 {
-            return Some(format!("shard {shard} has its only replica on {node}"));
+        if let [only] = set[..] {
+            return Some(format!("shard {shard} has its only replica on {}", node_of(only)));
         }
         let state = |voter: &VoterId| {
             let other = view.followers.iter().find(|other| other.voter == *voter);
@@ -112,26 +152,27 @@ pub fn shard_without(shard: ShardId, view: &GroupView, node: NodeId) -> Option<S
     None
 }
 
-/// Why stripes of a pool could not be written, or acknowledged, if a node left; `None`: they could.
+/// Why stripes of a pool could not be written, or acknowledged, if some nodes left; `None`: they could.
 ///
 /// - `devices`: as they are now, those of nodes that are silent unreachable; `is_awaited` and `unknown`: as of [`Spread::of`].
 #[must_use]
 pub fn pool_without(
     pool: (PoolId, StripeShape),
     devices: &[DeviceStatus],
-    node: NodeId,
+    racks: &Racks,
+    leaving: &BTreeSet<NodeId>,
     is_awaited: impl Fn(NodeId) -> bool,
     unknown: usize,
 ) -> Option<String> {
     let (pool, shape) = pool;
     let mut left = devices.to_vec();
     left.iter_mut()
-        .filter(|device| device.node == node && device.state.is_readable())
+        .filter(|device| leaving.contains(&device.node) && device.state.is_readable())
         .for_each(|device| device.state = DeviceState::Unreachable);
-    let spread = Spread::of(&left, pool, |other| other == node || is_awaited(other), unknown);
+    let spread = Spread::of(&left, pool, |other| leaving.contains(&other) || is_awaited(other), unknown);
     // Small chunks are stored as copies.
     for shape in [shape, shape_for(shape, 1)] {
-        let placed = placed(&left, pool, shape.width());
+        let placed = placed(&left, racks, pool, shape);
         if !spread.is_enough(shape, &placed) {
             let (nodes, devices) = (placed.len(), placed.values().sum::<usize>());
             let text = if shape.data == 1 { format!("{} copies", shape.width()) } else { shape_text(shape) };
@@ -145,30 +186,21 @@ pub fn pool_without(
     None
 }
 
-/// Most fragments of a new stripe that one node takes, with the devices that there are.
+/// How many fragments of a new stripe each node would take with the devices that there are; those that are being emptied
+/// come last.
 #[must_use]
-pub fn most_on_a_node(devices: &[DeviceStatus], pool: PoolId, shape: StripeShape) -> usize {
-    placed(devices, pool, shape.width()).into_values().max().unwrap_or_default()
-}
-
-/// How many fragments of a stripe each node would take: the nodes take turns, devices that are being emptied come last.
-fn placed(devices: &[DeviceStatus], pool: PoolId, width: usize) -> ByNode {
-    let mut placed = ByNode::new();
-    for wanted in [DeviceState::takes_fragments, |state: DeviceState| state == DeviceState::Evacuating] {
-        let mut free = ByNode::new();
+pub fn placed(devices: &[DeviceStatus], racks: &Racks, pool: PoolId, shape: StripeShape) -> ByNode {
+    let by_turns = |wanted: fn(DeviceState) -> bool| {
         let of_pool = devices.iter().filter(|device| device.pool == pool && wanted(device.state));
-        of_pool.for_each(|device| *free.entry(device.node).or_default() += 1);
-        let nodes: BTreeSet<NodeId> = free.keys().copied().collect();
-        while placed.values().sum::<usize>() < width && free.values().any(|count| *count > 0) {
-            for node in &nodes {
-                let has = free.get_mut(node).expect("a node with devices");
-                if *has > 0 && placed.values().sum::<usize>() < width {
-                    *has -= 1;
-                    *placed.entry(*node).or_default() += 1;
-                }
-            }
-        }
-    }
+        let nodes: BTreeMap<DeviceId, NodeId> = of_pool.map(|device| (device.id, device.node)).collect();
+        let order = nodes.keys().copied().collect();
+        let turns = by_turns(order, |device| nodes[device], racks, (&ByNode::new(), &BTreeSet::new()), shape);
+        turns.into_iter().map(|device| nodes[&device]).collect::<Vec<_>>()
+    };
+    let takes = by_turns(DeviceState::takes_fragments);
+    let last = by_turns(|state| state == DeviceState::Evacuating);
+    let mut placed = ByNode::new();
+    takes.into_iter().chain(last).take(shape.width()).for_each(|node| *placed.entry(node).or_default() += 1);
     placed
 }
 
@@ -219,7 +251,7 @@ mod tests {
             (view(&[&[1, 2, 3], &[1, 2, 4]], &dead), 1, Some("1 of 3 voters")),
             (view(&[&[1, 2, again]], &dead), 2, Some("does not answer")),
         ] {
-            let reason = shard_without(shard, &view, NodeId(node));
+            let reason = shard_without(shard, &view, &BTreeSet::from([NodeId(node)]));
             let case = format!("{:?} without {node}: {reason:?}", view.voter_sets);
             match expected {
                 None => assert_eq!(reason, None, "{case}"),
@@ -248,9 +280,36 @@ mod tests {
         ];
         for (shape, by_node, away, node, expected) in cases {
             let shape = StripeShape { data: shape.0, parity: shape.1 };
-            let reason = pool_without((PoolId(0), shape), &devices(by_node, away), NodeId(*node), |_| true, 0);
+            let (leaving, alone) = (BTreeSet::from([NodeId(*node)]), Racks::default());
+            let reason = pool_without((PoolId(0), shape), &devices(by_node, away), &alone, &leaving, |_| true, 0);
             assert_eq!(reason.is_none(), *expected, "{shape:?} on {by_node:?} less {away:?} and {node}: {reason:?}");
         }
+    }
+
+    #[test]
+    fn a_rack_leaves_when_the_others_have_majorities_and_places() {
+        let all = [(2, 0, true), (3, 0, true), (4, 0, true), (5, 0, true)];
+        let leaving = |nodes: &[u64]| nodes.iter().copied().map(NodeId).collect::<BTreeSet<_>>();
+        let without = |sets, nodes| shard_without(ShardId(7), &view(sets, &all), &leaving(nodes));
+        assert_eq!(without(&[&[1, 2, 3]], &[3, 4]), None, "one of its voters");
+        assert!(without(&[&[1, 2, 3]], &[2, 3]).is_some_and(|reason| reason.contains("1 of 3 voters")));
+        assert_eq!(without(&[&[1, 2, 3, 4, 5]], &[2, 3]), None, "three of five are left");
+        let shape = StripeShape { data: 4, parity: 2 };
+        let racks = |names: &[&str]| {
+            let racks: Vec<(NodeId, &str)> = (1..).map(NodeId).zip(names.iter().copied()).collect();
+            Racks::of(racks.into_iter())
+        };
+        let pool = |by_node, racks, nodes| {
+            pool_without((PoolId(0), shape), &devices(by_node, &[]), &racks, &leaving(nodes), |_| true, 0)
+        };
+        assert_eq!(pool(&[2; 6], racks(&["a", "a", "b", "b", "c", "c"]), &[5, 6]), None, "4 nodes are left");
+        assert!(
+            pool(&[2; 6], racks(&["a", "b", "c", "c", "c", "c"]), &[3, 4, 5, 6]).is_some(),
+            "2 nodes with 4 devices are"
+        );
+        let three = racks(&["a", "a", "b", "b", "c", "c"]);
+        let most = three.by_domain(&placed(&devices(&[2; 6], &[]), &three, PoolId(0), shape)).into_values().max();
+        assert_eq!(most, Some(2), "what a rack takes of a new stripe");
     }
 
     #[test]

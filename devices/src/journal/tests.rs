@@ -357,6 +357,21 @@ fn i_l10_lost_headers_are_missing_foreign_or_damage_but_never_a_new_journal() {
 }
 
 #[test]
+fn i_l10_a_lost_header_is_damage_also_where_no_frame_says_that_anything_was_flushed() {
+    let rig = Rig::new(6, 1, 20);
+    rig.format();
+    let (journal, ..) = rig.open();
+    rig.run(async {
+        let first = journal.append(b"a vote").unwrap();
+        journal.flushed(first).await.unwrap();
+    });
+    rig.stop();
+    rig.overwrite(0, START);
+    let opened = rig.run(open(rig.config()));
+    assert!(matches!(opened, Err(JournalOpenError::Damaged { .. })), "I-L10: the vote is forgotten");
+}
+
+#[test]
 fn a_mirror_that_is_behind_rotten_or_new_is_filled_from_the_other() {
     for broken in 0..2 {
         let rig = ten_flushed(8, 2);

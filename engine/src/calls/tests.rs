@@ -146,6 +146,7 @@ impl World {
             cores: 1,
             version: String::new(),
             since_unix_ms: 0,
+            rack: String::new(),
         };
         nodes.take_up(1, &[entry(1), entry(2), entry(3)]);
         let calls = Calls::new(CallsInputs {

@@ -10,8 +10,10 @@ use crate::delta::RowChange;
 use crate::latch::Hold;
 use crate::leader::{CommitError, Draft, row_damaged};
 use crate::message::{NodeEntry, NodeState};
+use crate::racks::{RACK_NAMES, is_rack_name};
+use crate::wire::RACK_VERSION;
 use kiseki_types::ids::{NodeId, RequestId};
-use tracing::info;
+use tracing::{debug, info};
 
 /// Every change of a node's record holds this latch: cores hear of changes in the order in which they are made.
 const NODE_CHANGES: &[u8] = b"node changes";
@@ -39,6 +41,8 @@ pub(super) struct Presence {
     pub(super) cores: u16,
     /// The version of its program.
     pub(super) version: String,
+    /// Its rack; empty: none.
+    pub(super) rack: String,
 }
 
 impl ControlService {
@@ -62,10 +66,35 @@ impl ControlService {
         .await
     }
 
-    /// A node joins, or is back.
+    /// A node joins, or is back. The first rack is taken up when every node knows what racks are: one that does not could not
+    /// read the record. Until then a record names none, which the node sees in the answer, and says it again.
     pub(super) async fn node_here(&self, node: NodeId, here: Presence) -> Result<NodeEntry, StoreError> {
         check(&here)?;
-        self.change_nodes(None, async |_, entries, now| after_presence(entries, node, &here, now)).await
+        let takes_first = !here.rack.is_empty() && self.all_know_racks().await?;
+        self.change_nodes(None, async |_, entries, now| {
+            let takes_racks = takes_first || entries.iter().any(|entry| !entry.rack.is_empty());
+            let after = after_presence(entries, node, &here, now)?;
+            let rack = if takes_racks { after.rack } else { String::new() };
+            Ok(NodeEntry { rack, ..after })
+        })
+        .await
+    }
+
+    /// Whether every member knows racks. A member says what it speaks when it is asked something, and this core may never have
+    /// asked it anything: so it is told of the nodes.
+    async fn all_know_racks(&self) -> Result<bool, StoreError> {
+        if self.calls.lacking(RACK_VERSION).is_some() {
+            let (version, entries) = self.node_entries().await?;
+            if entries.iter().any(|entry| !entry.rack.is_empty()) {
+                return Ok(true); // it was found out before
+            }
+            self.calls.tell_nodes_everywhere(version, &entries).await;
+        }
+        let lacking = self.calls.lacking(RACK_VERSION);
+        if let Some(node) = lacking {
+            debug!(%node, "no rack is recorded: a node does not know racks, or does not answer");
+        }
+        Ok(lacking.is_none())
     }
 
     /// Changes what a node is to the cluster.
@@ -116,8 +145,9 @@ fn entry_of(entries: &[NodeEntry], node: NodeId) -> Option<&NodeEntry> {
 }
 
 fn invited(node: NodeId, now_unix_ms: u64) -> NodeEntry {
-    let (addresses, version) = (Vec::new(), String::new());
-    NodeEntry { node, state: NodeState::Invited, addresses, lanes: 0, cores: 0, version, since_unix_ms: now_unix_ms }
+    let (addresses, version, rack) = (Vec::new(), String::new(), String::new());
+    let (state, since_unix_ms) = (NodeState::Invited, now_unix_ms);
+    NodeEntry { node, state, addresses, lanes: 0, cores: 0, version, since_unix_ms, rack }
 }
 
 /// Lets the record of the node go that was removed first, when there are as many as there may be (I-O5). Who is not recorded
@@ -147,6 +177,9 @@ fn check(here: &Presence) -> Result<(), StoreError> {
     }
     if !fits(&here.version, NODE_VERSION_LEN_BYTES_MAX) {
         return Err(invalid(format!("a version has 1 to {NODE_VERSION_LEN_BYTES_MAX} bytes")));
+    }
+    if !here.rack.is_empty() && !is_rack_name(&here.rack) {
+        return Err(invalid(RACK_NAMES.to_owned()));
     }
     if here.lanes == 0 || here.cores == 0 {
         return Err(invalid("a node has at least one lane and one core".to_owned()));
@@ -184,8 +217,8 @@ fn after_presence(
             )));
         }
     }
-    let Presence { addresses, lanes, cores, version } = here.clone();
-    Ok(NodeEntry { addresses, lanes, cores, version, ..entry })
+    let Presence { addresses, lanes, cores, version, rack } = here.clone();
+    Ok(NodeEntry { addresses, lanes, cores, version, rack, ..entry })
 }
 
 /// The record of a node that an operator gives another state.
@@ -233,6 +266,9 @@ fn log(before: Option<&NodeEntry>, after: &NodeEntry) {
         let from = before.map_or("new", |entry| entry.state.name());
         info!(%node, from, to, "node state changed");
     }
+    if before.is_some_and(|before| before.rack != after.rack) {
+        info!(node = %after.node, rack = after.rack, "a node is in another rack");
+    }
 }
 
 #[cfg(test)]
@@ -245,7 +281,7 @@ mod tests {
     }
 
     fn here(lanes: u16) -> Presence {
-        Presence { addresses: vec!["a:1".to_owned()], lanes, cores: 2, version: "1".to_owned() }
+        Presence { addresses: vec!["a:1".to_owned()], lanes, cores: 2, version: "1".to_owned(), rack: "a".to_owned() }
     }
 
     #[test]
@@ -322,5 +358,10 @@ mod tests {
         }
         let version = "1".repeat(NODE_VERSION_LEN_BYTES_MAX + 1);
         assert!(check(&Presence { version, ..here(4) }).is_err());
+        for (rack, fits) in
+            [("", true), ("row-3.rack_12", true), ("a b", false), ("é", false), (&"r".repeat(64), false)]
+        {
+            assert_eq!(check(&Presence { rack: rack.to_owned(), ..here(4) }).is_ok(), fits, "{rack:?}");
+        }
     }
 }

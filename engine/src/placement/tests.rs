@@ -15,7 +15,12 @@ fn node_of(nodes: &[usize], id: &DeviceId) -> NodeId {
 
 fn of_nodes(locator: &Locator, nodes: &[usize]) -> Vec<DeviceId> {
     let weights = vec![1; nodes.iter().sum()];
-    by_turns(order(locator, &candidates(&weights)), |id| node_of(nodes, id), &BTreeMap::new())
+    alone(order(locator, &candidates(&weights)), |id| node_of(nodes, id), &BTreeMap::new())
+}
+
+/// By turns of nodes that fail alone.
+fn alone(order: Vec<DeviceId>, node_of: impl Fn(&DeviceId) -> NodeId, held: &ByNode) -> Vec<DeviceId> {
+    by_turns(order, node_of, &Racks::default(), (held, &BTreeSet::new()), StripeShape { data: 4, parity: 2 })
 }
 
 fn device(number: u8) -> DeviceId {
@@ -163,7 +168,7 @@ proptest! {
         let drawn = order(&Locator(locator), &candidates(&vec![1; count]));
         prop_assert_eq!(of_nodes(&Locator(locator), &[count]), drawn.clone());
         let held = BTreeMap::from([(NodeId(1), 3), (NodeId(2), 1)]);
-        prop_assert_eq!(by_turns(drawn.clone(), |_| NodeId(1), &held), drawn);
+        prop_assert_eq!(alone(drawn.clone(), |_| NodeId(1), &held), drawn);
     }
 
     #[test]
@@ -197,7 +202,7 @@ proptest! {
         let with = of_nodes(&locator, &nodes);
         let gone = with[gone % with.len()];
         let left: Vec<_> = candidates(&vec![1; with.len()]).into_iter().filter(|one| one.device != gone).collect();
-        let without = by_turns(order(&locator, &left), |id| node_of(&nodes, id), &BTreeMap::new());
+        let without = alone(order(&locator, &left), |id| node_of(&nodes, id), &BTreeMap::new());
         let first = |devices: &[DeviceId]| devices.iter().take(width).copied().collect::<BTreeSet<_>>();
         let (with, without) = (first(&with), first(&without));
         prop_assert!(with.difference(&without).all(|device| *device == gone), "only the fragment on it moves");
@@ -220,8 +225,72 @@ proptest! {
     fn nodes_that_hold_fragments_already_come_later(locator: [u8; 32], held in 0usize..4) {
         let nodes = [4, 4, 4];
         let drawn = order(&Locator(locator), &candidates(&[1; 12]));
-        let turns = by_turns(drawn, |id| node_of(&nodes, id), &BTreeMap::from([(NodeId(2), held)]));
+        let turns = alone(drawn, |id| node_of(&nodes, id), &BTreeMap::from([(NodeId(2), held)]));
         let before = turns.iter().take_while(|id| node_of(&nodes, id) != NodeId(2)).count();
         prop_assert!((2 * held..=2 * held + 2).contains(&before), "{} before it", before);
+    }
+}
+
+/// Nodes 1, 2 and so on, in these racks; 0 is none.
+fn racks(of_nodes: &[u8]) -> Racks {
+    let names: Vec<String> =
+        of_nodes.iter().map(|rack| if *rack == 0 { String::new() } else { format!("r{rack}") }).collect();
+    Racks::of((1..).map(NodeId).zip(names.iter().map(String::as_str)))
+}
+
+#[test]
+fn i_d4_racks_take_turns_where_that_lets_a_stripe_survive_one() {
+    // (shape, devices by node, rack by node, the most of a new stripe in a rack, on a node)
+    type Case = ((u8, u8), &'static [usize], &'static [u8], usize, usize);
+    let cases: &[Case] = &[
+        ((4, 2), &[2; 6], &[1, 1, 2, 2, 3, 3], 2, 1),
+        ((4, 2), &[2, 2, 2, 2, 2, 8], &[1, 1, 1, 1, 1, 2], 5, 1), // two racks can't: nodes take turns
+        ((4, 2), &[4; 6], &[1, 1, 1, 1, 2, 3], 2, 2),             // rather two on a node than four in a rack
+        ((4, 2), &[4; 4], &[1, 1, 2, 2], 4, 2),
+        ((4, 2), &[4; 4], &[1, 1, 0, 0], 2, 2), // nodes without a rack fail alone
+        ((1, 2), &[2; 4], &[1, 1, 1, 2], 2, 1),
+        ((8, 3), &[4; 12], &[1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4], 3, 1),
+    ];
+    for (shape, nodes, of_nodes, in_rack, on_node) in cases {
+        let (shape, racks) = (StripeShape { data: shape.0, parity: shape.1 }, racks(of_nodes));
+        let of_node = |id: &DeviceId| node_of(nodes, id);
+        for locator in locators(300) {
+            let drawn = order(&locator, &candidates(&vec![1; nodes.iter().sum()]));
+            let turns = by_turns(drawn, of_node, &racks, (&ByNode::new(), &BTreeSet::new()), shape);
+            assert_eq!(turns.iter().collect::<BTreeSet<_>>().len(), nodes.iter().sum::<usize>(), "I-D4");
+            let mut counts = ByNode::new();
+            turns[..shape.width()].iter().for_each(|id| *counts.entry(of_node(id)).or_default() += 1);
+            let most = |counts: Vec<usize>| counts.into_iter().max().unwrap();
+            let found = (most(racks.by_domain(&counts).into_values().collect()), most(counts.into_values().collect()));
+            assert!(found.0 <= *in_rack && found.1 <= *on_node, "{shape:?} on {nodes:?} in {of_nodes:?}: {found:?}");
+        }
+    }
+}
+
+#[test]
+fn i_d4_what_a_stripe_holds_counts_for_its_rack_too() {
+    let (nodes, shape) = ([2; 6], StripeShape { data: 4, parity: 2 });
+    let racks = racks(&[1, 1, 2, 2, 3, 3]);
+    for locator in locators(200) {
+        let drawn = order(&locator, &candidates(&[1; 12]));
+        let held = ByNode::from([(NodeId(1), 1), (NodeId(3), 1), (NodeId(4), 1), (NodeId(5), 1), (NodeId(6), 1)]);
+        let first = by_turns(drawn, |id| node_of(&nodes, id), &racks, (&held, &BTreeSet::new()), shape)[0];
+        assert_eq!(node_of(&nodes, &first), NodeId(2), "its rack has one only, and so has no other");
+    }
+}
+
+#[test]
+fn i_d4_a_device_that_holds_a_fragment_takes_no_turn_of_its_rack() {
+    // Racks of three nodes, one node and three nodes; the stripe has two fragments in the first and the last and one in the second.
+    let (nodes, shape) = ([1, 1, 1, 4, 1, 1, 1], StripeShape { data: 4, parity: 2 });
+    let racks = racks(&[1, 1, 1, 2, 3, 3, 3]);
+    let held = ByNode::from([(NodeId(1), 1), (NodeId(2), 1), (NodeId(4), 1), (NodeId(5), 1), (NodeId(6), 1)]);
+    for locator in locators(200) {
+        let drawn = order(&locator, &candidates(&[1; 10]));
+        for of_node_4 in 3..7 {
+            let holders = BTreeSet::from([0, 1, of_node_4, 7, 8].map(device));
+            let first = by_turns(drawn.clone(), |id| node_of(&nodes, id), &racks, (&held, &holders), shape)[0];
+            assert_eq!(node_of(&nodes, &first), NodeId(4), "I-D4: a rack would have three of them");
+        }
     }
 }

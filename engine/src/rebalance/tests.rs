@@ -28,26 +28,46 @@ fn locator(number: u64) -> Locator {
     Locator(bytes)
 }
 
-fn order(locator: &Locator, devices: &[DeviceStatus]) -> Vec<Spot> {
+/// Nothing survives the loss of a rack in this shape, so only nodes count.
+fn of_width(width: usize) -> StripeShape {
+    StripeShape { data: width as u8, parity: 0 }
+}
+
+fn order(locator: &Locator, devices: &[DeviceStatus], racks: &Racks, shape: StripeShape) -> Vec<Spot> {
     let find = |id: &DeviceId| devices.iter().find(|device| device.id == *id).expect("it is one of them");
-    placement_order(locator, devices.iter(), &ByNode::new()).iter().map(|id| Spot::of(find(id))).collect()
+    let order = placement_order(locator, devices.iter(), racks, (&ByNode::new(), &BTreeSet::new()), shape);
+    order.iter().map(|id| Spot::of(find(id), racks)).collect()
 }
 
 /// A stripe that was written on `before`, as it is looked at with `now`.
 fn map(locator: &Locator, before: &[DeviceStatus], now: &[DeviceStatus], width: usize) -> StripeMap {
-    let today = order(locator, now);
+    racked(locator, (before, &Racks::default()), (now, &Racks::default()), of_width(width))
+}
+
+/// The same with racks.
+fn racked(
+    locator: &Locator,
+    before: (&[DeviceStatus], &Racks),
+    now: (&[DeviceStatus], &Racks),
+    shape: StripeShape,
+) -> StripeMap {
+    let today = order(locator, now.0, now.1, shape);
     let spot = |spot: &Spot| *today.iter().find(|other| other.device == spot.device).expect("it is still there");
-    let held = order(locator, before).iter().take(width).map(spot).collect::<Vec<_>>();
+    let held = order(locator, before.0, before.1, shape).iter().take(shape.width()).map(spot).collect::<Vec<_>>();
     let held = (0..).zip(held.into_iter().map(|spot| (spot, false))).collect();
-    StripeMap::of(held, today, width).expect("there are devices enough")
+    StripeMap::of(held, today, shape).expect("there are devices enough")
+}
+
+fn all_counts(map: &StripeMap) -> Counts {
+    Counts::of(map.held.values().map(|(spot, _)| spot))
 }
 
 fn counts(map: &StripeMap) -> ByNode {
-    by_node(map.held.values().map(|(spot, _)| spot))
+    all_counts(map).nodes
 }
 
 fn most_wanted(map: &StripeMap) -> usize {
-    by_node(&map.order[..map.width]).into_values().max().unwrap()
+    map.most().0
 }
 
 fn surplus(map: &StripeMap) -> usize {
@@ -56,7 +76,7 @@ fn surplus(map: &StripeMap) -> usize {
 }
 
 fn misplaced(map: &StripeMap) -> usize {
-    map.held.values().filter(|(spot, _)| map.rank(&spot.device) >= map.width).count()
+    map.held.values().filter(|(spot, _)| map.rank(&spot.device) >= map.placed().len()).count()
 }
 
 fn forgotten(mut map: StripeMap) -> StripeMap {
@@ -175,10 +195,10 @@ fn it_ends_whatever_the_fill_of_devices_does_meanwhile() {
             for device in &mut now {
                 device.free_bytes = random(1001);
             }
-            let today = order(&locator(number), &now);
+            let today = order(&locator(number), &now, &Racks::default(), of_width(width));
             let fill = |spot: &Spot| *today.iter().find(|other| other.device == spot.device).unwrap();
             let held = map.held.iter().map(|(index, (spot, _))| (*index, (fill(spot), false))).collect();
-            map = StripeMap::of(held, today, width).unwrap();
+            map = StripeMap::of(held, today, of_width(width)).unwrap();
             moves += reach(&mut map, Goal::Spread);
             assert_eq!(surplus(&map), 0, "I-D4");
             map = forgotten(map);
@@ -186,5 +206,51 @@ fn it_ends_whatever_the_fill_of_devices_does_meanwhile() {
             assert_eq!(surplus(&map), 0, "I-D4: balance undoes no spread");
         }
         assert!(moves <= bound, "{moves} moves, no fragment goes back and forth");
+    }
+}
+
+#[test]
+fn i_d4_what_a_rack_has_too_much_of_moves_to_others_and_then_it_ends() {
+    // Nodes 1 to 6, two devices each; named only later, or one more joins.
+    let named = |racks: &[&str]| {
+        let racks: Vec<(NodeId, &str)> = (1..).map(NodeId).zip(racks.iter().copied()).collect();
+        Racks::of(racks.into_iter())
+    };
+    let shape = StripeShape { data: 4, parity: 2 };
+    let (six, seven) = (devices(&[2; 6]), devices(&[2; 7]));
+    let (none, three) = (Racks::default(), named(&["a", "a", "b", "b", "c", "c"]));
+    let two = named(&["a", "a", "a", "b", "b", "b"]);
+    let lopsided = named(&["a", "a", "a", "b", "c", "c"]);
+    let joined = named(&["a", "a", "a", "b", "b", "b", "c"]);
+    for (what, before, now, most_in_rack, does_move) in [
+        ("racks of two that had one of each node", (&six, &none), (&six, &three), 2, false),
+        ("two racks can't hold a stripe that survives one", (&six, &none), (&six, &two), 6, false),
+        ("three in a rack is one too many", (&six, &none), (&six, &lopsided), 2, true),
+        ("a third rack takes a third", (&six, &two), (&seven, &joined), 2, true),
+    ] {
+        let mut total = 0;
+        for number in 0..200 {
+            let mut map = racked(&locator(number), (before.0, before.1), (now.0, now.1), shape);
+            let over = |map: &StripeMap| -> usize {
+                all_counts(map).domains.into_values().map(|count| count.saturating_sub(most_in_rack)).sum()
+            };
+            let needed = over(&map);
+            let mut moves = 0;
+            while let Some(step) = map.next(Goal::Spread, &BTreeSet::new()) {
+                assert!(!map.holds(&step.to.device), "I-D4: a device twice");
+                map.moved(step);
+                moves += 1;
+            }
+            assert_eq!((moves, over(&map)), (needed, 0), "{what}: exactly the surplus moves");
+            assert!(counts(&map).into_values().all(|count| count <= most_wanted(&map)), "{what}: {:?}", counts(&map));
+            let mut balanced = forgotten(map);
+            assert_eq!(balanced.clone().count(Goal::Spread), 0, "{what}: it is done");
+            while let Some(step) = balanced.next(Goal::Balance { apart_permille: 0 }, &BTreeSet::new()) {
+                balanced.moved(step);
+            }
+            assert_eq!(over(&balanced), 0, "{what}: balance undoes no spread");
+            total += needed;
+        }
+        assert_eq!(total > 0, does_move, "{what}");
     }
 }

@@ -12,7 +12,14 @@ fn again(node: u64) -> VoterId {
 /// A node that is active, answers and hosts what it votes as.
 fn node(number: u64) -> Candidate {
     let node = NodeId(number);
-    Candidate { node, is_active: true, heard: Heard::Here, declined: false, hosts: Some(number) }
+    Candidate {
+        node,
+        domain: Domain::Node(node),
+        is_active: true,
+        heard: Heard::Here,
+        declined: false,
+        hosts: Some(number),
+    }
 }
 
 /// Nodes 1 to `count`.
@@ -86,6 +93,13 @@ fn voters_are_set_as_the_nodes_allow() {
         ("a change was cut off", 1, vec![1, 2, 3, again(2)], nodes(3), set(&[1, 3, again(2)])),
         ("a silent voter is waited for", 1, vec![1, 2, 3], with(nodes(4), 2, quiet), Step::Rest),
         ("a lost one is replaced", 1, vec![1, 2, 3], with(nodes(4), 2, lost), set(&[1, 3, 4])),
+        (
+            "but not by one that is lost too",
+            1,
+            vec![1, 2, 3],
+            with(with(with(nodes(5), 2, lost), 4, lost), 4, unasked),
+            set(&[1, 3, 5]),
+        ),
         ("if there is another", 1, vec![1, 2, 3], with(nodes(3), 2, lost), Step::Rest),
         ("that is asked first", 1, vec![1, 2, 3], with(with(nodes(4), 2, lost), 4, unasked), Step::Ask(NodeId(4))),
         ("that takes it", 1, vec![1, 2, 3], with(with(nodes(4), 2, lost), 4, declining), Step::Rest),
@@ -106,6 +120,26 @@ fn voters_are_set_as_the_nodes_allow() {
         ("but not at once again", 1, vec![1, 2, 3], with(nodes(3), 2, declining), Step::Rest),
     ] {
         let view = View { shard: shard_with_order(&order), ..view(own, &voters, nodes) };
+        assert_eq!(plan(&view), expected, "{what}");
+    }
+}
+
+#[test]
+fn a_rack_takes_no_majority_away_where_there_are_racks_enough() {
+    let racked = |racks: &[usize]| -> Vec<Candidate> {
+        let in_rack = |(number, rack): (u64, &usize)| Candidate { domain: Domain::Rack(*rack), ..node(number) };
+        (1..).zip(racks).map(in_rack).collect()
+    };
+    let set = |voters: &[VoterId]| Step::SetVoters(voters.to_vec());
+    for (what, racks, voters, expected) in [
+        ("one of each of three", &[1, 1, 2, 2, 3][..], vec![1], set(&[1, 3, 5])),
+        ("that is kept", &[1, 1, 2, 2, 3], vec![1, 3, 5], Step::Rest),
+        ("two of one move apart", &[1, 1, 2, 2, 3], vec![1, 2, 3], set(&[1, 3, 5])),
+        ("two racks: the first of the second turn", &[1, 1, 2, 2, 2], vec![1], set(&[1, 2, 3])),
+        ("nothing moves while one is silent", &[1, 1, 1, 2, 3], vec![1, 2, 3], Step::Rest),
+    ] {
+        let nodes = if what.starts_with("nothing") { with(racked(racks), 2, quiet) } else { racked(racks) };
+        let view = View { shard: shard_with_order(&[1, 2, 3, 4, 5]), ..view(1, &voters, nodes) };
         assert_eq!(plan(&view), expected, "{what}");
     }
 }

@@ -51,11 +51,17 @@ pub(super) fn put_request(mut out: control_request::Builder<'_>, request: &Contr
         ControlRequest::UpdateDevice { device, update } => put_update(out.init_update_device(), *device, update)?,
         ControlRequest::Nodes => out.set_nodes(()),
         ControlRequest::InviteNode => out.set_invite_node(()),
-        ControlRequest::NodeHere { node, addresses, lanes, cores, version } => {
-            let (addresses, version) = (addresses.clone(), version.clone());
-            let (state, since_unix_ms) = (NodeState::Invited, 0);
-            let entry =
-                NodeEntry { node: *node, state, addresses, lanes: *lanes, cores: *cores, version, since_unix_ms };
+        ControlRequest::NodeHere { node, addresses, lanes, cores, version, rack } => {
+            let entry = NodeEntry {
+                node: *node,
+                state: NodeState::Invited,
+                addresses: addresses.clone(),
+                lanes: *lanes,
+                cores: *cores,
+                version: version.clone(),
+                since_unix_ms: 0,
+                rack: rack.clone(),
+            };
             put_node(out.init_node_here(), &entry)?;
         }
         ControlRequest::SetNodeState { node, state } => {
@@ -132,8 +138,8 @@ fn take_bucket_name(name: bucket_name::Reader<'_>) -> Result<(TenantId, String),
 }
 
 fn take_node_here(entry: node_entry::Reader<'_>) -> Result<ControlRequest, WireError> {
-    let NodeEntry { node, addresses, lanes, cores, version, .. } = take_node(entry)?;
-    Ok(ControlRequest::NodeHere { node, addresses, lanes, cores, version })
+    let NodeEntry { node, addresses, lanes, cores, version, rack, .. } = take_node(entry)?;
+    Ok(ControlRequest::NodeHere { node, addresses, lanes, cores, version, rack })
 }
 
 /// Writes a response.

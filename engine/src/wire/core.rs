@@ -8,8 +8,9 @@ use super::{ADDRESSES_MAX, NODES_MAX, POOLS_MAX, REASON_LEN_BYTES_MAX, WORD_LEN_
 use crate::engine_capnp::{Closing as WireClosing, NodeState as WireState};
 use crate::engine_capnp::{core_request, device_look, holdings, node_entries, node_entry, open_shard, pool, without};
 use crate::message::{Closing, CoreRequest, DeviceLook, Holdings, NodeEntry, NodeState, OpenShard};
+use crate::racks::RACK_LEN_BYTES_MAX;
 use crate::stripe::check_shape;
-use crate::without::{MARGINS, REASONS_MAX, Without};
+use crate::without::{Leaving, MARGINS, REASONS_MAX, Without};
 use capnp::struct_list;
 use kiseki_types::fragment::{DeviceUse, StripeShape};
 use kiseki_types::ids::{DeviceId, LaneId, NodeId, PoolId, TenantId};
@@ -48,7 +49,10 @@ pub(super) fn put_request(mut out: core_request::Builder<'_>, request: &CoreRequ
         CoreRequest::Nodes { version, entries } => put_nodes(out.init_nodes(), *version, entries)?,
         CoreRequest::Host => out.set_host(()),
         CoreRequest::Holdings(node) => out.set_holdings_of(node.0),
-        CoreRequest::Without(node) => out.set_without(node.0),
+        CoreRequest::Without(Leaving::Node(node)) => out.set_without(node.0),
+        CoreRequest::Without(Leaving::Rack(rack)) => {
+            out.set_without_rack(sent("bytes of a rack", rack, RACK_LEN_BYTES_MAX)?);
+        }
     }
     Ok(())
 }
@@ -80,7 +84,10 @@ pub(super) fn take_request(request: core_request::Reader<'_>) -> Result<CoreRequ
             return Err(malformed("holdings without a node; update the node that asks".to_owned()));
         }
         core_request::HoldingsOf(node) => CoreRequest::Holdings(NodeId(node)),
-        core_request::Without(node) => CoreRequest::Without(NodeId(node)),
+        core_request::Without(node) => CoreRequest::Without(Leaving::Node(NodeId(node))),
+        core_request::WithoutRack(rack) => {
+            CoreRequest::Without(Leaving::Rack(take_text("bytes of a rack", RACK_LEN_BYTES_MAX, rack)?))
+        }
     })
 }
 
@@ -116,6 +123,7 @@ pub(super) fn put_without(mut out: without::Builder<'_>, known: &Without) -> Res
     out.set_more(known.more);
     out.set_reliant_stripes(known.reliant_stripes);
     out.set_most_on_a_node(known.most_on_a_node);
+    out.set_most_in_a_rack(known.most_in_a_rack);
     out.set_cores_not_walked(known.cores_not_walked);
     fits("pools", known.pools.len(), POOLS_MAX)?;
     let mut pools = out.reborrow().init_pools(count(known.pools.len()));
@@ -159,6 +167,7 @@ pub(super) fn take_without(known: without::Reader<'_>) -> Result<Without, WireEr
         more: known.get_more(),
         reliant_stripes: known.get_reliant_stripes(),
         most_on_a_node: known.get_most_on_a_node(),
+        most_in_a_rack: known.get_most_in_a_rack(),
         endangered: endangered.iter().collect(),
         cores_not_walked: known.get_cores_not_walked(),
     })
@@ -222,13 +231,14 @@ pub(super) fn take_nodes(nodes: node_entries::Reader<'_>) -> Result<(u64, Vec<No
 
 /// Writes what is recorded of a node.
 pub(super) fn put_node(mut out: node_entry::Builder<'_>, entry: &NodeEntry) -> Result<(), WireError> {
-    let NodeEntry { node, state, addresses, lanes, cores, version, since_unix_ms } = entry;
+    let NodeEntry { node, state, addresses, lanes, cores, version, since_unix_ms, rack } = entry;
     out.set_node(node.0);
     out.set_state(put_state(*state));
     out.set_lanes(*lanes);
     out.set_cores(*cores);
     out.set_version(cut(version, WORD_LEN_BYTES_MAX));
     out.set_since_unix_ms(*since_unix_ms);
+    out.set_rack(sent("bytes of a rack", rack, RACK_LEN_BYTES_MAX)?);
     put_addresses(out, addresses)
 }
 
@@ -254,6 +264,7 @@ pub(super) fn take_node(entry: node_entry::Reader<'_>) -> Result<NodeEntry, Wire
         cores: entry.get_cores(),
         version: take_text("bytes of a version", WORD_LEN_BYTES_MAX, entry.get_version())?,
         since_unix_ms: entry.get_since_unix_ms(),
+        rack: take_text("bytes of a rack", RACK_LEN_BYTES_MAX, entry.get_rack())?,
     })
 }
 

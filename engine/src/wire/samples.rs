@@ -20,6 +20,7 @@ use crate::message::{
 use crate::repair_queue::RepairCause;
 use crate::request_log::{Mark, RequestStamp};
 use crate::split_message::{ShardMapAnswer, ShardMapRequest, SplitAnswer, SplitRequest};
+use crate::without::{Leaving, Without};
 use kiseki_types::fragment::{
     DeviceState, DeviceStatus, DeviceUse, FragmentError, FragmentKey, FragmentMeta, StoredFragment, StripeShape,
 };
@@ -119,6 +120,7 @@ fn node(state: NodeState) -> NodeEntry {
         cores: 4,
         version: "0.1.0".to_owned(),
         since_unix_ms: 9,
+        rack: "row-2".to_owned(),
     }
 }
 
@@ -262,7 +264,7 @@ fn upload_requests() -> Vec<Named<ShardRequest>> {
 fn control_requests() -> Vec<Named<ControlRequest>> {
     let (tenant, name) = (TenantId(4), || "photos".to_owned());
     let team = || "team".to_owned();
-    let NodeEntry { node, addresses, lanes, cores, version, .. } = node(NodeState::Active);
+    let NodeEntry { node, addresses, lanes, cores, version, rack, .. } = node(NodeState::Active);
     vec![
         ("access-key", ControlRequest::AccessKey("AKID".to_owned())),
         ("tenant-secrets", ControlRequest::TenantSecrets(tenant)),
@@ -279,7 +281,7 @@ fn control_requests() -> Vec<Named<ControlRequest>> {
         ("devices", ControlRequest::Devices),
         ("nodes", ControlRequest::Nodes),
         ("invite", ControlRequest::InviteNode),
-        ("node-here", ControlRequest::NodeHere { node, addresses, lanes, cores, version }),
+        ("node-here", ControlRequest::NodeHere { node, addresses, lanes, cores, version, rack }),
         ("set-node-state", ControlRequest::SetNodeState { node, state: NodeState::Draining }),
         ("shard-key", ControlRequest::ShardKey(ShardId(1024))),
     ]
@@ -313,7 +315,8 @@ fn core_requests() -> Vec<Named<CoreRequest>> {
         ("core-nodes", CoreRequest::Nodes { version: 13, entries: vec![node(NodeState::Removed)] }),
         ("host", CoreRequest::Host),
         ("holdings", CoreRequest::Holdings(NodeId(4))),
-        ("without", CoreRequest::Without(NodeId(4))),
+        ("without", CoreRequest::Without(Leaving::Node(NodeId(4)))),
+        ("without-rack", CoreRequest::Without(Leaving::Rack("row-2".to_owned()))),
     ]
 }
 
@@ -341,7 +344,7 @@ pub(super) fn responses() -> Vec<Named<EngineResponse>> {
         ),
         (
             "without",
-            ResponseBody::Without(Box::new(crate::without::Without {
+            ResponseBody::Without(Box::new(Without {
                 core: LaneId(4),
                 led: 1,
                 shards: 2,
@@ -350,6 +353,7 @@ pub(super) fn responses() -> Vec<Named<EngineResponse>> {
                 more: 3,
                 reliant_stripes: 5,
                 most_on_a_node: 6,
+                most_in_a_rack: 10,
                 endangered: vec![7, 0, 8],
                 cores_not_walked: 9,
             })),

@@ -293,6 +293,7 @@ fn i_o5_what_is_over_a_limit_is_not_sent() {
         cores: 1,
         version: String::new(),
         since_unix_ms: 0,
+        rack: String::new(),
     };
     let nodes = |entries| RequestBody::Core(CoreRequest::Nodes { version: 1, entries });
     too_large("nodes", nodes((0..=NODES_MAX).map(|_| node(Vec::new())).collect()));

@@ -2,8 +2,12 @@
 
 use crate::support::World;
 use kiseki_engine::api::StoreError;
-use kiseki_engine::message::{ControlRequest, ControlResponse, Dedup, NodeEntry, NodeState};
+use kiseki_engine::message::{ControlRequest, ControlResponse, Dedup, NodeEntry, NodeState, ResponseBody};
+use kiseki_engine::wire::{RACK_VERSION, encode_response};
+use kiseki_types::fragment::StripeShape;
 use kiseki_types::ids::{NodeId, ShardId};
+use kiseki_types::peer::{Parcel, PeerHandler, ServiceId};
+use std::rc::Rc;
 
 fn node(world: &World, request: ControlRequest) -> Result<NodeEntry, StoreError> {
     match world.run(world.engine.calls().control(request))? {
@@ -21,7 +25,52 @@ fn nodes(world: &World) -> (u64, Vec<NodeEntry>) {
 
 fn here(number: u64, address: &str) -> ControlRequest {
     let (addresses, version) = (vec![address.to_owned()], "1".to_owned());
-    ControlRequest::NodeHere { node: NodeId(number), addresses, lanes: 2, cores: 1, version }
+    ControlRequest::NodeHere { node: NodeId(number), addresses, lanes: 2, cores: 1, version, rack: String::new() }
+}
+
+/// The same, of a node that says which rack it is in.
+fn here_in(number: u64, rack: &str) -> ControlRequest {
+    let (addresses, version) = (vec![format!("n{number}:1")], "1".to_owned());
+    ControlRequest::NodeHere { node: NodeId(number), addresses, lanes: 2, cores: 1, version, rack: rack.to_owned() }
+}
+
+#[test]
+fn the_first_rack_is_recorded_when_every_node_knows_racks() {
+    let world = World::new(92);
+    let board = &world.engine.core().nodes;
+    let rack = |number, rack| node(&world, here_in(number, rack)).unwrap().rack;
+    assert_eq!(rack(1, ""), "");
+    assert_eq!(node(&world, ControlRequest::InviteNode).unwrap().node, NodeId(2));
+    assert_eq!(rack(2, "b"), "b", "nobody else is a member");
+    assert_eq!(rack(2, ""), "");
+    // From here on node 2 is asked whether it knows racks: it has not said so, or runs the release before.
+    assert_eq!(rack(1, "a"), "", "it could not read the record");
+    board.speaks(NodeId(2), RACK_VERSION - 1);
+    assert_eq!(rack(1, "a"), "");
+    board.speaks(NodeId(2), RACK_VERSION);
+    assert_eq!(rack(1, "a"), "a");
+    // Who has recorded one knows them: that a node is away is no reason any more.
+    board.speaks(NodeId(2), RACK_VERSION - 1);
+    assert_eq!(rack(2, "b"), "b");
+    assert_eq!(rack(2, "c"), "c");
+    assert!(node(&world, here_in(2, "no rack")).is_err(), "a blank");
+}
+
+#[test]
+fn a_node_that_has_not_said_what_it_speaks_is_asked_before_the_first_rack_waits_for_it() {
+    let world = World::on_nodes(93, 2, 4, StripeShape { data: 1, parity: 1 });
+    let rack = |number, rack| node(&world, here_in(number, rack)).unwrap().rack;
+    assert_eq!(rack(1, ""), "");
+    assert_eq!(node(&world, ControlRequest::InviteNode).unwrap().node, NodeId(2));
+    assert_eq!(rack(2, ""), "");
+    assert_eq!(rack(1, "a"), "", "node 2 does not answer");
+    let answers: PeerHandler = Rc::new(|_, _, _| {
+        let message = encode_response(&Ok(ResponseBody::Done)).expect("it is short");
+        Box::pin(async move { Ok(Parcel { message, bulk: Vec::new() }) })
+    });
+    let net = &world.apart.as_ref().expect("there are others").net;
+    net.serve(NodeId(2), ServiceId::ENGINE, world.sim.ports(kiseki_simulator::NodeId(2)), answers);
+    assert_eq!(rack(1, "a"), "a", "nobody had asked it anything");
 }
 
 #[test]

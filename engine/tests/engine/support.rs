@@ -424,6 +424,7 @@ impl Apart {
             cores: 1,
             version: String::new(),
             since_unix_ms: 0,
+            rack: String::new(),
         };
         (1..=self.others.len() as u64 + 1).map(entry).collect()
     }

@@ -1,4 +1,4 @@
-//! `kiseki health`: whether the cluster would hold if a node left now.
+//! `kiseki health`: whether the cluster would hold if a node, or a whole rack, left now.
 
 use anyhow::{Result, bail};
 use kiseki_server::admin::{AdminRequest, AdminResponse};
@@ -7,9 +7,9 @@ use kiseki_server::health::HealthReport;
 use kiseki_server::outcome::NodeError;
 use std::process::ExitCode;
 
-/// Asks a node; about itself, or about another one.
-pub fn ask(client: &mut AdminClient, node: Option<u64>) -> Result<HealthReport> {
-    match client.call(&AdminRequest::Health { node })? {
+/// Asks a node; about itself, about another one, or about a rack.
+pub fn ask(client: &mut AdminClient, node: Option<u64>, rack: Option<String>) -> Result<HealthReport> {
+    match client.call(&AdminRequest::Health { node, rack })? {
         AdminResponse::Health(health) => Ok(health),
         AdminResponse::Error { message, outcome } => Err(NodeError { message, outcome }.into()),
         _ => bail!("the node answers something else; use the `kiseki` of the same release"),
@@ -17,8 +17,8 @@ pub fn ask(client: &mut AdminClient, node: Option<u64>) -> Result<HealthReport> 
 }
 
 /// Shows the answer; the exit code is 0 when the cluster would hold, otherwise 1.
-pub fn run(client: &mut AdminClient, node: Option<u64>, json: bool) -> Result<ExitCode> {
-    let health = ask(client, node)?;
+pub fn run(client: &mut AdminClient, node: Option<u64>, rack: Option<String>, json: bool) -> Result<ExitCode> {
+    let health = ask(client, node, rack)?;
     match json {
         true => println!("{}", serde_json::to_string_pretty(&health)?),
         false => print!("{}", text(&health)),
@@ -27,15 +27,15 @@ pub fn run(client: &mut AdminClient, node: Option<u64>, json: bool) -> Result<Ex
 }
 
 fn text(health: &HealthReport) -> String {
-    let node = health.node;
+    let about = health.about();
     match (health.ok, health.alone) {
         (true, true) => {
-            format!("node {node} serves; it is the only node, so while it is away nothing is served\n")
+            format!("{about} serves; it is the only node, so while it is away nothing is served\n")
         }
-        (true, false) => format!("ok: the cluster holds without node {node}\n"),
+        (true, false) => format!("ok: the cluster holds without {about}\n"),
         (false, _) => {
             let reasons: String = health.reasons.iter().map(|reason| format!("  {reason}\n")).collect();
-            format!("NOT ok: the cluster would not hold without node {node}\n{reasons}")
+            format!("NOT ok: the cluster would not hold without {about}\n{reasons}")
         }
     }
 }
@@ -48,6 +48,8 @@ mod tests {
     fn what_keeps_a_node_is_said_line_by_line() {
         let mut health = HealthReport { ok: true, node: 2, ..HealthReport::default() };
         assert_eq!(text(&health), "ok: the cluster holds without node 2\n");
+        let rack = HealthReport { rack: Some("r1".to_owned()), ..health.clone() };
+        assert_eq!(text(&rack), "ok: the cluster holds without rack r1\n");
         health.reasons = vec!["shard s7 is late".to_owned(), "node 3 is being drained".to_owned()];
         health.ok = false;
         assert!(text(&health).ends_with("node 2\n  shard s7 is late\n  node 3 is being drained\n"));

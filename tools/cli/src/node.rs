@@ -172,13 +172,14 @@ fn list(mut client: AdminClient, json: bool) -> Result<()> {
     }
     for node in &nodes {
         println!(
-            "{:<5} {:<9} {:<24} {:>3} lanes {:>3} cores  {}",
+            "{:<5} {:<9} {:<24} {:>3} lanes {:>3} cores  {}{}",
             node.node,
             node.state,
             node.addresses.join(","),
             node.lanes,
             node.cores,
-            node.version
+            node.version,
+            if node.rack.is_empty() { String::new() } else { format!("  rack {}", node.rack) }
         );
     }
     if nodes.is_empty() {
@@ -190,7 +191,7 @@ fn list(mut client: AdminClient, json: bool) -> Result<()> {
 /// Says what would not hold if the node left right away. A drain moves what it holds first, so it is no reason to refuse; a
 /// restart would be. A node that can't tell keeps nobody from draining.
 fn foretell(client: &mut AdminClient, number: u64) {
-    match health::ask(client, Some(number)) {
+    match health::ask(client, Some(number), None) {
         Ok(health) if health.ok => println!("the cluster holds without node {number} even now"),
         Ok(health) => {
             println!(

@@ -89,11 +89,14 @@ pub enum AdminRequest {
     },
     /// Describes the node.
     Status,
-    /// Asks all members whether the cluster would hold if a node left now.
+    /// Asks all members whether the cluster would hold if a node, or all nodes of a rack, left now.
     Health {
         /// Its number; absent: the node that is asked.
         #[serde(default)]
         node: Option<u64>,
+        /// The rack, instead of a node.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        rack: Option<String>,
     },
     /// Gives a number to a node that is to join.
     NodeInvite,

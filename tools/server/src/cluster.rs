@@ -5,12 +5,12 @@
 //! name server may take its time.
 
 use crate::admin_store::not_done;
-use crate::config::PeerSection;
 use crate::core_node::CoreNode;
 use crate::executor::CoreShared;
 use crate::join_service::{JoinAnswer, JoinQuestion};
 use crate::nodes_file::{NodeRow, NodesFile};
 use crate::outcome::Outcome;
+use crate::peer_section::PeerSection;
 use crate::status::{NodeSeen, Phase, StatusBoard};
 use anyhow::{Context, Result, bail};
 use kiseki_engine::message::{ControlRequest, ControlResponse, NodeEntry};
@@ -37,6 +37,9 @@ const RESOLVE_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Between two attempts to be heard, or to hear whether the control shard answers.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
+
+/// Between two attempts to have the rack recorded.
+const RACK_PAUSE: Duration = Duration::from_secs(3);
 
 /// Between two rounds in which a node that starts asks who the others are.
 const ASK_INTERVAL: Duration = Duration::from_secs(2);
@@ -297,6 +300,7 @@ pub fn announce(shared: &Arc<CoreShared>, node: &Rc<CoreNode>, ports: &Ports) {
     let (shared, node, task_ports) = (shared.clone(), node.clone(), ports.clone());
     let announcing = async move {
         let mut told_at: Instant = task_ports.now();
+        let (mut is_known, mut is_told) = (false, false);
         while !shared.stop.is_stopped() {
             let request = ControlRequest::NodeHere {
                 node: shared.membership.own,
@@ -304,15 +308,30 @@ pub fn announce(shared: &Arc<CoreShared>, node: &Rc<CoreNode>, ports: &Ports) {
                 lanes: shared.lanes,
                 cores: shared.config.cores,
                 version: env!("CARGO_PKG_VERSION").to_owned(),
+                rack: shared.config.peer.rack.clone(),
             };
             match node.engine().calls().control(request).await {
                 Ok(ControlResponse::Node(entry)) => {
-                    tracing::info!(
-                        node = entry.node.0,
-                        state = entry.state.name(),
-                        "the cluster knows that this node is here"
-                    );
-                    return;
+                    if !is_known {
+                        tracing::info!(
+                            node = entry.node.0,
+                            state = entry.state.name(),
+                            "the cluster knows that this node is here"
+                        );
+                    }
+                    is_known = true;
+                    if entry.rack == shared.config.peer.rack {
+                        return;
+                    }
+                    // It waits for nodes that are away, or to be updated.
+                    if !is_told && task_ports.now().since(told_at) >= TELL_INTERVAL {
+                        is_told = true;
+                        tracing::warn!(
+                            rack = shared.config.peer.rack,
+                            "the cluster does not know this node's rack yet: every node has to answer and to run a release that knows racks"
+                        );
+                    }
+                    task_ports.sleep(RACK_PAUSE).await;
                 }
                 Ok(_) => unreachable!("the control shard answers each request in kind"),
                 Err(error) if not_done(&error).outcome == Outcome::Refused => {
@@ -480,7 +499,16 @@ mod tests {
 
     fn entry(node: u64, state: NodeState) -> NodeEntry {
         let addresses = vec![format!("127.0.0.{node}:9100")];
-        NodeEntry { node: NodeId(node), state, addresses, lanes: 2, cores: 1, version: String::new(), since_unix_ms: 0 }
+        NodeEntry {
+            node: NodeId(node),
+            state,
+            addresses,
+            lanes: 2,
+            cores: 1,
+            version: String::new(),
+            since_unix_ms: 0,
+            rack: String::new(),
+        }
     }
 
     #[test]

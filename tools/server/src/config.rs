@@ -2,8 +2,8 @@
 //! start; the result is made of checked types and printed at start.
 
 use crate::milliseconds::Milliseconds;
-use crate::nodes_file::is_address;
 use crate::paths::{DEFAULT_DIR, KisekiDir};
+use crate::peer_section::PeerSection;
 use crate::pool_shape::PoolShape;
 use crate::shard_admin::ShardsSection;
 use crate::space::{DiscardSection, FillSection};
@@ -196,21 +196,6 @@ pub struct AdminSection {
     pub listen: SocketAddr,
 }
 
-/// Section `[peer]`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct PeerSection {
-    /// Where members of the cluster connect; nothing listens when it is not set.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub listen: Option<SocketAddr>,
-    /// Where other nodes reach it, HOST:PORT, the best first; `listen` when it is empty.
-    pub addresses: Vec<String>,
-    /// Directory of the node's certificate.
-    pub certificate_dir: PathBuf,
-    /// The list of revoked certificates; it is read again when it changes.
-    pub revoked_file: PathBuf,
-}
-
 /// Section `[keys]`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -356,13 +341,6 @@ impl Default for AdminSection {
     }
 }
 
-impl Default for PeerSection {
-    fn default() -> PeerSection {
-        let (listen, addresses) = (None, Vec::new());
-        PeerSection { listen, addresses, certificate_dir: "pki/node".into(), revoked_file: "pki/revoked".into() }
-    }
-}
-
 impl Default for KeysSection {
     fn default() -> KeysSection {
         KeysSection { key_store_file: "keys/key-store".into(), passphrase_file: "keys/passphrase".into() }
@@ -409,6 +387,9 @@ pub struct Overrides {
     /// Address and port where other nodes and administration from elsewhere connect (see `[peer]` in kiseki.toml); off unless set.
     #[arg(long, env = "KISEKI_PEER_LISTEN")]
     pub peer_listen: Option<SocketAddr>,
+    /// The rack that the node is in: what fails together.
+    #[arg(long, env = "KISEKI_RACK")]
+    pub rack: Option<String>,
     /// Executors, each pinned to a CPU; 0 means one for each CPU.
     #[arg(long, env = "KISEKI_CORES")]
     pub cores: Option<u16>,
@@ -510,6 +491,7 @@ impl Config {
             admin.listen.set_port(port);
         }
         peer.listen = overrides.peer_listen.or(peer.listen);
+        peer.rack = overrides.rack.clone().unwrap_or(peer.rack);
         for path in [
             &mut s3.certificate_file,
             &mut s3.private_key_file,
@@ -629,9 +611,7 @@ impl Config {
         {
             return refuse("peer.listen", listen.to_string(), "S3 or health listens there; choose another port");
         }
-        if let Some(address) = self.peer.addresses.iter().find(|address| !is_address(address)) {
-            return refuse("peer.addresses", address.clone(), "HOST:PORT, as other nodes reach this one");
-        }
+        self.peer.check()?;
         if self.first_pool.is_some_and(|pool| pool.stripe().parity == 0) && !self.unsafe_single_copy {
             let reason = "a lost device loses data; choose another shape, or set unsafe_single_copy = true";
             return refuse("first_pool", String::from(self.first_pool.expect("it is set")), reason);
@@ -764,6 +744,7 @@ mod tests {
             ("metadata_dirs = ['m']\ndevices = ['d']\n[admin]\nlisten = '127.0.0.1:9000'", "admin.listen"),
             ("metadata_dirs = ['m']\ndevices = ['d']\n[peer]\nlisten = '127.0.0.1:9000'", "peer.listen"),
             ("metadata_dirs = ['m']\ndevices = ['d']\n[peer]\naddresses = ['storage1']", "peer.addresses"),
+            ("metadata_dirs = ['m']\ndevices = ['d']\n[peer]\nrack = 'row 3'", "peer.rack"),
             ("first_pool = '1 copy'\nmetadata_dirs = ['m']\ndevices = ['d']", "first_pool"),
         ] {
             let error = combine(text, &Overrides::default()).unwrap_err();

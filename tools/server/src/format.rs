@@ -203,21 +203,44 @@ mod tests {
     use super::*;
     use kiseki_devices::file_device::create_image;
     use std::fs::OpenOptions;
+    use std::os::unix::fs::FileExt;
     use std::process::Command;
 
-    #[test]
-    fn i_d7_what_came_into_use_while_others_were_formatted_is_refused() {
-        let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
-        let paths = ["a.img", "b.img"].map(|name| dir.path().join(name));
-        paths.iter().for_each(|path| create_image(path, 16 << 20).unwrap());
-        let options = FormatOptions {
+    fn options() -> FormatOptions {
+        FormatOptions {
             cluster: ClusterId([1; 16]),
             lanes: 4,
             class: None,
             metadata: MetadataEpoch::default(),
             wipe: Vec::new(),
             namespace: NamespaceChoice::default(),
-        };
+        }
+    }
+
+    #[test]
+    fn i_d7_a_device_that_is_refused_keeps_those_before_it_from_being_formatted() {
+        let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        let paths = ["a.img", "b.img"].map(|name| dir.path().join(name));
+        paths.iter().for_each(|path| create_image(path, 16 << 20).unwrap());
+        let swap = OpenOptions::new().write(true).open(&paths[1]).unwrap();
+        swap.write_all_at(b"SWAPSPACE2", 4096 - 10).unwrap();
+        drop(swap);
+        let mut done = 0;
+        let result =
+            format_all(&paths, &options(), |_, event| done += u32::from(matches!(event, FormatEvent::Done(_))));
+        assert!(result.expect_err("I-D7: swap space was formatted").to_string().contains("b.img"));
+        assert!(
+            done == 0 && std::fs::read(&paths[0]).unwrap().iter().all(|byte| *byte == 0),
+            "I-D7: the first one was"
+        );
+    }
+
+    #[test]
+    fn i_d7_what_came_into_use_while_others_were_formatted_is_refused() {
+        let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        let paths = ["a.img", "b.img"].map(|name| dir.path().join(name));
+        paths.iter().for_each(|path| create_image(path, 16 << 20).unwrap());
+        let options = options();
         let (mut done, mut user) = (Vec::new(), None);
         let result = format_all(&paths, &options, |path, event| {
             if let FormatEvent::Done(_) = event {

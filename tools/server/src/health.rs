@@ -1,4 +1,4 @@
-//! Whether the cluster would hold if a node left now: what its members know, put together and said in plain words. What
+//! Whether the cluster would hold if a node, or a whole rack, left now: what its members know, put together and said in plain words. What
 //! stands behind it is the engine's (`kiseki_engine::without`); here it is asked and judged.
 
 use crate::core_node::CoreNode;
@@ -6,20 +6,25 @@ use crate::executor::CoreShared;
 use crate::status::Phase;
 use kiseki_engine::message::NodeState;
 use kiseki_engine::nodes::Standing;
-use kiseki_engine::without::{Without, most_on_a_node, pool_without};
+use kiseki_engine::racks::Racks;
+use kiseki_engine::spread::ByNode;
+use kiseki_engine::without::{Leaving, Without, placed, pool_without};
 use kiseki_types::fragment::{DeviceStatus, StripeShape};
 use kiseki_types::ids::{NodeId, PoolId};
 use kiseki_types::runtime::Instant;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Whether the cluster would hold without a node.
+/// Whether the cluster would hold without a node or a rack.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HealthReport {
     /// Whether it would.
     pub ok: bool,
-    /// Without which node.
+    /// Without which node; 0 when it is about a rack.
     pub node: u64,
+    /// Without all nodes of which rack.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rack: Option<String>,
     /// Whether that is the only one: then nothing is served while it is away, and `ok` says only that it serves now.
     pub alone: bool,
     /// Why not, each with the shard, node or pool that it is about.
@@ -30,17 +35,38 @@ impl HealthReport {
     /// It is not known, or known not to hold.
     #[must_use]
     pub fn not_ok(node: NodeId, reason: impl Into<String>) -> HealthReport {
-        HealthReport { ok: false, node: node.0, alone: false, reasons: vec![reason.into()] }
+        HealthReport::of(&Leaving::Node(node), vec![reason.into()])
+    }
+
+    /// What keeps a node or a rack; nothing when the cluster would hold.
+    fn of(about: &Leaving, reasons: Vec<String>) -> HealthReport {
+        let (node, rack) = match about {
+            Leaving::Node(node) => (node.0, None),
+            Leaving::Rack(rack) => (0, Some(rack.clone())),
+        };
+        HealthReport { ok: reasons.is_empty(), node, rack, alone: false, reasons }
+    }
+
+    /// Who it is about, in words.
+    #[must_use]
+    pub fn about(&self) -> String {
+        match &self.rack {
+            Some(rack) => Leaving::Rack(rack.clone()).to_string(),
+            None => NodeId(self.node).to_string(),
+        }
     }
 }
 
 /// What a judgment rests on.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 struct Known {
-    about: NodeId,
+    about: Leaving,
+    /// The members that would leave.
+    leaving: BTreeSet<NodeId>,
+    racks: Racks,
     /// Other members that are being drained.
     draining: Vec<NodeId>,
-    /// Members but the one in question that do not answer, and whether each is expected back.
+    /// Members but those in question that do not answer, and whether each is expected back.
     silent: BTreeMap<NodeId, bool>,
     /// What each member says, or why it does not.
     answers: Vec<(NodeId, Result<Without, String>)>,
@@ -52,26 +78,31 @@ struct Known {
 }
 
 /// Asks all members what would be if `about` left, and judges.
-pub async fn look(shared: &CoreShared, node: &CoreNode, about: NodeId, now: Instant) -> HealthReport {
+pub async fn look(shared: &CoreShared, node: &CoreNode, about: Leaving, now: Instant) -> HealthReport {
     let core = node.engine().core();
     let own = core.nodes.own();
+    let not_ok = |reason| HealthReport::of(&about, vec![reason]);
     let phase = shared.board.lock().phase;
     if phase != Phase::Serving {
         let doing = if phase == Phase::Starting { "starting" } else { "stopping" };
-        return HealthReport::not_ok(about, format!("{own} is {doing}"));
+        return not_ok(format!("{own} is {doing}"));
     }
-    if core.nodes.is_alone() && about == own {
-        return HealthReport { ok: true, node: about.0, alone: true, reasons: Vec::new() };
+    if core.nodes.is_alone() && about == Leaving::Node(own) {
+        return HealthReport { alone: true, ..HealthReport::of(&about, Vec::new()) };
     }
     let members: BTreeMap<NodeId, NodeState> = core.nodes.entries().iter().map(|e| (e.node, e.state)).collect();
-    if !members.get(&about).is_some_and(|state| state.is_member()) {
-        return HealthReport::not_ok(
-            about,
-            format!("{about} is no member of the cluster; `kiseki node list` shows them"),
-        );
+    let leaving = about.nodes(&core.nodes);
+    match &about {
+        Leaving::Node(node) if !members.get(node).is_some_and(|state| state.is_member()) => {
+            return not_ok(format!("{node} is no member of the cluster; `kiseki node list` shows them"));
+        }
+        Leaving::Rack(rack) if leaving.is_empty() => {
+            return not_ok(format!("no node says that it is in rack {rack}; `kiseki node list` shows the racks"));
+        }
+        _ => {}
     }
-    let answers = node.engine().calls().without(about).await;
-    let other = |node: &NodeId| *node != about && members[node].is_member();
+    let answers = node.engine().calls().without(about.clone()).await;
+    let other = |node: &NodeId| !leaving.contains(node) && members[node].is_member();
     let silent = members.keys().filter(|node| other(node)).filter_map(|node| match core.nodes.standing(*node, now) {
         Standing::Here => None,
         standing => Some((*node, standing == Standing::Awaited)),
@@ -79,26 +110,26 @@ pub async fn look(shared: &CoreShared, node: &CoreNode, about: NodeId, now: Inst
     let leaderless =
         shared.board.lock().shards().filter(|shard| shard.leader.is_none()).map(|shard| shard.shard).collect();
     let known = Known {
-        about,
+        about: about.clone(),
         draining: members.keys().filter(|node| other(node) && members[node] == NodeState::Draining).copied().collect(),
         silent: silent.collect(),
         answers: answers.into_iter().map(|(node, it)| (node, it.map_err(|error| error.to_string()))).collect(),
         devices: core.devices.devices(),
-        unknown: core.nodes.never_heard(now).into_iter().filter(|node| *node != about).count(),
+        unknown: core.nodes.never_heard(now).into_iter().filter(|node| !leaving.contains(node)).count(),
+        racks: core.nodes.racks(),
         leaderless,
+        leaving,
     };
-    let reasons = judge(&known);
-    HealthReport { ok: reasons.is_empty(), node: about.0, alone: false, reasons }
+    HealthReport::of(&about, judge(&known))
 }
 
 /// Why the cluster would not hold; nothing when it would.
 fn judge(known: &Known) -> Vec<String> {
-    let about = known.about;
     let mut reasons: Vec<String> =
         known.draining.iter().map(|node| format!("{node} is being drained; one node leaves at a time")).collect();
     for (node, answer) in &known.answers {
         match answer {
-            Err(error) if !known.silent.contains_key(node) && *node != about => {
+            Err(error) if !known.silent.contains_key(node) && !known.leaving.contains(node) => {
                 reasons.push(format!("{node} does not say what it knows: {error}"));
             }
             _ => {}
@@ -110,7 +141,8 @@ fn judge(known: &Known) -> Vec<String> {
     let pools: BTreeMap<PoolId, StripeShape> = all.pools.iter().copied().collect();
     for pool in pools.iter().map(|(pool, shape)| (*pool, *shape)) {
         let is_awaited = |node: NodeId| known.silent.get(&node) == Some(&true);
-        reasons.extend(pool_without(pool, &known.devices, about, is_awaited, known.unknown));
+        let (devices, racks) = (&known.devices, &known.racks);
+        reasons.extend(pool_without(pool, devices, racks, &known.leaving, is_awaited, known.unknown));
     }
     stripes(known, &all, &pools, &mut reasons);
     for (node, _) in answers().filter(|(_, known)| known.cores_not_walked > 0) {
@@ -134,16 +166,28 @@ fn shards(known: &Known, all: &Without, reasons: &mut Vec<String>) {
 }
 
 fn stripes(known: &Known, all: &Without, pools: &BTreeMap<PoolId, StripeShape>, reasons: &mut Vec<String>) {
-    let about = known.about;
-    let has_devices = known.devices.iter().any(|device| device.node == about && device.state.is_readable());
+    let about = &known.about;
+    let leaves = |device: &&DeviceStatus| known.leaving.contains(&device.node) && device.state.is_readable();
+    let has_devices = known.devices.iter().any(|device| leaves(&device));
     if all.reliant_stripes > 0 {
         reasons.push(format!(
             "{} stripes can't be read without {about}: it holds more of their fragments than they can lose",
             all.reliant_stripes
         ));
     }
-    let placed = pools.iter().map(|(pool, shape)| most_on_a_node(&known.devices, *pool, *shape)).max();
-    let most = all.most_on_a_node.max(placed.unwrap_or_default() as u64);
+    let most_of = |counts: &dyn Fn(&ByNode) -> Option<usize>| {
+        let placed =
+            pools.iter().filter_map(|(pool, shape)| counts(&placed(&known.devices, &known.racks, *pool, *shape)));
+        placed.max().unwrap_or_default() as u64
+    };
+    let most_on_a_node = all.most_on_a_node.max(most_of(&|by_node| by_node.values().copied().max()));
+    let most = match about {
+        Leaving::Node(_) => most_on_a_node,
+        Leaving::Rack(_) => {
+            let in_rack = |by_node: &ByNode| known.racks.by_domain(by_node).into_values().max();
+            all.most_in_a_rack.max(most_of(&in_rack))
+        }
+    };
     if has_devices && most > 0 {
         let endangered = all.endangered_at(most - 1);
         if endangered > 0 {
@@ -155,7 +199,7 @@ fn stripes(known: &Known, all: &Without, pools: &BTreeMap<PoolId, StripeShape>, 
     let awaited: Vec<String> =
         known.silent.iter().filter(|(_, back)| **back).map(|(node, _)| node.to_string()).collect();
     let parity = pools.values().map(|shape| u64::from(shape.parity)).min();
-    let missed = most * (awaited.len() as u64 + u64::from(has_devices));
+    let missed = most_on_a_node * awaited.len() as u64 + most * u64::from(has_devices);
     if !awaited.is_empty() && parity.is_some_and(|parity| missed > parity) {
         reasons.push(format!(
             "{} does not answer: without {about} as well a stripe may miss {missed} fragments, and can lose {}",
@@ -191,7 +235,17 @@ mod tests {
             (NodeId(node), Ok(Without { led: 3, shards, pools, most_on_a_node: 1, ..Without::default() }))
         };
         let answers = (1..=3).map(answer).collect();
-        Known { about: NodeId(1), answers, devices: (0..6).map(device).collect(), ..Known::default() }
+        Known {
+            about: Leaving::Node(NodeId(1)),
+            leaving: BTreeSet::from([NodeId(1)]),
+            racks: Racks::default(),
+            draining: Vec::new(),
+            silent: BTreeMap::new(),
+            answers,
+            devices: (0..6).map(device).collect(),
+            unknown: 0,
+            leaderless: BTreeSet::new(),
+        }
     }
 
     fn edit(known: &mut Known, node: usize, edit: impl FnOnce(&mut Without)) {
@@ -223,6 +277,20 @@ mod tests {
         let mut safe = sound();
         edit(&mut safe, 2, |it| it.endangered = vec![0, 0, 7]);
         assert_eq!(judge(&safe), Vec::<String>::new(), "stripes that can lose what the node holds may wait");
+    }
+
+    #[test]
+    fn a_rack_is_held_against_what_its_nodes_hold_together() {
+        let mut known = sound();
+        known.racks = Racks::of([(NodeId(1), "a"), (NodeId(2), "a"), (NodeId(3), "b")].into_iter());
+        (known.about, known.leaving) = (Leaving::Rack("b".to_owned()), BTreeSet::from([NodeId(3)]));
+        assert_eq!(judge(&known), Vec::<String>::new(), "one node of three");
+        edit(&mut known, 1, |it| (it.endangered, it.most_in_a_rack) = (vec![0, 4], 2));
+        let reasons = judge(&known);
+        assert!(reasons.iter().any(|reason| reason.contains("lose 2 fragments with rack b")), "{reasons:?}");
+        (known.about, known.leaving) = (Leaving::Rack("a".to_owned()), BTreeSet::from([NodeId(1), NodeId(2)]));
+        let reasons = judge(&known);
+        assert!(reasons.iter().any(|reason| reason.contains("pool 0 could not take writes")), "{reasons:?}");
     }
 
     #[test]

@@ -53,6 +53,8 @@ pub struct InitOptions {
     pub peer_listen: Option<SocketAddr>,
     /// Where other nodes reach it, HOST:PORT; `peer_listen` when it is empty.
     pub peer_addresses: Vec<String>,
+    /// The rack that the node is in; empty: none.
+    pub rack: String,
     /// How the first pool protects chunks, when it is not to follow from the number of devices.
     pub first_pool: Option<PoolShape>,
 }
@@ -71,6 +73,7 @@ impl InitOptions {
             names: Vec::new(),
             peer_listen: None,
             peer_addresses: Vec::new(),
+            rack: String::new(),
             first_pool: None,
         }
     }
@@ -130,6 +133,10 @@ fn config_text(options: &InitOptions) -> String {
         None => "# listen = \"0.0.0.0:9100\"".to_owned(),
     };
     let peer_addresses = list(options.peer_addresses.clone());
+    let rack = match options.rack.as_str() {
+        "" => "# rack = \"r7\"".to_owned(),
+        rack => format!("rack = \"{rack}\""),
+    };
     let first_pool = match options.first_pool {
         Some(shape) => format!("first_pool = \"{}\"", String::from(shape)),
         None => "# first_pool = \"4+2\"".to_owned(),
@@ -226,6 +233,9 @@ fn config_text(options: &InitOptions) -> String {
          {peer_listen}\n\
          # Where the other nodes reach this one, as HOST:PORT, the best first; needed where `listen` is 0.0.0.0 or [::].\n\
          addresses = [{peer_addresses}]\n\
+         # What fails together, such as the nodes behind one switch: no rack gets more of a stripe than can be lost where there are\n\
+         # racks enough, and the voters of a shard are in different ones. A node that names none fails alone.\n\
+         {rack}\n\
          # The node's certificate, and the list of revoked ones, which is read again when it changes.\n\
          certificate_dir = \"pki/node\"\n\
          revoked_file = \"pki/revoked\"\n\

@@ -191,7 +191,16 @@ mod tests {
 
     fn entry(node: u64, state: NodeState) -> NodeEntry {
         let (addresses, version) = (Vec::new(), String::new());
-        NodeEntry { node: NodeId(node), state, addresses, lanes: 0, cores: 0, version, since_unix_ms: 0 }
+        NodeEntry {
+            node: NodeId(node),
+            state,
+            addresses,
+            lanes: 0,
+            cores: 0,
+            version,
+            since_unix_ms: 0,
+            rack: String::new(),
+        }
     }
 
     #[test]

@@ -56,6 +56,7 @@ pub mod outcome;
 pub mod paths;
 pub mod peer_directory;
 pub mod peer_port;
+pub mod peer_section;
 pub mod pki;
 pub mod pool_shape;
 pub mod replaced;

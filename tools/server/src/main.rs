@@ -2,6 +2,7 @@
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
+use kiseki_engine::racks::{RACK_NAMES, is_rack_name};
 use kiseki_server::config::{Config, DEFAULT_LANES, Overrides};
 use kiseki_server::doctor::{self, Severity};
 use kiseki_server::init::{self, DEFAULT_DEVICE_COUNT, DEFAULT_DEVICE_LEN_BYTES, InitOptions};
@@ -86,6 +87,9 @@ struct InitArgs {
     /// Where other nodes reach this one, HOST:PORT; needed where it listens at any address. May be given several times.
     #[arg(long = "peer-address", value_name = "HOST:PORT")]
     peer_addresses: Vec<String>,
+    /// The rack that the node is in: what fails together.
+    #[arg(long, env = "KISEKI_RACK")]
+    rack: Option<String>,
     /// How the first pool of a new cluster protects chunks, such as 4+2 or "2 copies"; by the number of devices when absent.
     #[arg(long)]
     pool: Option<PoolShape>,
@@ -119,6 +123,10 @@ fn run(overrides: &Overrides) -> anyhow::Result<()> {
 }
 
 fn make(arguments: InitArgs) -> anyhow::Result<()> {
+    let rack = arguments.rack.clone().unwrap_or_default();
+    if !rack.is_empty() && !is_rack_name(&rack) {
+        anyhow::bail!("--rack {rack}: {RACK_NAMES}");
+    }
     let options = InitOptions {
         dir: KisekiDir::at(&arguments.dir)?,
         passphrase_file: arguments.passphrase_file,
@@ -129,12 +137,23 @@ fn make(arguments: InitArgs) -> anyhow::Result<()> {
         names: arguments.names,
         peer_listen: arguments.peer_listen,
         peer_addresses: arguments.peer_addresses,
+        rack,
         first_pool: arguments.pool,
     };
     let made = match &arguments.join {
         Some(bundle) => join::run(&options, bundle)?,
         None => init::run(&options)?,
     };
+    if let Ok(config) = Config::load(&Overrides { dir: arguments.dir.clone(), ..Overrides::default() })
+        && !options.rack.is_empty()
+        && config.peer.rack != options.rack
+    {
+        // A flag or the environment of `run` may say it.
+        eprintln!(
+            "kiseki.toml was there before and is not changed: write rack = \"{}\" into its [peer], or give --rack to `run`",
+            options.rack
+        );
+    }
     match arguments.json {
         true => println!("{:#}", serde_json::json!({ "made": made })),
         false => made.iter().for_each(|thing| println!("made {thing}")),

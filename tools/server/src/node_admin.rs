@@ -11,6 +11,7 @@ use crate::join::{Invitation, Seed};
 use crate::nodes_file::NodeRow;
 use crate::outcome::{NodeError, Outcome};
 use kiseki_engine::message::{ControlRequest, ControlResponse, Holdings, NodeEntry, NodeState};
+use kiseki_engine::without::Leaving;
 use kiseki_types::ids::NodeId;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -47,8 +48,9 @@ impl NodeAdmin {
     /// Answers it.
     pub async fn answer(&self, request: AdminRequest) -> AdminResponse {
         let answer = match request {
-            AdminRequest::Health { node } => {
-                let about = node.map_or(self.shared.membership.own, NodeId);
+            AdminRequest::Health { node, rack } => {
+                let node = Leaving::Node(node.map_or(self.shared.membership.own, NodeId));
+                let about = rack.map_or(node, Leaving::Rack);
                 let now = self.node.engine().core().ports.now();
                 Ok(AdminResponse::Health(health::look(&self.shared, &self.node, about, now).await))
             }
@@ -218,6 +220,7 @@ mod tests {
             cores: 1,
             version: String::new(),
             since_unix_ms: 0,
+            rack: String::new(),
         };
         let entries = [
             entry(1, NodeState::Active),

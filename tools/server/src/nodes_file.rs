@@ -31,6 +31,9 @@ pub struct NodeRow {
     pub version: String,
     /// Since when it is in this state, milliseconds since 1970.
     pub since_unix_ms: u64,
+    /// Its rack; empty: none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub rack: String,
 }
 
 impl From<&NodeEntry> for NodeRow {
@@ -43,6 +46,7 @@ impl From<&NodeEntry> for NodeRow {
             cores: entry.cores,
             version: entry.version.clone(),
             since_unix_ms: entry.since_unix_ms,
+            rack: entry.rack.clone(),
         }
     }
 }
@@ -61,6 +65,7 @@ impl NodeRow {
             cores: self.cores,
             version: self.version.clone(),
             since_unix_ms: self.since_unix_ms,
+            rack: self.rack.clone(),
         })
     }
 }
@@ -159,6 +164,7 @@ mod tests {
             cores: 2,
             version: "0.1.0".to_owned(),
             since_unix_ms: 7,
+            rack: "r1".to_owned(),
         };
         let file = NodesFile::of(ClusterId([1; 16]), 4, 9, std::slice::from_ref(&entry));
         file.write(&dir).unwrap();

@@ -72,6 +72,7 @@ mod tests {
             cores: 1,
             version: String::new(),
             since_unix_ms: 0,
+            rack: String::new(),
         };
         let board = NodeBoard::new(NodeId(1));
         board.take_up(1, &[entry(1, 4), entry(2, 3), entry(3, 0)]);

@@ -142,6 +142,8 @@ pub struct Membership {
     pub known: Rc<RefCell<(u64, Vec<NodeEntry>)>>,
     /// Homes of the cluster.
     pub home_count: u16,
+    /// The rack that it says it is in; empty: none.
+    pub rack: String,
 }
 
 /// The node's media, and while it runs its cores.
@@ -568,14 +570,17 @@ impl RealNode {
     fn announce(&self, ports: &Ports) {
         let Some(membership) = &self.membership else { return };
         let node = kiseki_types::NodeId(u64::from(membership.number));
+        let own_rack = membership.rack.clone();
         let (lanes, cores) = (self.options.lanes, self.options.cores);
         let (calls, task_ports) = (self.running[0].engine().calls().clone(), ports.clone());
         let task = async move {
             loop {
                 let addresses = vec![format!("{node}")];
-                let here = ControlRequest::NodeHere { node, addresses, lanes, cores, version: "sim".to_owned() };
-                if calls.control(here).await.is_ok() {
-                    return;
+                let (version, rack) = ("sim".to_owned(), own_rack.clone());
+                let here = ControlRequest::NodeHere { node, addresses, lanes, cores, version, rack };
+                match calls.control(here).await {
+                    Ok(ControlResponse::Node(entry)) if entry.rack == own_rack => return,
+                    _ => {}
                 }
                 task_ports.sleep(Duration::from_millis(500)).await;
             }

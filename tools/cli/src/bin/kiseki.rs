@@ -77,10 +77,13 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Says whether the cluster would hold if a node left now: before it is restarted or drained. Exit code 0: yes, 1: no.
+    /// Says whether the cluster would hold if a node, or a rack, left now: before it is restarted or drained. Exit code 0: yes, 1: no.
     Health {
         /// Number of the node; the one that is asked when absent.
         number: Option<u64>,
+        /// All nodes of this rack at once, instead of a node.
+        #[arg(long, conflicts_with = "number")]
+        rack: Option<String>,
         /// Print JSON.
         #[arg(long)]
         json: bool,
@@ -221,9 +224,9 @@ fn run(cli: Cli) -> Result<ExitCode> {
             return shard::run(command, connect(cli.node.as_deref(), cli.cert.as_deref(), &dir)?).map(done);
         }
         Command::Status { json } => (AdminRequest::Status, json),
-        Command::Health { number, json } => {
+        Command::Health { number, rack, json } => {
             let mut client = connect(cli.node.as_deref(), cli.cert.as_deref(), &KisekiDir::at(&cli.dir)?)?;
-            return health::run(&mut client, number, json);
+            return health::run(&mut client, number, rack, json);
         }
         Command::Top { once, json } => {
             let show = match (once, json) {

@@ -100,7 +100,7 @@ impl<B: Beside> AdminDesk<B> {
 
     /// Whether the cluster would hold if this node left; blocks, for `within` at most.
     pub fn health(&mut self, within: Duration) -> HealthReport {
-        let request = AdminRequest::Health { node: None };
+        let request = AdminRequest::Health { node: None, rack: None };
         match ask_core_within(&mut self.sender, request, within) {
             AdminResponse::Health(health) => health,
             AdminResponse::Error { message, .. } => {

@@ -20,6 +20,7 @@ use kiseki_simulator::executor::Interrupted;
 use kiseki_simulator::{CutSwitch, Limits, NetFaults, NodeId as Machine, SeededRng, Sim, SimNet};
 use kiseki_types::NodeId;
 use kiseki_types::fragment::StripeShape;
+use kiseki_types::group::{VoterId, node_of};
 use kiseki_types::ids::ShardId;
 use kiseki_types::runtime::Ports;
 use std::cell::{Cell, RefCell};
@@ -55,6 +56,8 @@ pub struct NodesOptions {
     pub troubles: u64,
     /// How chunks are protected.
     pub shape: StripeShape,
+    /// Racks that the nodes are in, in turns; 0: each fails alone.
+    pub racks: u32,
     /// A control that has to fail: the disks of the Raft journals answer flushes and save nothing.
     pub journals_lie: bool,
 }
@@ -70,7 +73,13 @@ impl NodesOptions {
         };
         // With two devices each, three nodes hold two fragments of a stripe on one of them.
         let late = if nodes == 5 && rng.chance(1, 2) { 2 } else { 0 };
-        NodesOptions { nodes, late, clients: 4, troubles: 12, shape, journals_lie: false }
+        // So many that a stripe of that shape survives the loss of one.
+        let racks = match (SeededRng::for_part(seed, 84).chance(1, 2), nodes) {
+            (true, 3) => 2,
+            (true, _) => 3,
+            (false, _) => 0,
+        };
+        NodesOptions { nodes, late, clients: 4, troubles: 12, shape, racks, journals_lie: false }
     }
 }
 
@@ -275,6 +284,7 @@ impl<'a> Scene<'a> {
                 net: self.net.clone(),
                 known: Rc::new(RefCell::new(self.known.clone())),
                 home_count: options.lanes,
+                rack: self.rack_of(number),
             };
             let node = RealNode::member(self.sim, options, Some(membership));
             let switch = crate::node::NodeUnderTest::switch(&node);
@@ -305,6 +315,14 @@ impl<'a> Scene<'a> {
             _ => return false,
         }
         true
+    }
+
+    /// The rack that a node is in; empty: none.
+    fn rack_of(&self, number: u32) -> String {
+        match self.options.racks {
+            0 => String::new(),
+            racks => format!("r{}", number % racks),
+        }
     }
 
     fn member(&self, number: u32) -> &Member {
@@ -464,12 +482,18 @@ impl<'a> Scene<'a> {
     fn has_voters(&mut self) -> bool {
         let nodes = self.members.len();
         let wanted = |shard: ShardId| if shard == ShardId::CONTROL && nodes >= 5 { 5 } else { nodes.min(3) };
+        // I-L1: racks take as few voters of a shard each as they can.
+        let racks = self.options.racks as usize;
+        let spreads = |of_shard: &[VoterId]| {
+            let used = of_shard.iter().map(|voter| self.rack_of(node_of(*voter).0 as u32));
+            used.collect::<BTreeSet<_>>().len() >= racks.min(of_shard.len())
+        };
         let mut voters = BTreeMap::<ShardId, usize>::new();
         for member in &self.members {
             for core in member.cores.borrow().iter() {
                 for (shard, leadership, of_shard) in core.engine().replicas() {
                     let count = voters.entry(shard).or_default();
-                    if leadership.is_here {
+                    if leadership.is_here && spreads(&of_shard) {
                         *count = of_shard.len();
                     }
                 }
@@ -581,12 +605,18 @@ impl<'a> Scene<'a> {
 
     fn badly_placed(&mut self) -> Vec<String> {
         let (nodes, mut all) = (self.members.len(), Vec::new());
+        let of_node = |number| (NodeId(u64::from(number)), self.rack_of(number));
+        let racks: BTreeMap<NodeId, String> = match self.options.racks {
+            0 => BTreeMap::new(),
+            _ => (1..=nodes as u32).map(of_node).collect(),
+        };
+        let racks = Rc::new(racks);
         for number in 1..=nodes as u32 {
-            let cores = self.member(number).cores.borrow().clone();
+            let (cores, racks) = (self.member(number).cores.borrow().clone(), racks.clone());
             let looking = async move {
                 let mut wrong = Vec::new();
                 for core in &cores {
-                    wrong.extend(badly_placed(core.engine().core(), nodes).await);
+                    wrong.extend(badly_placed(core.engine().core(), nodes, &racks).await);
                 }
                 wrong
             };
