@@ -261,8 +261,9 @@ def health(cluster):
         check(found["ok"] and not found["reasons"] and not found["alone"], f"the cluster holds without {node.dir.name}")
     code, out, error = kiseki(nodes[0], "health")
     check(code == 0 and out.startswith("ok"), f"kiseki health says so: {out.strip()} {error}")
-    racks = {row["node"]: row.get("rack") for row in json.loads(kiseki(nodes[0], "node", "list", "--json")[1])}
-    check(racks == {number: f"r{number}" for number in racks}, f"every node's rack is recorded: {racks}")
+    rows = json.loads(kiseki(nodes[0], "node", "list", "--json")[1])
+    racks = {row["node"]: row.get("rack") for row in rows if row["state"] == "active"}
+    check(len(racks) == len(nodes) and racks == {number: f"r{number}" for number in racks}, f"every node's rack is recorded: {racks}")
     code, out, error = kiseki(nodes[0], "health", "--rack", "r2")
     check(code == 0 and "without rack r2" in out, f"the cluster holds without a rack: {out.strip()} {error}")
     code, out, _ = kiseki(nodes[0], "health", "--rack", "r77")
