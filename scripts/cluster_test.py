@@ -541,17 +541,7 @@ def grow_and_lose(grown):
     for victim in list(grown.nodes):
         living = [node for node in grown.nodes if node is not victim]
         victim.kill()
-        bad = [""]
-
-        def all_read_back():
-            bad[:] = grown.bad_reads(living[0])
-            return not bad
-
-        try:
-            until("a node's loss is got over", all_read_back, FAILOVER_SECONDS_MAX)
-        except RuntimeError:
-            pass
-        check(not bad, f"without {victim.dir.name} everything reads back {bad[:3]}")
+        reads_back(grown, living[0], victim.dir.name)
         said = [""]
 
         def writes():
@@ -572,6 +562,21 @@ def grow_and_lose(grown):
     lose_a_rack(grown)
 
 
+def reads_back(cluster, through, without):
+    """Everything does, through a node, as soon as a loss is got over."""
+    bad = [""]
+
+    def all_read_back():
+        bad[:] = cluster.bad_reads(through)
+        return not bad
+
+    try:
+        until("a loss is got over", all_read_back, FAILOVER_SECONDS_MAX)
+    except RuntimeError:
+        pass
+    check(not bad, f"without {without} everything reads back {bad[:3]}")
+
+
 def lose_a_rack(grown):
     """I-D4: no stripe has more fragments in a rack than it can lose, and no shard a majority of its voters. With two of four nodes
     gone what is written could not be acknowledged; everything is there."""
@@ -584,17 +589,7 @@ def lose_a_rack(grown):
     check(True, f"health says of the rack of two nodes only that writes would wait: {reasons()}")
     for node in (first, grown.nodes[1]):
         node.kill()
-    bad = [""]
-
-    def all_read_back():
-        bad[:] = grown.bad_reads(last)
-        return not bad
-
-    try:
-        until("a rack's loss is got over", all_read_back, FAILOVER_SECONDS_MAX)
-    except RuntimeError:
-        pass
-    check(not bad, f"without a rack of two nodes everything reads back {bad[:3]}")
+    reads_back(grown, last, "a rack of two nodes")
 
 
 def main():

@@ -4,11 +4,10 @@
 
 use crate::core::Core;
 use crate::delta::ChunkName;
-use crate::racks::survives_any;
 use crate::repair_queue::{Margin, RepairCause};
 use crate::repairer;
-use crate::spread::ByNode;
-use crate::without::placed;
+use crate::spread::{ByNode, survives_any};
+use crate::without::would_survive_any_rack;
 use kiseki_types::fragment::{StoredFragment, StripeShape};
 use kiseki_types::ids::{DeviceId, NodeId, PoolId};
 use kiseki_types::runtime::{Instant, RuntimeExt};
@@ -78,9 +77,10 @@ fn is_uneven(core: &Core, pool: PoolId, shape: StripeShape, found: &[StoredFragm
     for node in found.iter().filter_map(|fragment| node_of.get(&fragment.extent.device)) {
         *by_node.entry(*node).or_default() += 1;
     }
-    let survives_any_rack = |by_node: &ByNode| survives_any(shape, &racks.by_domain(by_node));
     let is_uneven_over_racks = || {
-        racks.are_named() && !survives_any_rack(&by_node) && survives_any_rack(&placed(&devices, &racks, pool, shape))
+        racks.are_named()
+            && !survives_any(shape, &racks.by_domain(&by_node))
+            && would_survive_any_rack(&devices, &racks, pool, shape)
     };
     by_node.values().any(|has| *has > found.len().div_ceil(nodes.len().max(1))) || is_uneven_over_racks()
 }

@@ -101,6 +101,23 @@ pub struct NodeEntry {
     pub rack: String,
 }
 
+impl NodeEntry {
+    /// A node that has a number and has said nothing yet.
+    #[must_use]
+    pub fn invited(node: NodeId, since_unix_ms: u64) -> NodeEntry {
+        NodeEntry {
+            node,
+            state: NodeState::Invited,
+            addresses: Vec::new(),
+            lanes: 0,
+            cores: 0,
+            version: String::new(),
+            since_unix_ms,
+            rack: String::new(),
+        }
+    }
+}
+
 /// What a node is to the cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NodeState {

@@ -296,17 +296,7 @@ mod tests {
     }
 
     fn entry(node: u64, state: NodeState) -> NodeEntry {
-        let (addresses, version) = (Vec::new(), String::new());
-        NodeEntry {
-            node: NodeId(node),
-            state,
-            addresses,
-            lanes: 2,
-            cores: 1,
-            version,
-            since_unix_ms: 0,
-            rack: String::new(),
-        }
+        NodeEntry { state, lanes: 2, cores: 1, ..NodeEntry::invited(NodeId(node), 0) }
     }
 
     #[test]

@@ -10,8 +10,8 @@
 //! and a node is taken once more only when every node with a device left has been taken as often. Where that lets a stripe
 //! survive the loss of any rack, racks take turns like that, and the nodes of a rack among themselves.
 
-use crate::racks::{Domain, Racks, survives_any};
-use crate::spread::ByNode;
+use crate::racks::{Domain, Racks};
+use crate::spread::{ByNode, survives_any};
 use kiseki_types::fragment::StripeShape;
 use kiseki_types::ids::{DeviceId, Locator, NodeId};
 use std::cmp::Ordering;
@@ -60,36 +60,31 @@ pub fn by_turns(
     (held, holders): (&ByNode, &BTreeSet<DeviceId>),
     shape: StripeShape,
 ) -> Vec<DeviceId> {
-    let mut of_nodes: Vec<(NodeId, DeviceId)> = order.into_iter().map(|device| (node_of(&device), device)).collect();
-    let by_nodes = |devices: &[(NodeId, DeviceId)], held: &ByNode| turns(devices.to_vec(), |node| *node, held.clone());
-    let domain = |node: &NodeId| racks.domain(*node);
-    let by_racks =
-        |devices: &[(NodeId, DeviceId)], held: &ByNode| turns(by_nodes(devices, held), domain, racks.by_domain(held));
+    let mut devices: Vec<(NodeId, DeviceId)> = order.into_iter().map(|device| (node_of(&device), device)).collect();
+    let by_nodes = |devices, held: &ByNode| turns(devices, |(node, _)| *node, held.clone());
+    let domain = |(node, _): &(NodeId, DeviceId)| racks.domain(*node);
+    let by_racks = |devices, held: &ByNode| turns(by_nodes(devices, held), domain, racks.by_domain(held));
     let do_racks_matter = racks.are_named() && {
         let mut counts: BTreeMap<Domain, usize> = BTreeMap::new();
-        let placed = by_racks(&of_nodes, &ByNode::new());
-        placed.iter().take(shape.width()).for_each(|(node, _)| *counts.entry(domain(node)).or_default() += 1);
+        let placed = by_racks(devices.clone(), &ByNode::new());
+        placed.iter().take(shape.width()).for_each(|device| *counts.entry(domain(device)).or_default() += 1);
         survives_any(shape, &counts)
     };
-    of_nodes.retain(|(_, device)| !holders.contains(device));
-    let devices = if do_racks_matter { by_racks(&of_nodes, held) } else { by_nodes(&of_nodes, held) };
+    devices.retain(|(_, device)| !holders.contains(device));
+    let devices = if do_racks_matter { by_racks(devices, held) } else { by_nodes(devices, held) };
     devices.into_iter().map(|(_, device)| device).collect()
 }
 
-/// Lets what `of` says take turns, in the order in which they come; `had` are turns that were taken before.
-fn turns<K: Ord>(
-    devices: Vec<(NodeId, DeviceId)>,
-    of: impl Fn(&NodeId) -> K,
-    mut had: BTreeMap<K, usize>,
-) -> Vec<(NodeId, DeviceId)> {
-    let mut take = |device: (NodeId, DeviceId)| {
-        let turn = had.entry(of(&device.0)).or_default();
+/// Lets what `of` says of them take turns, in the order in which they come; `had` are turns that were taken before.
+pub(crate) fn turns<T, K: Ord>(items: Vec<T>, of: impl Fn(&T) -> K, mut had: BTreeMap<K, usize>) -> Vec<T> {
+    let mut take = |item: T| {
+        let turn = had.entry(of(&item)).or_default();
         *turn += 1;
-        (*turn, device)
+        (*turn, item)
     };
-    let mut devices: Vec<_> = devices.into_iter().map(&mut take).collect();
-    devices.sort_by_key(|(turn, _)| *turn); // stable: within a turn the order before decides
-    devices.into_iter().map(|(_, device)| device).collect()
+    let mut items: Vec<(usize, T)> = items.into_iter().map(&mut take).collect();
+    items.sort_by_key(|(turn, _)| *turn); // stable: within a turn the order before decides
+    items.into_iter().map(|(_, item)| item).collect()
 }
 
 /// The first `width` devices of an [`order`] that are usable; fewer when there are not enough.

@@ -4,7 +4,6 @@
 //! without racks is one in which every node fails alone.
 
 use crate::spread::ByNode;
-use kiseki_types::fragment::StripeShape;
 use kiseki_types::ids::NodeId;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -34,13 +33,7 @@ pub enum Domain {
 /// Which nodes are in which rack.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Racks {
-    inner: Rc<Inner>,
-}
-
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Inner {
-    names: Vec<String>,
-    numbers: BTreeMap<NodeId, usize>,
+    numbers: Rc<BTreeMap<NodeId, usize>>,
 }
 
 impl Racks {
@@ -49,31 +42,20 @@ impl Racks {
     pub fn of<'a>(nodes: impl Iterator<Item = (NodeId, &'a str)> + Clone) -> Racks {
         let named = nodes.filter(|(_, rack)| !rack.is_empty());
         let names: BTreeSet<&str> = named.clone().map(|(_, rack)| rack).collect();
-        let names: Vec<String> = names.into_iter().map(str::to_owned).collect();
-        let number = |rack: &str| names.binary_search_by(|name| name.as_str().cmp(rack)).expect("each was taken up");
-        let numbers = named.map(|(node, rack)| (node, number(rack))).collect();
-        Racks { inner: Rc::new(Inner { names, numbers }) }
+        let number = |rack| names.iter().position(|name| *name == rack).expect("each was taken up");
+        Racks { numbers: Rc::new(named.map(|(node, rack)| (node, number(rack))).collect()) }
     }
 
     /// Whether any node names a rack.
     #[must_use]
     pub fn are_named(&self) -> bool {
-        !self.inner.numbers.is_empty()
+        !self.numbers.is_empty()
     }
 
     /// What a node fails with.
     #[must_use]
     pub fn domain(&self, node: NodeId) -> Domain {
-        self.inner.numbers.get(&node).map_or(Domain::Node(node), |number| Domain::Rack(*number))
-    }
-
-    /// What it is called, as an operator is told.
-    #[must_use]
-    pub fn name(&self, domain: Domain) -> String {
-        match domain {
-            Domain::Rack(number) => format!("rack {}", self.inner.names[number]),
-            Domain::Node(node) => node.to_string(),
-        }
+        self.numbers.get(&node).map_or(Domain::Node(node), |number| Domain::Rack(*number))
     }
 
     /// The same fragments by what fails together.
@@ -85,11 +67,4 @@ impl Racks {
         }
         counts
     }
-}
-
-/// Whether a stripe can be read without any one of what its fragments are counted by.
-#[must_use]
-pub fn survives_any<K: Ord>(shape: StripeShape, counts: &BTreeMap<K, usize>) -> bool {
-    let (in_all, most) = (counts.values().sum::<usize>(), counts.values().copied().max().unwrap_or(0));
-    in_all >= usize::from(shape.data) + most
 }

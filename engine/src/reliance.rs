@@ -19,7 +19,7 @@ pub struct Reliance {
     /// Most fragments that one rack holds of a stripe.
     pub most_in_a_rack: usize,
     /// Pools and shapes of stripes that can't be read without some rack.
-    pub shapes: BTreeSet<(PoolId, u8, u8)>,
+    pub shapes: BTreeSet<(PoolId, StripeShape)>,
 }
 
 impl Reliance {
@@ -52,7 +52,7 @@ impl Reliance {
                 domains.extend(silent.iter().map(|node| (racks.domain(*node), 0)));
             }
             if !domains.is_empty() {
-                self.shapes.insert((pool, shape.data, shape.parity));
+                self.shapes.insert((pool, shape));
             }
             domains.into_keys().for_each(|domain| *self.racks.entry(domain).or_default() += 1);
         }

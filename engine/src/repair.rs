@@ -236,7 +236,7 @@ pub async fn repair_stripe(
         stripe,
         devices: &devices,
         moved,
-        free: order_of_rest.into_iter().collect(),
+        free: order_of_rest.into(),
         held_by: examined.good.clone(),
         refused: false,
     };

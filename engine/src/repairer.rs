@@ -15,13 +15,13 @@ use crate::delta::ChunkName;
 use crate::evacuation::{Moved, move_stripe};
 use crate::home_service::{HeldGeneration, RepairPermit};
 use crate::message::HomeRequest;
-use crate::racks::{Racks, survives_any};
+use crate::racks::Racks;
 use crate::reliance::{Reliance, by_node};
 use crate::repair::{Glance, Repaired, Silence, StripeRecord, add, repair_stripe};
 use crate::repair_queue::{MOVE_MARGIN, Margin, NO_ROOM_MARGIN, RepairCause};
 use crate::throttle::Throttle;
 use crate::upkeep_pace::{UpkeepPace, Urgency};
-use crate::without::placed;
+use crate::without::would_survive_any_rack;
 use futures::channel::oneshot;
 use futures::future::{join_all, select};
 use kiseki_types::fragment::{FragmentError, StoredFragment, StripeShape};
@@ -296,19 +296,13 @@ impl Repairer {
         self.core.repairs.waiting_count() > 0 || self.core.repairs.lost_count() > 0 || self.relies_on_nodes()
     }
 
-    /// Whether stripes need a node that would not have to, were they written now: health says so until they are gone.
+    /// Whether stripes need a node or a rack that would not have to, were they written now: health says so until they are gone.
     fn relies_on_nodes(&self) -> bool {
-        let reliance = self.reliance.borrow();
-        self.core.nodes.members().len() >= 2
-            && (!reliance.stripes.is_empty()
-                || reliance.shapes.iter().any(|shape| self.could_do_without_a_rack(*shape)))
-    }
-
-    /// Whether a stripe that were written now could be read without any one rack.
-    fn could_do_without_a_rack(&self, (pool, data, parity): (PoolId, u8, u8)) -> bool {
-        let (shape, racks) = (StripeShape { data, parity }, self.core.nodes.racks());
-        let placed = placed(&self.core.devices.devices(), &racks, pool, shape);
-        survives_any(shape, &racks.by_domain(&placed))
+        let (reliance, nodes) = (self.reliance.borrow(), &self.core.nodes);
+        let avoidable = |(pool, shape): &(PoolId, StripeShape)| {
+            would_survive_any_rack(&self.core.devices.devices(), &nodes.racks(), *pool, *shape)
+        };
+        nodes.members().len() >= 2 && (!reliance.stripes.is_empty() || reliance.shapes.iter().any(avoidable))
     }
 
     /// One walk over all generations of this core's homes; false when the devices or the homes changed on the way.

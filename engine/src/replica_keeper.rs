@@ -16,6 +16,7 @@ mod tests;
 use crate::api::StoreError;
 use crate::message::NodeState;
 use crate::nodes::NodeBoard;
+use crate::placement::turns;
 use crate::racks::Domain;
 use kiseki_types::group::{RaftGroup, ReplicasError, VoterId, node_of};
 use kiseki_types::ids::{NodeId, ShardId};
@@ -223,17 +224,9 @@ fn wanted_nodes(view: &View, voter_nodes: &BTreeSet<NodeId>) -> BTreeSet<NodeId>
         _ => !is_calm && votes(candidate),
     };
     fitting.sort_by_key(|candidate| std::cmp::Reverse((keeps(candidate), lot(view.shard, candidate.node))));
-    let mut turns: BTreeMap<Domain, usize> = BTreeMap::new();
-    let mut take = |candidate| {
-        let candidate: &Candidate = candidate;
-        let turn = turns.entry(candidate.domain).or_default();
-        *turn += 1;
-        (!keeps(candidate), *turn, candidate)
-    };
-    let mut fitting: Vec<(bool, usize, &Candidate)> = fitting.into_iter().map(&mut take).collect();
-    fitting.sort_by_key(|(moves, turn, _)| (*moves, *turn)); // stable: within a turn the lots decide
-    let fitting = fitting.into_iter().map(|(_, _, candidate)| candidate);
-    let mut wanted: BTreeSet<NodeId> = fitting.take(count).map(|candidate| candidate.node).collect();
+    let mut fitting = turns(fitting, |candidate| candidate.domain, BTreeMap::new());
+    fitting.sort_by_key(|candidate| !keeps(candidate)); // stable: who stays comes first, then turns and lots decide
+    let mut wanted: BTreeSet<NodeId> = fitting.iter().take(count).map(|candidate| candidate.node).collect();
     // Who votes and should not does so until another node can take its place: first those that answer.
     let mut others: Vec<NodeId> = voter_nodes.difference(&wanted).copied().collect();
     let answers = |node: &NodeId| {

@@ -249,14 +249,10 @@ mod tests {
     fn board(others: &[u64]) -> Rc<NodeBoard> {
         let board = NodeBoard::new(NodeId(1));
         let entry = |node: u64| NodeEntry {
-            node: NodeId(node),
             state: NodeState::Active,
-            addresses: Vec::new(),
             lanes: 2,
             cores: 1,
-            version: String::new(),
-            since_unix_ms: 0,
-            rack: String::new(),
+            ..NodeEntry::invited(NodeId(node), 0)
         };
         let entries: Vec<NodeEntry> = others.iter().map(|node| entry(*node)).collect();
         board.take_up(1, &entries);

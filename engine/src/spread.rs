@@ -15,6 +15,13 @@ const NODES_MIN: usize = 3;
 /// Fragments by node.
 pub type ByNode = BTreeMap<NodeId, usize>;
 
+/// Whether a stripe can be read without any one of what its fragments are counted by.
+#[must_use]
+pub fn survives_any<K>(shape: StripeShape, counts: &BTreeMap<K, usize>) -> bool {
+    let (in_all, most) = (counts.values().sum::<usize>(), counts.values().copied().max().unwrap_or(0));
+    in_all >= usize::from(shape.data) + most
+}
+
 /// What a pool has on which nodes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Spread {
@@ -50,10 +57,9 @@ impl Spread {
     /// Whether the loss of any one node leaves enough of it, as far as that is promised.
     #[must_use]
     pub fn survives_a_node(&self, shape: StripeShape, durable: &ByNode) -> bool {
-        let (in_all, most) = (durable.values().sum::<usize>(), durable.values().copied().max().unwrap_or(0));
         self.devices.len() + self.unknown < NODES_MIN
-            || in_all >= usize::from(shape.data) + most
-            || (in_all == shape.width() && !self.could_survive_a_node(shape))
+            || survives_any(shape, durable)
+            || (durable.values().sum::<usize>() == shape.width() && !self.could_survive_a_node(shape))
     }
 
     /// Whether the nodes, all of them answering, could hold a stripe so that it survives the loss of any of them.

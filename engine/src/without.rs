@@ -8,7 +8,7 @@
 use crate::nodes::NodeBoard;
 use crate::placement::by_turns;
 use crate::racks::Racks;
-use crate::spread::{ByNode, Spread};
+use crate::spread::{ByNode, Spread, survives_any};
 use crate::stripe::shape_for;
 use kiseki_types::fragment::{DeviceState, DeviceStatus, StripeShape};
 use kiseki_types::group::{GroupView, VoterId, node_of};
@@ -202,6 +202,17 @@ pub fn placed(devices: &[DeviceStatus], racks: &Racks, pool: PoolId, shape: Stri
     let mut placed = ByNode::new();
     takes.into_iter().chain(last).take(shape.width()).for_each(|node| *placed.entry(node).or_default() += 1);
     placed
+}
+
+/// Whether a new stripe could be read without any one rack.
+#[must_use]
+pub(crate) fn would_survive_any_rack(
+    devices: &[DeviceStatus],
+    racks: &Racks,
+    pool: PoolId,
+    shape: StripeShape,
+) -> bool {
+    survives_any(shape, &racks.by_domain(&placed(devices, racks, pool, shape)))
 }
 
 fn shape_text(shape: StripeShape) -> String {

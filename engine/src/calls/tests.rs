@@ -138,16 +138,8 @@ impl World {
         let sim = Sim::new(1);
         let others = Rc::new(Others::default());
         let nodes = NodeBoard::new(NodeId(1));
-        let entry = |node| NodeEntry {
-            node: NodeId(node),
-            state: NodeState::Active,
-            addresses: Vec::new(),
-            lanes: 1,
-            cores: 1,
-            version: String::new(),
-            since_unix_ms: 0,
-            rack: String::new(),
-        };
+        let entry =
+            |node| NodeEntry { state: NodeState::Active, lanes: 1, cores: 1, ..NodeEntry::invited(NodeId(node), 0) };
         nodes.take_up(1, &[entry(1), entry(2), entry(3)]);
         let calls = Calls::new(CallsInputs {
             ports: sim.ports(kiseki_simulator::NodeId(0)),

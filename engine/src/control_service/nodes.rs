@@ -61,7 +61,7 @@ impl ControlService {
         self.change_nodes(request, async |draft, entries, now| {
             draft.rows.extend(make_room(entries)?);
             let node = NodeId(self.count(draft, NODE_COUNTER, 1, FORMING_NODE.0 + 1).await?);
-            Ok(invited(node, now))
+            Ok(NodeEntry::invited(node, now))
         })
         .await
     }
@@ -144,12 +144,6 @@ fn entry_of(entries: &[NodeEntry], node: NodeId) -> Option<&NodeEntry> {
     entries.iter().find(|entry| entry.node == node)
 }
 
-fn invited(node: NodeId, now_unix_ms: u64) -> NodeEntry {
-    let (addresses, version, rack) = (Vec::new(), String::new(), String::new());
-    let (state, since_unix_ms) = (NodeState::Invited, now_unix_ms);
-    NodeEntry { node, state, addresses, lanes: 0, cores: 0, version, since_unix_ms, rack }
-}
-
 /// Lets the record of the node go that was removed first, when there are as many as there may be (I-O5). Who is not recorded
 /// is refused as who was removed is.
 fn make_room(entries: &[NodeEntry]) -> Result<Option<RowChange>, StoreError> {
@@ -196,7 +190,7 @@ fn after_presence(
 ) -> Result<NodeEntry, StoreError> {
     let mut entry = match entry_of(entries, node) {
         Some(entry) => entry.clone(),
-        None if node == FORMING_NODE => invited(node, now_unix_ms),
+        None if node == FORMING_NODE => NodeEntry::invited(node, now_unix_ms),
         None => {
             return Err(invalid(format!("{node} was never invited to this cluster; invite a node and join as that")));
         }
@@ -277,7 +271,7 @@ mod tests {
 
     fn entry(node: u64, state: NodeState) -> NodeEntry {
         let lanes = if state == NodeState::Invited { 0 } else { 4 };
-        NodeEntry { state, lanes, ..invited(NodeId(node), 10) }
+        NodeEntry { state, lanes, ..NodeEntry::invited(NodeId(node), 10) }
     }
 
     fn here(lanes: u16) -> Presence {

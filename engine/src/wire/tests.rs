@@ -286,14 +286,11 @@ fn i_o5_what_is_over_a_limit_is_not_sent() {
     let name = "n".repeat(2000);
     too_large("bytes of a name", RequestBody::Control(ControlRequest::CreateAccessKey { tenant: name }));
     let node = |addresses| NodeEntry {
-        node: NodeId(1),
         state: NodeState::Active,
         addresses,
         lanes: 1,
         cores: 1,
-        version: String::new(),
-        since_unix_ms: 0,
-        rack: String::new(),
+        ..NodeEntry::invited(NodeId(1), 0)
     };
     let nodes = |entries| RequestBody::Core(CoreRequest::Nodes { version: 1, entries });
     too_large("nodes", nodes((0..=NODES_MAX).map(|_| node(Vec::new())).collect()));

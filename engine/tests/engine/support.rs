@@ -417,14 +417,10 @@ pub struct Apart {
 impl Apart {
     fn entries(&self) -> Vec<NodeEntry> {
         let entry = |node| NodeEntry {
-            node: kiseki_types::NodeId(node),
             state: NodeState::Active,
-            addresses: Vec::new(),
             lanes: LANES,
             cores: 1,
-            version: String::new(),
-            since_unix_ms: 0,
-            rack: String::new(),
+            ..NodeEntry::invited(kiseki_types::NodeId(node), 0)
         };
         (1..=self.others.len() as u64 + 1).map(entry).collect()
     }

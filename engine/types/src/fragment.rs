@@ -19,7 +19,7 @@ pub struct FragmentKey {
 }
 
 /// How a stripe is made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct StripeShape {
     /// Data fragments; 1 means copies.
     pub data: u8,

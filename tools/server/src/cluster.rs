@@ -499,16 +499,7 @@ mod tests {
 
     fn entry(node: u64, state: NodeState) -> NodeEntry {
         let addresses = vec![format!("127.0.0.{node}:9100")];
-        NodeEntry {
-            node: NodeId(node),
-            state,
-            addresses,
-            lanes: 2,
-            cores: 1,
-            version: String::new(),
-            since_unix_ms: 0,
-            rack: String::new(),
-        }
+        NodeEntry { state, addresses, lanes: 2, cores: 1, ..NodeEntry::invited(NodeId(node), 0) }
     }
 
     #[test]

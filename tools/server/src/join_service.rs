@@ -190,17 +190,7 @@ mod tests {
     use kiseki_types::ids::ClusterId;
 
     fn entry(node: u64, state: NodeState) -> NodeEntry {
-        let (addresses, version) = (Vec::new(), String::new());
-        NodeEntry {
-            node: NodeId(node),
-            state,
-            addresses,
-            lanes: 0,
-            cores: 0,
-            version,
-            since_unix_ms: 0,
-            rack: String::new(),
-        }
+        NodeEntry { state, ..NodeEntry::invited(NodeId(node), 0) }
     }
 
     #[test]

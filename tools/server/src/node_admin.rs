@@ -213,14 +213,11 @@ mod tests {
     #[test]
     fn a_new_node_is_told_of_members_only() {
         let entry = |node, state| NodeEntry {
-            node: NodeId(node),
             state,
             addresses: vec![format!("n{node}:1")],
             lanes: 1,
             cores: 1,
-            version: String::new(),
-            since_unix_ms: 0,
-            rack: String::new(),
+            ..NodeEntry::invited(NodeId(node), 0)
         };
         let entries = [
             entry(1, NodeState::Active),

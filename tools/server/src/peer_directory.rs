@@ -65,14 +65,10 @@ mod tests {
     #[test]
     fn a_voter_is_in_the_lane_that_its_own_node_has_for_the_shard() {
         let entry = |node, lanes| NodeEntry {
-            node: NodeId(node),
             state: NodeState::Active,
-            addresses: Vec::new(),
             lanes,
             cores: 1,
-            version: String::new(),
-            since_unix_ms: 0,
-            rack: String::new(),
+            ..NodeEntry::invited(NodeId(node), 0)
         };
         let board = NodeBoard::new(NodeId(1));
         board.take_up(1, &[entry(1, 4), entry(2, 3), entry(3, 0)]);

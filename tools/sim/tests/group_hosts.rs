@@ -262,17 +262,7 @@ impl Cluster {
 }
 
 fn entry(node: NodeId) -> NodeEntry {
-    let (addresses, version) = (Vec::new(), "1".to_owned());
-    NodeEntry {
-        node,
-        state: NodeState::Active,
-        addresses,
-        lanes: 1,
-        cores: 1,
-        version,
-        since_unix_ms: 0,
-        rack: String::new(),
-    }
+    NodeEntry { state: NodeState::Active, lanes: 1, cores: 1, ..NodeEntry::invited(node, 0) }
 }
 
 /// Opens the group on a node, as a task of that node, and has its voters kept whenever it leads.
