@@ -98,6 +98,14 @@ impl MetaDir for FsDir {
         std::fs::rename(self.file_path(from)?, self.file_path(to)?)?;
         self.dir.sync_all()
     }
+
+    fn fill_percent(&self) -> io::Result<Option<u8>> {
+        let space = rustix::fs::fstatvfs(&self.dir)?;
+        // As df shows it: what only root may use counts for neither side.
+        let used = space.f_blocks.saturating_sub(space.f_bfree);
+        let all = used.saturating_add(space.f_bavail);
+        Ok((100 * u128::from(used)).div_ceil(u128::from(all.max(1))).try_into().ok())
+    }
 }
 
 /// A file in an [`FsDir`].

@@ -489,6 +489,7 @@ struct ShardResponse {
     uploads  @9  :List(UploadInfo);
     count    @10 :UInt64;
     split    @11 :Data;          # answer about a split
+    notInline @12 :Void;         # the content is to go into chunks
   }
 }
 

@@ -3,6 +3,7 @@
 
 use crate::api::{Attributes, ObjectInfo, PartInfo, UploadInfo};
 use crate::delta::ChunkName;
+use crate::inline::{INLINE_LEN_BYTES_MAX, InlineContent};
 use crate::keys::WrappedDek;
 use kiseki_types::codec::{CodecError, Reader, Writer};
 use kiseki_types::ids::{ChunkId, CompositionId, DirId, Generation, Locator, PageId, ShardId, UploadId};
@@ -10,6 +11,9 @@ use kiseki_types::limits::{CHUNK_LEN_BYTES_MAX, COMMAND_LEN_BYTES_MAX, KEY_LEN_B
 
 /// Version of the layouts in this file.
 const FORMAT: u8 = 1;
+
+/// Version of the layout of a page that holds its content.
+const INLINE_FORMAT: u8 = 2;
 
 /// Chunk references in one page.
 pub const PAGE_REFERENCES_MAX: usize = 256;
@@ -56,7 +60,7 @@ impl ChunkReference {
     }
 }
 
-/// A page of a chunk list: consecutive chunks of one composition.
+/// A page of a chunk list: consecutive chunks of one composition, or some of its content itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Page {
     /// Whose page it is; the wrapping key is bound to it.
@@ -65,14 +69,19 @@ pub struct Page {
     pub wrap_salt: [u8; 16],
     /// Epoch of the KEK that wraps the DEKs.
     pub kek_epoch: u32,
-    /// The chunks.
+    /// The chunks; none where the page holds content.
     pub references: Vec<ChunkReference>,
+    /// The content, where it is in no chunk.
+    pub inline: Option<InlineContent>,
 }
 
 impl Page {
-    /// Bytes of plaintext that the page's chunks hold.
+    /// Bytes of plaintext that the page, or its chunks, hold.
     #[must_use]
     pub fn len_bytes(&self) -> u64 {
+        if let Some(inline) = &self.inline {
+            return inline.len_bytes();
+        }
         self.references.iter().map(|reference| u64::from(reference.len_bytes)).sum()
     }
 
@@ -80,7 +89,12 @@ impl Page {
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut writer = Writer::new();
-        writer.u8(FORMAT).raw(&self.composition.0).raw(&self.wrap_salt).u32(self.kek_epoch);
+        let format = if self.inline.is_some() { INLINE_FORMAT } else { FORMAT };
+        writer.u8(format).raw(&self.composition.0).raw(&self.wrap_salt).u32(self.kek_epoch);
+        if let Some(inline) = &self.inline {
+            writer.raw(&inline.wrapped_dek.0).bytes(&inline.sealed);
+            return writer.finish();
+        }
         writer.u32(self.references.len() as u32);
         for reference in &self.references {
             writer.raw(&reference.chunk.0).raw(&reference.locator.0).u64(reference.generation.0);
@@ -91,10 +105,19 @@ impl Page {
 
     /// Back from a row.
     pub fn decode(bytes: &[u8]) -> Result<Page, CodecError> {
-        let mut reader = versioned("page", bytes)?;
+        let mut reader = Reader::new("page", bytes);
+        let format = reader.u8()?;
+        if format != FORMAT && format != INLINE_FORMAT {
+            return Err(reader.unknown(u64::from(format)));
+        }
         let composition = CompositionId(reader.array()?);
         let wrap_salt = reader.array()?;
         let kek_epoch = reader.u32()?;
+        if format == INLINE_FORMAT {
+            let inline = Some(decode_inline(&mut reader)?);
+            reader.end()?;
+            return Ok(Page { composition, wrap_salt, kek_epoch, references: Vec::new(), inline });
+        }
         let count = reader.count(PAGE_REFERENCES_MAX)?;
         let mut references = Vec::with_capacity(count);
         for _ in 0..count {
@@ -107,7 +130,16 @@ impl Page {
             });
         }
         reader.end()?;
-        Ok(Page { composition, wrap_salt, kek_epoch, references })
+        Ok(Page { composition, wrap_salt, kek_epoch, references, inline: None })
+    }
+}
+
+fn decode_inline(reader: &mut Reader<'_>) -> Result<InlineContent, CodecError> {
+    let wrapped_dek = WrappedDek(reader.array()?);
+    let sealed = reader.bytes(INLINE_LEN_BYTES_MAX + InlineContent::OVERHEAD_BYTES)?.to_vec();
+    match sealed.len() > InlineContent::OVERHEAD_BYTES {
+        true => Ok(InlineContent { wrapped_dek, sealed }),
+        false => Err(reader.unknown(sealed.len() as u64)),
     }
 }
 
@@ -205,6 +237,12 @@ impl FileEntry {
         }
         encode_pages(&mut writer, &self.pages);
         writer.finish()
+    }
+
+    /// Whether its first page holds all content by itself: a reader that has that needs nothing more.
+    #[must_use]
+    pub fn is_all_of(&self, first: Option<&Page>) -> bool {
+        self.pages.len() == 1 && first.is_some_and(|page| page.inline.is_some())
     }
 
     /// As gateways see it.
@@ -396,7 +434,12 @@ mod tests {
                 len_bytes: 8,
                 wrapped_dek: WrappedDek([9; WRAPPED_DEK_LEN_BYTES]),
             }],
+            inline: None,
         };
+        let sealed = vec![7; 20];
+        let content = InlineContent { wrapped_dek: WrappedDek([9; WRAPPED_DEK_LEN_BYTES]), sealed };
+        let inline = Page { references: Vec::new(), inline: Some(content), ..page.clone() };
+        assert_eq!((page.len_bytes(), inline.len_bytes()), (8, 4));
         let pages = vec![PageReference { page: PageId([1; 16]), len_bytes: 8 }];
         let file = Entry::File(FileEntry {
             len_bytes: 3,
@@ -410,13 +453,15 @@ mod tests {
         let upload = UploadEntry { initiated_unix_ms: 5, attributes: attributes() };
         let part =
             PartEntry { len_bytes: 6, modified_unix_ms: 7, etag: "p".to_owned(), attributes: attributes(), pages };
-        assert_eq!(Page::decode(&page.encode()).unwrap(), page);
         assert_eq!(Entry::decode(&file.encode()).unwrap(), file);
         assert_eq!(Entry::decode(&directory.encode()).unwrap(), directory);
         assert_eq!(UploadEntry::decode(&upload.encode()).unwrap(), upload);
         assert_eq!(PartEntry::decode(&part.encode()).unwrap(), part);
-        for len in 0..page.encode().len() {
-            assert!(Page::decode(&page.encode()[..len]).is_err());
+        for page in [page, inline] {
+            assert_eq!(Page::decode(&page.encode()).unwrap(), page);
+            for len in 0..page.encode().len() {
+                assert!(Page::decode(&page.encode()[..len]).is_err());
+            }
         }
         for len in 0..file.encode().len() {
             assert!(Entry::decode(&file.encode()[..len]).is_err());
@@ -435,7 +480,17 @@ mod tests {
                 len_bytes,
                 wrapped_dek: WrappedDek([9; WRAPPED_DEK_LEN_BYTES]),
             }],
+            inline: None,
         };
+        let inline = |len| Page {
+            references: Vec::new(),
+            inline: Some(InlineContent { wrapped_dek: WrappedDek([9; WRAPPED_DEK_LEN_BYTES]), sealed: vec![7; len] }),
+            ..page(1)
+        };
+        let most = INLINE_LEN_BYTES_MAX + InlineContent::OVERHEAD_BYTES;
+        for (len, fits) in [(0, false), (16, false), (17, true), (most, true), (most + 1, false)] {
+            assert_eq!(Page::decode(&inline(len).encode()).is_ok(), fits, "{len} sealed bytes");
+        }
         let longest = CHUNK_LEN_BYTES_MAX as u32;
         for (len_bytes, fits) in [(0, false), (1, true), (longest, true), (longest + 1, false), (u32::MAX, false)] {
             assert_eq!(Page::decode(&page(len_bytes).encode()).is_ok(), fits, "a chunk of {len_bytes} bytes");

@@ -10,6 +10,7 @@ use crate::delta::ChunkName;
 use crate::device_board::DeviceBoard;
 use crate::hash_queue::HashQueue;
 use crate::homes::Homes;
+use crate::inline::{InlinePolicy, InlineSettings};
 use crate::key_ranges::KeyRange;
 use crate::keyring::{Keyring, NodeKeys};
 use crate::late_puts::LatePuts;
@@ -102,6 +103,8 @@ pub struct Core {
     pub hash_queue: Rc<HashQueue>,
     /// Encodes and rebuilds.
     pub coder: StripeCoder,
+    /// What of small objects lies beside their names.
+    pub inline: Rc<InlinePolicy>,
     /// What was done.
     pub counters: DataCounters,
     /// How long devices and nodes take to answer.
@@ -140,6 +143,7 @@ impl Core {
         buffers: BufferSource,
         keys: Rc<NodeKeys>,
         pin_epoch_age: Duration,
+        inline: InlineSettings,
     ) -> Rc<Core> {
         let latencies = fragments.latencies();
         let fragments: Rc<dyn FragmentStore> = Rc::new(fragments.clone());
@@ -168,6 +172,7 @@ impl Core {
             keys,
             keyring,
             coder,
+            inline: Rc::new(InlinePolicy::new(inline)),
             counters,
             pin_epoch_refresh: pin_epoch_age / 10,
             chunkers: RefCell::default(),

@@ -9,6 +9,7 @@ use crate::device_record::{DeviceRecord, DeviceUpdate};
 use crate::evacuation::{EvacuationState, Evacuator};
 use crate::home_service::HomeService;
 use crate::host::{FileSpec, GroupHost, GroupSpec, Opening};
+use crate::inline::InlineSettings;
 use crate::keyring::{NodeKeys, shard_deltas, shard_pages};
 use crate::keys::MetaSealer;
 use crate::late_puts;
@@ -82,6 +83,8 @@ pub struct EngineInputs {
     pub scrub: Option<ScrubSettings>,
     /// When a shard has itself split.
     pub split: SplitCeilings,
+    /// How much of small objects lies beside their names.
+    pub inline: InlineSettings,
 }
 
 /// Time between two closings of pin epochs. A writer asks for the epoch ten times as often and commits what it holds
@@ -151,6 +154,7 @@ impl Engine {
             inputs.buffers.clone(),
             inputs.keys.clone(),
             inputs.pin_epoch_age,
+            inputs.inline,
         );
         fragments.start(&core.background);
         let inputs = Rc::new(inputs);

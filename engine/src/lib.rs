@@ -3,7 +3,7 @@
 //! It knows nothing of devices, Raft, sockets or protocols: it meets them through the ports of `kiseki-types` and
 //! offers [`api`] to gateways. Reading order: [`api`]; the write path [`writer`], [`chunk_write`]; the read path
 //! [`reader`], [`chunk_read`]; what they are made of ([`chunker`], [`chunk_id`], [`keys`], [`envelope`], [`stripe`],
-//! [`placement`], [`spread`], [`cluster_fragments`]); then what shards do: [`delta`], [`machine`], [`leader`],
+//! [`placement`], [`spread`], [`cluster_fragments`]; [`inline`] for small objects); then what shards do: [`delta`], [`machine`], [`leader`],
 //! [`shard_service`], [`home_service`], [`control_service`]; how nodes ask each other: [`message`], [`wire`]; what keeps it
 //! whole: [`device_record`], [`device_board`],
 //! [`repairer`], [`repair`], [`evacuation`], [`rebalancer`], [`rebalance`], [`retirement`], [`scrubber`]; and [`engine`], which puts one core
@@ -35,6 +35,7 @@ pub mod hash_queue;
 pub mod home_service;
 pub mod homes;
 pub mod host;
+pub mod inline;
 pub mod key_ranges;
 pub mod keyring;
 pub mod keys;

@@ -592,6 +592,8 @@ pub enum ShardResponse {
     Count(u64),
     /// To `Split`.
     Split(SplitAnswer),
+    /// To `PutEntry` and `PutPart`: nothing has happened, since the shard takes no inline content just now. Make chunks of it.
+    NotInline,
 }
 
 /// A tenant's dedup policy (I-X1).

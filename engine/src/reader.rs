@@ -5,7 +5,7 @@ use crate::chunk_read::read_chunk;
 use crate::composition::{ChunkReference, FileEntry, Page};
 use crate::core::Core;
 use crate::keyring::TenantKeys;
-use crate::keys::{DekUnwrapper, KekEpoch, WrapScope};
+use crate::keys::{DekUnwrapper, KekEpoch, KeyError, WrapScope};
 use crate::message::{ReadId, ShardRequest, ShardResponse};
 use bytes::Bytes;
 use futures::channel::oneshot;
@@ -48,6 +48,8 @@ pub struct Reader {
     /// Where the next read-ahead starts.
     planned: u64,
     ahead: VecDeque<oneshot::Receiver<Result<Vec<u8>, StoreError>>>,
+    /// Whether its shard keeps pages for this read.
+    is_held: bool,
 }
 
 impl Reader {
@@ -56,9 +58,10 @@ impl Reader {
     pub fn new(core: Rc<Core>, tenant: TenantId, keys: Rc<TenantKeys>, key: String, opened: OpenedObject) -> Reader {
         let OpenedObject { shard, read, file, first } = opened;
         let (info, range) = (file.info(key), 0..file.len_bytes);
+        let is_held = !file.is_all_of(first.as_ref());
         let page = first.map(|page| (0, 0, Rc::new(page)));
         let (next_chunk, planned, ahead) = ((0, 0), 0, VecDeque::new());
-        Reader { core, shard, read, tenant, keys, info, file, page, next_chunk, range, planned, ahead }
+        Reader { core, shard, read, tenant, keys, info, file, page, next_chunk, range, planned, ahead, is_held }
     }
 
     /// Loads the page that holds `offset`, unless it is there.
@@ -90,7 +93,10 @@ impl Reader {
     /// Starts the read of the chunk that holds the next planned byte.
     async fn plan(&mut self) -> Result<(), StoreError> {
         self.load_page(self.planned).await?;
-        let (_, _, page) = self.page.clone().expect("just loaded");
+        let (_, begins, page) = self.page.clone().expect("just loaded");
+        if let Some(inline) = &page.inline {
+            return self.hand_out(begins, inline.open(&self.keys.kek, self.scope(&page)));
+        }
         let (mut index, mut start) = self.next_chunk;
         let reference = loop {
             let reference = page.references.get(index).ok_or_else(|| StoreError::Damaged {
@@ -110,11 +116,25 @@ impl Reader {
         self.launch(&page, reference, wanted)
     }
 
-    fn launch(&mut self, page: &Page, reference: ChunkReference, wanted: Range<u32>) -> Result<(), StoreError> {
+    /// Of inline content, which begins at `start` of the object, what of it is to be read.
+    fn hand_out(&mut self, start: u64, opened: Result<Vec<u8>, KeyError>) -> Result<(), StoreError> {
+        let content = opened.map_err(|error| StoreError::Damaged { reason: error.to_string() })?;
+        let end = start + content.len() as u64;
+        let wanted = (self.planned - start) as usize..(self.range.end.min(end) - start) as usize;
+        self.planned = self.range.end.min(end);
+        let (sender, receiver) = oneshot::channel();
+        let _ = sender.send(Ok(content[wanted].to_vec())); // the receiver is here
+        self.ahead.push_back(receiver);
+        Ok(())
+    }
+
+    fn scope(&self, page: &Page) -> WrapScope {
         let kek_epoch = KekEpoch(page.kek_epoch);
-        let scope =
-            WrapScope { tenant: self.tenant, kek_epoch, composition: page.composition, attempt: page.wrap_salt };
-        let dek = DekUnwrapper::new(&self.keys.kek, scope).unwrap(&reference.chunk, &reference.wrapped_dek);
+        WrapScope { tenant: self.tenant, kek_epoch, composition: page.composition, attempt: page.wrap_salt }
+    }
+
+    fn launch(&mut self, page: &Page, reference: ChunkReference, wanted: Range<u32>) -> Result<(), StoreError> {
+        let dek = DekUnwrapper::new(&self.keys.kek, self.scope(page)).unwrap(&reference.chunk, &reference.wrapped_dek);
         let dek = dek.map_err(|error| StoreError::Damaged { reason: error.to_string() })?;
         let (sender, receiver) = oneshot::channel();
         let core = self.core.clone();
@@ -159,7 +179,7 @@ impl Drop for Reader {
     fn drop(&mut self) {
         let (core, shard, read) = (self.core.clone(), self.shard, Some(self.read));
         let pages: Vec<PageId> = self.file.pages.iter().map(|page| page.page).collect();
-        if pages.is_empty() {
+        if pages.is_empty() || !self.is_held {
             return;
         }
         let task = async move {

@@ -258,6 +258,7 @@ impl Seats {
                 background.clone(),
                 self.inputs.pin_epoch_age,
                 self.inputs.split,
+                core.inline.clone(),
             );
             service.start(core.nodes.is_alone()).await?;
             Service::Shard(service)

@@ -5,6 +5,7 @@ use crate::background::Background;
 use crate::calls::Calls;
 use crate::composition::{Entry, FileEntry, Page, PageReference, attributes_fit};
 use crate::delta::{ChunkName, Command, Outcome, RowChange};
+use crate::inline::{InlinePolicy, InlineRate};
 use crate::latch::{Hold, LatchGuard};
 use crate::leader::{CommitError, DECISIONS_MAX, Draft, Leader, row_damaged, table_failed};
 use crate::machine::current_epoch;
@@ -54,6 +55,9 @@ pub struct ShardService {
     given: given::Given,
     giving: giving::Giving,
     load: load::Load,
+    /// What small content may lie in pages.
+    inline: Rc<InlinePolicy>,
+    inline_rate: InlineRate,
 }
 
 /// A path whose directories are latched and known, and what stands at its end.
@@ -82,6 +86,7 @@ impl ShardService {
         background: Rc<Background>,
         pin_epoch_age: Duration,
         ceilings: SplitCeilings,
+        inline: Rc<InlinePolicy>,
     ) -> Rc<ShardService> {
         let epochs = housekeeping::EpochClock::new(pin_epoch_age, leader.ports().now());
         let loose = RefCell::new(housekeeping::LooseClock::new(leader.ports().now()));
@@ -99,6 +104,8 @@ impl ShardService {
             given: given::Given::default(),
             giving: giving::Giving::new(ceilings),
             load: load::Load::default(),
+            inline,
+            inline_rate: InlineRate::default(),
         })
     }
 
@@ -119,6 +126,11 @@ impl ShardService {
             ShardRequest::AbandonPages(pages) => {
                 self.abandon(&pages).await?;
                 Ok(ShardResponse::Count(0))
+            }
+            ShardRequest::PutEntry { written, .. } | ShardRequest::PutPart { written, .. }
+                if !self.admits(&written) =>
+            {
+                Ok(ShardResponse::NotInline)
             }
             ShardRequest::PutEntry { path, condition, file, written } => {
                 self.put_entry(once, &path, &condition, file, written).await.map(ShardResponse::Object)
@@ -253,6 +265,12 @@ impl ShardService {
             }
             return Ok(Located { _namespace: namespace, _guards: guards, directory, new_directories, key, current });
         }
+    }
+
+    /// Whether the content that a write brings along may lie in its page: decided once, before anything else (I-SF7).
+    fn admits(&self, written: &WrittenPages) -> bool {
+        let inline = written.last.as_ref().and_then(|(_, page)| page.inline.as_ref());
+        inline.is_none_or(|inline| self.inline.admits(&self.inline_rate, inline.len_bytes(), self.leader.ports().now()))
     }
 
     async fn put_loose_page(
@@ -465,6 +483,10 @@ impl ShardService {
                 }
             },
         };
+        if file.is_all_of(first.as_ref()) {
+            let pages: Vec<PageId> = file.pages.iter().map(|page| page.page).collect();
+            self.open_reads.borrow_mut().close(read, &pages); // the reader has everything
+        }
         Ok(ShardResponse::Opened { file, first })
     }
 

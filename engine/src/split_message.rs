@@ -721,8 +721,13 @@ mod tests {
         let (start, until) = ("m".to_owned(), Some("t".to_owned()));
         let order = SplitOrder { child: ShardId(2000), namespace, root, start, until };
         let name = ChunkName { locator: Locator([1; 32]), generation: Generation(2) };
-        let page =
-            Page { composition: Default::default(), wrap_salt: Default::default(), kek_epoch: 1, references: vec![] };
+        let page = Page {
+            composition: Default::default(),
+            wrap_salt: Default::default(),
+            kek_epoch: 1,
+            references: vec![],
+            inline: None,
+        };
         let (attempt, token) = (Attempt { term: 5, count: 6 }, [7; 16]);
         let handover = Handover {
             namespace,

@@ -39,7 +39,7 @@ use kiseki_types::limits::LANES_MAX;
 use thiserror::Error;
 
 /// What this release speaks. A message of a higher version is refused; see `docs/formats/engine-messages.md`.
-pub const MESSAGE_VERSION: u16 = 4;
+pub const MESSAGE_VERSION: u16 = 5;
 
 /// What a reader has to speak to act rightly on a message that is neither [`STAMPED_VERSION`] nor [`SPLIT_VERSION`].
 const PLAIN_VERSION: u16 = 1;
@@ -53,6 +53,9 @@ pub const SPLIT_VERSION: u16 = 3;
 
 /// What every node has to speak before the record of one names a rack.
 pub const RACK_VERSION: u16 = 4;
+
+/// What every node has to speak before content lies in pages.
+pub const INLINE_VERSION: u16 = 5;
 
 /// Longest text that is meant for people; a longer one is cut.
 pub const REASON_LEN_BYTES_MAX: usize = 2048;

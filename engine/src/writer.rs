@@ -8,12 +8,14 @@ use crate::composition::{ChunkReference, FileEntry, PAGE_REFERENCES_MAX, Page, P
 use crate::core::{Core, DataCounters, MOVES_FOLLOWED_MAX};
 use crate::delta::ChunkName;
 use crate::envelope::envelope_len;
+use crate::inline::InlineContent;
 use crate::key_ranges::KeyRange;
 use crate::keys::DekWrapper;
 use crate::message::{HomeRequest, ObjectPath, PinId, ShardRequest, ShardResponse, WrittenPages};
 use crate::shard_service::adopt;
 use crate::split_message::SplitRequest;
 use crate::stripe::padded_len;
+use crate::wire::INLINE_VERSION;
 use crate::write_budget::{Grant, TURN_WAIT_MAX};
 use bytes::Bytes;
 use futures::channel::oneshot;
@@ -72,8 +74,8 @@ pub struct Writer {
     composition: CompositionId,
     wrapper: DekWrapper,
     /// Pin epoch of the bucket's shard under which everything is pinned that no delta names yet, and when it was asked
-    /// for.
-    pin_epoch: PinEpoch,
+    /// for. It is asked for when the first chunk is launched: small content pins nothing.
+    pin_epoch: Option<PinEpoch>,
     pin_epoch_asked: Instant,
     /// When the first chunk of the page that is being filled was sent on its way.
     page_began: Instant,
@@ -95,8 +97,7 @@ impl Writer {
         len_hint_bytes: Option<u64>,
     ) -> Result<Writer, StoreError> {
         let chunker = core.chunker(&scope.bucket.chunks)?;
-        let pin_epoch_asked = core.ports.now();
-        let pin_epoch = pin_epoch(&core, scope.shard).await?;
+        let now = core.ports.now();
         let composition = CompositionId(core.ports.random());
         let (keys, tenant) = (&scope.keys, scope.bucket.tenant);
         let wrapper = DekWrapper::begin(&keys.kek, keys.kek_epoch, tenant, composition, &*core.ports);
@@ -115,9 +116,9 @@ impl Writer {
             in_flight: VecDeque::new(),
             composition,
             wrapper,
-            pin_epoch,
-            pin_epoch_asked,
-            page_began: pin_epoch_asked,
+            pin_epoch: None,
+            pin_epoch_asked: now,
+            page_began: now,
             references: Vec::new(),
             pins: Vec::new(),
             pages: Vec::new(),
@@ -171,23 +172,35 @@ impl Writer {
     /// Asks for the pin epoch now and then. What was pinned under an older one is committed before that is closed, and what was
     /// pinned long ago before its home gives it up.
     async fn refresh_pin_epoch(&mut self) -> Result<(), StoreError> {
+        let Some(current) = self.pin_epoch else { return Ok(()) };
         let (now, refresh) = (self.core.ports.now(), self.core.pin_epoch_refresh);
-        let mut epoch = self.pin_epoch;
+        let mut epoch = current;
         if now.since(self.pin_epoch_asked) >= refresh {
             epoch = pin_epoch(&self.core, self.shard()).await?;
             self.pin_epoch_asked = now;
         }
         let is_old = self.has_pinned() && now.since(self.page_began) >= refresh * PAGE_AGE_REFRESHES;
-        if is_old || epoch > self.pin_epoch {
+        if is_old || epoch > current {
             while !self.in_flight.is_empty() {
                 self.collect_oldest().await?;
             }
             if !self.references.is_empty() {
                 self.commit_loose_page().await?;
             }
-            self.pin_epoch = epoch;
+            self.pin_epoch = Some(epoch);
         }
         Ok(())
+    }
+
+    /// The pin epoch, asked for when it is needed first.
+    async fn pin_epoch(&mut self) -> Result<PinEpoch, StoreError> {
+        if let Some(epoch) = self.pin_epoch {
+            return Ok(epoch);
+        }
+        self.pin_epoch_asked = self.core.ports.now();
+        let epoch = pin_epoch(&self.core, self.shard()).await?;
+        self.pin_epoch = Some(epoch);
+        Ok(epoch)
     }
 
     /// Whether there are chunks, stored or on their way, that no page names yet.
@@ -238,12 +251,13 @@ impl Writer {
         while self.in_flight.len() >= CHUNKS_IN_FLIGHT_MAX {
             self.collect_oldest().await?;
         }
+        let pin_epoch = self.pin_epoch().await?;
         let grant = self.grant(plaintext.len()).await?;
         if !self.has_pinned() {
             self.page_began = self.core.ports.now();
         }
         let (sender, receiver) = oneshot::channel();
-        let (core, scope, pin_epoch) = (self.core.clone(), self.scope.clone(), self.pin_epoch);
+        let (core, scope) = (self.core.clone(), self.scope.clone());
         let task = async move {
             let _grant = grant;
             // Should the writer be gone, its pin is aborted here: nobody else knows of it.
@@ -289,22 +303,43 @@ impl Writer {
 
     /// The page that is being filled, full or the last.
     fn take_page(&mut self) -> (PageId, Page) {
+        let references = std::mem::take(&mut self.references);
+        self.page_of(references, None)
+    }
+
+    fn page_of(&mut self, references: Vec<ChunkReference>, inline: Option<InlineContent>) -> (PageId, Page) {
         let id = PageId(self.core.ports.random());
         let scope = self.wrapper.scope();
-        let page = Page {
-            composition: self.composition,
-            wrap_salt: scope.attempt,
-            kek_epoch: scope.kek_epoch.0,
-            references: std::mem::take(&mut self.references),
-        };
+        let (composition, wrap_salt, kek_epoch) = (self.composition, scope.attempt, scope.kek_epoch.0);
+        let page = Page { composition, wrap_salt, kek_epoch, references, inline };
         self.pages.push(PageReference { page: id, len_bytes: page.len_bytes() });
         (id, page)
+    }
+
+    /// Whether all content is here, and little enough to be offered to the shard as it is.
+    fn is_small(&self) -> bool {
+        let len = self.filling.as_ref().map_or(0, |filling| filling.len());
+        let is_all = self.pages.is_empty() && !self.has_pinned();
+        is_all
+            && self.core.inline.is_offered(self.shard(), len, self.core.ports.now())
+            && self.core.calls.lacking(INLINE_VERSION).is_none()
+    }
+
+    /// A page that holds the content, where that is small.
+    fn inline_page(&mut self) -> Option<(PageId, Page)> {
+        if !self.is_small() {
+            return None;
+        }
+        let content = self.filling.take()?;
+        let inline = InlineContent::seal(&mut self.wrapper, &*self.core.ports, &content);
+        self.filling = Some(content); // should the shard refuse
+        Some(self.page_of(Vec::new(), Some(inline)))
     }
 
     async fn commit_loose_page(&mut self) -> Result<(), StoreError> {
         let (id, page) = self.take_page();
         self.loose.push(id);
-        let (namespace, pin_epoch) = (self.path.namespace, self.pin_epoch);
+        let (namespace, pin_epoch) = (self.path.namespace, self.pin_epoch().await?);
         let request = ShardRequest::PutLoosePage { namespace, pin_epoch, id, page };
         self.core.calls.shard(self.shard(), request).await?;
         self.page_began = self.core.ports.now();
@@ -325,20 +360,48 @@ impl Writer {
     }
 
     async fn end(&mut self, finish: FinishWrite) -> Result<ObjectInfo, StoreError> {
+        let modified_unix_ms = self.core.ports.unix_time_ms();
+        if let Some(page) = self.inline_page() {
+            match self.name(&finish, modified_unix_ms, Some(page)).await? {
+                ShardResponse::NotInline => {
+                    self.pages.clear();
+                    self.core.inline.was_refused(self.shard(), self.core.ports.now());
+                }
+                answer => {
+                    DataCounters::add(&self.core.inline.writes, 1);
+                    DataCounters::add(&self.core.inline.bytes, self.len_bytes);
+                    return Ok(self.named(answer));
+                }
+            }
+        }
         self.collect_all().await?;
         let last = (!self.references.is_empty()).then(|| self.take_page());
-        let modified_unix_ms = self.core.ports.unix_time_ms();
+        let answer = self.name(&finish, modified_unix_ms, last).await?;
+        Ok(self.named(answer))
+    }
+
+    /// Has the shard name everything, or the one that holds the key by now.
+    async fn name(
+        &mut self,
+        finish: &FinishWrite,
+        modified_unix_ms: u64,
+        last: Option<(PageId, Page)>,
+    ) -> Result<ShardResponse, StoreError> {
         let mut followed = 0;
-        let answer = loop {
-            let request = self.naming(&finish, modified_unix_ms, last.as_ref());
+        loop {
+            let request = self.naming(finish, modified_unix_ms, last.as_ref());
             match self.core.calls.shard(self.shard(), request).await {
                 Err(StoreError::Moved(range)) if followed < MOVES_FOLLOWED_MAX => {
                     followed += 1;
                     self.follow(&range, last.as_ref()).await?;
                 }
-                answer => break answer?,
+                answer => return answer,
             }
-        };
+        }
+    }
+
+    /// Everything is named.
+    fn named(&mut self, answer: ShardResponse) -> ObjectInfo {
         let info = match answer {
             ShardResponse::Object(info) => info,
             ShardResponse::Part(part) => ObjectInfo {
@@ -353,13 +416,14 @@ impl Writer {
         };
         self.ended = true;
         settle(&self.core, std::mem::take(&mut self.pins));
-        Ok(info)
+        info
     }
 
     /// What names everything.
     fn naming(&self, finish: &FinishWrite, modified_unix_ms: u64, last: Option<&(PageId, Page)>) -> ShardRequest {
         let (pages, loose, last) = (self.pages.clone(), self.loose.clone(), last.cloned());
-        let written = WrittenPages { pages, loose, last, pin_epoch: self.pin_epoch };
+        let pin_epoch = self.pin_epoch.unwrap_or_default(); // without one nothing is pinned
+        let written = WrittenPages { pages, loose, last, pin_epoch };
         let etag = finish.etag.clone().unwrap_or_else(|| self.composition.to_string());
         let (path, attributes, pages) = (self.path.clone(), finish.attributes.clone(), self.pages.clone());
         let (len_bytes, condition) = (self.len_bytes, finish.condition.clone());
@@ -392,7 +456,7 @@ impl Writer {
             }
         }
         self.abandon_at(before);
-        (self.holder, self.pin_epoch) = (shard, pin_epoch);
+        (self.holder, self.pin_epoch) = (shard, Some(pin_epoch));
         Ok(())
     }
 
@@ -453,7 +517,12 @@ impl ObjectWriter for Writer {
     }
 
     fn drain(&mut self) -> StoreFuture<'_, ()> {
-        Box::pin(self.collect_all())
+        Box::pin(async move {
+            match self.is_small() {
+                true => Ok(()),
+                false => self.collect_all().await,
+            }
+        })
     }
 
     fn finish(mut self: Box<Self>, finish: FinishWrite) -> StoreFuture<'static, ObjectInfo> {
@@ -492,6 +561,9 @@ impl Drop for Writer {
 /// Tells the homes, in the background, that these generations are complete (step 11 of the write path). Should that be
 /// lost, the next start asks the shard.
 fn settle(core: &Rc<Core>, pins: Pins) {
+    if pins.is_empty() {
+        return;
+    }
     let settled = core.clone();
     let task = async move {
         for (home, pins) in by_home(&settled, pins) {

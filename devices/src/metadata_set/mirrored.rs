@@ -370,6 +370,13 @@ impl MetaDir for MirroredDir {
         check_name(to)?;
         self.set.on_all(|_, member| member.joined.dir.rename(from, to)).map(drop)
     }
+
+    fn fill_percent(&self) -> io::Result<Option<u8>> {
+        let members = self.set.all();
+        let members = members.iter().filter(|member| !member.is_out() && !member.is_suspect());
+        // One that does not say is not fenced for it: whatever is wrong shows when it is written.
+        Ok(members.filter_map(|member| member.joined.dir.fill_percent().ok().flatten()).max())
+    }
 }
 
 /// One file in every member that was current when it was opened.

@@ -10,6 +10,7 @@ use crate::composition::{ChunkReference, FileEntry, Page, PageReference, PartEnt
 use crate::delta::ChunkName;
 use crate::device_record::{DeviceActor, DeviceEvent, DevicePlace, DeviceRecord, DeviceUpdate, WearCause};
 use crate::evacuation::EvacuationAnswer;
+use crate::inline::InlineContent;
 use crate::key_ranges::{KeyRange, KeyRanges};
 use crate::keys::{WRAPPED_DEK_LEN_BYTES, WrappedDek};
 use crate::message::{
@@ -55,6 +56,12 @@ fn path() -> ObjectPath {
 }
 
 /// A page of `count` chunks.
+/// A page that holds its content.
+fn inline_page() -> Page {
+    let inline = InlineContent { wrapped_dek: WrappedDek(bytes(0x32)), sealed: vec![7; 20] };
+    Page { references: Vec::new(), inline: Some(inline), ..page(0) }
+}
+
 pub(super) fn page(count: usize) -> Page {
     let reference = |at: usize| ChunkReference {
         chunk: ChunkId(bytes(at as u8)),
@@ -64,7 +71,7 @@ pub(super) fn page(count: usize) -> Page {
         wrapped_dek: WrappedDek(bytes::<WRAPPED_DEK_LEN_BYTES>(9)),
     };
     let references = (0..count).map(reference).collect();
-    Page { composition: CompositionId(bytes(0x30)), wrap_salt: bytes(0x31), kek_epoch: 3, references }
+    Page { composition: CompositionId(bytes(0x30)), wrap_salt: bytes(0x31), kek_epoch: 3, references, inline: None }
 }
 
 fn file() -> FileEntry {
@@ -416,6 +423,8 @@ fn shard_responses() -> Vec<Named<ShardResponse>> {
         ("opened-object", ShardResponse::Opened { file: file(), first: Some(page(2)) }),
         ("opened-empty", ShardResponse::Opened { file: file(), first: None }),
         ("page", ShardResponse::Page(page(1))),
+        ("opened-inline", ShardResponse::Opened { file: file(), first: Some(inline_page()) }),
+        ("not-inline", ShardResponse::NotInline),
         ("deleted", ShardResponse::Deleted(true)),
         ("listing", ShardResponse::Listing(ListPage { items, truncated: true })),
         ("upload", ShardResponse::Upload(upload.upload)),

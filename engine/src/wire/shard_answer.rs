@@ -43,6 +43,7 @@ pub(super) fn put_response(mut out: shard_response::Builder<'_>, response: &Shar
             put_uploads(out.init_uploads(count(uploads.len())), uploads)?;
         }
         ShardResponse::Count(number) => out.set_count(*number),
+        ShardResponse::NotInline => out.set_not_inline(()),
         ShardResponse::Split(answer) => out.set_split(&row("bytes of an answer about a split", answer.encode())?),
     }
     Ok(())
@@ -80,6 +81,7 @@ pub(super) fn take_response(response: shard_response::Reader<'_>) -> Result<Shar
             ShardResponse::Uploads(uploads.collect::<Result<_, WireError>>()?)
         }
         shard_response::Count(number) => ShardResponse::Count(number),
+        shard_response::NotInline(()) => ShardResponse::NotInline,
         shard_response::Split(answer) => ShardResponse::Split(SplitAnswer::decode(answer?)?),
     })
 }

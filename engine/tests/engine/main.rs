@@ -5,6 +5,7 @@ mod epochs;
 mod evacuation;
 mod groups;
 mod hedged;
+mod inline;
 mod leaving;
 mod nodes;
 mod objects;

@@ -100,7 +100,13 @@ fn i_c2_a_loose_page_is_counted_once_and_outlives_the_second_asking() {
     let (world, tenant) = in_two_nodes(4);
     let bucket = world.run(world.engine.core().bucket(tenant, "bucket")).unwrap();
     let (calls, id) = (world.engine.calls(), PageId([9; 16]));
-    let page = Page { composition: CompositionId([1; 16]), wrap_salt: [2; 16], kek_epoch: 1, references: Vec::new() };
+    let page = Page {
+        composition: CompositionId([1; 16]),
+        wrap_salt: [2; 16],
+        kek_epoch: 1,
+        references: Vec::new(),
+        inline: None,
+    };
     let loose = ShardRequest::PutLoosePage { namespace: bucket.info.namespace, pin_epoch: PinEpoch(1), id, page };
     world.logs.lose_next_shard_answer(Lost::Answer);
     assert!(matches!(world.run(calls.shard(bucket.shard, loose.clone())), Ok(ShardResponse::Count(0))));

@@ -3,6 +3,7 @@
 use crate::support::{CODED, NODE, Upkeep, World, noise, put};
 use bytes::Bytes;
 use kiseki_engine::api::{CompletePart, Condition, FinishWrite, ListItem, ListRequest, ObjectInfo, Store, StoreError};
+use kiseki_engine::inline::InlineSettings;
 use kiseki_engine::message::{ControlRequest, ControlResponse, Dedup, ShardRequest, ShardResponse};
 use kiseki_engine::split_message::{
     Attempt, Handover, ShardEntry, ShardMapAnswer, ShardMapRequest, ShardStanding, SplitAnswer, SplitCeilings,
@@ -413,4 +414,30 @@ fn i_l6_all_uploads_move_and_are_listed_also_those_that_one_answer_does_not_hold
     split(&world, first_shard(&world, tenant), Some("m")).unwrap();
     world.await_that("the uploads have moved", |world| !is_splitting(world));
     assert_eq!(count(), before, "I-L6: uploads are lost or listed twice");
+}
+
+#[test]
+fn i_l6_small_objects_move_with_the_pages_that_hold_them() {
+    let upkeep = Upkeep { inline: Some(InlineSettings::default()), ..Upkeep::default() };
+    let world = World::with_upkeep(12, 8, CODED, upkeep);
+    let tenant = world.tenant("a", Dedup::Shared);
+    world.run(world.store.create_bucket(tenant, BUCKET)).expect("a bucket");
+    let content = |number: u64| noise(number, 1 + (number as usize * 97) % 5_000);
+    for number in 0..120 {
+        world.put(tenant, BUCKET, &key_of(number), &content(number)).unwrap();
+    }
+    // One that is written while the keys move, and has been sealed for the shard that gives them away.
+    let mut early = world.run(world.store.put(tenant, BUCKET, "z-early", None)).unwrap();
+    world.run(early.write(Bytes::from_static(b"early"))).unwrap();
+    split(&world, first_shard(&world, tenant), Some("m")).unwrap();
+    world.await_that("the keys have moved", |world| !is_splitting(world));
+    world.run(early.finish(FinishWrite::default())).unwrap();
+    for number in 0..120 {
+        assert_eq!(world.get(tenant, BUCKET, &key_of(number)).unwrap(), content(number), "I-L6: {number}");
+    }
+    assert_eq!(world.get(tenant, BUCKET, "z-early").unwrap(), b"early");
+    for number in 0..120 {
+        assert!(world.run(world.store.delete(tenant, BUCKET, &key_of(number), Condition::None)).unwrap());
+    }
+    world.await_that("their chunks are collected", |world| world.fragments.count() == 0);
 }

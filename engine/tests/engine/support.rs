@@ -9,6 +9,7 @@ use kiseki_engine::calls::Calls;
 use kiseki_engine::cluster_fragments::fragment_handler;
 use kiseki_engine::device_record::{DeviceActor, DevicePlace, DeviceRecord, DeviceUpdate};
 use kiseki_engine::engine::{Engine, EngineInputs};
+use kiseki_engine::inline::InlineSettings;
 use kiseki_engine::keyring::NodeKeys;
 use kiseki_engine::keys::MasterKeys;
 use kiseki_engine::machine;
@@ -468,6 +469,8 @@ pub struct Upkeep {
     pub scrub: Option<ScrubSettings>,
     pub rebalance: RebalanceSettings,
     pub split: SplitCeilings,
+    /// Without, everything becomes chunks.
+    pub inline: Option<InlineSettings>,
 }
 
 impl World {
@@ -697,6 +700,7 @@ fn start(
         rebalance: upkeep.rebalance,
         scrub: upkeep.scrub,
         split: upkeep.split,
+        inline: upkeep.inline.unwrap_or(InlineSettings::off()),
     });
     for lane in (0..LANES).map(LaneId) {
         let engine = engine.clone();

@@ -39,4 +39,8 @@ pub trait MetaDir: Send + Sync + fmt::Debug {
     fn remove(&self, name: &str) -> io::Result<()>;
     /// Renames, replacing what is there.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+    /// How full the file system is, in percent of what may be used; of several directories, the fullest. `None`: that is not known.
+    fn fill_percent(&self) -> io::Result<Option<u8>> {
+        Ok(None)
+    }
 }

@@ -1,6 +1,7 @@
 //! Configuration: flags override the environment, the environment overrides `kiseki.toml`; an unknown key refuses to
 //! start; the result is made of checked types and printed at start.
 
+use crate::inline_section::InlineSection;
 use crate::milliseconds::Milliseconds;
 use crate::paths::{DEFAULT_DIR, KisekiDir};
 use crate::peer_section::PeerSection;
@@ -110,6 +111,8 @@ pub struct FileConfig {
     pub scrub: ScrubSection,
     /// When a shard is split.
     pub shards: ShardsSection,
+    /// Small objects that lie beside their names.
+    pub inline: InlineSection,
     /// From when on a device is emptied.
     pub health: HealthSection,
     /// How full devices may get.
@@ -390,6 +393,12 @@ pub struct Overrides {
     /// The rack that the node is in: what fails together.
     #[arg(long, env = "KISEKI_RACK")]
     pub rack: Option<String>,
+    /// MB a second of small objects that a shard takes beside its names; 0: none.
+    #[arg(long, env = "KISEKI_RAFT_INLINE_MBPS", value_name = "MB")]
+    pub raft_inline_mbps: Option<u32>,
+    /// How full, in percent, metadata directories may be for that.
+    #[arg(long, env = "KISEKI_META_HARD_LIMIT_PCT", value_name = "PERCENT")]
+    pub meta_hard_limit_pct: Option<u8>,
     /// Executors, each pinned to a CPU; 0 means one for each CPU.
     #[arg(long, env = "KISEKI_CORES")]
     pub cores: Option<u16>,
@@ -438,6 +447,8 @@ pub struct Config {
     pub scrub: ScrubSection,
     /// When a shard is split.
     pub shards: ShardsSection,
+    /// Small objects that lie beside their names.
+    pub inline: InlineSection,
     /// From when on a device is emptied.
     pub health: HealthSection,
     /// How full devices may get.
@@ -478,6 +489,7 @@ impl Config {
     pub fn combine(dir: KisekiDir, file: FileConfig, overrides: &Overrides) -> Result<Config, ConfigError> {
         let FileConfig { mut s3, mut admin, mut peer, mut keys, mut log, repair, rebalance, .. } = file;
         let (scrub, shards, health, fill, discard) = (file.scrub, file.shards, file.health, file.fill, file.discard);
+        let inline = file.inline.overridden(overrides.raft_inline_mbps, overrides.meta_hard_limit_pct);
         if let Some(host) = overrides.s3_host {
             s3.listen.set_ip(host);
         }
@@ -532,6 +544,7 @@ impl Config {
             rebalance,
             scrub,
             shards,
+            inline,
             health,
             fill,
             discard,
@@ -583,6 +596,7 @@ impl Config {
                 "at most 50; 0 to let devices differ as they may",
             );
         }
+        self.inline.check()?;
         if self.scrub.interval_h == 0 {
             let reason = "at least 1 hour; to never read what nobody asks for, set unsafe_no_scrub = true";
             return refuse("scrub.interval_h", "0".to_owned(), reason);
@@ -664,6 +678,7 @@ impl Config {
             rebalance: self.rebalance.clone(),
             scrub: self.scrub.clone(),
             shards: self.shards.clone(),
+            inline: self.inline.clone(),
             health: self.health.clone(),
             fill: self.fill.clone(),
             discard: self.discard.clone(),

@@ -22,6 +22,7 @@ use kiseki_devices::superblock::MemberId;
 use kiseki_engine::api::{Store, StoreError};
 use kiseki_engine::cluster_fragments::fragment_handler;
 use kiseki_engine::engine::{Engine, EngineInputs};
+use kiseki_engine::inline::{InlinePolicy, InlineSettings};
 use kiseki_engine::keyring::NodeKeys;
 use kiseki_engine::message::{EngineRequest, EngineResponse};
 use kiseki_engine::nodes::NodeBoard;
@@ -53,6 +54,9 @@ pub const RAFT_JOURNAL_LEN_BYTES: u64 = 64 << 20;
 
 /// How often the fragment store looks for journals to fold.
 const FOLD_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Side thread queue for looking how full the metadata directories are.
+const METADATA_FILL_QUEUE: u64 = u64::MAX - 1;
 
 /// Side thread queue for taking a metadata directory out; lanes' and shards' tables use small numbers.
 const FENCE_QUEUE: u64 = u64::MAX;
@@ -118,6 +122,22 @@ pub struct LaneInput {
     pub log_mirrors: Vec<LogMirror>,
 }
 
+/// Between two looks at how full the metadata directories are.
+const METADATA_FILL_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Looks how full the metadata directories are, again and again: small objects go elsewhere before they fill up.
+async fn watch_metadata_fill(ports: Ports, meta: Arc<MirroredDir>, inline: Rc<InlinePolicy>) {
+    loop {
+        let dir = meta.clone();
+        match ports.offload(METADATA_FILL_QUEUE, move || dir.fill_percent()).await {
+            Ok(Ok(percent)) => inline.metadata_is_full_to(percent),
+            Ok(Err(error)) => tracing::debug!(%error, "how full the metadata directories are is not known"),
+            Err(_stopping) => return,
+        }
+        ports.sleep(METADATA_FILL_INTERVAL).await;
+    }
+}
+
 /// What a core is made of.
 pub struct CoreInputs {
     /// Time, chance, tasks, side threads.
@@ -158,6 +178,8 @@ pub struct CoreInputs {
     pub scrub: Option<ScrubSettings>,
     /// When a shard has itself split.
     pub split: SplitCeilings,
+    /// How much of small objects lies beside their names.
+    pub inline: InlineSettings,
     /// Timers of the Raft groups.
     pub group_settings: GroupSettings,
     /// Homes of the cluster, fixed when it was formed.
@@ -232,6 +254,7 @@ impl CoreNode {
             peers: RaftPeers::new(inputs.ports.clone(), peers.clone(), directory, inputs.buffers.clone()),
             replicas: replicas.clone(),
         });
+        let ports_of_fill = inputs.ports.clone();
         let engine = Engine::new(EngineInputs {
             ports: inputs.ports,
             link: inputs.engine_link,
@@ -251,7 +274,10 @@ impl CoreNode {
             rebalance: inputs.rebalance,
             scrub: inputs.scrub,
             split: inputs.split,
+            inline: inputs.inline,
         });
+        let watching = watch_metadata_fill(ports_of_fill, inputs.meta, engine.core().inline.clone());
+        engine.core().background.repeat("metadata fill", Box::pin(watching));
         let core = CoreNode {
             core: inputs.core,
             forms_cluster: inputs.forms_cluster,

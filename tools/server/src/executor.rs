@@ -168,6 +168,7 @@ async fn run_core(
         rebalance: shared.config.rebalance.settings(),
         scrub: shared.config.scrub_of_core(),
         split: shared.config.shards.ceilings(),
+        inline: shared.config.inline.settings(),
         group_settings: match shared.peer {
             Some(_) => GroupSettings::several_voters(),
             None => GroupSettings::single_voter(),

@@ -188,6 +188,13 @@ fn config_text(options: &InitOptions) -> String {
          split_gib = 0\n\
          split_writes_per_minute = 0\n\
          \n\
+         [inline]\n\
+         # Objects of at most 4 KiB lie beside their names, in the metadata directories of three nodes, and not in chunks on the\n\
+         # devices. So many MB a second of them in each shard of a tenant's names, then they become chunks; 0: none.\n\
+         mb_per_second_max = 10\n\
+         # They become chunks as well while metadata directories are fuller than so many percent.\n\
+         metadata_fill_percent_max = 75\n\
+         \n\
          [health]\n\
          # Seconds between two looks at the health that NVMe drives report.\n\
          smart_interval_s = 300\n\

@@ -42,6 +42,7 @@ pub mod fuzzing;
 pub mod group_host;
 pub mod health;
 pub mod init;
+pub mod inline_section;
 pub mod join;
 pub mod join_service;
 pub mod key_store;

@@ -132,6 +132,10 @@ fn report(shared: &CoreShared, core: CoreId, node: &CoreNode, gateway: &S3Servic
     set("slow_reads_avoided_total", data.slow_reads_avoided.get());
     set("late_reads", node.engine().core().late_reads.get() as u64);
     set("writes_abandoned_total", data.writes_abandoned.get());
+    let inline = &node.engine().core().inline;
+    set("inline_writes_total", inline.writes.get());
+    set("inline_bytes_total", inline.bytes.get());
+    set("inline_refused_total", inline.refusals.get());
     let budget = &node.engine().core().write_budget;
     set("write_bytes_in_flight", budget.in_flight.used() as u64);
     set("write_bytes_filling", budget.filling.used() as u64);

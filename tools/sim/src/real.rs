@@ -20,6 +20,7 @@ use kiseki_devices::superblock::{
     DeviceClass, MetadataEpoch, Superblock, SuperblockKeeper, SuperblockWitness, write_superblock,
 };
 use kiseki_engine::engine::PIN_EPOCH_AGE;
+use kiseki_engine::inline::InlineSettings;
 use kiseki_engine::keyring::NodeKeys;
 use kiseki_engine::keys::MasterKeys;
 use kiseki_engine::message::{ControlRequest, ControlResponse, Dedup, EngineRequest, EngineResponse, NodeEntry};
@@ -88,9 +89,14 @@ pub struct RealOptions {
     pub late: u16,
     /// Disks that are retired in the course of a run; one after the other is emptied meanwhile, and some stay after all.
     pub drain: u16,
+    /// Whether small objects lie beside their names.
+    pub inline: InlineSettings,
     /// What lies about flushing once the node serves: the controls that a run must catch.
     pub lie: Lie,
 }
+
+/// Whether a seed has inline content is drawn for itself.
+const INLINE_SALT: u64 = 0x696e_6c69_6e65;
 
 /// Which media answer a flush without saving anything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,6 +126,7 @@ impl RealOptions {
             absent: 0,
             late: 0,
             drain: 0,
+            inline: if mix64(seed ^ INLINE_SALT) % 2 == 0 { InlineSettings::default() } else { InlineSettings::off() },
             lie: Lie::Nobody,
         }
     }
@@ -536,6 +543,7 @@ impl RealNode {
             rebalance: Default::default(),
             scrub: Some(Default::default()),
             split: Default::default(),
+            inline: self.options.inline,
             group_settings: GroupSettings {
                 snapshot_entries: 60,
                 kept_entries: 20,

@@ -225,6 +225,7 @@ fn page_seeds() -> Vec<Seed> {
         wrap_salt: [2; 16],
         kek_epoch: 3,
         references: vec![reference(1), reference(2)],
+        inline: None,
     };
     vec![("two-chunks", page.encode())]
 }
