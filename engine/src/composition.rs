@@ -72,7 +72,7 @@ pub struct Page {
     /// The chunks; none where the page holds content.
     pub references: Vec<ChunkReference>,
     /// The content, where it is in no chunk.
-    pub inline: Option<InlineContent>,
+    pub inline: Option<Box<InlineContent>>,
 }
 
 impl Page {
@@ -114,7 +114,7 @@ impl Page {
         let wrap_salt = reader.array()?;
         let kek_epoch = reader.u32()?;
         if format == INLINE_FORMAT {
-            let inline = Some(decode_inline(&mut reader)?);
+            let inline = Some(Box::new(decode_inline(&mut reader)?));
             reader.end()?;
             return Ok(Page { composition, wrap_salt, kek_epoch, references: Vec::new(), inline });
         }
@@ -438,7 +438,7 @@ mod tests {
         };
         let sealed = vec![7; 20];
         let content = InlineContent { wrapped_dek: WrappedDek([9; WRAPPED_DEK_LEN_BYTES]), sealed };
-        let inline = Page { references: Vec::new(), inline: Some(content), ..page.clone() };
+        let inline = Page { references: Vec::new(), inline: Some(Box::new(content)), ..page.clone() };
         assert_eq!((page.len_bytes(), inline.len_bytes()), (8, 4));
         let pages = vec![PageReference { page: PageId([1; 16]), len_bytes: 8 }];
         let file = Entry::File(FileEntry {
@@ -484,7 +484,10 @@ mod tests {
         };
         let inline = |len| Page {
             references: Vec::new(),
-            inline: Some(InlineContent { wrapped_dek: WrappedDek([9; WRAPPED_DEK_LEN_BYTES]), sealed: vec![7; len] }),
+            inline: Some(Box::new(InlineContent {
+                wrapped_dek: WrappedDek([9; WRAPPED_DEK_LEN_BYTES]),
+                sealed: vec![7; len],
+            })),
             ..page(1)
         };
         let most = INLINE_LEN_BYTES_MAX + InlineContent::OVERHEAD_BYTES;

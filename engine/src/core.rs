@@ -77,6 +77,15 @@ impl DataCounters {
     }
 }
 
+/// What of the data path is set.
+#[derive(Clone, Copy, Debug)]
+pub struct CoreSettings {
+    /// Time between two closings of pin epochs.
+    pub pin_epoch_age: Duration,
+    /// How much of small objects lies beside their names.
+    pub inline: InlineSettings,
+}
+
 /// The data path of one core.
 pub struct Core {
     /// Time, chance, tasks.
@@ -142,8 +151,7 @@ impl Core {
         fragments: &ClusterFragments,
         buffers: BufferSource,
         keys: Rc<NodeKeys>,
-        pin_epoch_age: Duration,
-        inline: InlineSettings,
+        settings: CoreSettings,
     ) -> Rc<Core> {
         let latencies = fragments.latencies();
         let fragments: Rc<dyn FragmentStore> = Rc::new(fragments.clone());
@@ -172,9 +180,9 @@ impl Core {
             keys,
             keyring,
             coder,
-            inline: Rc::new(InlinePolicy::new(inline)),
+            inline: Rc::new(InlinePolicy::new(settings.inline)),
             counters,
-            pin_epoch_refresh: pin_epoch_age / 10,
+            pin_epoch_refresh: settings.pin_epoch_age / 10,
             chunkers: RefCell::default(),
         })
     }

@@ -4,7 +4,7 @@ use crate::api::{Store, StoreError};
 use crate::calls::{Calls, CallsInputs};
 use crate::cluster_fragments::ClusterFragments;
 use crate::control_service::FIRST_POOL;
-use crate::core::Core;
+use crate::core::{Core, CoreSettings};
 use crate::device_record::{DeviceRecord, DeviceUpdate};
 use crate::evacuation::{EvacuationState, Evacuator};
 use crate::home_service::HomeService;
@@ -153,8 +153,7 @@ impl Engine {
             &fragments,
             inputs.buffers.clone(),
             inputs.keys.clone(),
-            inputs.pin_epoch_age,
-            inputs.inline,
+            CoreSettings { pin_epoch_age: inputs.pin_epoch_age, inline: inputs.inline },
         );
         fragments.start(&core.background);
         let inputs = Rc::new(inputs);

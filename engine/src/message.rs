@@ -1,5 +1,4 @@
-//! Requests between cores, as the engine sees them: each goes to the core that holds a shard, on whichever node leads it.
-//! Between cores of a node they change hands as they are, between nodes in their wire format.
+//! Requests between cores: each goes to the core that holds a shard, on whichever node leads it. Between nodes they have a wire format.
 
 use crate::api::{
     Attributes, BucketInfo, CompletePart, Condition, EtagMode, ListPage, ListRequest, ObjectInfo, PartInfo, StoreError,
@@ -237,8 +236,7 @@ pub struct DeviceLook {
     pub used: Option<DeviceUse>,
     /// Writes that began before the last change and may still place something there.
     pub older_placements: usize,
-    /// Stripes of the core's homes that are not whole; `None` while it has not looked at all with the devices as they
-    /// are.
+    /// Stripes of the core's homes that are not whole; `None` while it has not looked at all with today's devices.
     pub open_stripes: Option<usize>,
 }
 

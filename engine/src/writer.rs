@@ -307,7 +307,7 @@ impl Writer {
         self.page_of(references, None)
     }
 
-    fn page_of(&mut self, references: Vec<ChunkReference>, inline: Option<InlineContent>) -> (PageId, Page) {
+    fn page_of(&mut self, references: Vec<ChunkReference>, inline: Option<Box<InlineContent>>) -> (PageId, Page) {
         let id = PageId(self.core.ports.random());
         let scope = self.wrapper.scope();
         let (composition, wrap_salt, kek_epoch) = (self.composition, scope.attempt, scope.kek_epoch.0);
@@ -333,7 +333,7 @@ impl Writer {
         let content = self.filling.take()?;
         let inline = InlineContent::seal(&mut self.wrapper, &*self.core.ports, &content);
         self.filling = Some(content); // should the shard refuse
-        Some(self.page_of(Vec::new(), Some(inline)))
+        Some(self.page_of(Vec::new(), Some(Box::new(inline))))
     }
 
     async fn commit_loose_page(&mut self) -> Result<(), StoreError> {

@@ -59,7 +59,7 @@ fn path() -> ObjectPath {
 /// A page that holds its content.
 fn inline_page() -> Page {
     let inline = InlineContent { wrapped_dek: WrappedDek(bytes(0x32)), sealed: vec![7; 20] };
-    Page { references: Vec::new(), inline: Some(inline), ..page(0) }
+    Page { references: Vec::new(), inline: Some(Box::new(inline)), ..page(0) }
 }
 
 pub(super) fn page(count: usize) -> Page {

@@ -126,7 +126,11 @@ impl RealOptions {
             absent: 0,
             late: 0,
             drain: 0,
-            inline: if mix64(seed ^ INLINE_SALT) % 2 == 0 { InlineSettings::default() } else { InlineSettings::off() },
+            inline: if mix64(seed ^ INLINE_SALT).is_multiple_of(2) {
+                InlineSettings::default()
+            } else {
+                InlineSettings::off()
+            },
             lie: Lie::Nobody,
         }
     }
