@@ -1093,6 +1093,40 @@ def a_device_is_drained_under_load_and_leaves(directory):
         assert node.stop() == 0
 
 
+
+def small_objects_lie_beside_their_names(directory):
+    """Objects of at most 4 KiB have no chunks, survive a kill, and become chunks where metadata directories are too full (I-SF5, I-SF7)."""
+    with Node(directory / "small") as node:
+        node.start()
+        objects = Objects(node)
+        objects.put("tiny", 100, 1)
+        objects.put("small", 100, 4 * KIB)
+        await_that("they are counted", lambda: metric(node, "inline_writes_total") == 200)
+        assert metric(node, "inline_bytes_total") == 100 + 100 * 4 * KIB
+        assert metric(node, "chunks_written_total") == 0 and metric(node, "inline_refused_total") == 0
+        node.kill()
+        # Everything is fuller than that, so from now on they become chunks.
+        node.run = ["--meta-hard-limit-pct", "1"]
+        node.start()
+        objects.all_there()
+        await_that("the fill is measured", lambda: (objects.put("more", 1, 4 * KIB), metric(node, "inline_refused_total"))[1])
+        before = metric(node, "chunks_written_total")
+        objects.put("chunks", 20, 4 * KIB)
+        await_that("they are counted", lambda: metric(node, "chunks_written_total") >= before + 20)
+        client = node.client()
+        for index in range(0, 100, 2):
+            client.delete_object(Bucket=BUCKET, Key=f"small{index}")
+            del objects.hashes[f"small{index}"]
+        assert node.stop() == 0
+        node.run = ["--raft-inline-mbps", "0"]
+        node.start()
+        objects.all_there()
+        objects.put("off", 5, 100)
+        await_that("they are counted", lambda: metric(node, "chunks_written_total") == 5)
+        assert metric(node, "inline_writes_total") == 0 and metric(node, "inline_refused_total") == 0
+        objects.all_there()
+
+
 STEPS = [
     a_shifted_copy_costs_little,
     devices_are_lost_while_clients_read,
@@ -1110,6 +1144,7 @@ STEPS = [
     devices_that_can_not_join_are_refused,
     a_node_is_killed_while_a_device_joins,
     a_device_that_joins_gets_its_share,
+    small_objects_lie_beside_their_names,
 ]
 
 

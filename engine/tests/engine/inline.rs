@@ -3,7 +3,7 @@
 use crate::groups::GroupState;
 use crate::support::{CODED, Upkeep, World, noise};
 use bytes::Bytes;
-use kiseki_engine::api::{Attributes, CompletePart, Condition, FinishWrite, StoreError};
+use kiseki_engine::api::{Attributes, CompletePart, Condition, FinishWrite, ObjectInfo, StoreError};
 use kiseki_engine::inline::{InlineSettings, THRESHOLD_LEN_BYTES};
 use kiseki_engine::machine::ROWS_FILE;
 use kiseki_engine::message::{ControlRequest, ControlResponse, Dedup};
@@ -127,26 +127,45 @@ fn who_has_opened_small_content_reads_it_whatever_becomes_of_it() {
     assert_eq!(world.run(reader.next()).unwrap(), None);
 }
 
-#[test]
-fn parts_are_small_too_and_a_read_goes_from_chunks_to_content() {
-    let (world, tenant) = world(5);
-    let contents = [noise(1, 90_000), noise(2, 1_000), noise(3, 4_000)];
-    let info = world.run(async {
+/// An object of these parts.
+fn put_parts(world: &World, tenant: TenantId, contents: &[Vec<u8>]) -> ObjectInfo {
+    let made = world.run(async {
         let store = &world.store;
         let upload = store.create_upload(tenant, BUCKET, "k", Attributes::new()).await?;
         let mut parts = Vec::new();
-        for (number, content) in (1..).zip(&contents) {
+        for (number, content) in (1..).zip(contents) {
             let mut writer = store.put_part(tenant, BUCKET, "k", upload, number).await?;
             writer.write(Bytes::from(content.clone())).await?;
             parts.push(CompletePart { part: number, etag: writer.finish(FinishWrite::default()).await?.etag });
         }
-        let (condition, etag) = (Condition::None, None);
-        store
-            .complete_upload(tenant, BUCKET, "k", upload, parts, FinishWrite { condition, etag, ..Default::default() })
-            .await
+        store.complete_upload(tenant, BUCKET, "k", upload, parts, FinishWrite::default()).await
     });
+    made.expect("it is made")
+}
+
+#[test]
+fn an_object_whose_first_part_is_small_is_held_while_it_is_read() {
+    let (world, tenant) = world(11);
+    let contents = [noise(1, 1_000), noise(2, 90_000), noise(3, 2_000)];
+    put_parts(&world, tenant, &contents);
+    let mut reader = world.run(world.store.get(tenant, BUCKET, "k")).unwrap();
+    assert!(world.run(world.store.delete(tenant, BUCKET, "k", Condition::None)).unwrap());
+    world.sleep(30);
+    let mut out = Vec::new();
+    while let Some(bytes) = world.run(reader.next()).expect("its pages are held") {
+        out.extend_from_slice(&bytes);
+    }
+    assert_eq!(out, contents.concat());
+    drop(reader);
+    world.await_that("nobody holds them any more", |world| rows(world, PAGES).is_empty());
+}
+
+#[test]
+fn parts_are_small_too_and_a_read_goes_from_chunks_to_content() {
+    let (world, tenant) = world(5);
+    let contents = [noise(1, 90_000), noise(2, 1_000), noise(3, 4_000)];
     let whole = contents.concat();
-    assert_eq!(info.unwrap().len_bytes, whole.len() as u64);
+    assert_eq!(put_parts(&world, tenant, &contents).len_bytes, whole.len() as u64);
     assert_eq!(counts(&world).0, 2);
     assert_eq!(world.get(tenant, BUCKET, "k").unwrap(), whole);
     let len = whole.len() as u64;

@@ -10,6 +10,7 @@ use kiseki_engine::delta::{ChunkName, Command, Delta, Outcome, Payload, RowChang
 use kiseki_engine::device_record::{DeviceActor, DevicePlace, DeviceRecord, DeviceUpdate, WearCause};
 use kiseki_engine::envelope::envelope_len;
 use kiseki_engine::fuzzing;
+use kiseki_engine::inline::InlineContent;
 use kiseki_engine::keys::{MetaSealer, WRAPPED_DEK_LEN_BYTES, WrappedDek};
 use kiseki_engine::machine::Machine;
 use kiseki_engine::message::Dedup;
@@ -227,7 +228,9 @@ fn page_seeds() -> Vec<Seed> {
         references: vec![reference(1), reference(2)],
         inline: None,
     };
-    vec![("two-chunks", page.encode())]
+    let sealed = InlineContent { wrapped_dek: WrappedDek([9; WRAPPED_DEK_LEN_BYTES]), sealed: vec![8; 40] };
+    let inline = Page { references: Vec::new(), inline: Some(Box::new(sealed)), ..page.clone() };
+    vec![("two-chunks", page.encode()), ("inline", inline.encode())]
 }
 
 fn attributes() -> Attributes {
