@@ -5,7 +5,8 @@
 
 Each server gets a fresh directory on the same file system; between rounds all are stopped but the one measured. COMMAND
 is run by a shell with PORT, DIR, KEY and SECRET in its environment, and has to serve S3 over plain HTTP on
-127.0.0.1:$PORT. `--peer s3s-fs` is short for the command of that server (cargo install s3s-fs --features binary).
+127.0.0.1:$PORT. `--peer s3s-fs` is short for the command of that server (cargo install s3s-fs --features binary), and `--peer kiseki-chunks` is Kiseki that
+makes chunks of small objects too.
 
 The load is kiseki-bench s3: path style, signature version 4, unsigned payload, one connection for each client; content
 that does not repeat. With --pin the servers run on the first processor and the client on the second. `mixed-70/30:64k:16` is a mix
@@ -41,18 +42,19 @@ KEY, SECRET = "perf-access-key", "perf-secret-key-0123456789"
 FIRST_CPU, SECOND_CPU = "0", "1"
 
 
-class Kiseki:
-    name = "kiseki"
+CHUNKS = "kiseki-chunks"
 
-    def __init__(self, work, prefix):
-        self.node, self.prefix = Node(work / "kiseki", device_gib=4), prefix
+
+class Kiseki:
+    def __init__(self, work, prefix, name="kiseki", words=()):
+        self.name, self.node, self.prefix, self.words = name, Node(work / name, device_gib=4), prefix, words
 
     @contextlib.contextmanager
     def serving(self):
         node = self.node
         with open(node.log, "ab") as log:
             ports = ["--s3-port", str(node.s3_port), "--admin-port", str(node.admin_port)]
-            command = [*self.prefix, SERVER, "run", "--dir", node.dir, *ports, "--s3-tls", "off"]
+            command = [*self.prefix, SERVER, "run", "--dir", node.dir, *ports, "--s3-tls", "off", *self.words]
             node.process = subprocess.Popen(command, stdout=log, stderr=log)
         try:
             wait_for_http(node.process, f"http://127.0.0.1:{node.admin_port}/readyz")
@@ -180,9 +182,12 @@ def main():
                 parser.error(f"--peer {peer}: with --nodes the peers are {', '.join(CLUSTERS)}")
             servers.append(CLUSTERS[peer](work, pin(FIRST_CPU), options.nodes))
             continue
+        if peer == CHUNKS:
+            servers.append(Kiseki(work, pin(FIRST_CPU), CHUNKS, ["--raft-inline-mbps", "0"]))
+            continue
         name, _, command = peer.partition("=")
         if not command and name not in KNOWN_PEERS:
-            parser.error(f"--peer {name}: say how it starts, as {name}=COMMAND; known: {', '.join(KNOWN_PEERS)}")
+            parser.error(f"--peer {name}: say how it starts, as {name}=COMMAND; known: {', '.join([CHUNKS, *KNOWN_PEERS])}")
         servers.append(Peer(name, command or KNOWN_PEERS[name], work, pin(FIRST_CPU)))
     runs = []
     for number in range(options.rounds):

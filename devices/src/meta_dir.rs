@@ -141,6 +141,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_directory_says_how_full_its_file_system_is() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = FsDir::create(&temp.path().join("meta0")).unwrap();
+        let shown = std::process::Command::new("df").arg("--output=pcent").arg(temp.path()).output().unwrap();
+        let shown = String::from_utf8(shown.stdout).unwrap();
+        let shown: i16 = shown.lines().nth(1).unwrap().trim().trim_end_matches('%').parse().unwrap();
+        let said = i16::from(dir.fill_percent().unwrap().unwrap());
+        assert!((said - shown).abs() <= 1, "{said}, and df says {shown}: others write there too");
+    }
+
+    #[test]
     fn files_are_made_written_renamed_listed_and_removed() {
         let temp = tempfile::tempdir().unwrap();
         let dir = FsDir::create(&temp.path().join("meta0")).unwrap();

@@ -16,6 +16,8 @@ struct MemoryDir {
     files: Arc<Mutex<BTreeMap<String, Bytes>>>,
     changes_left: Arc<AtomicU64>,
     refused: Arc<AtomicU64>,
+    /// Percent, or 0: it does not say.
+    fill: Arc<AtomicU64>,
     /// Kind of the failure.
     failure: Arc<Mutex<io::ErrorKind>>,
 }
@@ -32,6 +34,7 @@ impl MemoryDir {
             files: Arc::default(),
             changes_left: Arc::new(AtomicU64::new(u64::MAX)),
             refused: Arc::default(),
+            fill: Arc::default(),
             failure: Arc::new(Mutex::new(io::ErrorKind::Other)),
         })
     }
@@ -93,6 +96,12 @@ impl MetaDir for MemoryDir {
         let bytes = files.remove(from).ok_or(io::ErrorKind::NotFound)?;
         files.insert(to.to_owned(), bytes);
         Ok(())
+    }
+    fn fill_percent(&self) -> io::Result<Option<u8>> {
+        match self.fill.load(Ordering::SeqCst) as u8 {
+            0 => Err(io::ErrorKind::Unsupported.into()),
+            fill => Ok(Some(fill)),
+        }
     }
 }
 
@@ -318,6 +327,21 @@ fn the_owner_of_a_journal_fences_a_member_and_the_last_one_is_the_end() {
     assert!(a.contents().is_empty(), "a fenced directory is not written");
     dir.fence_member(members[1].id, "its journal failed").unwrap_err();
     assert!(work(&dir, 1).unwrap_err().to_string().contains("no metadata directory is left"));
+}
+
+#[test]
+fn the_fullest_member_that_is_written_says_how_full_the_set_is() {
+    let (a, b, witness) = (MemoryDir::new(), MemoryDir::new(), Arc::<MemoryWitness>::default());
+    let dir = create(&[&a, &b], &witness);
+    assert_eq!(dir.fill_percent().unwrap(), None);
+    for (first, second, fullest) in [(10, 90, 90), (90, 10, 90), (0, 40, 40)] {
+        a.fill.store(first, Ordering::SeqCst);
+        b.fill.store(second, Ordering::SeqCst);
+        assert_eq!(dir.fill_percent().unwrap(), Some(fullest));
+    }
+    a.fill.store(95, Ordering::SeqCst);
+    dir.fence_member(dir.members()[0].id, "its journal failed").unwrap();
+    assert_eq!(dir.fill_percent().unwrap(), Some(40), "nobody writes to the other any more");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use super::{ShardService, counted};
 use crate::api::StoreError;
-use crate::composition::Page;
+use crate::composition::{PAGE_REFERENCES_MAX, Page};
 use crate::delta::{ChunkName, Command, Outcome, REFERENCES_PER_DELTA_MAX, RowChange};
 use crate::latch::Hold;
 use crate::leader::{Draft, row_damaged};
@@ -23,8 +23,11 @@ use std::rc::Rc;
 use std::time::Duration;
 use tracing::{info, warn};
 
-/// Pages whose counts fall in one delta.
-const PAGES_PER_DELTA: usize = 16;
+/// Pages that one delta removes; fewer where their counts are many.
+const PAGES_PER_DELTA: usize = 256;
+
+/// Pages that change hands between *loose* and *dropped* in one delta.
+const LOOSE_PER_DELTA: usize = 1024;
 
 /// Candidates that one round asks about.
 const CANDIDATES_PER_ROUND: usize = 256;
@@ -46,7 +49,7 @@ const LOOSE_SCAN: usize = 1024;
 /// Writers of loose pages that are remembered; with more all get their time anew (I-O5).
 const LOOSE_WRITERS_MAX: usize = 65_536;
 
-const _: () = assert!(PAGES_PER_DELTA * crate::composition::PAGE_REFERENCES_MAX <= REFERENCES_PER_DELTA_MAX);
+const _: () = assert!(PAGE_REFERENCES_MAX <= REFERENCES_PER_DELTA_MAX);
 
 /// Lets changes wake the background task at once.
 #[derive(Default)]
@@ -178,7 +181,7 @@ impl ShardService {
     /// Abandons some of the loose pages; whether there may be more.
     async fn abandon_loose(&self) -> Result<bool, StoreError> {
         self.leader.barrier().await?;
-        let loose = self.leader.rows(LOOSE, &[], PAGES_PER_DELTA * 64).await?;
+        let loose = self.leader.rows(LOOSE, &[], LOOSE_PER_DELTA).await?;
         let pages: Vec<PageId> = loose.iter().map(|(key, _)| page_of(key)).collect::<Result<_, _>>()?;
         self.abandon(&pages).await?;
         Ok(!pages.is_empty())
@@ -243,7 +246,7 @@ impl ShardService {
         for page in pages.iter().copied().collect::<BTreeSet<_>>() {
             loose.push(self.leader.latches.hold(page_key(page), Hold::Exclusive).await);
         }
-        for pages in pages.chunks(PAGES_PER_DELTA * 64) {
+        for pages in pages.chunks(LOOSE_PER_DELTA) {
             self.decide(async |term| {
                 let mut draft = Draft::default();
                 for page in pages {
@@ -306,31 +309,37 @@ impl ShardService {
             let rows = self.scan_from(crate::machine::ROWS_FILE, DROPPED, from, PAGES_PER_DELTA).await?;
             let Some((last, _)) = rows.last() else { return Ok(held) };
             from = Bound::Excluded(last.clone());
-            let mut pages = Vec::with_capacity(rows.len());
+            let (mut pages, mut references) = (Vec::new(), 0);
             for (key, _) in &rows {
                 let id = page_of(key)?;
-                if let Some(bytes) = self.leader.row(PAGES, key).await? {
-                    pages.push((id, Page::decode(&bytes).map_err(row_damaged)?));
+                let Some(bytes) = self.leader.row(PAGES, key).await? else { continue };
+                // What it counts is all that is kept of it: some pages hold content.
+                let counts = counted(&Page::decode(&bytes).map_err(row_damaged)?);
+                if references + counts.len() > REFERENCES_PER_DELTA_MAX {
+                    held += self.drop_batch(&std::mem::take(&mut pages)).await?;
+                    references = 0;
                 }
+                references += counts.len();
+                pages.push((id, counts));
             }
             held += self.drop_batch(&pages).await?;
         }
     }
 
-    async fn drop_batch(&self, pages: &[(PageId, Page)]) -> Result<u64, StoreError> {
+    async fn drop_batch(&self, pages: &[(PageId, Vec<(ChunkName, u32)>)]) -> Result<u64, StoreError> {
         // Seen free and counted up in one step, see `open_read`.
-        let free: Vec<&(PageId, Page)> = pages.iter().filter(|(id, _)| !self.open_reads.borrow().holds(*id)).collect();
+        let free: Vec<_> = pages.iter().filter(|(id, _)| !self.open_reads.borrow().holds(*id)).collect();
         self.pages_vanished.set(self.pages_vanished.get() + 1);
         if free.is_empty() {
             return Ok(pages.len() as u64);
         }
         let mut counts = BTreeMap::<ChunkName, u32>::new();
         let mut rows = Vec::new();
-        for (id, page) in &free {
+        for (id, counted) in &free {
             rows.push(RowChange::remove(PAGES, page_key(*id)));
             rows.push(RowChange::remove(DROPPED, page_key(*id)));
-            for (name, count) in counted(page) {
-                *counts.entry(name).or_default() += count;
+            for (name, count) in counted {
+                *counts.entry(*name).or_default() += count;
             }
         }
         let dropped: Vec<_> = counts.into_iter().collect();
