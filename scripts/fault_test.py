@@ -1097,12 +1097,14 @@ def a_device_is_drained_under_load_and_leaves(directory):
 def small_objects_lie_beside_their_names(directory):
     """Objects of at most 4 KiB have no chunks, survive a kill, and become chunks where metadata directories are too full (I-SF5, I-SF7)."""
     with Node(directory / "small") as node:
+        node.run = ["--meta-hard-limit-pct", "95"]
         node.start()
         objects = Objects(node)
         objects.put("tiny", 100, 1)
         objects.put("small", 100, 4 * KIB)
         await_that("they are counted", lambda: metric(node, "inline_writes_total") == 200)
         assert metric(node, "inline_bytes_total") == 100 + 100 * 4 * KIB
+        assert 1 < metric(node, "metadata_fill_percent") <= 95
         assert metric(node, "chunks_written_total") == 0 and metric(node, "inline_refused_total") == 0
         node.kill()
         # Everything is fuller than that, so from now on they become chunks.

@@ -119,11 +119,16 @@ impl Calls {
     /// Errors: `Unavailable` that says that nobody leads the shard: nothing has happened. `Unsettled`: whether it was done is
     /// not known.
     async fn call(&self, shard: ShardId, body: RequestBody) -> EngineResponse {
+        self.call_as(shard, body, None).await
+    }
+
+    /// The same; a change is the request `id`, whatever else was asked as that.
+    async fn call_as(&self, shard: ShardId, body: RequestBody, id: Option<RequestId>) -> EngineResponse {
         let inner = &*self.inner;
         // Who is alone has nobody else to ask, and whoever asked goes down with it.
         let repeat = if inner.nodes.is_alone() { Repeat::Never } else { Repeat::of(&body) };
         let stamp = match repeat {
-            Repeat::Stamped => Some(self.stamp(shard).await?),
+            Repeat::Stamped => Some(self.stamp(shard, id).await?),
             Repeat::Freely | Repeat::Never => None,
         };
         let mut asked = Asked::Here(body);
@@ -170,7 +175,7 @@ impl Calls {
     }
 
     /// Makes one request of all times that a change will be asked for.
-    async fn stamp(&self, shard: ShardId) -> Result<RequestStamp, StoreError> {
+    async fn stamp(&self, shard: ShardId, id: Option<RequestId>) -> Result<RequestStamp, StoreError> {
         let inner = &*self.inner;
         let now = inner.ports.now();
         if inner.routes.mark(shard).is_none_or(|(_, at)| now.since(at) > MARK_AGE_MAX) {
@@ -185,7 +190,7 @@ impl Calls {
             })?;
         }
         let seen = inner.routes.mark(shard).map_or(Mark(0), |(mark, _)| mark);
-        Ok(RequestStamp { id: RequestId(inner.ports.random()), seen })
+        Ok(RequestStamp { id: id.unwrap_or_else(|| RequestId(inner.ports.random())), seen })
     }
 
     /// Asks the control shard.
@@ -207,6 +212,19 @@ impl Calls {
     /// Asks a tenant's shard.
     pub async fn shard(&self, shard: ShardId, request: ShardRequest) -> Result<ShardResponse, StoreError> {
         match self.call(shard, RequestBody::Shard(Box::new(request))).await? {
+            ResponseBody::Shard(response, _) => Ok(response),
+            other => Err(unfit(&other)),
+        }
+    }
+
+    /// Asks a tenant's shard for a change that is done once, whichever of the requests with this id reaches it first.
+    pub async fn shard_once(
+        &self,
+        shard: ShardId,
+        request: ShardRequest,
+        id: RequestId,
+    ) -> Result<ShardResponse, StoreError> {
+        match self.call_as(shard, RequestBody::Shard(Box::new(request)), Some(id)).await? {
             ResponseBody::Shard(response, _) => Ok(response),
             other => Err(unfit(&other)),
         }

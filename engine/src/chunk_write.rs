@@ -30,6 +30,7 @@ use tracing::warn;
 const MAP_EPOCH: MapEpoch = MapEpoch(1);
 
 /// What all chunks of one write have in common.
+#[derive(Clone)]
 pub struct WriteScope {
     /// Where it goes.
     pub bucket: Bucket,

@@ -154,9 +154,15 @@ impl InlinePolicy {
         InlinePolicy { settings, ..InlinePolicy::default() }
     }
 
-    /// Takes a measurement of the metadata directories up.
+    /// Takes a measurement of the metadata directories up. One that says nothing leaves the last one in force.
     pub fn metadata_is_full_to(&self, percent: Option<u8>) {
-        self.metadata_fill_percent.set(percent);
+        self.metadata_fill_percent.set(percent.or(self.metadata_fill_percent.get()));
+    }
+
+    /// How full the fullest metadata directory is, if that was measured.
+    #[must_use]
+    pub fn metadata_fill_percent(&self) -> Option<u8> {
+        self.metadata_fill_percent.get()
     }
 
     /// Whether inline content is taken at all just now.
@@ -195,7 +201,8 @@ impl InlineRate {
     /// Counts `len` bytes if they fit (I-SF7); what is refused counts nothing.
     pub(crate) fn take(&self, len: u64, bytes_per_second_max: u64, now: Instant) -> bool {
         let mut steps = self.steps.borrow_mut();
-        while steps.front().is_some_and(|(began, _)| now.since(*began) >= WINDOW) {
+        // The last of a step came up to one step after it began.
+        while steps.front().is_some_and(|(began, _)| now.since(*began) >= WINDOW + STEP) {
             steps.pop_front();
         }
         let taken: u64 = steps.iter().map(|(_, bytes)| bytes).sum();
@@ -285,9 +292,9 @@ mod tests {
             assert!(rate.take(100, 100, at(step * 500)), "{step}");
         }
         assert!(!rate.take(1, 100, at(5_000)));
-        assert!(!rate.take(1, 100, at(9_999)), "nothing has left the window");
-        assert!(rate.take(200, 100, at(10_000)), "what came in the first second has left it");
-        assert!(!rate.take(1, 100, at(10_001)));
+        assert!(!rate.take(1, 100, at(10_999)), "what came within the first second may have come at its end");
+        assert!(rate.take(200, 100, at(11_000)), "it has left the window");
+        assert!(!rate.take(1, 100, at(11_001)));
         assert!(rate.take(1000, 100, at(30_000)));
         assert!(!rate.take(1001, 100, at(60_000)), "more than ten seconds allow at once");
         assert!(rate.take(1000, 100, at(60_000)), "what was refused counts nothing");
@@ -300,6 +307,7 @@ mod tests {
         assert!(policy.admits(&rate, 1, now), "not measured yet");
         for (fill, admits) in [(74, true), (75, true), (76, false), (100, false), (10, true)] {
             policy.metadata_is_full_to(Some(fill));
+            policy.metadata_is_full_to(None); // it was not to be known once
             assert_eq!(policy.admits(&rate, 1, now), admits, "{fill} %");
         }
         assert!(!policy.admits(&rate, THRESHOLD_LEN_BYTES as u64 + 1, now));

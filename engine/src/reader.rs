@@ -120,6 +120,10 @@ impl Reader {
     fn hand_out(&mut self, start: u64, opened: Result<Vec<u8>, KeyError>) -> Result<(), StoreError> {
         let content = opened.map_err(|error| StoreError::Damaged { reason: error.to_string() })?;
         let end = start + content.len() as u64;
+        if !(start..end).contains(&self.planned) {
+            let reason = "a page holds less content than its composition says".to_owned();
+            return Err(StoreError::Damaged { reason });
+        }
         let wanted = (self.planned - start) as usize..(self.range.end.min(end) - start) as usize;
         self.planned = self.range.end.min(end);
         let (sender, receiver) = oneshot::channel();

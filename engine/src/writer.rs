@@ -21,7 +21,7 @@ use bytes::Bytes;
 use futures::channel::oneshot;
 use kiseki_types::buf::IoBuf;
 use kiseki_types::fragment::StripeShape;
-use kiseki_types::ids::{CompositionId, PageId, PinEpoch, ShardId, UploadId};
+use kiseki_types::ids::{CompositionId, PageId, PinEpoch, RequestId, ShardId, UploadId};
 use kiseki_types::limits::CHUNK_LEN_BYTES_MAX;
 use kiseki_types::request;
 use kiseki_types::runtime::{Instant, RuntimeExt};
@@ -72,6 +72,9 @@ pub struct Writer {
     len_bytes: u64,
     in_flight: VecDeque<oneshot::Receiver<Result<StoredChunk, ChunkFailure>>>,
     composition: CompositionId,
+    /// Names the naming: that of inline content and, when it is refused, that of chunks are one request, so that a shard that has done
+    /// one does not do the other later.
+    request: RequestId,
     wrapper: DekWrapper,
     /// Pin epoch of the bucket's shard under which everything is pinned that no delta names yet, and when it was asked
     /// for. It is asked for when the first chunk is launched: small content pins nothing.
@@ -98,7 +101,7 @@ impl Writer {
     ) -> Result<Writer, StoreError> {
         let chunker = core.chunker(&scope.bucket.chunks)?;
         let now = core.ports.now();
-        let composition = CompositionId(core.ports.random());
+        let (composition, request) = (CompositionId(core.ports.random()), RequestId(core.ports.random()));
         let (keys, tenant) = (&scope.keys, scope.bucket.tenant);
         let wrapper = DekWrapper::begin(&keys.kek, keys.kek_epoch, tenant, composition, &*core.ports);
         Ok(Writer {
@@ -115,6 +118,7 @@ impl Writer {
             len_bytes: 0,
             in_flight: VecDeque::new(),
             composition,
+            request,
             wrapper,
             pin_epoch: None,
             pin_epoch_asked: now,
@@ -325,6 +329,17 @@ impl Writer {
             && self.core.calls.lacking(INLINE_VERSION).is_none()
     }
 
+    /// Small content that is all here keeps no memory for more, however long it takes to be named.
+    fn shrink(&mut self) {
+        if let Some(content) = self.filling.take() {
+            let mut short =
+                chunk_buffer(&self.core.buffers, content.len(), self.scope.bucket.shape).resized(content.len());
+            short.copy_from_slice(&content);
+            self.filling = Some(short);
+        }
+        self.filling_grant = None;
+    }
+
     /// A page that holds the content, where that is small.
     fn inline_page(&mut self) -> Option<(PageId, Page)> {
         if !self.is_small() {
@@ -390,7 +405,7 @@ impl Writer {
         let mut followed = 0;
         loop {
             let request = self.naming(finish, modified_unix_ms, last.as_ref());
-            match self.core.calls.shard(self.shard(), request).await {
+            match self.core.calls.shard_once(self.shard(), request, self.request).await {
                 Err(StoreError::Moved(range)) if followed < MOVES_FOLLOWED_MAX => {
                     followed += 1;
                     self.follow(&range, last.as_ref()).await?;
@@ -444,7 +459,8 @@ impl Writer {
     /// it (I-C2). Chunks of the last page stay because they are pinned, those of loose pages because they are named.
     async fn follow(&mut self, range: &KeyRange, last: Option<&(PageId, Page)>) -> Result<(), StoreError> {
         let (before, shard) = (self.holder, range.shard);
-        self.core.learn(&mut self.scope.bucket.clone(), range);
+        let mut scope = WriteScope { shard, ..(*self.scope).clone() };
+        self.core.learn(&mut scope.bucket, range);
         let pin_epoch = pin_epoch(&self.core, shard).await?;
         if let Some((_, page)) = last {
             adopt(&self.core.calls, shard, page.references.iter().map(ChunkReference::name)).await?;
@@ -457,6 +473,8 @@ impl Writer {
         }
         self.abandon_at(before);
         (self.holder, self.pin_epoch) = (shard, Some(pin_epoch));
+        // I-C2: should the shard refuse inline content, its chunks are pinned for the one that will name them.
+        self.scope = Rc::new(scope);
         Ok(())
     }
 
@@ -519,9 +537,10 @@ impl ObjectWriter for Writer {
     fn drain(&mut self) -> StoreFuture<'_, ()> {
         Box::pin(async move {
             match self.is_small() {
-                true => Ok(()),
-                false => self.collect_all().await,
+                true => self.shrink(),
+                false => self.collect_all().await?,
             }
+            Ok(())
         })
     }
 

@@ -55,7 +55,11 @@ impl OpenReads {
     /// A reader is done. One that opened under another leader holds nothing here, and lets nothing of another reader go.
     pub(super) fn close(&mut self, read: Option<ReadId>, pages: &[PageId]) {
         let holder = match read {
-            Some(read) => Some(Holder::Named(read)),
+            // It may hold another object by now: whoever asked twice is answered twice.
+            Some(read) => {
+                let holder = Holder::Named(read);
+                self.reads.get(&holder).is_some_and(|open| open.pages == pages).then_some(holder)
+            }
             None => pages.first().and_then(|page| self.holders.get(page)).and_then(|holders| {
                 let same = |holder: &&Holder| {
                     matches!(holder, Holder::Nameless(_))
@@ -163,6 +167,8 @@ mod tests {
         open.open(read(1), vec![page(1)], START);
         open.open(read(1), vec![page(2)], START); // the first answer was lost, and the object was written anew
         assert!(!open.holds(page(1)) && open.holds(page(2)));
+        open.close(read(1), &[page(1)]); // the first answer is done with what it opened
+        assert!(open.holds(page(2)), "I-C2: what was opened later is held");
         open.close(read(1), &[page(2)]);
         assert!(!open.holds(page(2)));
     }

@@ -228,9 +228,10 @@ fn conditions_hold_for_small_objects() {
 fn an_abandoned_small_write_leaves_nothing() {
     let (world, tenant) = world(9);
     world.run(async {
-        let mut writer = world.store.put(tenant, BUCKET, "k", Some(10)).await.unwrap();
+        let mut writer = world.store.put(tenant, BUCKET, "k", None).await.unwrap();
         writer.write(Bytes::from_static(b"0123456789")).await.unwrap();
         writer.drain().await.unwrap();
+        assert_eq!(world.engine.core().write_budget.filling.used(), 0, "no memory is kept for more");
     });
     world.sleep(1);
     assert_eq!((rows(&world, PAGES).len(), world.fragments.count()), (0, 0));

@@ -426,7 +426,7 @@ fn i_l6_small_objects_move_with_the_pages_that_hold_them() {
     for number in 0..120 {
         world.put(tenant, BUCKET, &key_of(number), &content(number)).unwrap();
     }
-    // One that is written while the keys move, and has been sealed for the shard that gives them away.
+    // One that was begun before the keys move: it is offered to the shard that gives them away, and sent on.
     let mut early = world.run(world.store.put(tenant, BUCKET, "z-early", None)).unwrap();
     world.run(early.write(Bytes::from_static(b"early"))).unwrap();
     split(&world, first_shard(&world, tenant), Some("m")).unwrap();
@@ -440,4 +440,32 @@ fn i_l6_small_objects_move_with_the_pages_that_hold_them() {
         assert!(world.run(world.store.delete(tenant, BUCKET, &key_of(number), Condition::None)).unwrap());
     }
     world.await_that("their chunks are collected", |world| world.fragments.count() == 0);
+}
+
+#[test]
+fn i_c2_chunks_of_refused_inline_content_are_pinned_for_the_shard_that_names_them() {
+    let inline = InlineSettings { bytes_per_second_max: 200, ..InlineSettings::default() };
+    let world = World::with_upkeep(13, 8, CODED, Upkeep { inline: Some(inline), ..Upkeep::default() });
+    let tenant = world.tenant("a", Dedup::Shared);
+    world.run(world.store.create_bucket(tenant, BUCKET)).expect("a bucket");
+    let content = noise(1, 300);
+    let mut early = world.run(world.store.put(tenant, BUCKET, "z-early", Some(300))).unwrap();
+    world.run(early.write(Bytes::from(content.clone()))).unwrap();
+    world.put(tenant, BUCKET, "z", b"").unwrap();
+    split(&world, first_shard(&world, tenant), Some("m")).unwrap();
+    world.await_that("the keys have moved", |world| !is_splitting(world));
+    // The child has taken what it may, and the giver, which is asked first, has not.
+    for number in 0..4 {
+        world.put(tenant, BUCKET, &format!("z-full{number}"), &noise(10 + number, 500)).unwrap();
+    }
+    assert_eq!((world.engine.core().inline.writes.get(), world.fragments.count()), (4, 0));
+    world.run(early.finish(FinishWrite::default())).unwrap();
+    assert_eq!((world.engine.core().inline.writes.get(), world.fragments.count()), (4, 3), "it is a chunk");
+    // The giver names an equal chunk, and then does not: whom the home asks decides whether it is freed.
+    world.engine.core().inline.metadata_is_full_to(Some(100));
+    world.put(tenant, BUCKET, "a", &content).unwrap();
+    assert_eq!(world.fragments.count(), 3, "it is the same one");
+    assert!(world.run(world.store.delete(tenant, BUCKET, "a", Condition::None)).unwrap());
+    world.sleep(600);
+    assert_eq!(world.get(tenant, BUCKET, "z-early"), Ok(content), "I-C2");
 }

@@ -136,6 +136,10 @@ fn report(shared: &CoreShared, core: CoreId, node: &CoreNode, gateway: &S3Servic
     set("inline_writes_total", inline.writes.get());
     set("inline_bytes_total", inline.bytes.get());
     set("inline_refused_total", inline.refusals.get());
+    // Of the node, so one core tells it.
+    if let Some(percent) = inline.metadata_fill_percent().filter(|_| core.0 == 0) {
+        set("metadata_fill_percent", percent.into());
+    }
     let budget = &node.engine().core().write_budget;
     set("write_bytes_in_flight", budget.in_flight.used() as u64);
     set("write_bytes_filling", budget.filling.used() as u64);
