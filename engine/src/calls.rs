@@ -24,6 +24,7 @@ use std::collections::BTreeMap;
 use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
+use tracing::debug;
 use zeroize::Zeroize;
 
 /// How long somebody who leads the shard is looked for: several elections fit. Nothing has happened when it is over.
@@ -227,6 +228,18 @@ impl Calls {
         match self.call_as(shard, RequestBody::Shard(Box::new(request)), Some(id)).await? {
             ResponseBody::Shard(response, _) => Ok(response),
             other => Err(unfit(&other)),
+        }
+    }
+
+    /// Asks members something cheap of which it is not known that they speak a version of messages: whatever they answer says so.
+    pub async fn ask_what_is_spoken(&self, version: u16) {
+        let inner = &self.inner;
+        let ask = |node| inner.ask_node(node, ShardId::CONTROL, RequestBody::Control(ControlRequest::Nodes));
+        let asked = inner.nodes.unheard_of(version, inner.ports.now()).into_iter().map(ask);
+        for answer in join_all(asked).await {
+            if let Err(error) = answer {
+                debug!(%error, "a node does not say what it speaks");
+            }
         }
     }
 

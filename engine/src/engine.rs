@@ -110,7 +110,8 @@ async fn refresh_records(engine: Weak<Engine>, ports: Ports) {
         {
             debug!(%error, "the records of devices and nodes can't be read now");
         }
-        engine.ask_what_is_spoken().await;
+        // This core may have nothing else to ask a member, and would store nothing inline for ever.
+        engine.calls.ask_what_is_spoken(wire::INLINE_VERSION).await;
     }
 }
 
@@ -129,16 +130,6 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// A member says what it speaks when it is asked something. This core may have nothing else to ask it, and would store nothing
-    /// inline for ever.
-    async fn ask_what_is_spoken(&self) {
-        let nodes = &self.core.nodes;
-        if let Some(node) = self.calls.lacking(wire::INLINE_VERSION) {
-            debug!(%node, "small objects become chunks: a node does not know inline content, or does not answer");
-            self.calls.tell_nodes_everywhere(nodes.version(), &nodes.entries()).await;
-        }
-    }
-
     /// Puts an engine together; nothing is open yet.
     #[must_use]
     pub fn new(inputs: EngineInputs) -> Rc<Engine> {

@@ -34,7 +34,7 @@ pub const METADATA_FILL_PERCENT_MAX: u8 = 75;
 const WINDOW: Duration = Duration::from_secs(10);
 
 /// The window moves in steps of this.
-const STEP: Duration = Duration::from_secs(1);
+const STEP: Duration = Duration::from_millis(100);
 
 /// A shard that refused inline content is not offered any for so long.
 const REFUSED_FOR: Duration = Duration::from_secs(1);
@@ -292,9 +292,9 @@ mod tests {
             assert!(rate.take(100, 100, at(step * 500)), "{step}");
         }
         assert!(!rate.take(1, 100, at(5_000)));
-        assert!(!rate.take(1, 100, at(10_999)), "what came within the first second may have come at its end");
-        assert!(rate.take(200, 100, at(11_000)), "it has left the window");
-        assert!(!rate.take(1, 100, at(11_001)));
+        assert!(!rate.take(1, 100, at(10_099)), "what came within the first step may have come at its end");
+        assert!(rate.take(100, 100, at(10_100)), "it has left the window");
+        assert!(!rate.take(1, 100, at(10_101)));
         assert!(rate.take(1000, 100, at(30_000)));
         assert!(!rate.take(1001, 100, at(60_000)), "more than ten seconds allow at once");
         assert!(rate.take(1000, 100, at(60_000)), "what was refused counts nothing");

@@ -187,6 +187,14 @@ impl NodeBoard {
         self.spoken.borrow().get(&node).copied()
     }
 
+    /// The other members that do not speak a version of messages or have not said so, and answer.
+    #[must_use]
+    pub fn unheard_of(&self, version: u16, now: Instant) -> Vec<NodeId> {
+        let speaks = |node| self.spoken(node).is_some_and(|spoken| spoken >= version);
+        let others = self.others().into_iter().map(|entry| entry.node);
+        others.filter(|node| !speaks(*node) && !self.is_silent(*node, now)).collect()
+    }
+
     /// Another member that does not speak a version of messages, or has not said so since this node started.
     #[must_use]
     pub fn lacking(&self, version: u16) -> Option<NodeId> {

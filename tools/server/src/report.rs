@@ -6,6 +6,7 @@ use crate::executor::CoreShared;
 use crate::status::{CoreReport, DeviceIoReport, StatusBoard};
 use crate::{alerts, peer_port, shards, space, upkeep};
 use kiseki_devices::fragment_store::{DeviceIo, DeviceReport};
+use kiseki_engine::wire::INLINE_VERSION;
 use kiseki_gateway::S3Service;
 use kiseki_net::peer::PeerServer;
 use kiseki_types::fragment::{DeviceState, FragmentStore};
@@ -136,6 +137,7 @@ fn report(shared: &CoreShared, core: CoreId, node: &CoreNode, gateway: &S3Servic
     set("inline_writes_total", inline.writes.get());
     set("inline_bytes_total", inline.bytes.get());
     set("inline_refused_total", inline.refusals.get());
+    set("inline_waits_for_a_node", node.engine().calls().lacking(INLINE_VERSION).is_some().into());
     // Of the node, so one core tells it.
     if let Some(percent) = inline.metadata_fill_percent().filter(|_| core.0 == 0) {
         set("metadata_fill_percent", percent.into());
