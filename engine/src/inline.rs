@@ -178,6 +178,15 @@ impl InlinePolicy {
         fits && self.refused_by.borrow().get(&shard).is_none_or(|until| now >= *until)
     }
 
+    /// Whether the leader of a shard takes content of `len` bytes inline now.
+    pub(crate) fn admits(&self, rate: &InlineRate, len: u64, now: Instant) -> bool {
+        let admitted = len <= THRESHOLD_LEN_BYTES as u64
+            && self.has_room()
+            && rate.take(len, self.settings.bytes_per_second_max, now);
+        self.refusals.set(self.refusals.get() + u64::from(!admitted));
+        admitted
+    }
+
     /// A shard has refused what was offered: it is left alone for a while.
     pub(crate) fn was_refused(&self, shard: ShardId, now: Instant) {
         let mut refused = self.refused_by.borrow_mut();
@@ -214,17 +223,6 @@ impl InlineRate {
             None => steps.push_back((now, len)),
         }
         true
-    }
-}
-
-impl InlinePolicy {
-    /// Whether the leader of a shard takes content of `len` bytes inline now.
-    pub(crate) fn admits(&self, rate: &InlineRate, len: u64, now: Instant) -> bool {
-        let admitted = len <= THRESHOLD_LEN_BYTES as u64
-            && self.has_room()
-            && rate.take(len, self.settings.bytes_per_second_max, now);
-        self.refusals.set(self.refusals.get() + u64::from(!admitted));
-        admitted
     }
 }
 

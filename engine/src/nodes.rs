@@ -190,16 +190,18 @@ impl NodeBoard {
     /// The other members that do not speak a version of messages or have not said so, and answer.
     #[must_use]
     pub fn unheard_of(&self, version: u16, now: Instant) -> Vec<NodeId> {
-        let speaks = |node| self.spoken(node).is_some_and(|spoken| spoken >= version);
         let others = self.others().into_iter().map(|entry| entry.node);
-        others.filter(|node| !speaks(*node) && !self.is_silent(*node, now)).collect()
+        others.filter(|node| !self.does_speak(*node, version) && !self.is_silent(*node, now)).collect()
+    }
+
+    fn does_speak(&self, node: NodeId, version: u16) -> bool {
+        self.spoken(node).is_some_and(|spoken| spoken >= version)
     }
 
     /// Another member that does not speak a version of messages, or has not said so since this node started.
     #[must_use]
     pub fn lacking(&self, version: u16) -> Option<NodeId> {
-        let speaks = |node| self.spoken(node).is_some_and(|spoken| spoken >= version);
-        self.others().into_iter().map(|entry| entry.node).find(|node| !speaks(*node))
+        self.others().into_iter().map(|entry| entry.node).find(|node| !self.does_speak(*node, version))
     }
 
     /// How often a node was heard again after a silence: others have led its shards meanwhile.

@@ -55,13 +55,13 @@ fn path() -> ObjectPath {
     ObjectPath { namespace: NamespaceId(5), root: DirId(bytes(0x20)), key: "photos/2026/é.jpg".to_owned() }
 }
 
-/// A page of `count` chunks.
 /// A page that holds its content.
 fn inline_page() -> Page {
     let inline = InlineContent { wrapped_dek: WrappedDek(bytes(0x32)), sealed: vec![7; 20] };
     Page { references: Vec::new(), inline: Some(Box::new(inline)), ..page(0) }
 }
 
+/// A page of `count` chunks.
 pub(super) fn page(count: usize) -> Page {
     let reference = |at: usize| ChunkReference {
         chunk: ChunkId(bytes(at as u8)),
