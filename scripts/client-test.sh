@@ -51,4 +51,5 @@ rm -rf "$work/rebuild"
 "$venv/bin/python" scripts/peer_test.py "$work/peer" || status=1
 rm -rf "$work/peer"
 "$venv/bin/python" scripts/fault_test.py "$work/faults" || status=1
+"$venv/bin/python" scripts/metadata_fill_test.py "$work/fill" || status=1
 exit $status

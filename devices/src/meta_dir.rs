@@ -1,7 +1,7 @@
 //! One metadata directory on a file system: plain files, written with pwrite, made durable with fdatasync.
 
 use crate::file_lock::lock_exclusive;
-use kiseki_types::meta::{MetaDir, MetaFile};
+use kiseki_types::meta::{MetaDir, MetaFile, MetaSpace};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
@@ -99,12 +99,12 @@ impl MetaDir for FsDir {
         self.dir.sync_all()
     }
 
-    fn fill_percent(&self) -> io::Result<Option<u8>> {
+    fn spaces(&self) -> io::Result<Vec<MetaSpace>> {
         let space = rustix::fs::fstatvfs(&self.dir)?;
         // As df shows it: what only root may use counts for neither side.
         let used = space.f_blocks.saturating_sub(space.f_bfree);
-        let all = used.saturating_add(space.f_bavail);
-        Ok((100 * u128::from(used)).div_ceil(u128::from(all.max(1))).try_into().ok())
+        let bytes = |blocks: u64| blocks.saturating_mul(space.f_frsize);
+        Ok(vec![MetaSpace { used_bytes: bytes(used), total_bytes: bytes(used.saturating_add(space.f_bavail)) }])
     }
 }
 
@@ -147,7 +147,7 @@ mod tests {
         let shown = std::process::Command::new("df").arg("--output=pcent").arg(temp.path()).output().unwrap();
         let shown = String::from_utf8(shown.stdout).unwrap();
         let shown: i16 = shown.lines().nth(1).unwrap().trim().trim_end_matches('%').parse().unwrap();
-        let said = i16::from(dir.fill_percent().unwrap().unwrap());
+        let said = i16::from(dir.spaces().unwrap()[0].fill_percent());
         assert!((said - shown).abs() <= 1, "{said}, and df says {shown}: others write there too");
     }
 

@@ -127,6 +127,7 @@ struct CoreRequest {
     without      @6 :UInt64;  # which node
     holdingsOf   @7 :UInt64;  # which node
     withoutRack  @8 :Text;    # which rack
+    metadataRoom @9 :Void;
   }
 }
 
@@ -216,6 +217,7 @@ struct ShardRequest {
     fence          @17 :ChunkName;
     unfence        @18 :ChunkName;
     split          @20 :Data;         # request about a split
+    inline         @21 :Data;         # request about the inline threshold
   }
   readId @19 :Data;  # of openRead, readPage, closeRead; absent: the reader's node speaks version 1
 }
@@ -395,6 +397,7 @@ struct Response {
     error   @8 :StoreError;
     holdings @9 :Holdings;
     without @12 :Without;
+    metadataRoom @13 :MetadataRoom;
   }
   speaks @10 :UInt16;  # the highest version that the sender understands; 0: that of the message
   mark   @11 :UInt64;  # of the control shard or a tenant's: how far it has counted its requests
@@ -440,6 +443,16 @@ struct Holdings {
   led       @5 :UInt64;
   shards    @6 :UInt64;
   isWhole   @3 :Bool;    # false: something of the node can't be looked at
+}
+
+struct MetadataRoom {
+  core         @0 :UInt16;
+  replicas     @1 :UInt64;
+  isMeasured   @2 :Bool;    # false: the fields below say nothing
+  fillPercent  @3 :UInt8;
+  softPercent  @4 :UInt8;
+  hardPercent  @5 :UInt8;
+  contentBytes @6 :UInt64;  # of inline content that all shards together may still store
 }
 
 struct DeviceLook {
@@ -490,6 +503,8 @@ struct ShardResponse {
     count    @10 :UInt64;
     split    @11 :Data;          # answer about a split
     notInline @12 :Void;         # the content is to go into chunks
+    notInlineBeyond @13 :UInt32; # likewise: it is longer than so many bytes
+    inline   @14 :Data;          # answer about the inline threshold
   }
 }
 

@@ -4,10 +4,12 @@
 use crate::api::StoreError;
 use crate::control_cache::DISBELIEF_WAIT;
 use crate::device_record::DeviceRecord;
+use crate::holdings::Holdings;
 use crate::message::{
-    Closing, ControlRequest, ControlResponse, CoreRequest, DeviceLook, EngineRequest, EngineResponse, Holdings,
-    HomeRequest, HomeResponse, NodeEntry, OpenShard, RequestBody, ResponseBody, ShardRequest, ShardResponse,
+    Closing, ControlRequest, ControlResponse, CoreRequest, DeviceLook, EngineRequest, EngineResponse, HomeRequest,
+    HomeResponse, NodeEntry, OpenShard, RequestBody, ResponseBody, ShardRequest, ShardResponse,
 };
+use crate::metadata_room::MetadataRoom;
 use crate::nodes::NodeBoard;
 use crate::request_log::{Mark, RequestStamp};
 use crate::routes::{Asked, Attempt, Repeat, Routes, copy_of};
@@ -295,13 +297,18 @@ impl Calls {
         let mut looks = BTreeMap::new();
         let mut holdings = BTreeMap::new();
         let mut without = BTreeMap::new();
+        let mut rooms = BTreeMap::new();
         for answer in join_all(self.inner.ask_own_cores(request)).await {
             match answer? {
                 ResponseBody::Looks(answers) => looks.extend(answers.into_iter().map(|look| (look.core, look))),
                 ResponseBody::Holdings(held) => drop(holdings.insert(held.core, held)),
                 ResponseBody::Without(known) => drop(without.insert(known.core, *known)),
+                ResponseBody::MetadataRoom(room) => drop(rooms.insert(room.core, room)),
                 _ => {}
             }
+        }
+        if let Some(room) = rooms.into_values().reduce(MetadataRoom::and) {
+            return Ok(ResponseBody::MetadataRoom(room));
         }
         if let Some(known) = without.into_values().reduce(Without::and) {
             return Ok(ResponseBody::Without(Box::new(known)));
@@ -346,6 +353,27 @@ impl Calls {
         };
         let nodes = std::iter::once(self.inner.nodes.own()).chain(others);
         nodes.zip(std::iter::once(own).chain(answers).map(known)).collect()
+    }
+
+    /// What the metadata directories of this node and of those members that answer have room for.
+    pub async fn metadata_rooms(&self) -> Vec<(NodeId, MetadataRoom)> {
+        let inner = &self.inner;
+        let (own, now, request) = (inner.nodes.own(), inner.ports.now(), CoreRequest::MetadataRoom);
+        let knows = |node: NodeId| inner.nodes.spoken(node).is_some_and(|version| version >= wire::ROOM_VERSION);
+        let others = inner.nodes.others().into_iter().map(|entry| entry.node);
+        let others: Vec<NodeId> = others.filter(|node| knows(*node) && !inner.nodes.is_silent(*node, now)).collect();
+        let ask = |node: NodeId| inner.ask_node(node, ShardId::CONTROL, RequestBody::Node(request.clone()));
+        let asked = join_all(others.iter().copied().map(ask));
+        let (whole, answers) = futures::future::join(self.ask_whole_node(&request), asked).await;
+        let room = |(node, answer): (NodeId, EngineResponse)| match answer {
+            Ok(ResponseBody::MetadataRoom(room)) => Some((node, room)),
+            Ok(_) => None,
+            Err(error) => {
+                debug!(%node, %error, "a node does not say what its metadata directories have room for");
+                None
+            }
+        };
+        std::iter::once((own, whole)).chain(others.into_iter().zip(answers)).filter_map(room).collect()
     }
 
     /// Has a node keep a replica of a shard; the voter that it is.

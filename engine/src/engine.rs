@@ -7,6 +7,7 @@ use crate::control_service::FIRST_POOL;
 use crate::core::{Core, CoreSettings};
 use crate::device_record::{DeviceRecord, DeviceUpdate};
 use crate::evacuation::{EvacuationState, Evacuator};
+use crate::holdings::Holdings;
 use crate::home_service::HomeService;
 use crate::host::{FileSpec, GroupHost, GroupSpec, Opening};
 use crate::inline::InlineSettings;
@@ -15,9 +16,10 @@ use crate::keys::MetaSealer;
 use crate::late_puts;
 use crate::machine::Machine;
 use crate::message::{
-    Closing, ControlRequest, ControlResponse, CoreRequest, DeviceLook, EngineRequest, EngineResponse, Holdings,
-    OpenShard, RequestBody, ResponseBody,
+    Closing, ControlRequest, ControlResponse, CoreRequest, DeviceLook, EngineRequest, EngineResponse, OpenShard,
+    RequestBody, ResponseBody,
 };
+use crate::metadata_room::MetadataRoom;
 use crate::nodes::NodeBoard;
 use crate::orphans;
 use crate::rebalancer::{RebalanceSettings, RebalanceState, Rebalancer};
@@ -111,7 +113,8 @@ async fn refresh_records(engine: Weak<Engine>, ports: Ports) {
             debug!(%error, "the records of devices and nodes can't be read now");
         }
         // This core may have nothing else to ask a member, and would store nothing inline for ever.
-        engine.calls.ask_what_is_spoken(wire::INLINE_VERSION).await;
+        engine.calls.ask_what_is_spoken(wire::ROOM_VERSION).await;
+        engine.ask_for_rooms().await;
     }
 }
 
@@ -634,6 +637,23 @@ impl Engine {
         Ok(known)
     }
 
+    /// What this node's metadata directories have room for, and how many replicas of this core share it.
+    fn metadata_room(&self) -> MetadataRoom {
+        let core = self.inputs.lanes.first().copied().expect("a core that is asked has a lane");
+        let replicas = self.seats.leaderships();
+        let replicas = replicas.iter().filter(|(shard, ..)| shard.0 >= ShardId::TENANT_FIRST).count() as u64;
+        MetadataRoom { core, replicas, budget: self.core.inline.budget() }
+    }
+
+    /// Asks voters what their metadata directories have room for, if this core leads a shard that has to know.
+    async fn ask_for_rooms(&self) {
+        if !self.shards().is_empty() {
+            for (node, room) in self.calls.metadata_rooms().await {
+                self.core.inline.node_has(node, room, self.core.ports.now());
+            }
+        }
+    }
+
     async fn handle_core(&self, shard: ShardId, request: CoreRequest) -> EngineResponse {
         match request {
             CoreRequest::Forget => {
@@ -652,6 +672,7 @@ impl Engine {
             CoreRequest::Host => self.host(shard).await.map(ResponseBody::Hosted),
             CoreRequest::Holdings(node) => self.holdings(node).await.map(ResponseBody::Holdings),
             CoreRequest::Without(leaving) => self.without(&leaving).await.map(|it| ResponseBody::Without(Box::new(it))),
+            CoreRequest::MetadataRoom => Ok(ResponseBody::MetadataRoom(self.metadata_room())),
         }
     }
 }

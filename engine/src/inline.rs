@@ -5,13 +5,17 @@
 //! it leaves the gateway, under a DEK of its own that is wrapped like that of a chunk (I-K1), and it is never compared with other
 //! content: no dedup. An inline page never changes (I-L9).
 //!
-//! A writer proposes to store content inline, and the shard's leader decides: it refuses beyond a rate (I-SF7) and while its metadata
-//! directories are too full. The writer makes chunks of it then, and nobody waits. Byte layout: `docs/formats/composition.md`.
+//! A writer proposes to store content inline, and the shard's leader decides: it refuses what is longer than the shard's threshold
+//! ([`crate::inline_threshold`]) and what is beyond a rate (I-SF7). The writer makes chunks of it then, and nobody waits. Byte layout:
+//! `docs/formats/composition.md`.
 
+use crate::inline_threshold::{CEILING_LEN_BYTES, FLOOR_LEN_BYTES, THRESHOLD_LEN_BYTES};
 use crate::keys::{DekUnwrapper, DekWrapper, KeyError, WrapScope, WrappedDek, aead_key, counter_nonce};
+use crate::metadata_room::{MetadataBudget, MetadataRoom};
 use aws_lc_rs::aead::Aad;
-use kiseki_types::ids::{ChunkId, CompositionId, ShardId};
+use kiseki_types::ids::{ChunkId, CompositionId, NodeId, ShardId};
 use kiseki_types::limits::TAG_LEN_BYTES;
+use kiseki_types::meta::MetaSpace;
 use kiseki_types::runtime::{Instant, Rng};
 use kiseki_types::secret::SecretKey;
 use std::cell::{Cell, RefCell};
@@ -21,14 +25,14 @@ use std::time::Duration;
 /// Longest content that a page may hold.
 pub const INLINE_LEN_BYTES_MAX: usize = 64 * 1024;
 
-/// Content of at most so many bytes is stored inline.
-pub const THRESHOLD_LEN_BYTES: usize = 4 * 1024;
-
 /// What a shard takes a second unless it is configured.
 pub const BYTES_PER_SECOND_MAX: u64 = 10_000_000;
 
-/// How full metadata directories may be unless it is configured.
+/// How full metadata directories may be unless it is configured: thresholds are lowest beyond this.
 pub const METADATA_FILL_PERCENT_MAX: u8 = 75;
+
+/// And how full before thresholds fall for it.
+pub const METADATA_SOFT_PERCENT_MAX: u8 = 50;
 
 /// The rate is that of so long.
 const WINDOW: Duration = Duration::from_secs(10);
@@ -36,8 +40,12 @@ const WINDOW: Duration = Duration::from_secs(10);
 /// The window moves in steps of this.
 const STEP: Duration = Duration::from_millis(100);
 
-/// A shard that refused inline content is not offered any for so long.
+/// A shard that refused inline content because of its rate is not offered any for so long.
 const REFUSED_FOR: Duration = Duration::from_secs(1);
+
+/// What a shard said of its threshold is believed for so long. Then longer content is offered again, once in that time: nobody tells
+/// writers of a threshold that rose.
+const LIMIT_KNOWN_FOR: Duration = Duration::from_secs(10);
 
 /// Shards that are remembered for having refused.
 const REFUSED_MAX: usize = 1024;
@@ -50,15 +58,24 @@ const INLINE_NAME: ChunkId = ChunkId(*b"kiseki/inline-content/1         ");
 pub struct InlineSettings {
     /// Bytes a second of each shard; 0: nothing is stored inline.
     pub bytes_per_second_max: u64,
-    /// Nothing is while the fullest metadata directory of the leader's node is fuller.
+    /// Thresholds fall beyond this fill of this node's metadata directories (I-SF2).
+    pub metadata_soft_percent_max: u8,
+    /// And are at the floor beyond this one.
     pub metadata_fill_percent_max: u8,
+    /// The lowest threshold.
+    pub floor_len_bytes: u32,
+    /// The highest one.
+    pub ceiling_len_bytes: u32,
 }
 
 impl Default for InlineSettings {
     fn default() -> InlineSettings {
         InlineSettings {
             bytes_per_second_max: BYTES_PER_SECOND_MAX,
+            metadata_soft_percent_max: METADATA_SOFT_PERCENT_MAX,
             metadata_fill_percent_max: METADATA_FILL_PERCENT_MAX,
+            floor_len_bytes: FLOOR_LEN_BYTES,
+            ceiling_len_bytes: CEILING_LEN_BYTES,
         }
     }
 }
@@ -132,19 +149,43 @@ fn binding(composition: CompositionId, len: usize) -> Aad<[u8; 24]> {
     Aad::from(aad)
 }
 
+/// What a shard's leader says to content that is offered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Admission {
+    /// It lies inline.
+    Taken,
+    /// It is longer than the shard takes, which is so much.
+    TooLong(u32),
+    /// Nothing is taken just now.
+    NotNow,
+}
+
+/// What a writer knows of a shard.
+#[derive(Clone, Copy, Default)]
+struct KnownShard {
+    /// What it takes, and until when that is believed.
+    limit: Option<(u32, Instant)>,
+    /// Nothing is offered before this.
+    refused_until: Option<Instant>,
+}
+
 /// What of one core's shards may be stored inline just now, and what was.
 #[derive(Default)]
 pub struct InlinePolicy {
     settings: InlineSettings,
-    /// How full the fullest metadata directory is, in percent; `None` where nobody has measured.
-    metadata_fill_percent: Cell<Option<u8>>,
-    refused_by: RefCell<BTreeMap<ShardId, Instant>>,
+    /// What this node's metadata directories have room for; `None` where nobody has measured.
+    budget: Cell<Option<MetadataBudget>>,
+    /// What each node said last of its metadata directories, and when.
+    rooms: RefCell<BTreeMap<NodeId, (MetadataRoom, Instant)>>,
+    known: RefCell<BTreeMap<ShardId, KnownShard>>,
     /// Objects and parts that this core's writers stored inline.
     pub writes: Cell<u64>,
     /// Their bytes.
     pub bytes: Cell<u64>,
-    /// Times that a shard led here refused one, because of its rate or because metadata directories are too full.
+    /// Times that a shard led here refused one, because of its threshold or its rate.
     pub refusals: Cell<u64>,
+    /// Times that the threshold of a shard led here fell.
+    pub falls: Cell<u64>,
 }
 
 impl InlinePolicy {
@@ -154,47 +195,87 @@ impl InlinePolicy {
         InlinePolicy { settings, ..InlinePolicy::default() }
     }
 
-    /// Takes a measurement of the metadata directories up. One that says nothing leaves the last one in force.
-    pub fn metadata_is_full_to(&self, percent: Option<u8>) {
-        self.metadata_fill_percent.set(percent.or(self.metadata_fill_percent.get()));
+    /// The limits.
+    #[must_use]
+    pub fn settings(&self) -> &InlineSettings {
+        &self.settings
     }
 
-    /// How full the fullest metadata directory is, if that was measured.
-    #[must_use]
-    pub fn metadata_fill_percent(&self) -> Option<u8> {
-        self.metadata_fill_percent.get()
+    /// Takes a measurement of this node's metadata directories up. One that says nothing leaves the last one in force.
+    pub fn metadata_has(&self, spaces: &[MetaSpace]) {
+        self.budget.set(MetadataBudget::of(spaces, &self.settings).or(self.budget.get()));
     }
 
-    /// Whether inline content is taken at all just now.
+    /// What this node's metadata directories have room for, if that was measured.
     #[must_use]
-    pub fn has_room(&self) -> bool {
-        let fill = self.metadata_fill_percent.get().unwrap_or(0);
-        self.settings.bytes_per_second_max > 0 && fill <= self.settings.metadata_fill_percent_max
+    pub fn budget(&self) -> Option<MetadataBudget> {
+        self.budget.get()
+    }
+
+    /// A node has said what its metadata directories have room for.
+    pub(crate) fn node_has(&self, node: NodeId, room: MetadataRoom, now: Instant) {
+        self.rooms.borrow_mut().insert(node, (room, now));
+    }
+
+    /// What a node said last, and when.
+    pub(crate) fn room_of(&self, node: NodeId) -> Option<(MetadataRoom, Instant)> {
+        self.rooms.borrow().get(&node).copied()
     }
 
     /// Whether a writer offers content of `len` bytes to a shard.
-    pub(crate) fn is_offered(&self, shard: ShardId, len: usize, now: Instant) -> bool {
-        let fits = self.settings.bytes_per_second_max > 0 && (1..=THRESHOLD_LEN_BYTES).contains(&len);
-        fits && self.refused_by.borrow().get(&shard).is_none_or(|until| now >= *until)
-    }
-
-    /// Whether the leader of a shard takes content of `len` bytes inline now.
-    pub(crate) fn admits(&self, rate: &InlineRate, len: u64, now: Instant) -> bool {
-        let admitted = len <= THRESHOLD_LEN_BYTES as u64
-            && self.has_room()
-            && rate.take(len, self.settings.bytes_per_second_max, now);
-        self.refusals.set(self.refusals.get() + u64::from(!admitted));
-        admitted
-    }
-
-    /// A shard has refused what was offered: it is left alone for a while.
-    pub(crate) fn was_refused(&self, shard: ShardId, now: Instant) {
-        let mut refused = self.refused_by.borrow_mut();
-        if refused.len() >= REFUSED_MAX {
-            refused.retain(|_, until| now < *until);
+    ///
+    /// - `may_be_long`: whether every node knows of thresholds beyond the first one.
+    pub(crate) fn is_offered(&self, shard: ShardId, len: usize, may_be_long: bool, now: Instant) -> bool {
+        let Ok(len) = u32::try_from(len) else { return false };
+        if self.settings.bytes_per_second_max == 0 || !(1..=self.settings.ceiling_len_bytes).contains(&len) {
+            return false;
         }
-        if refused.len() < REFUSED_MAX {
-            refused.insert(shard, now + REFUSED_FOR);
+        let known = self.known.borrow().get(&shard).copied().unwrap_or_default();
+        if known.refused_until.is_some_and(|until| now < until) {
+            return false;
+        }
+        match known.limit.filter(|(_, until)| now < *until) {
+            Some((limit, _)) => len <= limit,
+            None => len <= THRESHOLD_LEN_BYTES || may_be_long,
+        }
+    }
+
+    /// What of its threshold a shard takes just now: no more than the floor while this node's own directories are too full (I-SF2).
+    pub(crate) fn effective(&self, threshold: u32) -> u32 {
+        match self.budget.get().is_some_and(|budget| budget.is_over_hard_limit()) {
+            true => threshold.min(self.settings.floor_len_bytes),
+            false => threshold,
+        }
+    }
+
+    /// What the leader of a shard with this threshold says to content of `len` bytes.
+    pub(crate) fn admit(&self, rate: &InlineRate, threshold: u32, len: u64, now: Instant) -> Admission {
+        let limit = self.effective(threshold);
+        let admission = if len > u64::from(limit) {
+            Admission::TooLong(limit)
+        } else if rate.take(len, self.settings.bytes_per_second_max, now) {
+            Admission::Taken
+        } else {
+            Admission::NotNow
+        };
+        self.refusals.set(self.refusals.get() + u64::from(admission != Admission::Taken));
+        admission
+    }
+
+    /// A shard has refused content of `len` bytes; `limit` is what it takes, as far as it says.
+    pub(crate) fn was_refused(&self, shard: ShardId, len: u64, limit: Option<u32>, now: Instant) {
+        let mut shards = self.known.borrow_mut();
+        if shards.len() >= REFUSED_MAX && !shards.contains_key(&shard) {
+            let is_past = |until: Option<Instant>| until.is_none_or(|until| now >= until);
+            shards.retain(|_, known| !is_past(known.refused_until) || !is_past(known.limit.map(|(_, until)| until)));
+            if shards.len() >= REFUSED_MAX {
+                return;
+            }
+        }
+        let known = shards.entry(shard).or_default();
+        match limit.filter(|limit| len > u64::from(*limit)) {
+            Some(limit) => known.limit = Some((limit, now + LIMIT_KNOWN_FOR)),
+            None => known.refused_until = Some(now + REFUSED_FOR),
         }
     }
 }
@@ -209,12 +290,8 @@ pub(crate) struct InlineRate {
 impl InlineRate {
     /// Counts `len` bytes if they fit (I-SF7); what is refused counts nothing.
     pub(crate) fn take(&self, len: u64, bytes_per_second_max: u64, now: Instant) -> bool {
+        let taken = self.taken(now);
         let mut steps = self.steps.borrow_mut();
-        // The last of a step came up to one step after it began.
-        while steps.front().is_some_and(|(began, _)| now.since(*began) >= WINDOW + STEP) {
-            steps.pop_front();
-        }
-        let taken: u64 = steps.iter().map(|(_, bytes)| bytes).sum();
         if taken.saturating_add(len) > bytes_per_second_max.saturating_mul(WINDOW.as_secs()) {
             return false;
         }
@@ -223,6 +300,16 @@ impl InlineRate {
             None => steps.push_back((now, len)),
         }
         true
+    }
+
+    /// Bytes that were taken within the window.
+    pub(crate) fn taken(&self, now: Instant) -> u64 {
+        let mut steps = self.steps.borrow_mut();
+        // The last of a step came up to one step after it began.
+        while steps.front().is_some_and(|(began, _)| now.since(*began) >= WINDOW + STEP) {
+            steps.pop_front();
+        }
+        steps.iter().map(|(_, bytes)| bytes).sum()
     }
 }
 
@@ -298,35 +385,69 @@ mod tests {
         assert!(rate.take(1000, 100, at(60_000)), "what was refused counts nothing");
     }
 
+    fn spaces(fill: u64) -> [MetaSpace; 1] {
+        [MetaSpace { used_bytes: fill, total_bytes: 100 }]
+    }
+
     #[test]
-    fn nothing_is_taken_inline_by_full_directories_nor_when_it_is_off() {
+    fn i_sf2_full_directories_take_no_more_than_the_floor_and_nothing_is_taken_when_it_is_off() {
         let (rate, now) = (InlineRate::default(), Instant(0));
         let policy = InlinePolicy::new(InlineSettings::default());
-        assert!(policy.admits(&rate, 1, now), "not measured yet");
-        for (fill, admits) in [(74, true), (75, true), (76, false), (100, false), (10, true)] {
-            policy.metadata_is_full_to(Some(fill));
-            policy.metadata_is_full_to(None); // it was not to be known once
-            assert_eq!(policy.admits(&rate, 1, now), admits, "{fill} %");
+        let admit = |threshold, len| policy.admit(&rate, threshold, len, now);
+        assert_eq!(admit(4096, 4096), Admission::Taken, "not measured yet");
+        for (fill, admission) in [
+            (74, Admission::Taken),
+            (75, Admission::Taken),
+            (76, Admission::TooLong(FLOOR_LEN_BYTES)),
+            (100, Admission::TooLong(FLOOR_LEN_BYTES)),
+            (10, Admission::Taken),
+        ] {
+            policy.metadata_has(&spaces(fill));
+            policy.metadata_has(&[]); // it was not to be known once
+            assert_eq!(admit(4096, 4096), admission, "{fill} %");
+            assert_eq!(admit(4096, u64::from(FLOOR_LEN_BYTES)), Admission::Taken, "{fill} %");
         }
-        assert!(!policy.admits(&rate, THRESHOLD_LEN_BYTES as u64 + 1, now));
+        assert_eq!(admit(4096, 4097), Admission::TooLong(4096));
         assert_eq!(policy.refusals.get(), 3);
         let off = InlinePolicy::new(InlineSettings::off());
-        assert!(!off.admits(&rate, 1, now) && !off.is_offered(ShardId(1), 1, now));
+        assert_eq!(off.admit(&rate, 4096, 1, now), Admission::NotNow);
+        assert!(!off.is_offered(ShardId(1), 1, true, now));
     }
 
     #[test]
     fn a_shard_that_refused_is_offered_nothing_for_a_while() {
         let (policy, now) = (InlinePolicy::new(InlineSettings::default()), Instant(0));
-        for (len, offered) in [(0, false), (1, true), (THRESHOLD_LEN_BYTES, true), (THRESHOLD_LEN_BYTES + 1, false)] {
-            assert_eq!(policy.is_offered(ShardId(1), len, now), offered, "{len} bytes");
+        let offered = |shard, len, may_be_long, at| policy.is_offered(ShardId(shard), len, may_be_long, at);
+        let (first, most) = (THRESHOLD_LEN_BYTES as usize, CEILING_LEN_BYTES as usize);
+        for (len, may_be_long, is_offered) in [
+            (0, true, false),
+            (1, false, true),
+            (first, false, true),
+            (first + 1, false, false),
+            (first + 1, true, true),
+            (most, true, true),
+            (most + 1, true, false),
+        ] {
+            assert_eq!(offered(1, len, may_be_long, now), is_offered, "{len} bytes");
         }
-        policy.was_refused(ShardId(1), now);
-        assert!(!policy.is_offered(ShardId(1), 1, now + Duration::from_millis(999)));
-        assert!(policy.is_offered(ShardId(2), 1, now));
-        assert!(policy.is_offered(ShardId(1), 1, now + REFUSED_FOR));
+        policy.was_refused(ShardId(1), 1, None, now);
+        assert!(!offered(1, 1, true, now + Duration::from_millis(999)));
+        assert!(offered(2, 1, true, now) && offered(1, 1, true, now + REFUSED_FOR));
         for shard in 0..2 * REFUSED_MAX as u64 {
-            policy.was_refused(ShardId(shard), now);
+            policy.was_refused(ShardId(shard), 1, None, now);
         }
-        assert_eq!(policy.refused_by.borrow().len(), REFUSED_MAX, "I-O5");
+        assert_eq!(policy.known.borrow().len(), REFUSED_MAX, "I-O5");
+    }
+
+    #[test]
+    fn a_threshold_that_a_shard_has_said_is_kept_to_and_tried_again_later() {
+        let (policy, now) = (InlinePolicy::new(InlineSettings::default()), Instant(0));
+        let offered = |len, at| policy.is_offered(ShardId(1), len, true, at);
+        policy.was_refused(ShardId(1), 9_000, Some(512), now);
+        assert!(offered(512, now) && !offered(513, now), "shorter content goes on");
+        assert!(!offered(513, now + Duration::from_millis(9_999)) && offered(513, now + LIMIT_KNOWN_FOR));
+        // It would take that, but has taken too much lately.
+        policy.was_refused(ShardId(1), 100, Some(512), now + LIMIT_KNOWN_FOR);
+        assert!(!offered(100, now + LIMIT_KNOWN_FOR));
     }
 }

@@ -9,7 +9,10 @@ use crate::composition::{FileEntry, Page, PageReference, PartEntry};
 use crate::delta::ChunkName;
 use crate::device_record::{DeviceRecord, DeviceUpdate};
 use crate::evacuation::EvacuationAnswer;
+use crate::holdings::Holdings;
+use crate::inline_message::{InlineRequest, InlineView};
 use crate::key_ranges::KeyRanges;
+use crate::metadata_room::MetadataRoom;
 use crate::repair_queue::{Margin, RepairCause};
 use crate::request_log::{Mark, RequestStamp};
 use crate::split_message::{ShardMapAnswer, ShardMapRequest, SplitAnswer, SplitRequest};
@@ -77,6 +80,8 @@ pub enum CoreRequest {
     Holdings(NodeId),
     /// Would everything that you know of go on if this node left now?
     Without(Leaving),
+    /// What have your metadata directories room for?
+    MetadataRoom,
 }
 
 /// What the control shard records of a node.
@@ -170,6 +175,8 @@ pub enum ResponseBody {
     Holdings(Holdings),
     /// To `Without`: of a core, or of all of a node.
     Without(Box<Without>),
+    /// To `MetadataRoom`: of a core, or of all of a node.
+    MetadataRoom(MetadataRoom),
     /// The shard is not led here; nothing happened.
     NotHere {
         /// The node to ask, as far as it is known.
@@ -177,41 +184,6 @@ pub enum ResponseBody {
         /// What was asked, given back within a node.
         request: Option<Box<RequestBody>>,
     },
-}
-
-/// What a core or a node holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Holdings {
-    /// The first lane of the core that answers: a core may be asked through each of its lanes.
-    pub core: LaneId,
-    /// Fragments on its devices.
-    pub fragments: u64,
-    /// Bytes of those.
-    pub bytes: u64,
-    /// Shards led by whoever answers in which the node has a vote: one that lost its vote may not know.
-    pub votes: u64,
-    /// Shards led by whoever answers.
-    pub led: u64,
-    /// Shards of the cluster, where the control shard is led; otherwise 0.
-    pub shards: u64,
-    /// Whether this is all: no device of it is out of reach.
-    pub is_whole: bool,
-}
-
-impl Holdings {
-    /// What two cores hold together. Each core has lanes of its own, and each shard is in one lane.
-    #[must_use]
-    pub fn and(self, other: Holdings) -> Holdings {
-        Holdings {
-            core: self.core,
-            fragments: self.fragments + other.fragments,
-            bytes: self.bytes + other.bytes,
-            votes: self.votes + other.votes,
-            led: self.led + other.led,
-            shards: self.shards + other.shards,
-            is_whole: self.is_whole && other.is_whole,
-        }
-    }
 }
 
 /// What a look at a device does to it.
@@ -530,6 +502,8 @@ pub enum ShardRequest {
     Unfence(ChunkName),
     /// About a split.
     Split(Box<SplitRequest>),
+    /// About the length up to which content lies inline.
+    Inline(InlineRequest),
 }
 
 /// The keys that a caller asks a shard about: others of the same bucket may lie elsewhere.
@@ -590,8 +564,13 @@ pub enum ShardResponse {
     Count(u64),
     /// To `Split`.
     Split(SplitAnswer),
-    /// To `PutEntry` and `PutPart`: nothing has happened, since the shard takes no inline content just now. Make chunks of it.
-    NotInline,
+    /// To `Inline`.
+    Inline(Box<InlineView>),
+    /// To `PutEntry` and `PutPart`: nothing has happened, since the shard does not take the content inline. Make chunks of it.
+    NotInline {
+        /// What it takes, when the content is longer and all nodes understand that.
+        limit: Option<u32>,
+    },
 }
 
 /// A tenant's dedup policy (I-X1).

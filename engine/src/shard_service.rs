@@ -29,6 +29,7 @@ mod load;
 mod once;
 mod open_reads;
 mod taking;
+mod thresholds;
 mod uploads;
 
 pub(crate) use giving::adopt;
@@ -58,6 +59,7 @@ pub struct ShardService {
     /// What small content may lie in pages.
     inline: Rc<InlinePolicy>,
     inline_rate: InlineRate,
+    thresholds: thresholds::Thresholds,
 }
 
 /// A path whose directories are latched and known, and what stands at its end.
@@ -106,6 +108,7 @@ impl ShardService {
             load: load::Load::default(),
             inline,
             inline_rate: InlineRate::default(),
+            thresholds: thresholds::Thresholds::default(),
         })
     }
 
@@ -117,6 +120,9 @@ impl ShardService {
 
     /// Answers a request; `once` is the one that a change carries out.
     async fn answer(&self, request: ShardRequest, once: Option<RequestId>) -> Result<ShardResponse, StoreError> {
+        if let Some(refusal) = self.refusal(&request) {
+            return Ok(refusal);
+        }
         match request {
             ShardRequest::PinEpoch => self.pin_epoch().await.map(ShardResponse::PinEpoch),
             ShardRequest::PutLoosePage { namespace, pin_epoch, id, page } => {
@@ -126,11 +132,6 @@ impl ShardService {
             ShardRequest::AbandonPages(pages) => {
                 self.abandon(&pages).await?;
                 Ok(ShardResponse::Count(0))
-            }
-            ShardRequest::PutEntry { written, .. } | ShardRequest::PutPart { written, .. }
-                if !self.admits(&written) =>
-            {
-                Ok(ShardResponse::NotInline)
             }
             ShardRequest::PutEntry { path, condition, file, written } => {
                 self.put_entry(once, &path, &condition, file, written).await.map(ShardResponse::Object)
@@ -166,6 +167,7 @@ impl ShardService {
                 }
             },
             ShardRequest::Split(request) => self.handle_split(*request).await,
+            ShardRequest::Inline(request) => self.handle_inline(request).await,
             ShardRequest::CloseNamespace { namespace, root } => {
                 self.close_namespace(namespace, root).await?;
                 Ok(ShardResponse::Count(0))
@@ -265,12 +267,6 @@ impl ShardService {
             }
             return Ok(Located { _namespace: namespace, _guards: guards, directory, new_directories, key, current });
         }
-    }
-
-    /// Whether the content that a write brings along may lie in its page: decided once, before anything else (I-SF7).
-    fn admits(&self, written: &WrittenPages) -> bool {
-        let inline = written.last.as_ref().and_then(|(_, page)| page.inline.as_ref());
-        inline.is_none_or(|inline| self.inline.admits(&self.inline_rate, inline.len_bytes(), self.leader.ports().now()))
     }
 
     async fn put_loose_page(

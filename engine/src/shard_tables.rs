@@ -28,6 +28,9 @@ pub const SPLITS: u8 = 9;
 /// Namespace -> the last call that handed keys of it over, see [`encode_attempt`].
 pub const TAKEN: u8 = 10;
 
+/// Nothing -> the shard's [`crate::inline_threshold::Threshold`], if it was ever changed.
+pub const INLINE: u8 = 11;
+
 /// Version of the rows of splits.
 const SPLIT_FORMAT: u8 = 1;
 

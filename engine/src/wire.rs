@@ -15,7 +15,7 @@ pub(crate) mod fuzz;
 mod home;
 mod object;
 mod page;
-mod samples;
+pub(crate) mod samples;
 mod shard;
 mod shard_answer;
 mod store_error;
@@ -39,7 +39,7 @@ use kiseki_types::limits::LANES_MAX;
 use thiserror::Error;
 
 /// What this release speaks. A message of a higher version is refused; see `docs/formats/engine-messages.md`.
-pub const MESSAGE_VERSION: u16 = 5;
+pub const MESSAGE_VERSION: u16 = 6;
 
 /// What a reader has to speak to act rightly on a message that is neither [`STAMPED_VERSION`] nor [`SPLIT_VERSION`].
 const PLAIN_VERSION: u16 = 1;
@@ -56,6 +56,9 @@ pub const RACK_VERSION: u16 = 4;
 
 /// What every node has to speak before content lies in pages.
 pub const INLINE_VERSION: u16 = 5;
+
+/// What every node has to speak before a shard says up to which length it takes content inline, and that is more than at first.
+pub const ROOM_VERSION: u16 = 6;
 
 /// Longest text that is meant for people; a longer one is cut.
 pub const REASON_LEN_BYTES_MAX: usize = 2048;
@@ -225,6 +228,7 @@ fn put_answer(mut out: response::Builder<'_>, body: &ResponseBody, is_secret: &m
         ResponseBody::Hosted(voter) => out.set_hosted(*voter),
         ResponseBody::Holdings(held) => core::put_holdings(out.init_holdings(), held),
         ResponseBody::Without(without) => core::put_without(out.init_without(), without)?,
+        ResponseBody::MetadataRoom(room) => core::put_room(out.init_metadata_room(), room),
         ResponseBody::NotHere { leader, request: _ } => {
             let mut out = out.init_not_here();
             out.set_is_known(leader.is_some());
@@ -272,6 +276,7 @@ pub fn decode_response(message: &[u8]) -> Result<EngineResponse, WireError> {
             response::Hosted(voter) => ResponseBody::Hosted(voter),
             response::Holdings(held) => ResponseBody::Holdings(core::take_holdings(held?)),
             response::Without(without) => ResponseBody::Without(Box::new(core::take_without(without?)?)),
+            response::MetadataRoom(room) => ResponseBody::MetadataRoom(core::take_room(room?)),
             response::NotHere(not_here) => {
                 let not_here = not_here?;
                 let leader = not_here.get_is_known().then(|| NodeId(not_here.get_leader()));

@@ -9,13 +9,14 @@ use crate::core::{Core, DataCounters, MOVES_FOLLOWED_MAX};
 use crate::delta::ChunkName;
 use crate::envelope::envelope_len;
 use crate::inline::InlineContent;
+use crate::inline_threshold::THRESHOLD_LEN_BYTES;
 use crate::key_ranges::KeyRange;
 use crate::keys::DekWrapper;
 use crate::message::{HomeRequest, ObjectPath, PinId, ShardRequest, ShardResponse, WrittenPages};
 use crate::shard_service::adopt;
 use crate::split_message::SplitRequest;
 use crate::stripe::padded_len;
-use crate::wire::INLINE_VERSION;
+use crate::wire::{INLINE_VERSION, ROOM_VERSION};
 use crate::write_budget::{Grant, TURN_WAIT_MAX};
 use bytes::Bytes;
 use futures::channel::oneshot;
@@ -324,12 +325,14 @@ impl Writer {
     fn is_small(&self) -> bool {
         let len = self.filling.as_ref().map_or(0, |filling| filling.len());
         let is_all = self.pages.is_empty() && !self.has_pinned();
-        is_all
-            && self.core.inline.is_offered(self.shard(), len, self.core.ports.now())
-            && self.core.calls.lacking(INLINE_VERSION).is_none()
+        is_all && self.core.calls.lacking(INLINE_VERSION).is_none() && {
+            let may_be_long = len > THRESHOLD_LEN_BYTES as usize && self.core.calls.lacking(ROOM_VERSION).is_none();
+            self.core.inline.is_offered(self.shard(), len, may_be_long, self.core.ports.now())
+        }
     }
 
-    /// Small content that is all here keeps no memory for more, however long it takes to be named.
+    /// Small content that is all here keeps no memory for more, however long it takes to be named; what is not that small is counted
+    /// on (I-O5).
     fn shrink(&mut self) {
         if let Some(content) = self.filling.take() {
             let mut short =
@@ -337,7 +340,9 @@ impl Writer {
             short.copy_from_slice(&content);
             self.filling = Some(short);
         }
-        self.filling_grant = None;
+        if self.len_bytes <= u64::from(THRESHOLD_LEN_BYTES) {
+            self.filling_grant = None;
+        }
     }
 
     /// A page that holds the content, where that is small.
@@ -378,9 +383,9 @@ impl Writer {
         let modified_unix_ms = self.core.ports.unix_time_ms();
         if let Some(page) = self.inline_page() {
             match self.name(&finish, modified_unix_ms, Some(page)).await? {
-                ShardResponse::NotInline => {
+                ShardResponse::NotInline { limit } => {
                     self.pages.clear();
-                    self.core.inline.was_refused(self.shard(), self.core.ports.now());
+                    self.core.inline.was_refused(self.shard(), self.len_bytes, limit, self.core.ports.now());
                 }
                 answer => {
                     DataCounters::add(&self.core.inline.writes, 1);

@@ -8,7 +8,7 @@ use super::fill::{self, CopyError};
 use super::member::MemberRecord;
 use super::{EpochWitness, Identity, Joined, MEMBER_FILE, MEMBER_FILE_NEXT};
 use crate::superblock::{MemberId, MetadataEpoch};
-use kiseki_types::meta::{MetaDir, MetaFile};
+use kiseki_types::meta::{MetaDir, MetaFile, MetaSpace};
 use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -371,11 +371,11 @@ impl MetaDir for MirroredDir {
         self.set.on_all(|_, member| member.joined.dir.rename(from, to)).map(drop)
     }
 
-    fn fill_percent(&self) -> io::Result<Option<u8>> {
+    fn spaces(&self) -> io::Result<Vec<MetaSpace>> {
         let members = self.set.all();
         let members = members.iter().filter(|member| !member.is_out() && !member.is_suspect());
         // One that does not say is not fenced for it: whatever is wrong shows when it is written.
-        Ok(members.filter_map(|member| member.joined.dir.fill_percent().ok().flatten()).max())
+        Ok(members.filter_map(|member| member.joined.dir.spaces().ok()).flatten().collect())
     }
 }
 

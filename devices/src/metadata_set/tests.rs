@@ -1,7 +1,7 @@
 //! Tests of the metadata set: a directory that fails at every operation, stale ones, refilling, crashes in between.
 
 use super::*;
-use kiseki_types::meta::MetaFile;
+use kiseki_types::meta::{MetaFile, MetaSpace};
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -97,10 +97,10 @@ impl MetaDir for MemoryDir {
         files.insert(to.to_owned(), bytes);
         Ok(())
     }
-    fn fill_percent(&self) -> io::Result<Option<u8>> {
-        match self.fill.load(Ordering::SeqCst) as u8 {
+    fn spaces(&self) -> io::Result<Vec<MetaSpace>> {
+        match self.fill.load(Ordering::SeqCst) {
             0 => Err(io::ErrorKind::Unsupported.into()),
-            fill => Ok(Some(fill)),
+            fill => Ok(vec![MetaSpace { used_bytes: fill, total_bytes: 100 }]),
         }
     }
 }
@@ -300,6 +300,25 @@ fn i_l10_a_copy_from_an_earlier_run_is_stale_whatever_it_is_called() {
 }
 
 #[test]
+fn i_l10_a_copy_from_before_a_run_that_was_killed_is_stale() {
+    let (a, b, witness) = (MemoryDir::new(), MemoryDir::new(), Arc::<MemoryWitness>::default());
+    create(&[&a, &b], &witness).close().unwrap();
+    let copies = [&a, &b].map(|dir| dir.restarted());
+    // This run ends without a word.
+    let dir = open(&[&a, &b], &witness).unwrap().0;
+    work(&dir, 0).unwrap();
+    let expected = a.contents();
+    for (position, copy) in copies.iter().enumerate() {
+        let mut dirs = [a.restarted(), b.restarted()];
+        dirs[position] = copy.restarted();
+        let witness = Arc::new(MemoryWitness { newest: Mutex::new(dir.epoch()), ..MemoryWitness::default() });
+        let (_, report) = open(&dirs.each_ref(), &witness).unwrap();
+        assert_eq!(report.fates[position], MemberFate::Refilled, "I-L10: an old copy passed for current");
+        assert_eq!(dirs.each_ref().map(|dir| dir.contents()), [expected.clone(), expected.clone()]);
+    }
+}
+
+#[test]
 fn nothing_is_acknowledged_without_a_member_before_the_witness_knows() {
     let (a, b, witness) = (MemoryDir::new(), MemoryDir::new(), Arc::<MemoryWitness>::default());
     let dir = create(&[&a, &b], &witness);
@@ -330,18 +349,19 @@ fn the_owner_of_a_journal_fences_a_member_and_the_last_one_is_the_end() {
 }
 
 #[test]
-fn the_fullest_member_that_is_written_says_how_full_the_set_is() {
+fn every_member_that_is_written_says_how_full_it_is() {
     let (a, b, witness) = (MemoryDir::new(), MemoryDir::new(), Arc::<MemoryWitness>::default());
     let dir = create(&[&a, &b], &witness);
-    assert_eq!(dir.fill_percent().unwrap(), None);
-    for (first, second, fullest) in [(10, 90, 90), (90, 10, 90), (0, 40, 40)] {
+    let fills = || dir.spaces().unwrap().into_iter().map(MetaSpace::fill_percent).collect::<Vec<u8>>();
+    assert_eq!(fills(), Vec::<u8>::new());
+    for (first, second, known) in [(10, 90, vec![10, 90]), (90, 10, vec![90, 10]), (0, 40, vec![40])] {
         a.fill.store(first, Ordering::SeqCst);
         b.fill.store(second, Ordering::SeqCst);
-        assert_eq!(dir.fill_percent().unwrap(), Some(fullest));
+        assert_eq!(fills(), known);
     }
     a.fill.store(95, Ordering::SeqCst);
     dir.fence_member(dir.members()[0].id, "its journal failed").unwrap();
-    assert_eq!(dir.fill_percent().unwrap(), Some(40), "nobody writes to the other any more");
+    assert_eq!(fills(), [40], "nobody writes to the other any more");
 }
 
 #[test]

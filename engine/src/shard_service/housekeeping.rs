@@ -146,6 +146,7 @@ impl ShardService {
     pub async fn start(self: &Rc<Self>, writers_are_gone: bool) -> Result<(), StoreError> {
         self.leader.barrier().await?;
         self.load_given().await?;
+        self.load_threshold().await?;
         self.leader.requests.load(&*self.leader.tables()).await?;
         if writers_are_gone {
             while self.abandon_loose().await? {}
@@ -272,6 +273,7 @@ impl ShardService {
         let busy = self.settle_candidates().await?;
         self.backlog.waiting.set(held + busy);
         self.count_on().await?;
+        self.lower_threshold_when_due().await?;
         self.close_epochs_when_due().await
     }
 

@@ -6,8 +6,12 @@ use super::field::{array, cut, elements, sent, take_key, take_text, take_usize};
 use super::frame::{count, fits, malformed, within};
 use super::{ADDRESSES_MAX, NODES_MAX, POOLS_MAX, REASON_LEN_BYTES_MAX, WORD_LEN_BYTES_MAX};
 use crate::engine_capnp::{Closing as WireClosing, NodeState as WireState};
-use crate::engine_capnp::{core_request, device_look, holdings, node_entries, node_entry, open_shard, pool, without};
-use crate::message::{Closing, CoreRequest, DeviceLook, Holdings, NodeEntry, NodeState, OpenShard};
+use crate::engine_capnp::{
+    core_request, device_look, holdings, metadata_room, node_entries, node_entry, open_shard, pool, without,
+};
+use crate::holdings::Holdings;
+use crate::message::{Closing, CoreRequest, DeviceLook, NodeEntry, NodeState, OpenShard};
+use crate::metadata_room::{MetadataBudget, MetadataRoom};
 use crate::racks::RACK_LEN_BYTES_MAX;
 use crate::stripe::check_shape;
 use crate::without::{Leaving, MARGINS, REASONS_MAX, Without};
@@ -48,6 +52,7 @@ pub(super) fn put_request(mut out: core_request::Builder<'_>, request: &CoreRequ
         }
         CoreRequest::Nodes { version, entries } => put_nodes(out.init_nodes(), *version, entries)?,
         CoreRequest::Host => out.set_host(()),
+        CoreRequest::MetadataRoom => out.set_metadata_room(()),
         CoreRequest::Holdings(node) => out.set_holdings_of(node.0),
         CoreRequest::Without(Leaving::Node(node)) => out.set_without(node.0),
         CoreRequest::Without(Leaving::Rack(rack)) => {
@@ -79,6 +84,7 @@ pub(super) fn take_request(request: core_request::Reader<'_>) -> Result<CoreRequ
             CoreRequest::Nodes { version, entries }
         }
         core_request::Host(()) => CoreRequest::Host,
+        core_request::MetadataRoom(()) => CoreRequest::MetadataRoom,
         // "Nothing" would be taken for an answer, and the node that holds it all removed (I-D5).
         core_request::Holdings(()) => {
             return Err(malformed("holdings without a node; update the node that asks".to_owned()));
@@ -113,6 +119,30 @@ pub(super) fn take_holdings(held: holdings::Reader<'_>) -> Holdings {
         shards: held.get_shards(),
         is_whole: held.get_is_whole(),
     }
+}
+
+/// Writes what metadata directories have room for.
+pub(super) fn put_room(mut out: metadata_room::Builder<'_>, room: &MetadataRoom) {
+    out.set_core(room.core.0);
+    out.set_replicas(room.replicas);
+    out.set_is_measured(room.budget.is_some());
+    if let Some(budget) = &room.budget {
+        out.set_fill_percent(budget.fill_percent);
+        out.set_soft_percent(budget.soft_percent);
+        out.set_hard_percent(budget.hard_percent);
+        out.set_content_bytes(budget.content_bytes);
+    }
+}
+
+/// What metadata directories have room for.
+pub(super) fn take_room(room: metadata_room::Reader<'_>) -> MetadataRoom {
+    let budget = room.get_is_measured().then(|| MetadataBudget {
+        fill_percent: room.get_fill_percent(),
+        soft_percent: room.get_soft_percent(),
+        hard_percent: room.get_hard_percent(),
+        content_bytes: room.get_content_bytes(),
+    });
+    MetadataRoom { core: LaneId(room.get_core()), replicas: room.get_replicas(), budget }
 }
 
 /// Writes what would be if a node left.

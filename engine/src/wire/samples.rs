@@ -10,14 +10,18 @@ use crate::composition::{ChunkReference, FileEntry, Page, PageReference, PartEnt
 use crate::delta::ChunkName;
 use crate::device_record::{DeviceActor, DeviceEvent, DevicePlace, DeviceRecord, DeviceUpdate, WearCause};
 use crate::evacuation::EvacuationAnswer;
+use crate::holdings::Holdings;
 use crate::inline::InlineContent;
+use crate::inline_message::{InlineRequest, InlineView, VoterRoom};
+use crate::inline_threshold::{Threshold, ThresholdBy};
 use crate::key_ranges::{KeyRange, KeyRanges};
 use crate::keys::{WRAPPED_DEK_LEN_BYTES, WrappedDek};
 use crate::message::{
     BeginChunk, Bucket, Clip, Closing, Collected, ControlRequest, ControlResponse, CoreRequest, Decision, Dedup,
-    DeviceLook, EngineRequest, EngineResponse, Holdings, HomeRequest, HomeResponse, NodeEntry, NodeState, ObjectPath,
-    OpenShard, ReadId, RequestBody, ResponseBody, ShardRequest, ShardResponse, TenantInfo, TenantSecrets, WrittenPages,
+    DeviceLook, EngineRequest, EngineResponse, HomeRequest, HomeResponse, NodeEntry, NodeState, ObjectPath, OpenShard,
+    ReadId, RequestBody, ResponseBody, ShardRequest, ShardResponse, TenantInfo, TenantSecrets, WrittenPages,
 };
+use crate::metadata_room::{MetadataBudget, MetadataRoom};
 use crate::repair_queue::RepairCause;
 use crate::request_log::{Mark, RequestStamp};
 use crate::split_message::{ShardMapAnswer, ShardMapRequest, SplitAnswer, SplitRequest};
@@ -231,6 +235,8 @@ fn shard_requests() -> Vec<Named<ShardRequest>> {
         ("close-namespace", ShardRequest::CloseNamespace { namespace, root }),
         ("fence", ShardRequest::Fence(name(1))),
         ("unfence", ShardRequest::Unfence(name(2))),
+        ("inline-show", ShardRequest::Inline(InlineRequest::Show)),
+        ("inline-set", ShardRequest::Inline(InlineRequest::Set { len_bytes: Some(512) })),
         ("split", ShardRequest::Split(Box::new(SplitRequest::CountOf(vec![name(3)])))),
     ]
 }
@@ -314,6 +320,28 @@ fn update_requests() -> Vec<Named<ControlRequest>> {
     .collect()
 }
 
+/// A view of an inline threshold, with everything in it.
+pub(crate) fn inline_view() -> InlineView {
+    let room = |node, budget, replicas| VoterRoom { node: NodeId(node), budget, replicas, heard_ms_ago: 12 };
+    InlineView {
+        leader: NodeId(1),
+        threshold: Threshold { len_bytes: 512, by: ThresholdBy::Room, since_unix_ms: 5 },
+        effective_len_bytes: 128,
+        supported_len_bytes: Some(640),
+        floor_len_bytes: 128,
+        ceiling_len_bytes: 65_536,
+        objects_expected: 1 << 20,
+        window_bytes: 7,
+        bytes_per_second_max: 10_000_000,
+        refused: 3,
+        voters: vec![room(1, Some(budget()), 8), room(2, None, 0)],
+    }
+}
+
+fn budget() -> MetadataBudget {
+    MetadataBudget { fill_percent: 55, soft_percent: 50, hard_percent: 75, content_bytes: 1 << 40 }
+}
+
 fn core_requests() -> Vec<Named<CoreRequest>> {
     vec![
         ("forget", CoreRequest::Forget),
@@ -321,6 +349,7 @@ fn core_requests() -> Vec<Named<CoreRequest>> {
         ("look", CoreRequest::LookAtDevice(DeviceId(bytes(1)), Closing::AsItIs)),
         ("core-nodes", CoreRequest::Nodes { version: 13, entries: vec![node(NodeState::Removed)] }),
         ("host", CoreRequest::Host),
+        ("metadata-room", CoreRequest::MetadataRoom),
         ("holdings", CoreRequest::Holdings(NodeId(4))),
         ("without", CoreRequest::Without(Leaving::Node(NodeId(4)))),
         ("without-rack", CoreRequest::Without(Leaving::Rack("row-2".to_owned()))),
@@ -337,6 +366,8 @@ pub(super) fn responses() -> Vec<Named<EngineResponse>> {
         ("done", ResponseBody::Done),
         ("looks", ResponseBody::Looks(vec![look(used, Some(7)), look(None, None)])),
         ("hosted", ResponseBody::Hosted(1 << 48 | 3)),
+        ("room", ResponseBody::MetadataRoom(MetadataRoom { core: LaneId(4), replicas: 9, budget: Some(budget()) })),
+        ("room-not-measured", ResponseBody::MetadataRoom(MetadataRoom { core: LaneId(4), replicas: 0, budget: None })),
         (
             "holdings",
             ResponseBody::Holdings(Holdings {
@@ -424,7 +455,9 @@ fn shard_responses() -> Vec<Named<ShardResponse>> {
         ("opened-empty", ShardResponse::Opened { file: file(), first: None }),
         ("page", ShardResponse::Page(page(1))),
         ("opened-inline", ShardResponse::Opened { file: file(), first: Some(inline_page()) }),
-        ("not-inline", ShardResponse::NotInline),
+        ("not-inline", ShardResponse::NotInline { limit: None }),
+        ("not-inline-beyond", ShardResponse::NotInline { limit: Some(128) }),
+        ("inline-view", ShardResponse::Inline(Box::new(inline_view()))),
         ("deleted", ShardResponse::Deleted(true)),
         ("listing", ShardResponse::Listing(ListPage { items, truncated: true })),
         ("upload", ShardResponse::Upload(upload.upload)),

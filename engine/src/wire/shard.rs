@@ -15,6 +15,7 @@ use crate::engine_capnp::{
     close_namespace, complete_part, complete_upload, list_objects, list_parts, list_uploads, named_upload,
     put_loose_page, put_part, shard_request,
 };
+use crate::inline_message::InlineRequest;
 use crate::message::{Clip, ObjectPath, ReadId, ShardRequest};
 use crate::split_message::SplitRequest;
 use kiseki_types::ids::{DirId, NamespaceId, PageId, PinEpoch, UploadId};
@@ -72,6 +73,7 @@ pub(super) fn put_request(mut out: shard_request::Builder<'_>, request: &ShardRe
             put_list(out, *root, request)?;
         }
         ShardRequest::Split(request) => out.set_split(&row("bytes of a request about a split", request.encode())?),
+        ShardRequest::Inline(request) => out.set_inline(&request.encode()),
         ShardRequest::CloseNamespace { namespace, root } => {
             let mut out = out.init_close_namespace();
             out.set_namespace(namespace.0);
@@ -260,6 +262,7 @@ pub(super) fn take_request(request: shard_request::Reader<'_>) -> Result<ShardRe
             ShardRequest::Unfence(take_name(name?))
         }
         shard_request::Split(split) => ShardRequest::Split(Box::new(SplitRequest::decode(split?)?)),
+        shard_request::Inline(request) => ShardRequest::Inline(InlineRequest::decode(request?)?),
     })
 }
 

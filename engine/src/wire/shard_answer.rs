@@ -11,6 +11,7 @@ use super::page::{file_row, page_row, take_file};
 use crate::composition::{PARTS_MAX, Page};
 use crate::control_service::LISTED_MAX;
 use crate::engine_capnp::shard_response;
+use crate::inline_message::InlineView;
 use crate::message::ShardResponse;
 use crate::split_message::SplitAnswer;
 use kiseki_types::ids::{PinEpoch, UploadId};
@@ -43,7 +44,9 @@ pub(super) fn put_response(mut out: shard_response::Builder<'_>, response: &Shar
             put_uploads(out.init_uploads(count(uploads.len())), uploads)?;
         }
         ShardResponse::Count(number) => out.set_count(*number),
-        ShardResponse::NotInline => out.set_not_inline(()),
+        ShardResponse::NotInline { limit: None } => out.set_not_inline(()),
+        ShardResponse::NotInline { limit: Some(limit) } => out.set_not_inline_beyond(*limit),
+        ShardResponse::Inline(view) => out.set_inline(&view.encode()),
         ShardResponse::Split(answer) => out.set_split(&row("bytes of an answer about a split", answer.encode())?),
     }
     Ok(())
@@ -81,7 +84,9 @@ pub(super) fn take_response(response: shard_response::Reader<'_>) -> Result<Shar
             ShardResponse::Uploads(uploads.collect::<Result<_, WireError>>()?)
         }
         shard_response::Count(number) => ShardResponse::Count(number),
-        shard_response::NotInline(()) => ShardResponse::NotInline,
+        shard_response::NotInline(()) => ShardResponse::NotInline { limit: None },
+        shard_response::NotInlineBeyond(limit) => ShardResponse::NotInline { limit: Some(limit) },
+        shard_response::Inline(view) => ShardResponse::Inline(Box::new(InlineView::decode(view?)?)),
         shard_response::Split(answer) => ShardResponse::Split(SplitAnswer::decode(answer?)?),
     })
 }

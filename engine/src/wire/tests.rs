@@ -46,6 +46,7 @@ fn shown_response(response: &EngineResponse) -> String {
         Ok(ResponseBody::Hosted(voter)) => format!("hosted {voter}"),
         Ok(ResponseBody::Holdings(held)) => format!("{held:?}"),
         Ok(ResponseBody::Without(without)) => format!("{without:?}"),
+        Ok(ResponseBody::MetadataRoom(room)) => format!("{room:?}"),
         Ok(ResponseBody::NotHere { leader, request }) => format!("not here {leader:?} {}", request.is_some()),
     }
 }

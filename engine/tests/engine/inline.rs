@@ -4,15 +4,25 @@ use crate::groups::GroupState;
 use crate::support::{CODED, Upkeep, World, noise};
 use bytes::Bytes;
 use kiseki_engine::api::{Attributes, CompletePart, Condition, FinishWrite, ObjectInfo, StoreError};
-use kiseki_engine::inline::{InlineSettings, THRESHOLD_LEN_BYTES};
+use kiseki_engine::inline::InlineSettings;
+use kiseki_engine::inline_threshold::THRESHOLD_LEN_BYTES;
 use kiseki_engine::machine::ROWS_FILE;
 use kiseki_engine::message::{ControlRequest, ControlResponse, Dedup};
 use kiseki_engine::shard_tables::{DROPPED, LOOSE, PAGES};
 use kiseki_engine::wire::INLINE_VERSION;
 use kiseki_types::ids::{NodeId, ShardId, TenantId};
+use kiseki_types::meta::MetaSpace;
 use kiseki_types::table::TableId;
 
 const BUCKET: &str = "bucket";
+
+/// The first threshold.
+const FIRST: usize = THRESHOLD_LEN_BYTES as usize;
+
+/// Metadata directories that are so full.
+fn directories(fill: u64) -> [MetaSpace; 1] {
+    [MetaSpace { used_bytes: fill << 30, total_bytes: 100 << 30 }]
+}
 
 fn world_with(seed: u64, inline: InlineSettings) -> (World, TenantId) {
     let world = World::with_upkeep(seed, 8, CODED, Upkeep { inline: Some(inline), ..Upkeep::default() });
@@ -58,16 +68,16 @@ fn counts(world: &World) -> (u64, u64) {
 fn i_l9_small_objects_have_no_fragments_and_read_like_any_other() {
     let (mut world, tenant) = world(1);
     let key = |len: usize| format!("d/{len}");
-    let lens = [1, 2, 100, THRESHOLD_LEN_BYTES - 1, THRESHOLD_LEN_BYTES];
+    let lens = [1, 2, 100, FIRST - 1, FIRST];
     for len in lens {
         let info = world.put(tenant, BUCKET, &key(len), &noise(len as u64, len)).unwrap();
         assert_eq!(info.len_bytes, len as u64);
     }
     assert_eq!(world.fragments.count(), 0);
-    let longer = THRESHOLD_LEN_BYTES + 1;
+    let longer = FIRST + 1;
     world.put(tenant, BUCKET, &key(longer), &noise(7, longer)).unwrap();
     assert_eq!(world.fragments.count(), 3, "a chunk");
-    assert_eq!(counts(&world), (lens.len() as u64, 0));
+    assert_eq!(counts(&world), (lens.len() as u64, 1), "it was offered, and the shard says what it takes");
     for _ in 0..2 {
         for len in lens {
             let content = noise(len as u64, len);
@@ -195,16 +205,18 @@ fn i_sf7_over_its_rate_a_shard_has_chunks_made_and_nobody_waits() {
 }
 
 #[test]
-fn full_metadata_directories_take_no_content() {
+fn i_sf2_full_metadata_directories_take_no_more_than_the_floor() {
     let (world, tenant) = world(7);
     let inline = world.engine.core().inline.clone();
-    inline.metadata_is_full_to(Some(76));
+    inline.metadata_has(&directories(76));
     world.put(tenant, BUCKET, "chunk", &noise(1, 300)).unwrap();
     assert_eq!((counts(&world), world.fragments.count()), ((0, 1), 3));
-    inline.metadata_is_full_to(Some(75));
-    world.sleep(2);
+    world.put(tenant, BUCKET, "tiny", &noise(3, 128)).unwrap();
+    assert_eq!((counts(&world), world.fragments.count()), ((1, 1), 3), "no more than a reference would take");
+    inline.metadata_has(&directories(10));
+    world.sleep(10);
     world.put(tenant, BUCKET, "content", &noise(2, 300)).unwrap();
-    assert_eq!((counts(&world), world.fragments.count()), ((1, 1), 3));
+    assert_eq!((counts(&world), world.fragments.count()), ((2, 1), 3));
     assert_eq!(world.get(tenant, BUCKET, "chunk").unwrap(), noise(1, 300));
     assert_eq!(world.get(tenant, BUCKET, "content").unwrap(), noise(2, 300));
 }

@@ -16,5 +16,6 @@ mod repair;
 mod scrub;
 mod split;
 mod support;
+mod thresholds;
 mod unanswered;
 mod write_memory;

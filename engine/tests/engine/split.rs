@@ -12,6 +12,7 @@ use kiseki_engine::split_message::{
 use kiseki_engine::wire::SPLIT_VERSION;
 use kiseki_types::fragment::StripeShape;
 use kiseki_types::ids::{NodeId, ShardId, TenantId};
+use kiseki_types::meta::MetaSpace;
 use kiseki_types::runtime::RuntimeExt;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -462,7 +463,7 @@ fn i_c2_chunks_of_refused_inline_content_are_pinned_for_the_shard_that_names_the
     world.run(early.finish(FinishWrite::default())).unwrap();
     assert_eq!((world.engine.core().inline.writes.get(), world.fragments.count()), (4, 3), "it is a chunk");
     // The giver names an equal chunk, and then does not: whom the home asks decides whether it is freed.
-    world.engine.core().inline.metadata_is_full_to(Some(100));
+    world.engine.core().inline.metadata_has(&[MetaSpace { used_bytes: 1, total_bytes: 1 }]);
     world.put(tenant, BUCKET, "a", &content).unwrap();
     assert_eq!(world.fragments.count(), 3, "it is the same one");
     assert!(world.run(world.store.delete(tenant, BUCKET, "a", Condition::None)).unwrap());

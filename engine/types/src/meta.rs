@@ -39,8 +39,33 @@ pub trait MetaDir: Send + Sync + fmt::Debug {
     fn remove(&self, name: &str) -> io::Result<()>;
     /// Renames, replacing what is there.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
-    /// How full the file system is, in percent of what may be used; of several directories, the fullest. `None`: that is not known.
-    fn fill_percent(&self) -> io::Result<Option<u8>> {
-        Ok(None)
+    /// How much room the file system of each directory has; none where that is not known.
+    fn spaces(&self) -> io::Result<Vec<MetaSpace>> {
+        Ok(Vec::new())
+    }
+}
+
+/// Room of a file system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MetaSpace {
+    /// Bytes in use, by whomever.
+    pub used_bytes: u64,
+    /// Bytes that may be in use.
+    pub total_bytes: u64,
+}
+
+impl MetaSpace {
+    /// How full it is, rounded up.
+    #[must_use]
+    pub fn fill_percent(self) -> u8 {
+        let percent = (100 * u128::from(self.used_bytes)).div_ceil(u128::from(self.total_bytes.max(1)));
+        u8::try_from(percent).unwrap_or(u8::MAX)
+    }
+
+    /// Bytes up to so many percent of it.
+    #[must_use]
+    pub fn room_to(self, percent: u8) -> u64 {
+        let limit = u128::from(self.total_bytes) * u128::from(percent) / 100;
+        u64::try_from(limit).unwrap_or(u64::MAX).saturating_sub(self.used_bytes)
     }
 }

@@ -131,3 +131,25 @@ fn acknowledge(sequence: Sequence, result: Result<(), JournalError>, callback: F
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::type_config::TypeConfig;
+    use openraft::type_config::TypeConfigExt;
+
+    #[test]
+    fn i_l2_i_d6_nothing_is_acknowledged_once_a_flush_has_failed() {
+        let progress = Progress::default();
+        let answer = |sequence, result| {
+            let (sender, receiver) = TypeConfig::oneshot();
+            acknowledge(sequence, result, Flushed::signal(sender), &progress);
+            futures::executor::block_on(receiver).expect("it is answered")
+        };
+        answer(1, Ok(())).expect("durable");
+        let failure = JournalError::Fenced { journal: "j".to_owned(), reason: "its disk is gone".to_owned() };
+        answer(2, Err(failure)).unwrap_err();
+        answer(3, Ok(())).unwrap_err();
+        assert_eq!(progress.synced.get(), 1, "there may be a hole behind it");
+    }
+}

@@ -10,6 +10,7 @@ use crate::join::Invitation;
 use crate::nodes_file::NodeRow;
 use crate::outcome::{NodeError, Outcome};
 use crate::shard_admin::ShardRow;
+use crate::shard_inline::InlineRow;
 use crate::status::NodeReport;
 use kiseki_types::runtime::LocalBoxFuture;
 use serde::{Deserialize, Serialize};
@@ -122,6 +123,19 @@ pub enum AdminRequest {
         #[serde(default)]
         at: Option<String>,
     },
+    /// Describes one shard: who holds it, what it holds, and up to which length its objects lie beside their names.
+    ShardShow {
+        /// Its number.
+        shard: u64,
+    },
+    /// Sets up to which length objects of a shard lie beside their names.
+    ShardThreshold {
+        /// Its number.
+        shard: u64,
+        /// Bytes; absent: as many as its voters have room for.
+        #[serde(default)]
+        bytes: Option<u32>,
+    },
     /// Moves everything on a device to the others.
     DeviceDrain {
         /// Its path, its id, or the first digits of its id.
@@ -233,6 +247,14 @@ pub enum AdminResponse {
         /// The rows.
         shards: Vec<ShardRow>,
     },
+    /// One shard.
+    Shard {
+        /// As in lists.
+        #[serde(flatten)]
+        row: Box<ShardRow>,
+        /// Its small objects.
+        inline: Box<InlineRow>,
+    },
     /// A split has begun, and goes on by itself.
     Split {
         /// The shard that gives.
@@ -321,6 +343,8 @@ pub async fn answer(store: &dyn AdminStore, request: AdminRequest) -> AdminRespo
         | AdminRequest::Health { .. }
         | AdminRequest::ShardList
         | AdminRequest::ShardSplit { .. }
+        | AdminRequest::ShardShow { .. }
+        | AdminRequest::ShardThreshold { .. }
         | AdminRequest::NodeInvite
         | AdminRequest::NodeList
         | AdminRequest::NodeSet { .. } => {

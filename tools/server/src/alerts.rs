@@ -31,6 +31,7 @@ pub fn of(report: &NodeReport, now: u64, unix: u64) -> Vec<String> {
     named(&mut alerts, devices.map(|it| format!("device {} is {}: {}", it.path, it.state, it.reason)).collect());
     let dirs = report.metadata_dirs.iter().filter(|dir| dir.state != "current");
     named(&mut alerts, dirs.map(|dir| format!("metadata {} is {}: {}", dir.path, dir.state, dir.reason)).collect());
+    alerts.extend(full_metadata(report));
     let pools = report.pools.iter().filter(|pool| !["", "normal"].contains(&pool.level.as_str()));
     named(
         &mut alerts,
@@ -72,6 +73,20 @@ fn named(alerts: &mut Vec<String>, found: Vec<String>) {
     }
 }
 
+/// I-SF2: thresholds of small objects fall while metadata directories are over their soft limit, and are lowest over the hard one.
+fn full_metadata(report: &NodeReport) -> Option<String> {
+    let fill = report.total("metadata_fill_percent");
+    let (soft, hard) = (report.total("metadata_soft_limit_percent"), report.total("metadata_hard_limit_percent"));
+    let text = match fill {
+        0 => return None,
+        _ if fill > hard => "over their hard limit: only the smallest objects lie beside their names; give them room",
+        _ if fill > soft => "over their soft limit: fewer small objects will lie beside their names",
+        _ => return None,
+    };
+    let limit = if fill > hard { hard } else { soft };
+    Some(format!("metadata directories are {fill} % full, {text} ({limit} %)"))
+}
+
 fn leaderless(report: &NodeReport) -> Vec<String> {
     let shards = report.shards().filter(|shard| shard.leader.is_none());
     shards.map(|shard| format!("shard {} has no leader as this node sees it", shard.shard)).collect()
@@ -98,6 +113,20 @@ mod tests {
     use super::*;
     use crate::shards::{FollowerReport, ShardReport};
     use crate::status::{CoreReport, DeviceReport, NodeSeen};
+
+    #[test]
+    fn i_sf2_metadata_directories_over_a_limit_are_told_of() {
+        let of_fill = |fill: u64| {
+            let values = [("fill", fill), ("soft_limit", 50), ("hard_limit", 75)];
+            let values = values.map(|(name, value)| (format!("metadata_{name}_percent"), value)).into();
+            let mut report = NodeReport { phase: Phase::Serving, ..NodeReport::default() };
+            report.core_reports.insert("0".to_owned(), CoreReport { values, ..CoreReport::default() });
+            of(&report, 0, 0).into_iter().find(|alert| alert.contains("metadata directories")).unwrap_or_default()
+        };
+        assert_eq!(of_fill(50), "");
+        assert!(of_fill(51).contains("51 % full, over their soft limit") && of_fill(51).ends_with("(50 %)"));
+        assert!(of_fill(76).contains("76 % full, over their hard limit") && of_fill(76).ends_with("(75 %)"));
+    }
 
     #[test]
     fn what_is_wrong_is_told_with_its_name_and_no_kind_takes_all_the_room() {

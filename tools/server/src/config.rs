@@ -396,7 +396,10 @@ pub struct Overrides {
     /// MB a second of small objects that a shard takes beside its names; 0: none.
     #[arg(long, env = "KISEKI_RAFT_INLINE_MBPS", value_name = "MB")]
     pub raft_inline_mbps: Option<u32>,
-    /// How full, in percent, metadata directories may be for that.
+    /// How full, in percent, metadata directories may be before fewer small objects are taken so.
+    #[arg(long, env = "KISEKI_META_SOFT_LIMIT_PCT", value_name = "PERCENT")]
+    pub meta_soft_limit_pct: Option<u8>,
+    /// How full, in percent, before only the smallest are.
     #[arg(long, env = "KISEKI_META_HARD_LIMIT_PCT", value_name = "PERCENT")]
     pub meta_hard_limit_pct: Option<u8>,
     /// Executors, each pinned to a CPU; 0 means one for each CPU.
@@ -489,7 +492,7 @@ impl Config {
     pub fn combine(dir: KisekiDir, file: FileConfig, overrides: &Overrides) -> Result<Config, ConfigError> {
         let FileConfig { mut s3, mut admin, mut peer, mut keys, mut log, repair, rebalance, .. } = file;
         let (scrub, shards, health, fill, discard) = (file.scrub, file.shards, file.health, file.fill, file.discard);
-        let inline = file.inline.overridden(overrides.raft_inline_mbps, overrides.meta_hard_limit_pct);
+        let inline = file.inline.overridden(overrides);
         if let Some(host) = overrides.s3_host {
             s3.listen.set_ip(host);
         }

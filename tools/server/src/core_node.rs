@@ -129,8 +129,8 @@ const METADATA_FILL_INTERVAL: Duration = Duration::from_secs(5);
 async fn watch_metadata_fill(ports: Ports, meta: Arc<MirroredDir>, inline: Rc<InlinePolicy>) {
     loop {
         let dir = meta.clone();
-        match ports.offload(METADATA_FILL_QUEUE, move || dir.fill_percent()).await {
-            Ok(Ok(percent)) => inline.metadata_is_full_to(percent),
+        match ports.offload(METADATA_FILL_QUEUE, move || dir.spaces()).await {
+            Ok(Ok(spaces)) => inline.metadata_has(&spaces),
             Ok(Err(error)) => tracing::debug!(%error, "how full the metadata directories are is not known"),
             Err(_stopping) => return,
         }

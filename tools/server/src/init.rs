@@ -189,10 +189,15 @@ fn config_text(options: &InitOptions) -> String {
          split_writes_per_minute = 0\n\
          \n\
          [inline]\n\
-         # Objects of at most 4 KiB lie beside their names, in the metadata directories of three nodes, and not in chunks on the\n\
-         # devices. So many MB a second of them in each shard of a tenant's names, then they become chunks; 0: none.\n\
+         # Small objects lie beside their names, in the metadata directories of three nodes, and not in chunks on the devices. So\n\
+         # many MB a second of them in each shard of a tenant's names, then they become chunks; 0: none.\n\
          mb_per_second_max = 10\n\
-         # They become chunks as well while metadata directories are fuller than so many percent.\n\
+         # Up to which length: each shard has a threshold, 4 KiB at first, that falls within these bounds with the room that\n\
+         # metadata directories have; it rises by `kiseki shard threshold`.\n\
+         floor_bytes = 128\n\
+         ceiling_bytes = 65536\n\
+         # It falls faster while metadata directories are fuller than so many percent, and is at the floor beyond the second.\n\
+         metadata_soft_percent_max = 50\n\
          metadata_fill_percent_max = 75\n\
          \n\
          [health]\n\

@@ -64,6 +64,7 @@ pub mod replaced;
 pub mod report;
 pub mod scratch_dir;
 pub mod shard_admin;
+pub mod shard_inline;
 pub mod shards;
 pub mod slow_calls;
 pub mod smart;

@@ -139,8 +139,15 @@ fn report(shared: &CoreShared, core: CoreId, node: &CoreNode, gateway: &S3Servic
     set("inline_refused_total", inline.refusals.get());
     set("inline_waits_for_a_node", node.engine().calls().lacking(INLINE_VERSION).is_some().into());
     // Of the node, so one core tells it.
-    if let Some(percent) = inline.metadata_fill_percent().filter(|_| core.0 == 0) {
-        set("metadata_fill_percent", percent.into());
+    if let Some(budget) = inline.budget().filter(|_| core.0 == 0) {
+        set("metadata_fill_percent", budget.fill_percent.into());
+        set("metadata_soft_limit_percent", budget.soft_percent.into());
+        set("metadata_hard_limit_percent", budget.hard_percent.into());
+        set("metadata_inline_budget_bytes", budget.content_bytes);
+    }
+    set("inline_threshold_falls_total", inline.falls.get());
+    if let Some(lowest) = node.engine().shards().iter().map(|shard| shard.threshold_len_bytes()).min() {
+        set("inline_threshold_bytes_min", lowest.into());
     }
     let budget = &node.engine().core().write_budget;
     set("write_bytes_in_flight", budget.in_flight.used() as u64);

@@ -5,9 +5,11 @@ use crate::admin::{AdminRequest, AdminResponse};
 use crate::admin_store::not_done;
 use crate::core_node::CoreNode;
 use crate::outcome::{NodeError, Outcome};
+use crate::shard_inline;
 use futures::StreamExt;
 use futures::stream;
 use kiseki_engine::api::StoreError;
+use kiseki_engine::inline_message::InlineRequest;
 use kiseki_engine::message::{ControlRequest, ControlResponse, ShardRequest, ShardResponse};
 use kiseki_engine::split_message::{
     ShardEntry, ShardMapAnswer, ShardMapRequest, ShardStanding, SplitAnswer, SplitCeilings, SplitRequest, SplitState,
@@ -91,7 +93,13 @@ impl ShardAdmin {
     /// Whether a request is one of these.
     #[must_use]
     pub fn answers(request: &AdminRequest) -> bool {
-        matches!(request, AdminRequest::ShardList | AdminRequest::ShardSplit { .. })
+        matches!(
+            request,
+            AdminRequest::ShardList
+                | AdminRequest::ShardSplit { .. }
+                | AdminRequest::ShardShow { .. }
+                | AdminRequest::ShardThreshold { .. }
+        )
     }
 
     /// Answers it.
@@ -99,6 +107,10 @@ impl ShardAdmin {
         let answer = match request {
             AdminRequest::ShardList => self.list().await.map(|shards| AdminResponse::Shards { shards }),
             AdminRequest::ShardSplit { shard, bucket, at } => self.split(ShardId(shard), bucket, at).await,
+            AdminRequest::ShardShow { shard } => self.show(ShardId(shard), InlineRequest::Show).await,
+            AdminRequest::ShardThreshold { shard, bytes } => {
+                self.show(ShardId(shard), InlineRequest::Set { len_bytes: bytes }).await
+            }
             other => {
                 let message = format!("{other:?} is answered elsewhere");
                 Err(NodeError { message, outcome: Outcome::Refused })
@@ -111,7 +123,35 @@ impl ShardAdmin {
         self.node.engine().calls().control(request).await.map_err(|error| not_done(&error))
     }
 
+    /// One shard, after what is asked of it.
+    async fn show(&self, shard: ShardId, request: InlineRequest) -> Result<AdminResponse, NodeError> {
+        let (entry, name) =
+            self.entries().await?.into_iter().find(|(entry, _)| entry.shard == shard).ok_or_else(|| {
+                let message = format!("no tenant has a shard {}; `kiseki shard list` shows all", shard.0);
+                NodeError { message, outcome: Outcome::Refused }
+            })?;
+        let inline = match self.node.engine().calls().shard(shard, ShardRequest::Inline(request)).await {
+            Ok(ShardResponse::Inline(view)) => shard_inline::row(&view),
+            Ok(_) => return Err(unfit()),
+            Err(error) => return Err(not_done(&error)),
+        };
+        let row = row(&entry, name, self.standing(shard).await);
+        Ok(AdminResponse::Shard { row: Box::new(row), inline: Box::new(inline) })
+    }
+
     async fn list(&self) -> Result<Vec<ShardRow>, NodeError> {
+        let rows = self.entries().await?.into_iter().map(|(entry, name)| async move {
+            let standing = match entry.is_active {
+                true => self.standing(entry.shard).await,
+                false => Err(StoreError::Unavailable { reason: "it is being made".to_owned() }),
+            };
+            row(&entry, name, standing)
+        });
+        Ok(stream::iter(rows).buffered(ASKED_AT_ONCE).collect().await)
+    }
+
+    /// All tenants' shards, and the tenants' names.
+    async fn entries(&self) -> Result<Vec<(ShardEntry, String)>, NodeError> {
         let ControlResponse::Tenants(tenants) = self.control(ControlRequest::Tenants).await? else {
             return Err(unfit());
         };
@@ -120,16 +160,8 @@ impl ShardAdmin {
             ControlResponse::Shards(ShardMapAnswer::Shards(shards)) => shards,
             _ => return Err(unfit()),
         };
-        let names = &names;
-        let rows = shards.into_iter().map(|entry| async move {
-            let name = names.get(&entry.tenant).cloned().unwrap_or_default();
-            let standing = match entry.is_active {
-                true => self.standing(entry.shard).await,
-                false => Err(StoreError::Unavailable { reason: "it is being made".to_owned() }),
-            };
-            row(&entry, name, standing)
-        });
-        Ok(stream::iter(rows).buffered(ASKED_AT_ONCE).collect().await)
+        let name = |entry: &ShardEntry| names.get(&entry.tenant).cloned().unwrap_or_default();
+        Ok(shards.into_iter().map(|entry| (name(&entry), entry)).map(|(name, entry)| (entry, name)).collect())
     }
 
     async fn standing(&self, shard: ShardId) -> Result<ShardStanding, StoreError> {

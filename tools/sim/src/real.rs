@@ -98,6 +98,9 @@ pub struct RealOptions {
 /// Whether a seed has inline content is drawn for itself.
 const INLINE_SALT: u64 = 0x696e_6c69_6e65;
 
+/// How much room metadata directories have likewise.
+const SPACE_SALT: u64 = 0x73_7061_6365;
+
 /// Which media answer a flush without saving anything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lie {
@@ -197,6 +200,8 @@ impl RealNode {
             let journal = |lane| disk(format!("meta{index}-lane{lane}"), options.raft_journal_len_bytes);
             let seed = mix64(sim.seed() ^ u64::from(index) ^ u64::from(number - 1) << 32);
             let dir = SimMetaDir::new(&format!("meta{index}"), seed, &switch);
+            // From what is full in moments to what never is, so that thresholds differ and fall in the middle of work (I-SF1).
+            dir.set_space(1 << (22 + mix64(seed ^ SPACE_SALT ^ u64::from(index)) % 16));
             Member { dir, journals: (0..options.lanes).map(journal).collect() }
         };
         let members: Vec<Member> = (0..options.metadata_dirs).map(member).collect();

@@ -4,7 +4,7 @@ use crate::cut::{CutSwitch, Power};
 use crate::disk::CutMode;
 use crate::seed::SeededRng;
 use crate::unit_file::UnitFile;
-use kiseki_types::meta::{MetaDir, MetaFile};
+use kiseki_types::meta::{MetaDir, MetaFile, MetaSpace};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
@@ -25,6 +25,8 @@ struct DirState {
     fail_sync: Option<u64>,
     sync_is_a_lie: bool,
     is_gone: bool,
+    /// Bytes that the file system says it has; 0: it says nothing.
+    space_bytes: u64,
     rng: SeededRng,
 }
 
@@ -51,6 +53,7 @@ impl SimMetaDir {
             fail_sync: None,
             sync_is_a_lie: false,
             is_gone: false,
+            space_bytes: 0,
             rng: SeededRng::for_part(seed, 3),
         };
         SimMetaDir { state: Arc::new(Mutex::new(state)), switch: switch.clone(), name: name.into() }
@@ -89,6 +92,11 @@ impl SimMetaDir {
     /// From now on syncs answer Ok and save nothing: the control that must be caught.
     pub fn set_sync_is_a_lie(&self, is_a_lie: bool) {
         lock(&self.state).sync_is_a_lie = is_a_lie;
+    }
+
+    /// How much room the file system says it has; nothing fails when that is used up.
+    pub fn set_space(&self, bytes: u64) {
+        lock(&self.state).space_bytes = bytes;
     }
 
     /// Takes the directory away (every operation fails) or brings it back.
@@ -247,6 +255,13 @@ impl MetaDir for OpenDir {
             state.files.insert(to.to_owned(), content);
             Ok(())
         })
+    }
+
+    fn spaces(&self) -> io::Result<Vec<MetaSpace>> {
+        let state = self.dir.reach(self.incarnation)?;
+        let used_bytes = state.files.values().map(|file| lock(file).len() as u64).sum();
+        let space = MetaSpace { used_bytes, total_bytes: state.space_bytes };
+        Ok(if state.space_bytes == 0 { Vec::new() } else { vec![space] })
     }
 }
 

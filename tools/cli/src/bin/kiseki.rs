@@ -68,7 +68,7 @@ enum Command {
     /// The cluster's nodes: those that are there, a new one, one that leaves.
     #[command(subcommand)]
     Node(NodeCommand),
-    /// The shards of tenants' names: what they hold, and how one is split.
+    /// The shards of tenants' names: what they hold, how one is split, and which objects lie beside their names.
     #[command(subcommand)]
     Shard(ShardCommand),
     /// Shows devices, metadata directories, and what is unsafe or wrong.
@@ -288,6 +288,7 @@ fn print(response: AdminResponse, json: bool) -> Result<()> {
         AdminResponse::Joined(joined) => print_json(&joined),
         AdminResponse::Health(health) => print_json(&health),
         AdminResponse::Shards { shards } => print_json(&shards),
+        AdminResponse::Shard { row, inline } => print_json(&shard::as_json(&row, &inline)?),
         AdminResponse::Split { shard, child } => print_json(&serde_json::json!({ "shard": shard, "child": child })),
         AdminResponse::Status(report) if json => print_json(&report),
         AdminResponse::Status(report) => {
