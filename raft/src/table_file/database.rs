@@ -236,7 +236,17 @@ impl FileDatabase {
     pub fn settle_live(&self, snapshot: &Snapshot) -> Result<(), TableError> {
         let rows: u64 = snapshot.row_counts()?.values().sum();
         let stored = snapshot.live.filter(|(position, live)| *position == snapshot.position && live.rows == rows);
-        let live = stored.map(|(_, live)| live).map_or_else(|| snapshot.count_live(), Ok);
+        let live = stored.map(|(_, live)| live).map_or_else(
+            || {
+                tracing::info!(
+                    file = self.options.name,
+                    rows,
+                    "a table file has no count of its live rows; they are counted"
+                );
+                snapshot.count_live()
+            },
+            Ok,
+        );
         // Who reads such a row learns it; the count alone is no reason to refuse the file.
         let live = live.inspect_err(|error| tracing::warn!(%error, "the live rows of a table file can't be counted"));
         *self.lock_live() = live.ok();

@@ -299,8 +299,8 @@ fn files_that_lack_a_row_never_replace_others() {
 #[test]
 fn a_copy_that_has_no_room_fences_nothing_and_is_tried_again_later() {
     let (base, model) = wasteful(300, 10);
-    let mut refused = 0;
-    for room in (0..).map(|number| number * 9_000) {
+    for refused in 0.. {
+        let room = refused * 9_000;
         let (dir, runtime, mut pair) = reopened(&base, &model, 1, room);
         dir.leave_room_in_next(Some(room));
         pair.fold(&runtime, vec![put(0, b"change", b"1")]);
@@ -310,7 +310,6 @@ fn a_copy_that_has_no_room_fences_nothing_and_is_tried_again_later() {
             assert!(refused > 5, "{refused} copies were refused");
             return;
         }
-        refused += 1;
         assert!(!is_copying(&dir), "the room is given back");
         pair.check(&runtime);
         dir.leave_room_in_next(None);
