@@ -4,7 +4,7 @@
 //! read. A slot is `[counter 8][CRC64/NVME 8][page 4096]`. Layout: docs/formats/sealed-file.md.
 
 use crate::file_header::FileHeader;
-use crate::paged_file::{PAGE_BYTES, PageCodec, PagedFile};
+use crate::paged_file::{FileWatch, PAGE_BYTES, PageCodec, PagedFile};
 use crc_fast::{CrcAlgorithm, Digest};
 use kiseki_types::meta::MetaFile;
 use std::io;
@@ -33,6 +33,11 @@ impl ClearFile {
             header.heal(&*file, PAGE_BYTES as u32)?;
         }
         Ok(ClearFile(PagedFile::open(file, name, ChecksumCodec { uuid: header.uuid })?))
+    }
+
+    /// See [`PagedFile::watch`].
+    pub fn watch(&self) -> Arc<FileWatch> {
+        self.0.watch()
     }
 }
 

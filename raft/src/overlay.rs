@@ -96,6 +96,11 @@ impl Overlay {
         self.active.touched
     }
 
+    /// Whether a layer is frozen.
+    pub fn is_being_folded(&self) -> bool {
+        self.frozen.is_some()
+    }
+
     /// Rows of the active layer.
     pub fn active_rows(&self) -> usize {
         self.active.rows

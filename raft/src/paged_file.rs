@@ -48,13 +48,32 @@ struct State {
     fresh: PageRanges,
 }
 
+/// What a file is known by beside redb.
+#[derive(Debug)]
+pub(crate) struct FileWatch {
+    failed: AtomicBool,
+    len_bytes: AtomicU64,
+}
+
+impl FileWatch {
+    /// Length of the metadata file.
+    pub fn len_bytes(&self) -> u64 {
+        self.len_bytes.load(Ordering::Relaxed)
+    }
+
+    /// No more writes, be it the closing commit of who reads the file still: others may open it now.
+    pub fn retire(&self) {
+        self.failed.store(true, Ordering::Release);
+    }
+}
+
 /// A [`StorageBackend`] over a metadata file.
 pub(crate) struct PagedFile<C> {
     file: Arc<dyn MetaFile>,
     name: String,
     codec: C,
     counter: AtomicU64,
-    failed: AtomicBool,
+    watch: Arc<FileWatch>,
     state: Mutex<State>,
 }
 
@@ -115,9 +134,14 @@ impl<C: PageCodec> PagedFile<C> {
             name: name.to_owned(),
             codec,
             counter: AtomicU64::new(counter),
-            failed: AtomicBool::new(false),
+            watch: Arc::new(FileWatch { failed: AtomicBool::new(false), len_bytes: Self::len_of(state.pages).into() }),
             state: Mutex::new(state),
         }
+    }
+
+    /// What can be said of the file, and to it, once redb has it.
+    pub fn watch(&self) -> Arc<FileWatch> {
+        Arc::clone(&self.watch)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -143,13 +167,13 @@ impl<C: PageCodec> PagedFile<C> {
 
     /// I-D6: after a failed write or sync nothing is written any more until the file is opened and checked again.
     fn guarded<T>(&self, change: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-        if self.failed.load(Ordering::Acquire) {
+        if self.watch.failed.load(Ordering::Acquire) {
             return Err(io::Error::other(format!(
                 "{} failed before and takes no writes until it is reopened",
                 self.name
             )));
         }
-        change().inspect_err(|_| self.failed.store(true, Ordering::Release))
+        change().inspect_err(|_| self.watch.failed.store(true, Ordering::Release))
     }
 
     fn damaged(&self, page: u64) -> io::Error {
@@ -261,6 +285,7 @@ impl<C: PageCodec> PagedFile<C> {
 
     fn resize(&self, pages: u64) -> io::Result<()> {
         self.file.set_len(Self::len_of(pages))?;
+        self.watch.len_bytes.store(Self::len_of(pages), Ordering::Relaxed);
         let mut state = self.lock();
         let before = state.pages;
         state.pages = pages;

@@ -5,7 +5,7 @@
 //! associated data, so that a page opens only where it was written. Layout: docs/formats/sealed-file.md.
 
 use crate::file_header::{FORMAT_VERSION, FileHeader};
-use crate::paged_file::{PAGE_BYTES, PageCodec, PagedFile};
+use crate::paged_file::{FileWatch, PAGE_BYTES, PageCodec, PagedFile};
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use aws_lc_rs::hkdf::{HKDF_SHA256, Salt};
 use kiseki_types::meta::MetaFile;
@@ -61,6 +61,11 @@ impl SealedFile {
         }
         let codec = SealCodec::new(header.uuid, parameters);
         Ok(SealedFile(PagedFile::open(file, name, codec)?))
+    }
+
+    /// See [`PagedFile::watch`].
+    pub fn watch(&self) -> Arc<FileWatch> {
+        self.0.watch()
     }
 }
 

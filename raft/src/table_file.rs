@@ -1,6 +1,7 @@
 //! One table file with its overlay, for rooms other than Raft: a [`TableSet`] of one file.
 
 pub(crate) mod database;
+mod live_count;
 
 use crate::table_set::{FileSpec, TableSet, TableSettings};
 use kiseki_types::meta::MetaDir;

@@ -8,12 +8,14 @@
 //! commits; so a replay never meets rows of its own future.
 
 mod cached_file;
+mod compaction;
 mod files;
 mod transfer;
 
 use crate::overlay::{Layer, Overlay, is_empty_range};
 use crate::table_file::database::{FileDatabase, OpenRandom, Redo, Snapshot};
 use cached_file::{CachedFile, SideReader};
+use compaction::{Compaction, Compactions};
 use files::{OpenedFiles, SetFiles};
 use futures::channel::oneshot;
 use kiseki_types::meta::MetaDir;
@@ -51,13 +53,16 @@ pub struct TableSettings {
     pub fold_rows: usize,
     /// Overlay bytes that start a fold.
     pub fold_bytes: usize,
+    /// Files that are together at least this long are compacted when most of it is no rows; 0: never.
+    pub compact_from_bytes: u64,
 }
 
 impl TableSettings {
-    /// Small defaults: 8 MiB of pages a file, folds from 8,192 rows or 4 MiB on.
+    /// Small defaults: 8 MiB of pages a file, folds from 8,192 rows or 4 MiB on, compactions from 64 MiB on.
     #[must_use]
     pub fn new(queue: u64) -> TableSettings {
-        TableSettings { queue, cache_bytes: 8 << 20, fold_rows: 8192, fold_bytes: 4 << 20 }
+        let compact_from_bytes = 64 << 20;
+        TableSettings { queue, cache_bytes: 8 << 20, fold_rows: 8192, fold_bytes: 4 << 20, compact_from_bytes }
     }
 }
 
@@ -86,6 +91,8 @@ enum Health {
 struct State {
     overlay: Overlay,
     databases: Vec<Arc<FileDatabase>>,
+    /// New files that are about to become these.
+    coming: Vec<Arc<FileDatabase>>,
     snapshots: Vec<Rc<CachedFile>>,
     meta: BTreeMap<Vec<u8>, Vec<u8>>,
     applied: u64,
@@ -108,6 +115,11 @@ struct Inner {
     files: Arc<SetFiles>,
     settings: TableSettings,
     next_read_queue: Cell<u64>,
+    compactions: RefCell<Compactions>,
+    /// Every import that may still be installed holds a clone.
+    imports: Rc<()>,
+    /// Nobody holds the set any more, but for its fold task.
+    left_alone: Cell<bool>,
     state: RefCell<State>,
 }
 
@@ -115,6 +127,20 @@ struct Inner {
 #[derive(Clone)]
 pub struct TableSet {
     inner: Rc<Inner>,
+    /// `None` in the fold task, which is to end when nobody else has a handle.
+    _owner: Option<Rc<Owner>>,
+}
+
+/// What all handles but the fold task's share.
+struct Owner {
+    inner: Rc<Inner>,
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.inner.left_alone.set(true);
+        TableSet { inner: Rc::clone(&self.inner), _owner: None }.leave_compaction();
+    }
 }
 
 impl TableSet {
@@ -136,8 +162,11 @@ impl TableSet {
             let opened = ports.offload(settings.queue * QUEUES_PER_SET, move || job_files.open(&random));
             let opened = opened.await.map_err(|Stopping| files.closed())??;
             let state = RefCell::new(State::new(opened));
-            let inner = Rc::new(Inner { ports, files, settings, next_read_queue: Cell::new(0), state });
-            Ok(TableSet { inner })
+            let (next_read_queue, compactions, imports) = (Cell::new(0), RefCell::default(), Rc::new(()));
+            let left_alone = Cell::new(false);
+            let inner = Inner { ports, files, settings, next_read_queue, compactions, imports, left_alone, state };
+            let inner = Rc::new(inner);
+            Ok(TableSet { _owner: Some(Rc::new(Owner { inner: Rc::clone(&inner) })), inner })
         })
     }
 
@@ -151,7 +180,7 @@ impl TableSet {
 
     /// [`TableSet::apply`] without the replay check, for users without positions.
     pub(crate) fn put(&self, position: u64, writes: Vec<TableWrite>, meta: Vec<Row>) {
-        let start_fold = {
+        let (fold, busy) = {
             let mut state = self.inner.state.borrow_mut();
             if !matches!(state.health, Health::Open) {
                 return; // the owner learns it from any read or checkpoint; the overlay must not grow for nothing
@@ -161,10 +190,12 @@ impl TableSet {
             state.applied = position;
             state.meta.extend(meta.iter().cloned());
             state.overlay.apply(position, writes, meta);
-            !state.busy && state.over_limit(&self.inner.settings)
+            (state.over_limit(&self.inner.settings), state.busy)
         };
-        if start_fold {
-            self.start_fold();
+        match (fold, busy) {
+            (true, false) => self.start_fold(),
+            (true, true) => self.wake_fold_task(),
+            (false, _) => {}
         }
     }
 
@@ -222,8 +253,9 @@ impl TableSet {
             state.waiters.push((upto, sender));
             (receiver, !state.busy)
         };
-        if idle {
-            self.start_fold();
+        match idle {
+            true => self.start_fold(),
+            false => self.wake_fold_task(),
         }
         let files = Arc::clone(&self.inner.files);
         Box::pin(async move { receiver.await.unwrap_or_else(|_| Err(files.closed())) })
@@ -233,16 +265,11 @@ impl TableSet {
     pub fn close(&self) -> LocalBoxFuture<'static, Result<(), TableError>> {
         let set = self.clone();
         Box::pin(async move {
+            set.bar_compactions();
             let result = set.checkpoint().await;
             set.idle().await;
-            let (databases, snapshots) = {
-                let mut state = set.inner.state.borrow_mut();
-                state.health = Health::Closed;
-                (std::mem::take(&mut state.databases), state.take_snapshots())
-            };
-            // The last holder of a redb file writes its closing commit: never on the executor.
-            let closing = set.inner.ports.offload(set.write_queue(), move || drop((snapshots, databases)));
-            let _ = closing.await;
+            let closing = set.inner.state.borrow_mut().closing_job();
+            let _ = set.inner.ports.offload(set.write_queue(), closing).await;
             result
         })
     }
@@ -268,44 +295,67 @@ impl TableSet {
     /// Starts the fold task; the caller has seen that the set is not busy.
     fn start_fold(&self) {
         self.inner.state.borrow_mut().busy = true;
-        let set = self.clone();
+        let set = TableSet { inner: Rc::clone(&self.inner), _owner: None };
         self.inner.ports.spawn("table fold", Box::pin(async move { set.fold_loop().await }));
     }
 
+    /// Folds what is to be folded, and carries on a compaction beside that, until there is neither.
     async fn fold_loop(self) {
+        let mut compaction: Option<Compaction> = None;
         loop {
-            let next = {
-                let mut state = self.inner.state.borrow_mut();
-                let wanted = state.fold_wanted || state.over_limit(&self.inner.settings);
-                if !matches!(state.health, Health::Open) || !wanted || !state.overlay.touched() {
-                    state.become_idle();
+            let layer = self.next_layer();
+            match (&layer, &compaction) {
+                (Some(layer), _) => self.fold(layer).await,
+                (None, Some(running)) => self.pause(running).await,
+                (None, None) => {
+                    self.inner.state.borrow_mut().become_idle();
                     return;
                 }
-                state.fold_wanted = false;
-                state.active_layer += 1;
-                (state.overlay.freeze(), state.databases.clone(), state.durable)
-            };
-            let (layer, databases, durable) = next;
-            let position = layer.mark.position;
-            let folding = self.inner.ports.offload(self.write_queue(), move || fold_files(&layer, &databases, durable));
-            let result = folding.await.unwrap_or_else(|Stopping| Err(self.inner.files.closed()));
-            let mut state = self.inner.state.borrow_mut();
-            match result {
-                Ok(snapshots) => {
-                    state.snapshots = snapshots.into_iter().map(CachedFile::new).collect();
-                    state.overlay.drop_frozen();
-                    state.durable = position;
-                    state.folded += 1;
-                    state.answer_waiters();
-                }
-                Err(error) => state.fence(error),
             }
+            compaction = match compaction.take() {
+                Some(running) => self.compact(running, layer).await,
+                None => self.begin_compaction().await,
+            };
         }
     }
 
-    /// Ends when no fold and no installation is under way.
+    /// The layer to fold now, if any.
+    fn next_layer(&self) -> Option<Arc<Layer>> {
+        let mut state = self.inner.state.borrow_mut();
+        let wanted = state.fold_wanted || state.over_limit(&self.inner.settings);
+        if !matches!(state.health, Health::Open) || !wanted || !state.overlay.touched() {
+            return None;
+        }
+        state.fold_wanted = false;
+        state.active_layer += 1;
+        Some(state.overlay.freeze())
+    }
+
+    async fn fold(&self, layer: &Arc<Layer>) {
+        let (databases, durable) = {
+            let state = self.inner.state.borrow();
+            (state.databases.clone(), state.durable)
+        };
+        let job_layer = Arc::clone(layer);
+        let job = move || fold_files(&job_layer, &databases, durable);
+        let folded = self.inner.ports.offload(self.write_queue(), job).await;
+        let mut state = self.inner.state.borrow_mut();
+        match folded.unwrap_or_else(|Stopping| Err(self.inner.files.closed())) {
+            Ok(snapshots) => {
+                state.snapshots = snapshots.into_iter().map(CachedFile::new).collect();
+                state.overlay.drop_frozen();
+                state.durable = layer.mark.position;
+                state.folded += 1;
+                state.answer_waiters();
+            }
+            Err(error) => state.fence(error),
+        }
+    }
+
+    /// Ends when no fold and no installation is under way; a compaction gives up for it.
     pub(crate) async fn idle(&self) {
         loop {
+            self.stop_compaction();
             let receiver = {
                 let mut state = self.inner.state.borrow_mut();
                 if !state.busy {
@@ -355,6 +405,7 @@ impl State {
             applied: position,
             durable: position,
             databases,
+            coming: Vec::new(),
             snapshots: snapshots.into_iter().map(CachedFile::new).collect(),
             health: Health::Open,
             busy: false,
@@ -367,6 +418,11 @@ impl State {
         }
     }
 
+    /// Whether a fold is under way, or somebody waits for one.
+    fn has_to_fold(&self) -> bool {
+        self.fold_wanted || self.overlay.is_being_folded() || !self.waiters.is_empty()
+    }
+
     fn over_limit(&self, settings: &TableSettings) -> bool {
         self.overlay.active_rows() >= settings.fold_rows || self.overlay.active_bytes() >= settings.fold_bytes
     }
@@ -374,6 +430,18 @@ impl State {
     /// The rows without what is kept of them, to be dropped elsewhere.
     fn take_snapshots(&mut self) -> Vec<Arc<Snapshot>> {
         std::mem::take(&mut self.snapshots).iter().map(|file| Arc::clone(&file.snapshot)).collect()
+    }
+
+    /// Takes the files away; the job closes them. The last holder of a redb file writes its closing commit: never on the
+    /// executor, and never when the job has ended and others may have opened the file.
+    fn closing_job(&mut self) -> impl FnOnce() + Send + 'static {
+        self.health = Health::Closed;
+        let databases = [std::mem::take(&mut self.databases), std::mem::take(&mut self.coming)].concat();
+        let snapshots = self.take_snapshots();
+        move || {
+            drop(snapshots);
+            databases.into_iter().for_each(FileDatabase::close);
+        }
     }
 
     fn become_idle(&mut self) {
@@ -430,11 +498,9 @@ impl TableReader for TableSet {
 impl Drop for Inner {
     fn drop(&mut self) {
         let state = self.state.get_mut();
-        let (databases, snapshots) = (std::mem::take(&mut state.databases), state.take_snapshots());
-        if !databases.is_empty() {
-            // The last holder of a redb file writes its closing commit: never on the executor.
-            let queue = self.settings.queue * QUEUES_PER_SET;
-            self.ports.offload_job(queue, Box::new(move || drop((snapshots, databases))));
+        if !state.databases.is_empty() {
+            let closing = state.closing_job();
+            self.ports.offload_job(self.settings.queue * QUEUES_PER_SET, Box::new(closing));
         }
     }
 }

@@ -10,6 +10,7 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 const SECTOR_BYTES: usize = 512;
 
@@ -57,6 +58,10 @@ struct Power {
     changes_left: Option<u64>,
     changes: u64,
     lost: bool,
+    /// Bytes that files made under a name ending in `.next` may still be written with; `None`: any number.
+    space_left: Option<u64>,
+    /// Whether renames fail.
+    refuses_renames: bool,
 }
 
 impl Power {
@@ -91,6 +96,7 @@ pub struct CrashDir(Mutex<DirState>);
 struct CrashFile {
     state: Arc<Mutex<FileState>>,
     power: Arc<Mutex<Power>>,
+    is_next: bool,
 }
 
 fn no_power() -> io::Error {
@@ -103,7 +109,13 @@ impl CrashDir {
     }
 
     fn with(files: BTreeMap<String, Arc<Mutex<FileState>>>, changes_left: Option<u64>) -> Arc<CrashDir> {
-        let power = Arc::new(Mutex::new(Power { changes_left, changes: 0, lost: false }));
+        let power = Arc::new(Mutex::new(Power {
+            changes_left,
+            changes: 0,
+            lost: false,
+            space_left: None,
+            refuses_renames: false,
+        }));
         Arc::new(CrashDir(Mutex::new(DirState { files, power })))
     }
 
@@ -113,6 +125,16 @@ impl CrashDir {
         let mut power = state.power.lock().unwrap();
         power.changes_left = Some(changes);
         power.lost = false;
+    }
+
+    /// Leaves room for `bytes` in the files that are to replace others, or any.
+    pub fn leave_room_in_next(&self, bytes: Option<u64>) {
+        self.0.lock().unwrap().power.lock().unwrap().space_left = bytes;
+    }
+
+    /// Lets renames fail, or work again.
+    pub fn refuse_renames(&self, refuses: bool) {
+        self.0.lock().unwrap().power.lock().unwrap().refuses_renames = refuses;
     }
 
     /// Changes so far.
@@ -174,7 +196,8 @@ impl CrashDir {
     }
 
     fn handle(state: &DirState, name: &str) -> Arc<dyn MetaFile> {
-        Arc::new(CrashFile { state: Arc::clone(&state.files[name]), power: Arc::clone(&state.power) })
+        let is_next = name.ends_with(".next");
+        Arc::new(CrashFile { state: Arc::clone(&state.files[name]), power: Arc::clone(&state.power), is_next })
     }
 }
 
@@ -209,7 +232,14 @@ impl MetaFile for CrashFile {
     }
 
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        let goes_on = self.power.lock().unwrap().spend()?;
+        let goes_on = {
+            let mut power = self.power.lock().unwrap();
+            if let Some(left) = power.space_left.as_mut().filter(|_| self.is_next) {
+                let rest = left.checked_sub(bytes.len() as u64);
+                *left = rest.ok_or(io::ErrorKind::StorageFull)?;
+            }
+            power.spend()?
+        };
         let mut state = self.state.lock().unwrap();
         write_into(&mut state.current, offset as usize, bytes);
         state.pending.push(Pending::Write(offset as usize, bytes.to_vec()));
@@ -266,6 +296,9 @@ impl MetaDir for CrashDir {
         if !state.power.lock().unwrap().spend()? {
             return Err(no_power());
         }
+        if state.power.lock().unwrap().refuses_renames {
+            return Err(io::Error::other("no rename"));
+        }
         let file = state.files.remove(from).ok_or(io::ErrorKind::NotFound)?;
         state.files.insert(to.to_owned(), file);
         Ok(())
@@ -274,12 +307,16 @@ impl MetaDir for CrashDir {
 
 type Job = Box<dyn FnOnce() + Send>;
 
+/// Time that a step of the runtime takes.
+const STEP_TIME: Duration = Duration::from_micros(20);
+
 /// Runs tasks and offloaded jobs in an order drawn from a seed; jobs of one queue stay in order.
 pub struct TestRuntime {
     dice: RefCell<Dice>,
     tasks: RefCell<Vec<LocalBoxFuture<'static, ()>>>,
     queues: RefCell<BTreeMap<u64, VecDeque<Job>>>,
-    now: Cell<u64>,
+    now: Rc<Cell<u64>>,
+    step_time: Cell<Duration>,
 }
 
 impl TestRuntime {
@@ -288,7 +325,8 @@ impl TestRuntime {
             dice: RefCell::new(Dice::new(seed)),
             tasks: RefCell::default(),
             queues: RefCell::default(),
-            now: Cell::new(0),
+            now: Rc::default(),
+            step_time: Cell::new(STEP_TIME),
         })
     }
 
@@ -301,8 +339,29 @@ impl TestRuntime {
         self.queues.borrow().values().map(VecDeque::len).sum()
     }
 
+    /// From now on steps take no time.
+    pub fn stop_clock(&self) {
+        self.step_time.set(Duration::ZERO);
+    }
+
+    /// Runs until there is nothing left to do.
+    pub fn run_out(&self) {
+        for _ in 0..1_000_000 {
+            if !self.step() {
+                return;
+            }
+        }
+        panic!("there is always something to do");
+    }
+
+    /// Time passes.
+    pub fn pass(&self, span: Duration) {
+        self.now.set((Instant(self.now.get()) + span).0);
+    }
+
     /// Polls every task once and runs at most one job; says whether there was anything to do.
     pub fn step(&self) -> bool {
+        self.pass(self.step_time.get());
         let mut context = Context::from_waker(std::task::Waker::noop());
         let tasks = std::mem::take(&mut *self.tasks.borrow_mut());
         let mut busy = !tasks.is_empty();
@@ -353,8 +412,9 @@ impl Clock for TestRuntime {
     fn unix_time_ms(&self) -> u64 {
         0
     }
-    fn sleep_until(&self, _deadline: Instant) -> LocalBoxFuture<'static, ()> {
-        Box::pin(std::future::ready(()))
+    fn sleep_until(&self, deadline: Instant) -> LocalBoxFuture<'static, ()> {
+        let now = Rc::clone(&self.now);
+        Box::pin(std::future::poll_fn(move |_| if now.get() < deadline.0 { Poll::Pending } else { Poll::Ready(()) }))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::ids::{NodeId, ShardId, Term};
 use crate::runtime::LocalBoxFuture;
-use crate::table::{TableError, TableReader, TableWrite};
+use crate::table::{TableError, TableReader, TableSizes, TableWrite};
 use std::rc::Rc;
 use thiserror::Error;
 
@@ -147,6 +147,8 @@ pub struct GroupView {
     pub proposals: u64,
     /// Snapshots that were sent to others since then.
     pub snapshots_sent: u64,
+    /// How large its tables are.
+    pub table_sizes: TableSizes,
 }
 
 /// Another replica as its leader sees it.

@@ -109,6 +109,19 @@ pub trait TableReader {
     fn scan(&self, scan: Scan) -> LocalBoxFuture<'static, Result<Vec<Row>, TableError>>;
 }
 
+/// How long a set's files are and what of it is rows: for metrics, never for a decision about data.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TableSizes {
+    /// Length of all files, as they lie in each metadata directory.
+    pub file_bytes: u64,
+    /// Keys and values of all rows in them.
+    pub live_bytes: u64,
+    /// Compactions since the set was opened.
+    pub compactions: u64,
+    /// Bytes by which these made the files shorter.
+    pub compacted_bytes: u64,
+}
+
 /// A table file that a room other than Raft owns (the fragment index of a lane): its durability comes from a journal
 /// that the owner replays.
 ///

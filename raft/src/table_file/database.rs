@@ -2,19 +2,23 @@
 //!
 //! The schema is told in docs/formats/table-file.md.
 
+use super::live_count::LiveCount;
 use crate::clear_file::ClearFile;
-use crate::overlay::{FileChanges, Layer, Mark, OverlayPart};
+use crate::overlay::{Changes, FileChanges, Layer, Mark, OverlayPart};
+use crate::paged_file::FileWatch;
 use crate::sealed_file::{SealParameters, SealedFile};
 use crate::table_set::SetRow;
 use kiseki_types::meta::{MetaDir, MetaFile};
 use kiseki_types::secret::SecretKey;
 use kiseki_types::table::{Direction, Row, TableError, TableId};
-use redb::{Database, Durability, ReadOnlyTable, ReadableDatabase, TableDefinition, TableHandle};
+use redb::{
+    Database, Durability, ReadOnlyTable, ReadableDatabase, ReadableTableMetadata, TableDefinition, TableHandle,
+};
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::io;
 use std::ops::Bound;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 type Bytes = &'static [u8];
 type Definition<'a> = TableDefinition<'a, Bytes, Bytes>;
@@ -26,6 +30,7 @@ const REDO: Definition<'static> = TableDefinition::new("redo");
 const SCHEMA_KEY: &[u8] = b"schema";
 const POSITION_KEY: &[u8] = b"position";
 const REDO_FROM_KEY: &[u8] = b"redo_from";
+const LIVE_KEY: &[u8] = b"live";
 const META_PREFIX: u8 = b'm';
 const REDO_REMOVED: u8 = 0;
 const REDO_PRESENT: u8 = 1;
@@ -64,14 +69,20 @@ impl FileOptions {
 
     /// Opens what is in `file`.
     pub fn open(&self, file: Arc<dyn MetaFile>, random: OpenRandom) -> Result<FileDatabase, TableError> {
-        let db = match &self.seal {
+        let (db, watch) = match &self.seal {
             Some(key) => {
                 let parameters = SealParameters { name: &self.name, key, salt: random.salt };
-                self.build(SealedFile::open(file, &parameters).map_err(|cause| self.error(cause))?)?
+                let sealed = SealedFile::open(file, &parameters).map_err(|cause| self.error(cause))?;
+                let watch = sealed.watch();
+                (self.build(sealed)?, watch)
             }
-            None => self.build(ClearFile::open(file, &self.name).map_err(|cause| self.error(cause))?)?,
+            None => {
+                let clear = ClearFile::open(file, &self.name).map_err(|cause| self.error(cause))?;
+                let watch = clear.watch();
+                (self.build(clear)?, watch)
+            }
         };
-        Ok(FileDatabase { options: self.clone(), db: Arc::new(db) })
+        Ok(FileDatabase { options: self.clone(), db: Arc::new(db), watch, live: Mutex::new(None) })
     }
 
     /// Makes a new file under `temporary`, complete and durable, with no rows and position 0.
@@ -81,14 +92,21 @@ impl FileOptions {
             dir.create(temporary)
         };
         let file = create().map_err(|cause| self.error(cause))?;
-        let db = match &self.seal {
+        let (db, watch) = match &self.seal {
             Some(key) => {
                 let parameters = SealParameters { name: &self.name, key, salt: random.salt };
-                self.build(SealedFile::create(file, random.uuid, &parameters).map_err(|cause| self.error(cause))?)?
+                let sealed = SealedFile::create(file, random.uuid, &parameters).map_err(|cause| self.error(cause))?;
+                let watch = sealed.watch();
+                (self.build(sealed)?, watch)
             }
-            None => self.build(ClearFile::create(file, random.uuid, &self.name).map_err(|cause| self.error(cause))?)?,
+            None => {
+                let clear = ClearFile::create(file, random.uuid, &self.name).map_err(|cause| self.error(cause))?;
+                let watch = clear.watch();
+                (self.build(clear)?, watch)
+            }
         };
-        let database = FileDatabase { options: self.clone(), db: Arc::new(db) };
+        let live = Mutex::new(Some(LiveCount::default()));
+        let database = FileDatabase { options: self.clone(), db: Arc::new(db), watch, live };
         database.fold(&Mark::default(), &FileChanges::new(), None)?;
         Ok(database)
     }
@@ -107,7 +125,13 @@ pub(crate) struct Redo {
 pub(crate) struct FileDatabase {
     options: FileOptions,
     db: Arc<Database>,
+    watch: Arc<FileWatch>,
+    /// As of the last commit; `None` when nobody could count.
+    live: Mutex<Option<LiveCount>>,
 }
+
+/// A row's new value, `None` when it is removed.
+type RowChange<'a> = (TableId, &'a [u8], Option<&'a [u8]>);
 
 fn table_name(table: TableId) -> String {
     format!("t{table}")
@@ -144,38 +168,89 @@ impl FileDatabase {
     }
 
     /// Commits `changes` with the position and the meta rows that go with them, durably.
-    pub fn fold(&self, mark: &Mark, changes: &FileChanges, redo: Option<&Redo>) -> Result<(), TableError> {
+    pub fn fold<'a>(&self, mark: &Mark, changes: &'a FileChanges, redo: Option<&Redo>) -> Result<(), TableError> {
+        let mut live = *self.lock_live();
         self.transaction(Durability::Immediate, |transaction| {
-            for (table, changes) in changes {
-                let name = table_name(*table);
-                let mut rows = transaction.open_table(Definition::new(&name))?;
-                for (key, value) in changes {
-                    match value {
-                        Some(value) => drop(rows.insert(key.as_slice(), value.as_slice())?),
-                        None => drop(rows.remove(key.as_slice())?),
-                    }
-                }
-            }
+            let of_table = |(table, changes): (&TableId, &'a Changes)| {
+                let table = *table;
+                changes.iter().map(move |(key, value)| (table, key.as_slice(), value.as_deref()))
+            };
+            change_rows(transaction, changes.iter().flat_map(of_table), &mut live)?;
             let meta = mark.meta.iter().map(|(key, value)| (key.as_slice(), value.as_slice()));
-            write_internal(transaction, mark.position, meta)?;
+            write_internal(transaction, mark.position, live, meta)?;
             write_redo(transaction, redo)
-        })
+        })?;
+        *self.lock_live() = live;
+        Ok(())
     }
 
     /// Puts rows without waiting for the disk; the next [`FileDatabase::fold`] makes them durable.
     pub fn load_rows<'a>(&self, rows: impl Iterator<Item = &'a SetRow>) -> Result<(), TableError> {
-        self.transaction(Durability::None, |transaction| {
-            let mut rows = rows.peekable();
-            while let Some(first) = rows.peek() {
-                let table_of_run = first.table;
-                let name = table_name(table_of_run);
-                let mut table = transaction.open_table(Definition::new(&name))?;
-                while let Some(row) = rows.next_if(|row| row.table == table_of_run) {
-                    table.insert(row.key.as_slice(), row.value.as_slice())?;
-                }
+        self.load_changes(rows.map(|row| (row.table, row.key.as_slice(), Some(row.value.as_slice()))))
+    }
+
+    /// Puts and removes rows without waiting for the disk; the next [`FileDatabase::fold`] makes them durable.
+    pub fn load_changes<'a>(&self, changes: impl Iterator<Item = RowChange<'a>>) -> Result<(), TableError> {
+        let mut live = *self.lock_live();
+        self.transaction(Durability::None, |transaction| change_rows(transaction, changes, &mut live))?;
+        *self.lock_live() = live;
+        Ok(())
+    }
+
+    /// Commits changes as a release does that knows no count of live rows.
+    #[cfg(test)]
+    pub fn fold_as_earlier_releases(&self, position: u64, changes: &FileChanges) -> Result<(), TableError> {
+        self.transaction(Durability::Immediate, |transaction| {
+            for (table, changes) in changes {
+                let rows = changes.iter().map(|(key, value)| (*table, key.as_slice(), value.as_deref()));
+                change_rows(transaction, rows, &mut None)?;
             }
+            transaction.open_table(INTERNAL)?.insert(POSITION_KEY, &position.to_le_bytes()[..])?;
             Ok(())
         })
+    }
+
+    fn lock_live(&self) -> MutexGuard<'_, Option<LiveCount>> {
+        self.live.lock().expect("no thread panics while it holds the count")
+    }
+
+    /// Length of the file as it lies in each metadata directory.
+    pub fn file_bytes(&self) -> u64 {
+        self.watch.len_bytes()
+    }
+
+    /// Ends this handle: closed now if nobody reads the file any more, and never written again in any case.
+    pub fn close(self: Arc<Self>) {
+        let watch = Arc::clone(&self.watch);
+        drop(self);
+        watch.retire();
+    }
+
+    /// Bytes of the keys and values of all rows as of the last commit; `None` when nobody could count them.
+    pub fn live_bytes(&self) -> Option<u64> {
+        self.lock_live().map(|live| live.bytes)
+    }
+
+    /// Takes the count of live rows from the file as it was opened, or counts where none is in it that can be right
+    /// (an earlier release made or changed the file).
+    pub fn settle_live(&self, snapshot: &Snapshot) -> Result<(), TableError> {
+        let rows: u64 = snapshot.row_counts()?.values().sum();
+        let stored = snapshot.live.filter(|(position, live)| *position == snapshot.position && live.rows == rows);
+        let live = stored.map(|(_, live)| live).map_or_else(
+            || {
+                tracing::info!(
+                    file = self.options.name,
+                    rows,
+                    "a table file has no count of its live rows; they are counted"
+                );
+                snapshot.count_live()
+            },
+            Ok,
+        );
+        // Who reads such a row learns it; the count alone is no reason to refuse the file.
+        let live = live.inspect_err(|error| tracing::warn!(%error, "the live rows of a table file can't be counted"));
+        *self.lock_live() = live.ok();
+        Ok(())
     }
 
     /// Makes up for a crash after the first file's commit: applies to this file (number `number`) the changes that the
@@ -230,13 +305,14 @@ impl FileDatabase {
                 return Ok(Err("it states no position".to_owned()));
             };
             let redo_from = number(REDO_FROM_KEY)?;
+            let live = internal.get(LIVE_KEY)?.and_then(|value| LiveCount::decode(value.value()));
             let mut meta = BTreeMap::new();
             for row in internal.range::<&[u8]>(&[META_PREFIX][..]..&[META_PREFIX + 1][..])? {
                 let (key, value) = row?;
                 meta.insert(key.value()[1..].to_vec(), value.value().to_vec());
             }
             let (options, database) = (self.options.clone(), Arc::clone(&self.db));
-            Ok(Ok(Snapshot { tables, position, redo_from, meta, options, _database: database }))
+            Ok(Ok(Snapshot { tables, position, redo_from, live, meta, options, _database: database }))
         };
         open().map_err(|cause| self.error(cause))?.map_err(|reason| self.error(reason))
     }
@@ -246,14 +322,41 @@ fn durability_is_immediate(durability: Durability) -> bool {
     matches!(durability, Durability::Immediate)
 }
 
+fn change_rows<'a>(
+    transaction: &redb::WriteTransaction,
+    changes: impl Iterator<Item = RowChange<'a>>,
+    live: &mut Option<LiveCount>,
+) -> Result<(), redb::Error> {
+    let mut changes = changes.peekable();
+    while let Some((table, ..)) = changes.peek().copied() {
+        let name = table_name(table);
+        let mut rows = transaction.open_table(Definition::new(&name))?;
+        while let Some((_, key, value)) = changes.next_if(|change| change.0 == table) {
+            let old = match value {
+                Some(value) => rows.insert(key, value)?,
+                None => rows.remove(key)?,
+            };
+            if let Some(live) = live {
+                live.change(key.len(), value.map(<[u8]>::len), old.map(|old| old.value().len()));
+            }
+        }
+    }
+    Ok(())
+}
+
 fn write_internal<'a>(
     transaction: &redb::WriteTransaction,
     position: u64,
+    live: Option<LiveCount>,
     meta: impl Iterator<Item = (&'a [u8], &'a [u8])>,
 ) -> Result<(), redb::Error> {
     let mut internal = transaction.open_table(INTERNAL)?;
     internal.insert(SCHEMA_KEY, &SCHEMA_VERSION.to_le_bytes()[..])?;
     internal.insert(POSITION_KEY, &position.to_le_bytes()[..])?;
+    match live {
+        Some(live) => internal.insert(LIVE_KEY, &live.encode(position)[..])?,
+        None => internal.remove(LIVE_KEY)?,
+    };
     for (key, value) in meta {
         let mut prefixed = vec![META_PREFIX];
         prefixed.extend_from_slice(key);
@@ -291,6 +394,8 @@ pub(crate) struct Snapshot {
     pub position: u64,
     /// Where the redo rows of the commit start.
     pub redo_from: Option<u64>,
+    /// The count of live rows that was stored, and the position it stands for.
+    live: Option<(u64, LiveCount)>,
     /// Meta rows of the commit.
     pub meta: BTreeMap<Vec<u8>, Vec<u8>>,
     options: FileOptions,
@@ -302,6 +407,30 @@ impl Snapshot {
     /// Whether the file has the table at all.
     pub fn has_table(&self, table: TableId) -> bool {
         self.tables.contains_key(&table)
+    }
+
+    /// How many rows each table has; tables without rows are left out.
+    pub fn row_counts(&self) -> Result<BTreeMap<TableId, u64>, TableError> {
+        let mut counts = BTreeMap::new();
+        for (table, rows) in &self.tables {
+            let count = rows.len().map_err(|cause| self.options.error(cause))?;
+            if count > 0 {
+                counts.insert(*table, count);
+            }
+        }
+        Ok(counts)
+    }
+
+    /// Walks over all rows.
+    fn count_live(&self) -> Result<LiveCount, TableError> {
+        let mut live = LiveCount::default();
+        for rows in self.tables.values() {
+            for row in rows.range::<&[u8]>(..).map_err(|cause| self.options.error(cause))? {
+                let (key, value) = row.map_err(|cause| self.options.error(cause))?;
+                live.change(key.value().len(), Some(value.value().len()), None);
+            }
+        }
+        Ok(live)
     }
 
     /// One row.

@@ -150,13 +150,12 @@ impl CachedFile {
                     file.cache.borrow_mut().prefixes.remove(&cache_key);
                 }
             })?;
-            match &*rows {
-                FileRows::All(rows) => Ok(merged(rows, part.changes, scan.limit)),
-                FileRows::Many(snapshot) => {
-                    let snapshot = Arc::clone(snapshot);
-                    side.read(move || snapshot.scan(scan.table, part, scan.direction, scan.limit)).await
-                }
-            }
+            let snapshot = match &*rows {
+                FileRows::All(rows) => return Ok(merged(rows, part.changes, scan.limit)),
+                FileRows::Many(snapshot) => Arc::clone(snapshot),
+            };
+            drop(rows); // the side thread is to hold the last of it
+            side.read(move || snapshot.scan(scan.table, part, scan.direction, scan.limit)).await
         })
     }
 

@@ -43,6 +43,11 @@ impl SetFiles {
         TableError::Closed { file: self.options[0].name.clone() }
     }
 
+    /// Name of the first file.
+    pub fn name(&self) -> &str {
+        &self.options[0].name
+    }
+
     /// Fresh randomness for every file.
     pub fn random(&self, ports: &Ports) -> SetRandom {
         self.options.iter().map(|_| OpenRandom { salt: ports.random(), uuid: ports.random() }).collect()
@@ -79,7 +84,9 @@ impl SetFiles {
         databases.reverse();
         let mut snapshots = Vec::new();
         for database in &databases {
-            snapshots.push(database.snapshot()?);
+            let snapshot = database.snapshot()?;
+            database.settle_live(&snapshot)?;
+            snapshots.push(snapshot);
         }
         align(&databases, &mut snapshots)?;
         Ok(OpenedFiles { databases, snapshots })
@@ -113,6 +120,14 @@ impl SetFiles {
             options.create(&*self.dir, &format!("{}{NEXT}", options.name), *random)
         };
         self.options.iter().zip(random).map(create).collect()
+    }
+
+    /// Removes the files that [`SetFiles::create_next`] made, if they are not complete: what stays is removed by the
+    /// next open. Blocks.
+    pub fn remove_next(&self) {
+        for options in &self.options {
+            let _ = self.dir.remove(&format!("{}{NEXT}", options.name));
+        }
     }
 
     /// Puts complete new files in the place of the present ones. Blocks; a crash at any step leaves either all of the

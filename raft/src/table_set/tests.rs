@@ -10,19 +10,34 @@ use std::ops::Bound;
 use std::rc::Rc;
 use std::sync::Arc;
 
-type Model = BTreeMap<(u8, u8, Vec<u8>), Vec<u8>>;
+pub(super) type Model = BTreeMap<(u8, u8, Vec<u8>), Vec<u8>>;
 
-fn specs() -> Vec<FileSpec> {
+pub(super) fn specs() -> Vec<FileSpec> {
     let seal = Some(SecretKey::take(&mut [3; 32]));
     vec![FileSpec { name: "s1.names".to_owned(), seal }, FileSpec { name: "s1.counts".to_owned(), seal: None }]
 }
 
 fn settings() -> TableSettings {
-    TableSettings { queue: 4, cache_bytes: 256 << 10, fold_rows: 60, fold_bytes: 1 << 20 }
+    TableSettings { queue: 4, cache_bytes: 256 << 10, fold_rows: 60, fold_bytes: 1 << 20, compact_from_bytes: 0 }
 }
 
-fn open(runtime: &Rc<TestRuntime>, dir: &Arc<CrashDir>) -> Result<TableSet, TableError> {
-    runtime.run(TableSet::open(runtime.ports(), dir.clone(), specs(), settings()))
+pub(super) fn open(runtime: &Rc<TestRuntime>, dir: &Arc<CrashDir>) -> Result<TableSet, TableError> {
+    open_to_compact(runtime, dir, 0)
+}
+
+/// A set that is compacted from `compact_from_bytes` on.
+pub(super) fn open_to_compact(
+    runtime: &Rc<TestRuntime>,
+    dir: &Arc<CrashDir>,
+    compact_from_bytes: u64,
+) -> Result<TableSet, TableError> {
+    let settings = TableSettings { compact_from_bytes, ..settings() };
+    runtime.run(TableSet::open(runtime.ports(), dir.clone(), specs(), settings))
+}
+
+/// Bytes of all rows.
+pub(super) fn model_bytes(model: &Model) -> u64 {
+    model.iter().map(|((_, _, key), value)| (key.len() + value.len()) as u64).sum()
 }
 
 fn random_key(dice: &mut Dice) -> Vec<u8> {
@@ -41,7 +56,7 @@ fn random_writes(dice: &mut Dice) -> Vec<TableWrite> {
         .collect()
 }
 
-fn write_model(model: &mut Model, writes: &[TableWrite]) {
+pub(super) fn write_model(model: &mut Model, writes: &[TableWrite]) {
     for write in writes {
         let key = (write.file, write.table, write.key.clone());
         match &write.value {
@@ -89,7 +104,7 @@ fn scan_model(model: &Model, scan: &Scan) -> Vec<Row> {
     }
 }
 
-fn export_rows(runtime: &Rc<TestRuntime>, set: &TableSet) -> Result<(u64, Vec<SetRow>), TableError> {
+pub(super) fn export_rows(runtime: &Rc<TestRuntime>, set: &TableSet) -> Result<(u64, Vec<SetRow>), TableError> {
     runtime.run(async {
         let mut export = set.export().await?;
         let mut all = Vec::new();
@@ -103,7 +118,7 @@ fn export_rows(runtime: &Rc<TestRuntime>, set: &TableSet) -> Result<(u64, Vec<Se
     })
 }
 
-fn model_rows(model: &Model) -> Vec<SetRow> {
+pub(super) fn model_rows(model: &Model) -> Vec<SetRow> {
     let row = |((file, table, key), value): (&(u8, u8, Vec<u8>), &Vec<u8>)| SetRow {
         file: *file,
         table: *table,
@@ -136,7 +151,9 @@ impl Life {
     }
 }
 
-fn one_run(seed: u64) {
+/// Returns how many compactions came to their end.
+pub(super) fn one_run(seed: u64, compact_from_bytes: u64) -> u64 {
+    let mut compactions = 0;
     let mut dice = Dice::new(seed);
     let mut dir = CrashDir::new();
     // What the set must hold after each position; positions beyond the durable one are forgotten by a cut.
@@ -148,7 +165,7 @@ fn one_run(seed: u64) {
             let changes_max = if dice.below(4) == 0 { 30 } else { 900 };
             dir.fail_after(dice.below(changes_max));
         }
-        let Ok(set) = open(&runtime, &dir) else {
+        let Ok(set) = open_to_compact(&runtime, &dir, compact_from_bytes) else {
             assert!(life_number < 5, "seed {seed}: the last open has power and must succeed");
             dir = dir.after_power_cut(&mut dice);
             continue;
@@ -161,11 +178,13 @@ fn one_run(seed: u64) {
         assert_eq!(set.meta(b"last"), expected_meta, "seed {seed}: meta rows go with their position");
         let mut life = Life { runtime: runtime.clone(), set, gets: Vec::new(), scans: Vec::new() };
         durable = life_run(&mut life, &mut dice, &mut history).unwrap_or_else(|reached| reached).max(durable);
+        compactions += life.set.sizes().compactions;
         life.gets.clear();
         life.scans.clear();
         runtime.kill();
         dir = if dice.below(3) == 0 { dir.after_kill() } else { dir.after_power_cut(&mut dice) };
     }
+    compactions
 }
 
 /// Returns the durable position: `Ok` when the calls were through, `Err` when the power failed.
@@ -213,6 +232,9 @@ fn life_run(life: &mut Life, dice: &mut Dice, history: &mut Vec<Model>) -> Resul
                 let applied = set.applied_position();
                 runtime.run(set.checkpoint()).map_err(|_| set.durable_position())?;
                 assert!(set.durable_position() >= applied, "a checkpoint makes durable what was applied before it");
+                if set.overlay_rows() == 0 {
+                    assert_eq!(set.sizes().live_bytes, model_bytes(model), "live bytes are counted exactly");
+                }
             }
             16 => drop(set.checkpoint()),
             17 if dice.below(4) == 0 => {
@@ -270,11 +292,11 @@ fn install(life: &mut Life, dice: &mut Dice, history: &mut Vec<Model>) -> Result
 #[test]
 fn i_v2_a_set_is_its_model_through_folds_cuts_and_installations() {
     for seed in 0..80 {
-        one_run(seed);
+        one_run(seed, 0);
     }
 }
 
-fn put(file: u8, key: &[u8], value: &[u8]) -> TableWrite {
+pub(super) fn put(file: u8, key: &[u8], value: &[u8]) -> TableWrite {
     TableWrite { file, table: 1, key: key.to_vec(), value: Some(value.to_vec()) }
 }
 

@@ -6,6 +6,7 @@ use crate::overlay::{FileChanges, Mark};
 use crate::table_file::database::{FileDatabase, Snapshot};
 use kiseki_types::runtime::{LocalBoxFuture, Ports, RuntimeExt, Stopping};
 use kiseki_types::table::{Row, TableError, TableId};
+use std::rc::Rc;
 use std::sync::Arc;
 
 /// All rows of a set at one position. The files keep the pages of that position until it is dropped.
@@ -14,6 +15,15 @@ pub struct SetExport {
     snapshots: Vec<Arc<Snapshot>>,
     file: usize,
     after: Option<(TableId, Vec<u8>)>,
+}
+
+impl Drop for SetExport {
+    fn drop(&mut self) {
+        // After an exchange of the files it may be the last holder of an old one, which writes its closing commit: never
+        // on the executor.
+        let snapshots = std::mem::take(&mut self.snapshots);
+        self.set.inner.ports.offload_job(self.set.read_queue(), Box::new(move || drop(snapshots)));
+    }
 }
 
 impl SetExport {
@@ -55,6 +65,8 @@ pub struct SetImport {
     databases: Vec<Arc<FileDatabase>>,
     position: u64,
     meta: Vec<Row>,
+    /// No compaction begins while it is held.
+    _keeps_compactions_off: Rc<()>,
 }
 
 impl SetImport {
@@ -112,13 +124,24 @@ impl TableSet {
         Box::pin(async move {
             set.check()?;
             let inner = &set.inner;
+            // Both fill files of the same names.
+            let keeps_compactions_off = Rc::clone(&inner.imports);
+            set.compaction_ended().await;
             let (files, random) = (Arc::clone(&inner.files), inner.files.random(&inner.ports));
             let queue = inner.settings.queue * QUEUES_PER_SET;
             let created = inner.ports.offload(queue, move || files.create_next(&random)).await;
             let databases = created.map_err(|Stopping| inner.files.closed())??;
             let databases = databases.into_iter().map(Arc::new).collect();
             let (ports, closed) = (inner.ports.clone(), inner.files.closed());
-            Ok(SetImport { ports, queue, closed, databases, position, meta })
+            Ok(SetImport {
+                ports,
+                queue,
+                closed,
+                databases,
+                position,
+                meta,
+                _keeps_compactions_off: keeps_compactions_off,
+            })
         })
     }
 
@@ -154,6 +177,7 @@ impl TableSet {
     }
 
     fn finish_install(&self, result: Result<OpenedFiles, TableError>) -> Result<(), TableError> {
+        self.forget_compactions();
         let mut state = self.inner.state.borrow_mut();
         state.installing = false;
         let outcome = match result {

@@ -188,6 +188,11 @@ fn report(shared: &CoreShared, core: CoreId, node: &CoreNode, gateway: &S3Servic
     set("raft_proposals_total", views.iter().map(|(_, view, _)| view.proposals).sum());
     set("raft_snapshots_sent_total", views.iter().map(|(_, view, _)| view.snapshots_sent).sum());
     set("raft_elections_won_total", views.iter().map(|(_, _, won)| *won).sum());
+    let tables = || views.iter().map(|(_, view, _)| view.table_sizes);
+    set("table_file_bytes", tables().map(|sizes| sizes.file_bytes).sum());
+    set("table_live_bytes", tables().map(|sizes| sizes.live_bytes).sum());
+    set("table_compactions_total", tables().map(|sizes| sizes.compactions).sum());
+    set("table_compacted_bytes_total", tables().map(|sizes| sizes.compacted_bytes).sum());
     let (mut device_free_bytes, mut device_read_errors) = (BTreeMap::new(), BTreeMap::new());
     let (mut device_fragments, mut device_used_bytes) = (BTreeMap::new(), BTreeMap::new());
     for device in node.fragments().devices() {
