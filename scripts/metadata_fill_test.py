@@ -2,9 +2,9 @@
 """A node's metadata directories fill up: thresholds of small objects fall at each limit, an operator raises them, and nothing is lost
 when one directory is full to the brim (I-SF1, I-SF2, I-O3).
 
-    metadata_fill_test.py DIRECTORY [--gib 8]
+    metadata_fill_test.py DIRECTORY
 
-One of the two directories lies on a file system of its own in a sparse file, which takes the right to mount one. Ends with a line
+The two directories lie on file systems of their own in sparse files, which takes the right to mount some. Ends with a line
 "N passed, N failed"; where nothing can be mounted it says so and counts nothing.
 """
 
@@ -19,22 +19,25 @@ import sys
 import time
 import traceback
 
-from fault_test import KIB, Objects, await_that, metric, problems, status
-from node import Node, kiseki
+from fault_test import KIB, Objects, metric, problems, status
+from node import Node, kiseki, until
 
 # The first threshold, the lowest one, and how long too little room must last (`inline_threshold`, `thresholds`).
 FIRST, FLOOR, LITTLE_ROOM_SECONDS = 4 * KIB, 128, 30
+
+# Of each metadata directory: large enough for FIRST when there is nothing else, and too small at the limits.
+GIB = 2
 
 
 class Volume:
     """A file system that is as large as said and can be filled at will."""
 
-    def __init__(self, directory, gib):
-        self.image, self.path = directory / "volume.img", directory / "volume"
+    def __init__(self, directory, name):
+        self.image, self.path = directory / f"{name}.img", directory / name
         self.ballast = self.path / "ballast"
         self.path.mkdir(parents=True)
         with open(self.image, "wb") as file:
-            file.truncate(gib << 30)
+            file.truncate(GIB << 30)
         subprocess.run(["mkfs.ext4", "-q", "-m", "0", self.image], check=True)
 
     def __enter__(self):
@@ -51,9 +54,9 @@ class Volume:
             self.ballast.unlink()
         space = os.statvfs(self.path)
         used = space.f_blocks - space.f_bfree
-        missing = (used + space.f_bavail) * percent // 100 - used
+        missing = max(0, (used + space.f_bavail) * percent // 100 - used)
         with open(self.ballast, "wb") as file:
-            os.posix_fallocate(file.fileno(), 0, missing * space.f_frsize)
+            os.posix_fallocate(file.fileno(), 0, max(1, missing * space.f_frsize))
 
     def fill_up(self):
         """To the last byte."""
@@ -73,7 +76,7 @@ def shard_of(node, bucket):
         code, out, _ = kiseki(node, "shard", "list", "--json")
         rows = json.loads(out) if code == 0 else []
         return [row["shard"] for row in rows if row["keys"]]
-    return await_that(f"the objects of {bucket} are counted", found)[0]
+    return until(f"the objects of {bucket} are counted", found)[0]
 
 
 def shown(node, shard):
@@ -89,7 +92,7 @@ def lies_inline(node, objects, prefix, length):
     def counted():
         after = metric(node, "inline_writes_total"), metric(node, "chunks_written_total")
         return after != before and after
-    return await_that("it is counted", counted)[0] > before[0]
+    return until("it is counted", counted)[0] > before[0]
 
 
 def alerts(node, words):
@@ -97,24 +100,26 @@ def alerts(node, words):
     return report and [alert for alert in report["alerts"] if words in alert]
 
 
-def thresholds_follow_the_room_of_metadata_directories(directory, gib):
-    with Volume(directory, gib) as volume, Node(directory / "node") as node:
-        shutil.move(node.dir / "meta1", volume.path / "meta1")
-        (node.dir / "meta1").symlink_to(volume.path / "meta1")
+def thresholds_follow_the_room_of_metadata_directories(directory):
+    # How many shards share the room follows from the cores.
+    with Volume(directory, "v0") as other, Volume(directory, "v1") as volume, Node(directory / "node", run=["--cores", 2]) as node:
+        for name, place in [("meta0", other.path), ("meta1", volume.path)]:
+            shutil.move(node.dir / name, place / name)
+            (node.dir / name).symlink_to(place / name)
         node.start()
         objects = Objects(node)
         objects.put("first", 50, FIRST)
         shard = shard_of(node, "faults")
-        view = await_that("the voter has said what it has", lambda: (view := shown(node, shard))["supported_bytes"] and view)
+        view = until("the voter has said what it has", lambda: (view := shown(node, shard))["supported_bytes"] and view)
         assert view["threshold_bytes"] == FIRST <= view["supported_bytes"] and view["set_by"] == "default", view
         assert view["voters"][0]["soft_limit_percent"] == 50 and view["voters"][0]["hard_limit_percent"] == 75, view
         assert not alerts(node, "metadata directories are")
 
         # Beyond the soft limit: it falls when that has lasted.
         volume.fill_to(62)
-        await_that("an alert names the soft limit", lambda: alerts(node, "over their soft limit"))
+        until("an alert names the soft limit", lambda: alerts(node, "over their soft limit"))
         began = time.monotonic()
-        view = await_that("it has fallen", lambda: (view := shown(node, shard))["set_by"] == "room" and view)
+        view = until("it has fallen", lambda: (view := shown(node, shard))["set_by"] == "room" and view)
         assert time.monotonic() - began > LITTLE_ROOM_SECONDS / 2, "a moment's fill lowers it for good"
         soft = view["threshold_bytes"]
         assert FLOOR < soft < FIRST and soft <= view["supported_bytes"], view
@@ -122,12 +127,12 @@ def thresholds_follow_the_room_of_metadata_directories(directory, gib):
 
         # Beyond the hard one: at once, and as low as it goes.
         volume.fill_to(80)
-        await_that("an alert names the hard limit", lambda: alerts(node, "over their hard limit"))
-        view = await_that("it is at the floor", lambda: (view := shown(node, shard))["recorded_bytes"] == FLOOR and view)
+        until("an alert names the hard limit", lambda: alerts(node, "over their hard limit"))
+        view = until("it is at the floor", lambda: (view := shown(node, shard))["recorded_bytes"] == FLOOR and view)
         assert view["voters"][0]["fill_percent"] >= 79, view
         assert not lies_inline(node, objects, "hundred", FLOOR + 1) and lies_inline(node, objects, "tiny", FLOOR)
         code, _, error = kiseki(node, "shard", "threshold", shard, 4 * KIB)
-        assert code != 0 and "has room for" in error and "metadata directories" in error, error
+        assert code != 0 and "over their hard limit" in error and "give them room" in error, error
         objects.all_there()
 
         # To the brim: the other directory goes on, and knows everything.
@@ -137,21 +142,21 @@ def thresholds_follow_the_room_of_metadata_directories(directory, gib):
             objects.put("brim" + moment, 10, 30 * KIB)
             objects.put("brim-tiny" + moment, 60, FLOOR)
             return list(problems(node, "metadata_dirs")) == [node.dir / "meta1"]
-        await_that("the full directory is left out", is_left_out)
+        until("the full directory is left out", is_left_out)
         objects.all_there()
         node.kill()
-        volume.fill_to(5)
+        volume.fill_to(0)
         node.start()
         objects.all_there()
 
         # With room again it stays until somebody says so.
         assert shown(node, shard)["threshold_bytes"] == FLOOR
         def raised():
-            code, out, _ = kiseki(node, "shard", "threshold", shard, "max", "--json")
+            code, out, _ = kiseki(node, "shard", "threshold", shard, FIRST, "--json")
             return code == 0 and json.loads(out)["inline"]
-        view = await_that("the voters have said that there is room", raised)
-        assert view["set_by"] == "operator" and view["threshold_bytes"] >= FIRST, view
-        await_that("writers have heard of it", lambda: lies_inline(node, objects, f"again{time.monotonic()}", FIRST))
+        view = until("the voters have said that there is room", raised)
+        assert view["set_by"] == "operator" and view["threshold_bytes"] == FIRST, view
+        until("writers have heard of it", lambda: lies_inline(node, objects, f"again{time.monotonic()}", FIRST))
         objects.all_there()
         assert node.stop() == 0
         node.start()
@@ -162,12 +167,11 @@ def thresholds_follow_the_room_of_metadata_directories(directory, gib):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=pathlib.Path)
-    parser.add_argument("--gib", type=int, default=8, help="size of the small file system")
     arguments = parser.parse_args()
     directory = arguments.directory.resolve()
     directory.mkdir(parents=True, exist_ok=True)
     try:
-        with Volume(directory, 1):
+        with Volume(directory, "try"):
             pass
     except (subprocess.CalledProcessError, FileNotFoundError) as error:
         print(f"nothing can be mounted here, so metadata directories are not filled: {error}")
@@ -179,7 +183,7 @@ def main():
     began, failed = time.monotonic(), 0
     step = thresholds_follow_the_room_of_metadata_directories
     try:
-        step(directory, arguments.gib)
+        step(directory)
         print(f"{step.__name__} [ok] {time.monotonic() - began:.1f} s", flush=True)
     except Exception:
         failed = 1

@@ -104,7 +104,9 @@ impl MetaDir for FsDir {
         // As df shows it: what only root may use counts for neither side.
         let used = space.f_blocks.saturating_sub(space.f_bfree);
         let bytes = |blocks: u64| blocks.saturating_mul(space.f_frsize);
-        Ok(vec![MetaSpace { used_bytes: bytes(used), total_bytes: bytes(used.saturating_add(space.f_bavail)) }])
+        let total_bytes = bytes(used.saturating_add(space.f_bavail));
+        let file_system = rustix::fs::fstat(&self.dir)?.st_dev;
+        Ok(vec![MetaSpace { used_bytes: bytes(used), total_bytes, file_system }])
     }
 }
 

@@ -22,7 +22,7 @@ use kiseki_types::ids::{DeviceId, LaneId, Locator, NodeId, RequestId, ShardId};
 use kiseki_types::link::Link;
 use kiseki_types::peer::{Parcel, PeerCallError, PeerCalls, PeerLane, ServiceId};
 use kiseki_types::runtime::{Instant, Ports, RuntimeExt};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
@@ -299,6 +299,9 @@ impl Calls {
         let mut without = BTreeMap::new();
         let mut rooms = BTreeMap::new();
         for answer in join_all(self.inner.ask_own_cores(request)).await {
+            if answer.is_err() && matches!(request, CoreRequest::MetadataRoom) {
+                continue; // the directories are those of all cores
+            }
             match answer? {
                 ResponseBody::Looks(answers) => looks.extend(answers.into_iter().map(|look| (look.core, look))),
                 ResponseBody::Holdings(held) => drop(holdings.insert(held.core, held)),
@@ -355,25 +358,24 @@ impl Calls {
         nodes.zip(std::iter::once(own).chain(answers).map(known)).collect()
     }
 
-    /// What the metadata directories of this node and of those members that answer have room for.
-    pub async fn metadata_rooms(&self) -> Vec<(NodeId, MetadataRoom)> {
-        let inner = &self.inner;
-        let (own, now, request) = (inner.nodes.own(), inner.ports.now(), CoreRequest::MetadataRoom);
+    /// What the metadata directories of these nodes have room for; of those that do not answer soon, nothing.
+    pub async fn metadata_rooms(&self, of: BTreeSet<NodeId>, note: impl Fn(NodeId, MetadataRoom)) {
+        let (inner, note) = (&self.inner, &note);
+        let (own, now) = (inner.nodes.own(), inner.ports.now());
         let knows = |node: NodeId| inner.nodes.spoken(node).is_some_and(|version| version >= wire::ROOM_VERSION);
-        let others = inner.nodes.others().into_iter().map(|entry| entry.node);
-        let others: Vec<NodeId> = others.filter(|node| knows(*node) && !inner.nodes.is_silent(*node, now)).collect();
-        let ask = |node: NodeId| inner.ask_node(node, ShardId::CONTROL, RequestBody::Node(request.clone()));
-        let asked = join_all(others.iter().copied().map(ask));
-        let (whole, answers) = futures::future::join(self.ask_whole_node(&request), asked).await;
-        let room = |(node, answer): (NodeId, EngineResponse)| match answer {
-            Ok(ResponseBody::MetadataRoom(room)) => Some((node, room)),
-            Ok(_) => None,
-            Err(error) => {
-                debug!(%node, %error, "a node does not say what its metadata directories have room for");
-                None
+        let of = of.into_iter().filter(|node| *node == own || (knows(*node) && !inner.nodes.is_silent(*node, now)));
+        let ask = |node: NodeId| async move {
+            let answer = match node == own {
+                true => self.ask_whole_node(&CoreRequest::MetadataRoom).await,
+                false => inner.ask_whole_other(node, CoreRequest::MetadataRoom).await,
+            };
+            match answer {
+                Ok(ResponseBody::MetadataRoom(room)) => note(node, room),
+                Ok(_) => {}
+                Err(error) => debug!(%node, %error, "a node does not say what its metadata directories have room for"),
             }
         };
-        std::iter::once((own, whole)).chain(others.into_iter().zip(answers)).filter_map(room).collect()
+        join_all(of.map(ask)).await;
     }
 
     /// Has a node keep a replica of a shard; the voter that it is.
@@ -498,6 +500,16 @@ impl Inner {
         decoded.map_err(|error| PeerCallError::Unreachable { node, reason: format!("its answer is bad: {error}") })
     }
 
+    /// A request to all cores of another node.
+    async fn ask_whole_other(&self, node: NodeId, request: CoreRequest) -> EngineResponse {
+        let unavailable = |reason: String| StoreError::Unavailable { reason };
+        let body = RequestBody::Node(request);
+        let message = wire::encode_request(&EngineRequest { shard: ShardId::CONTROL, body, stamp: None });
+        let message = message.map_err(|error| unavailable(error.to_string()))?;
+        let answer = self.exchange(node, ShardId::CONTROL, message, CORES_WITHIN).await;
+        answer.map_err(|error| unavailable(error.to_string()))?
+    }
+
     /// Asks the core of each lane of this node.
     fn ask_own_cores(&self, request: &CoreRequest) -> Vec<LocalBoxFuture<'static, EngineResponse>> {
         let ask = |lane| -> LocalBoxFuture<'static, EngineResponse> {
@@ -513,15 +525,8 @@ impl Inner {
     /// Asks all cores of each other member.
     fn ask_other_nodes(self: &Rc<Self>, request: &CoreRequest) -> Vec<LocalBoxFuture<'static, EngineResponse>> {
         let ask = |entry: NodeEntry| -> LocalBoxFuture<'static, EngineResponse> {
-            let body = RequestBody::Node(request.clone());
-            let (inner, shard) = (self.clone(), ShardId::CONTROL);
-            Box::pin(async move {
-                let unavailable = |reason: String| StoreError::Unavailable { reason };
-                let message = wire::encode_request(&EngineRequest { shard, body, stamp: None });
-                let message = message.map_err(|error| unavailable(error.to_string()))?;
-                let answer = inner.exchange(entry.node, shard, message, CORES_WITHIN).await;
-                answer.map_err(|error| unavailable(error.to_string()))?
-            })
+            let (inner, request) = (self.clone(), request.clone());
+            Box::pin(async move { inner.ask_whole_other(entry.node, request).await })
         };
         self.nodes.others().into_iter().map(ask).collect()
     }

@@ -41,7 +41,7 @@ use kiseki_types::link::Link;
 use kiseki_types::peer::{Parcel, PeerCalls, PeerHandler, PeerIdentity};
 use kiseki_types::runtime::RuntimeExt;
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 use tracing::{debug, error, warn};
@@ -114,6 +114,14 @@ async fn refresh_records(engine: Weak<Engine>, ports: Ports) {
         }
         // This core may have nothing else to ask a member, and would store nothing inline for ever.
         engine.calls.ask_what_is_spoken(wire::ROOM_VERSION).await;
+    }
+}
+
+/// Asks voters what their metadata directories have room for, again and again.
+async fn ask_for_rooms(engine: Weak<Engine>, ports: Ports) {
+    loop {
+        ports.sleep(RECORDS_INTERVAL).await;
+        let Some(engine) = engine.upgrade() else { return };
         engine.ask_for_rooms().await;
     }
 }
@@ -412,7 +420,8 @@ impl Engine {
             self.scrubber.replace(Some(Scrubber::start(&self.core, share, settings)));
         }
         let engine = Rc::downgrade(self);
-        self.core.background.repeat("records", Box::pin(refresh_records(engine, self.inputs.ports.clone())));
+        self.core.background.repeat("records", Box::pin(refresh_records(engine.clone(), self.inputs.ports.clone())));
+        self.core.background.repeat("metadata rooms", Box::pin(ask_for_rooms(engine, self.inputs.ports.clone())));
     }
 
     /// What repair is about on this core; nothing before step 3.
@@ -524,6 +533,8 @@ impl Engine {
         {
             return Err(format!("{from} speaks for {node}"));
         }
+        // Who went back to an earlier release is to be understood from its first word on.
+        nodes.speaks(from, wire::spoken_in_request(&parcel.message));
         parcel.message.zeroize(); // it may have held a key (I-K8)
         nodes.heard(from, self.inputs.ports.now());
         let (shard, stamp) = (request.shard, request.stamp);
@@ -645,13 +656,12 @@ impl Engine {
         MetadataRoom { core, replicas, budget: self.core.inline.budget() }
     }
 
-    /// Asks voters what their metadata directories have room for, if this core leads a shard that has to know.
+    /// Asks the voters of the shards that this core leads what their metadata directories have room for.
     async fn ask_for_rooms(&self) {
-        if !self.shards().is_empty() {
-            for (node, room) in self.calls.metadata_rooms().await {
-                self.core.inline.node_has(node, room, self.core.ports.now());
-            }
-        }
+        let voters: BTreeSet<NodeId> = self.shards().iter().flat_map(|shard| shard.voters()).collect();
+        self.core.inline.keep_rooms_of(&voters);
+        let note = |node, room| self.core.inline.node_has(node, room, self.core.ports.now());
+        self.calls.metadata_rooms(voters, note).await;
     }
 
     async fn handle_core(&self, shard: ShardId, request: CoreRequest) -> EngineResponse {

@@ -19,7 +19,7 @@ use kiseki_types::meta::MetaSpace;
 use kiseki_types::runtime::{Instant, Rng};
 use kiseki_types::secret::SecretKey;
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 /// Longest content that a page may hold.
@@ -48,7 +48,7 @@ const REFUSED_FOR: Duration = Duration::from_secs(1);
 const LIMIT_KNOWN_FOR: Duration = Duration::from_secs(10);
 
 /// Shards that are remembered for having refused.
-const REFUSED_MAX: usize = 1024;
+const REFUSED_MAX: usize = 16_384;
 
 /// What the DEK of inline content is wrapped for: no chunk has this name, since those are keyed hashes.
 const INLINE_NAME: ChunkId = ChunkId(*b"kiseki/inline-content/1         ");
@@ -217,6 +217,11 @@ impl InlinePolicy {
         self.rooms.borrow_mut().insert(node, (room, now));
     }
 
+    /// What others than these have said is forgotten: it is old when they are asked again.
+    pub(crate) fn keep_rooms_of(&self, nodes: &BTreeSet<NodeId>) {
+        self.rooms.borrow_mut().retain(|node, _| nodes.contains(node));
+    }
+
     /// What a node said last, and when.
     pub(crate) fn room_of(&self, node: NodeId) -> Option<(MetadataRoom, Instant)> {
         self.rooms.borrow().get(&node).copied()
@@ -273,6 +278,9 @@ impl InlinePolicy {
             }
         }
         let known = shards.entry(shard).or_default();
+        // A leader that is not sure of all nodes does not say how much it takes: no more than at first, at any rate.
+        let limit =
+            limit.or(Some(THRESHOLD_LEN_BYTES)).filter(|_| limit.is_some() || len > u64::from(THRESHOLD_LEN_BYTES));
         match limit.filter(|limit| len > u64::from(*limit)) {
             Some(limit) => known.limit = Some((limit, now + LIMIT_KNOWN_FOR)),
             None => known.refused_until = Some(now + REFUSED_FOR),
@@ -386,7 +394,7 @@ mod tests {
     }
 
     fn spaces(fill: u64) -> [MetaSpace; 1] {
-        [MetaSpace { used_bytes: fill, total_bytes: 100 }]
+        [MetaSpace { used_bytes: fill, total_bytes: 100, file_system: 0 }]
     }
 
     #[test]
@@ -446,6 +454,8 @@ mod tests {
         policy.was_refused(ShardId(1), 9_000, Some(512), now);
         assert!(offered(512, now) && !offered(513, now), "shorter content goes on");
         assert!(!offered(513, now + Duration::from_millis(9_999)) && offered(513, now + LIMIT_KNOWN_FOR));
+        policy.was_refused(ShardId(2), 9_000, None, now);
+        assert!(policy.is_offered(ShardId(2), 4096, true, now) && !policy.is_offered(ShardId(2), 4097, true, now));
         // It would take that, but has taken too much lately.
         policy.was_refused(ShardId(1), 100, Some(512), now + LIMIT_KNOWN_FOR);
         assert!(!offered(100, now + LIMIT_KNOWN_FOR));

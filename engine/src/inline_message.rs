@@ -21,6 +21,8 @@ pub enum InlineRequest {
         /// Bytes; `None`: as much as there is room for.
         len_bytes: Option<u32>,
     },
+    /// Have no higher one than this, which the shard has that gives keys to this one.
+    Lower(Threshold),
 }
 
 /// What a shard's leader knows of a voter's metadata directories.
@@ -67,6 +69,8 @@ pub struct InlineView {
     pub ceiling_len_bytes: u32,
     /// Objects that are expected.
     pub objects_expected: u64,
+    /// Whether all that are there have been counted for that since the leader leads.
+    pub is_counted: bool,
     /// Bytes taken inline in the last ten seconds.
     pub window_bytes: u64,
     /// Bytes a second that it takes; 0: none.
@@ -88,6 +92,10 @@ impl InlineRequest {
             InlineRequest::Set { len_bytes } => {
                 writer.u8(1).u8(u8::from(len_bytes.is_some())).u32(len_bytes.unwrap_or(0))
             }
+            InlineRequest::Lower(threshold) => {
+                threshold.put(writer.u8(2));
+                &mut writer
+            }
         };
         writer.finish()
     }
@@ -102,6 +110,7 @@ impl InlineRequest {
                 let len_bytes = reader.u32()?;
                 InlineRequest::Set { len_bytes: is_said.then_some(len_bytes) }
             }
+            2 => InlineRequest::Lower(Threshold::take(&mut reader)?),
             other => return Err(reader.unknown(u64::from(other))),
         };
         reader.end()?;
@@ -119,6 +128,7 @@ impl InlineView {
         writer.u32(self.effective_len_bytes);
         writer.u8(u8::from(self.supported_len_bytes.is_some())).u32(self.supported_len_bytes.unwrap_or(0));
         writer.u32(self.floor_len_bytes).u32(self.ceiling_len_bytes).u64(self.objects_expected);
+        writer.u8(u8::from(self.is_counted));
         writer.u64(self.window_bytes).u64(self.bytes_per_second_max).u64(self.refused);
         let voters = &self.voters[..self.voters.len().min(VOTERS_MAX)];
         writer.u32(voters.len() as u32);
@@ -151,6 +161,7 @@ impl InlineView {
             floor_len_bytes: reader.u32()?,
             ceiling_len_bytes: reader.u32()?,
             objects_expected: reader.u64()?,
+            is_counted: flag(&mut reader)?,
             window_bytes: reader.u64()?,
             bytes_per_second_max: reader.u64()?,
             refused: reader.u64()?,
@@ -211,9 +222,12 @@ mod tests {
 
     #[test]
     fn messages_come_back_and_cut_ones_do_not() {
-        for request in
-            [InlineRequest::Show, InlineRequest::Set { len_bytes: None }, InlineRequest::Set { len_bytes: Some(9) }]
-        {
+        for request in [
+            InlineRequest::Show,
+            InlineRequest::Set { len_bytes: None },
+            InlineRequest::Set { len_bytes: Some(9) },
+            InlineRequest::Lower(Threshold { len_bytes: 9, ..Threshold::default() }),
+        ] {
             let bytes = request.encode();
             assert_eq!(InlineRequest::decode(&bytes), Ok(request));
             (0..bytes.len()).for_each(|len| assert!(InlineRequest::decode(&bytes[..len]).is_err(), "{len}"));

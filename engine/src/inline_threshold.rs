@@ -15,7 +15,7 @@ pub const FLOOR_LEN_BYTES: u32 = 128;
 pub const CEILING_LEN_BYTES: u32 = 64 * 1024;
 
 /// Objects that are expected of a shard at least. One that has more is expected to get as many again.
-pub const OBJECTS_EXPECTED_MIN: u64 = 1 << 17;
+pub const OBJECTS_EXPECTED_MIN: u64 = 1 << 14;
 
 /// Leading bits that are kept of a threshold: it changes in steps of an eighth to a quarter.
 const STEP_BITS: u32 = 3;

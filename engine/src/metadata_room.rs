@@ -25,7 +25,12 @@ impl MetadataBudget {
     #[must_use]
     pub fn of(spaces: &[MetaSpace], settings: &InlineSettings) -> Option<MetadataBudget> {
         let (soft_percent, hard_percent) = (settings.metadata_soft_percent_max, settings.metadata_fill_percent_max);
-        let content_bytes = spaces.iter().map(|space| content_room(*space, soft_percent, hard_percent)).min()?;
+        // What is written to several directories of one file system is written there as often.
+        let of_each = |space: &MetaSpace| {
+            let sharing = spaces.iter().filter(|other| other.file_system == space.file_system).count() as u64;
+            content_room(*space, soft_percent, hard_percent) / sharing
+        };
+        let content_bytes = spaces.iter().map(of_each).min()?;
         let fill_percent = spaces.iter().map(|space| space.fill_percent()).max()?;
         Some(MetadataBudget { fill_percent, soft_percent, hard_percent, content_bytes })
     }
@@ -80,7 +85,7 @@ mod tests {
     }
 
     fn space(used: u64) -> MetaSpace {
-        MetaSpace { used_bytes: used * GIB, total_bytes: 100 * GIB }
+        MetaSpace { used_bytes: used * GIB, total_bytes: 100 * GIB, file_system: 1 }
     }
 
     #[test]
@@ -100,7 +105,10 @@ mod tests {
 
     #[test]
     fn the_directory_with_the_least_room_counts_for_all_cores() {
-        let small = MetaSpace { used_bytes: 0, total_bytes: GIB };
+        let small = MetaSpace { used_bytes: 0, total_bytes: GIB, file_system: 2 };
+        let alone = MetadataBudget::of(&[space(20)], &settings()).unwrap();
+        let shared = MetadataBudget::of(&[space(20), space(20)], &settings()).unwrap();
+        assert_eq!(shared.content_bytes, alone.content_bytes / 2, "both lie on one file system");
         let budget = MetadataBudget::of(&[space(60), small], &settings());
         let known = budget.unwrap();
         assert_eq!((known.fill_percent, known.content_bytes), (60, GIB * 75 / 100 / 2));

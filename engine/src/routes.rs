@@ -221,6 +221,7 @@ fn repeats_freely(body: &RequestBody) -> bool {
             request => matches!(
                 request,
                 ShardRequest::PinEpoch
+                    | ShardRequest::Inline(_)
                     | ShardRequest::Parts { .. }
                     | ShardRequest::Uploads { .. }
                     | ShardRequest::Head(_)

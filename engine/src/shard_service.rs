@@ -92,6 +92,7 @@ impl ShardService {
     ) -> Rc<ShardService> {
         let epochs = housekeeping::EpochClock::new(pin_epoch_age, leader.ports().now());
         let loose = RefCell::new(housekeeping::LooseClock::new(leader.ports().now()));
+        let thresholds = thresholds::Thresholds::new(leader.ports().now());
         Rc::new(ShardService {
             leader,
             open_reads: RefCell::default(),
@@ -108,7 +109,7 @@ impl ShardService {
             load: load::Load::default(),
             inline,
             inline_rate: InlineRate::default(),
-            thresholds: thresholds::Thresholds::default(),
+            thresholds,
         })
     }
 

@@ -248,6 +248,16 @@ fn control_is_secret(response: &ControlResponse) -> bool {
     )
 }
 
+/// The highest version that the sender of a request understands, as far as it says.
+#[must_use]
+pub fn spoken_in_request(message: &[u8]) -> u16 {
+    let spoken = frame::decode(message, |reader| {
+        let root = reader.get_root::<request::Reader<'_>>()?;
+        Ok(root.get_version().max(root.get_speaks()))
+    });
+    spoken.unwrap_or(PLAIN_VERSION)
+}
+
 /// The highest version that the sender of a response understands, as far as it says.
 #[must_use]
 pub fn spoken(message: &[u8]) -> u16 {

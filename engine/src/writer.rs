@@ -33,6 +33,9 @@ use tracing::warn;
 /// Chunks of one stream between cut and durable. With the largest chunk that bounds a stream's memory to 20 MiB.
 const CHUNKS_IN_FLIGHT_MAX: usize = 4;
 
+/// Times that content that lies inline is in memory while it is named.
+const INLINE_COPIES: usize = 4;
+
 /// Bytes that are searched for a cut at once, so that no task holds its core for long.
 const SLICE_LEN_BYTES: usize = 256 * 1024;
 
@@ -381,6 +384,9 @@ impl Writer {
 
     async fn end(&mut self, finish: FinishWrite) -> Result<ObjectInfo, StoreError> {
         let modified_unix_ms = self.core.ports.unix_time_ms();
+        // I-O5: beside what is being filled there are the sealed content, the page, the message and what may be sent again.
+        let is_long = self.len_bytes > u64::from(THRESHOLD_LEN_BYTES) && self.is_small();
+        let _copies = if is_long { Some(self.grant(INLINE_COPIES * self.len_bytes as usize).await?) } else { None };
         if let Some(page) = self.inline_page() {
             match self.name(&finish, modified_unix_ms, Some(page)).await? {
                 ShardResponse::NotInline { limit } => {

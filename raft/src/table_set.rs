@@ -42,6 +42,9 @@ pub struct FileSpec {
     pub seal: Option<SecretKey>,
 }
 
+/// Files that are together at least this long are compacted, unless it is said otherwise.
+pub const COMPACT_FROM_BYTES: u64 = 64 << 20;
+
 /// Limits of a set.
 #[derive(Clone, Copy, Debug)]
 pub struct TableSettings {
@@ -61,8 +64,13 @@ impl TableSettings {
     /// Small defaults: 8 MiB of pages a file, folds from 8,192 rows or 4 MiB on, compactions from 64 MiB on.
     #[must_use]
     pub fn new(queue: u64) -> TableSettings {
-        let compact_from_bytes = 64 << 20;
-        TableSettings { queue, cache_bytes: 8 << 20, fold_rows: 8192, fold_bytes: 4 << 20, compact_from_bytes }
+        TableSettings {
+            queue,
+            cache_bytes: 8 << 20,
+            fold_rows: 8192,
+            fold_bytes: 4 << 20,
+            compact_from_bytes: COMPACT_FROM_BYTES,
+        }
     }
 }
 

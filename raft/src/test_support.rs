@@ -1,6 +1,6 @@
 //! What the table tests run on: metadata files that lose power, and an executor that interleaves side threads.
 
-use kiseki_types::meta::{MetaDir, MetaFile};
+use kiseki_types::meta::{MetaDir, MetaFile, MetaSpace};
 use kiseki_types::runtime::{Clock, Instant, LocalBoxFuture, Ports, Rng, SideThreads, Spawn};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
@@ -62,6 +62,8 @@ struct Power {
     space_left: Option<u64>,
     /// Whether renames fail.
     refuses_renames: bool,
+    /// What the file system says of its room.
+    space: Option<MetaSpace>,
 }
 
 impl Power {
@@ -115,6 +117,7 @@ impl CrashDir {
             lost: false,
             space_left: None,
             refuses_renames: false,
+            space: None,
         }));
         Arc::new(CrashDir(Mutex::new(DirState { files, power })))
     }
@@ -130,6 +133,11 @@ impl CrashDir {
     /// Leaves room for `bytes` in the files that are to replace others, or any.
     pub fn leave_room_in_next(&self, bytes: Option<u64>) {
         self.0.lock().unwrap().power.lock().unwrap().space_left = bytes;
+    }
+
+    /// Says from now on that the file system has so much room.
+    pub fn say_space(&self, space: MetaSpace) {
+        self.0.lock().unwrap().power.lock().unwrap().space = Some(space);
     }
 
     /// Lets renames fail, or work again.
@@ -258,6 +266,10 @@ impl MetaFile for CrashFile {
 }
 
 impl MetaDir for CrashDir {
+    fn spaces(&self) -> io::Result<Vec<MetaSpace>> {
+        Ok(self.0.lock().unwrap().power.lock().unwrap().space.into_iter().collect())
+    }
+
     fn open(&self, name: &str) -> io::Result<Arc<dyn MetaFile>> {
         let state = self.0.lock().unwrap();
         if !state.files.contains_key(name) {

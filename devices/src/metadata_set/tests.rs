@@ -100,7 +100,7 @@ impl MetaDir for MemoryDir {
     fn spaces(&self) -> io::Result<Vec<MetaSpace>> {
         match self.fill.load(Ordering::SeqCst) {
             0 => Err(io::ErrorKind::Unsupported.into()),
-            fill => Ok(vec![MetaSpace { used_bytes: fill, total_bytes: 100 }]),
+            fill => Ok(vec![MetaSpace { used_bytes: fill, total_bytes: 100, file_system: 0 }]),
         }
     }
 }

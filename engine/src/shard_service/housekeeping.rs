@@ -160,6 +160,10 @@ impl ShardService {
                 {
                     let Some(service) = service.upgrade() else { return };
                     wake.pending.set(false);
+                    // By itself: whatever else fails, directories must not fill.
+                    if let Err(error) = service.lower_threshold_when_due().await {
+                        warn!(shard = %service.shard(), %error, "the inline threshold can't be looked after; tried again");
+                    }
                     if let Err(error) = service.round().await {
                         service.backlog.failed_rounds.set(service.backlog.failed_rounds.get() + 1);
                         warn!(shard = %service.shard(), %error, "background work of a shard failed; it is tried again");
@@ -273,7 +277,6 @@ impl ShardService {
         let busy = self.settle_candidates().await?;
         self.backlog.waiting.set(held + busy);
         self.count_on().await?;
-        self.lower_threshold_when_due().await?;
         self.close_epochs_when_due().await
     }
 

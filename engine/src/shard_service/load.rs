@@ -24,6 +24,9 @@ const SAMPLES_MIN: usize = 64;
 /// Entries that are counted at once, and how long before the next ones are.
 const COUNTED_PER_STEP: usize = 256;
 
+/// Times that so many are counted in one round until all have been once.
+const STEPS_AT_FIRST: usize = 32;
+
 const STEP_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Between two counts of everything.
@@ -110,6 +113,12 @@ impl Load {
         self.size.set(Size { keys: of + keys, bytes: len + bytes });
     }
 
+    /// Objects that are here for sure, and whether all have been counted.
+    pub(super) fn objects(&self) -> (u64, bool) {
+        let keys = self.size.get().keys.max(self.counting.get().keys).max(0);
+        (keys as u64, self.is_counted.get())
+    }
+
     /// The size, and whether all has been counted.
     pub(super) fn size(&self) -> (Size, bool) {
         (self.size.get(), self.is_counted.get())
@@ -166,6 +175,21 @@ impl ShardService {
         if is_fresh && cursor.is_none() {
             return Ok(());
         }
+        // The first count of a term is waited for.
+        let steps = if load.is_counted.get() { 1 } else { STEPS_AT_FIRST };
+        for _ in 0..steps {
+            if !self.count_some(now).await? {
+                break;
+            }
+            self.leader.ports().yield_now().await;
+        }
+        Ok(())
+    }
+
+    /// Counts a few; whether there are more.
+    async fn count_some(&self, now: Instant) -> Result<bool, StoreError> {
+        let load = &self.load;
+        let cursor = load.cursor.borrow().clone();
         let from = cursor.map_or(Bound::Unbounded, Bound::Excluded);
         let scan = Scan {
             file: ROWS_FILE,
@@ -190,8 +214,9 @@ impl ShardService {
             load.counted_at.set(Some(now));
         }
         load.counting.set(counting);
+        let is_more = next.is_some();
         load.cursor.replace(next);
-        Ok(())
+        Ok(is_more)
     }
 }
 

@@ -6,15 +6,18 @@ use crate::delta::RowChange;
 use crate::inline::Admission;
 use crate::inline_message::{InlineRequest, InlineView, VoterRoom};
 use crate::inline_threshold::{THRESHOLD_LEN_BYTES, Threshold, ThresholdBy, objects_expected, supported};
-use crate::latch::Hold;
-use crate::leader::{Draft, row_damaged};
+use crate::latch::{Hold, LatchGuard};
+use crate::leader::Draft;
 use crate::message::{ShardRequest, ShardResponse};
+use crate::metadata_room::MetadataBudget;
 use crate::shard_tables::INLINE;
 use crate::wire::ROOM_VERSION;
+use kiseki_types::ids::{NodeId, ShardId};
 use kiseki_types::runtime::Instant;
 use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::time::Duration;
-use tracing::info;
+use tracing::{info, warn};
 
 /// Key of the only row of [`INLINE`], and of the latch on it.
 const KEY: &[u8] = b"threshold";
@@ -22,15 +25,22 @@ const KEY: &[u8] = b"threshold";
 /// A voter must have had too little room for so long before the threshold falls: file systems are shared, and it does not rise again.
 const LITTLE_ROOM_FOR: Duration = Duration::from_secs(30);
 
-/// A threshold rises only upon what every voter said so lately.
+/// What a voter said longer ago changes nothing.
 const HEARD_WITHIN: Duration = Duration::from_secs(30);
 
 /// The threshold of this term, and how it came about.
-#[derive(Default)]
 pub(super) struct Thresholds {
+    /// What was said before this term may be old.
+    began: Instant,
     current: Cell<Threshold>,
     little_room_since: Cell<Option<Instant>>,
     refused: Cell<u64>,
+}
+
+impl Thresholds {
+    pub(super) fn new(began: Instant) -> Thresholds {
+        Thresholds { began, current: Cell::default(), little_room_since: Cell::default(), refused: Cell::default() }
+    }
 }
 
 impl ShardService {
@@ -58,20 +68,54 @@ impl ShardService {
         self.thresholds.current.get().within(self.inline.settings())
     }
 
+    /// What a voter's node may be asked for.
+    pub(crate) fn voters(&self) -> BTreeSet<NodeId> {
+        self.leader.voters()
+    }
+
+    /// Takes up what is recorded. What can't be read is no reason not to serve: it is as low as it may be then, until it is set anew.
     pub(super) async fn load_threshold(&self) -> Result<(), StoreError> {
-        if let Some(row) = self.leader.row(INLINE, KEY).await? {
-            self.thresholds.current.set(Threshold::decode(&row).map_err(row_damaged)?);
-        }
+        let Some(row) = self.leader.row(INLINE, KEY).await? else { return Ok(()) };
+        let threshold = Threshold::decode(&row).unwrap_or_else(|error| {
+            warn!(shard = %self.shard(), %error, "the inline threshold can't be read; it is taken for the lowest");
+            Threshold { len_bytes: 0, by: ThresholdBy::Room, since_unix_ms: 0 }
+        });
+        self.thresholds.current.set(threshold);
         Ok(())
     }
 
     pub(super) async fn handle_inline(&self, request: InlineRequest) -> Result<ShardResponse, StoreError> {
         self.leader.barrier().await?;
-        if let InlineRequest::Set { len_bytes } = request {
-            let len_bytes = self.check_wanted(len_bytes)?;
-            self.set_threshold(len_bytes, ThresholdBy::Operator).await?;
+        match request {
+            InlineRequest::Show => {}
+            InlineRequest::Set { len_bytes } => {
+                let _latch = self.threshold_latch().await;
+                let len_bytes = self.check_wanted(len_bytes)?;
+                self.set_threshold(len_bytes, ThresholdBy::Operator).await?;
+            }
+            InlineRequest::Lower(threshold) => {
+                let _latch = self.threshold_latch().await;
+                self.load_threshold().await?;
+                if threshold.len_bytes < self.threshold_len_bytes() {
+                    self.set_threshold(threshold.len_bytes, threshold.by).await?;
+                }
+            }
         }
         Ok(ShardResponse::Inline(Box::new(self.inline_view())))
+    }
+
+    /// The shard that gets keys from this one takes no longer content than this one, unless it is told otherwise.
+    pub(super) async fn lower_threshold_of(&self, child: ShardId) -> Result<(), StoreError> {
+        let threshold = self.thresholds.current.get();
+        if threshold.len_bytes < THRESHOLD_LEN_BYTES && self.calls.lacking(ROOM_VERSION).is_none() {
+            self.calls.shard(child, ShardRequest::Inline(InlineRequest::Lower(threshold))).await?;
+        }
+        Ok(())
+    }
+
+    /// One at a time looks what holds and changes it.
+    async fn threshold_latch(&self) -> LatchGuard {
+        self.leader.latches.hold(KEY.to_vec(), Hold::Exclusive).await
     }
 
     /// The voters, and what they have said of their room.
@@ -90,7 +134,7 @@ impl ShardService {
     }
 
     fn objects_expected(&self) -> u64 {
-        objects_expected(self.load.size().0.keys.max(0) as u64)
+        objects_expected(self.load.objects().0)
     }
 
     /// What there is room for, as far as voters have said: of those the one with the least counts (I-SF1).
@@ -109,6 +153,7 @@ impl ShardService {
             floor_len_bytes: settings.floor_len_bytes,
             ceiling_len_bytes: settings.ceiling_len_bytes,
             objects_expected: self.objects_expected(),
+            is_counted: self.load.objects().1,
             window_bytes: self.inline_rate.taken(self.leader.ports().now()),
             bytes_per_second_max: settings.bytes_per_second_max,
             refused: self.thresholds.refused.get(),
@@ -131,37 +176,55 @@ impl ShardService {
             return Ok(len_bytes);
         }
         let voters = self.voter_rooms();
-        let is_old =
-            |voter: &&VoterRoom| voter.budget.is_none() || Duration::from_millis(voter.heard_ms_ago) > HEARD_WITHIN;
-        if let Some(silent) = voters.iter().find(is_old) {
+        if let Some(silent) = voters.iter().find(|voter| !self.is_fresh(voter)) {
             return refused(format!(
                 "node {} has not said lately what its metadata directories have room for; try again in some seconds",
                 silent.node.0
             ));
         }
+        if !self.load.objects().1 {
+            let counted = self.load.objects().0;
+            return refused(format!("the shard's objects are still being counted ({counted} so far); try again later"));
+        }
         let room = self.supported(&voters).unwrap_or(floor);
         if let Some(node) = self.calls.lacking(ROOM_VERSION).filter(|_| wanted.unwrap_or(room) > THRESHOLD_LEN_BYTES) {
-            return refused(format!("node {} does not know of such thresholds yet; update it first", node.0));
+            return refused(format!(
+                "node {} is not known to understand thresholds above {THRESHOLD_LEN_BYTES}; start or update it first",
+                node.0
+            ));
         }
-        match wanted {
-            Some(len_bytes) if len_bytes > room => {
-                let least = VoterRoom::least(&voters).map_or(0, |voter| voter.node.0);
-                refused(format!(
-                    "node {least} has room for {room} bytes for each of {} objects; set no more, or give it larger \
-                     metadata directories",
-                    self.objects_expected()
-                ))
+        match wanted.filter(|len| *len > room) {
+            None => Ok(wanted.unwrap_or(room)),
+            Some(_) => {
+                let least = VoterRoom::least(&voters);
+                let node = least.map_or(0, |voter| voter.node.0);
+                refused(match least.and_then(|voter| voter.budget).filter(MetadataBudget::is_over_hard_limit) {
+                    Some(budget) => format!(
+                        "the metadata directories of node {node} are {} % full, over their hard limit of {} %; give them room",
+                        budget.fill_percent, budget.hard_percent
+                    ),
+                    None => format!(
+                        "node {node} has room for {room} bytes for each of {} objects; set no more, or give its metadata \
+                         directories room",
+                        self.objects_expected()
+                    ),
+                })
             }
-            Some(len_bytes) => Ok(len_bytes),
-            None => Ok(room),
         }
     }
 
-    /// I-SF1: it changes through the log, and holds in this term from then on; what is stored stays as it is (I-L9).
+    /// Whether a voter has said something in this term, and lately.
+    fn is_fresh(&self, voter: &VoterRoom) -> bool {
+        let now = self.leader.ports().now();
+        let age = Duration::from_millis(voter.heard_ms_ago);
+        voter.budget.is_some() && age <= HEARD_WITHIN && age <= now.since(self.thresholds.began)
+    }
+
+    /// I-SF1: it changes through the log, and holds in this term from then on; what is stored stays as it is (I-L9). The caller holds
+    /// the latch.
     async fn set_threshold(&self, len_bytes: u32, by: ThresholdBy) -> Result<(), StoreError> {
         let since_unix_ms = self.leader.ports().unix_time_ms();
         let threshold = Threshold { len_bytes, by, since_unix_ms };
-        let _one_at_a_time = self.leader.latches.hold(KEY.to_vec(), Hold::Exclusive).await;
         self.decide(async |term| {
             let draft =
                 Draft { rows: vec![RowChange::put(INLINE, KEY.to_vec(), threshold.encode())], ..Draft::default() };
@@ -174,11 +237,14 @@ impl ShardService {
 
     /// I-SF2: a voter that has had too little room for a while lowers the threshold; one over its hard limit does at once.
     pub(super) async fn lower_threshold_when_due(&self) -> Result<(), StoreError> {
+        if self.inline.settings().bytes_per_second_max == 0 {
+            return Ok(()); // it means nothing, and does not rise again
+        }
+        let mut voters = self.voter_rooms();
+        voters.retain(|voter| self.is_fresh(voter));
+        let _latch = self.threshold_latch().await;
         // A change of which it was not known whether it was made may have been.
-        let latch = self.leader.latches.hold(KEY.to_vec(), Hold::Exclusive).await;
         self.load_threshold().await?;
-        drop(latch);
-        let voters = self.voter_rooms();
         let (current, now) = (self.threshold_len_bytes(), self.leader.ports().now());
         let Some(room) = self.supported(&voters).filter(|room| *room < current) else {
             self.thresholds.little_room_since.set(None);
@@ -187,7 +253,10 @@ impl ShardService {
         let since = self.thresholds.little_room_since.get().unwrap_or(now);
         self.thresholds.little_room_since.set(Some(since));
         let is_urgent = voters.iter().any(|voter| voter.budget.is_some_and(|budget| budget.is_over_hard_limit()));
-        if !is_urgent && now.since(since) < LITTLE_ROOM_FOR {
+        // One that said so once and is silent since may have had a bad moment.
+        let has_said_again = VoterRoom::least(&voters)
+            .is_some_and(|voter| Duration::from_millis(voter.heard_ms_ago) + LITTLE_ROOM_FOR / 2 < now.since(since));
+        if !is_urgent && (now.since(since) < LITTLE_ROOM_FOR || !has_said_again) {
             return Ok(());
         }
         self.leader.barrier().await?;

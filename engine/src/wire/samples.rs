@@ -236,6 +236,7 @@ fn shard_requests() -> Vec<Named<ShardRequest>> {
         ("fence", ShardRequest::Fence(name(1))),
         ("unfence", ShardRequest::Unfence(name(2))),
         ("inline-show", ShardRequest::Inline(InlineRequest::Show)),
+        ("inline-lower", ShardRequest::Inline(InlineRequest::Lower(Threshold::default()))),
         ("inline-set", ShardRequest::Inline(InlineRequest::Set { len_bytes: Some(512) })),
         ("split", ShardRequest::Split(Box::new(SplitRequest::CountOf(vec![name(3)])))),
     ]
@@ -331,6 +332,7 @@ pub(crate) fn inline_view() -> InlineView {
         floor_len_bytes: 128,
         ceiling_len_bytes: 65_536,
         objects_expected: 1 << 20,
+        is_counted: true,
         window_bytes: 7,
         bytes_per_second_max: 10_000_000,
         refused: 3,

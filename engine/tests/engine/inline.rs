@@ -21,7 +21,7 @@ const FIRST: usize = THRESHOLD_LEN_BYTES as usize;
 
 /// Metadata directories that are so full.
 fn directories(fill: u64) -> [MetaSpace; 1] {
-    [MetaSpace { used_bytes: fill << 30, total_bytes: 100 << 30 }]
+    [MetaSpace { used_bytes: fill << 30, total_bytes: 100 << 30, file_system: 0 }]
 }
 
 fn world_with(seed: u64, inline: InlineSettings) -> (World, TenantId) {

@@ -463,7 +463,7 @@ fn i_c2_chunks_of_refused_inline_content_are_pinned_for_the_shard_that_names_the
     world.run(early.finish(FinishWrite::default())).unwrap();
     assert_eq!((world.engine.core().inline.writes.get(), world.fragments.count()), (4, 3), "it is a chunk");
     // The giver names an equal chunk, and then does not: whom the home asks decides whether it is freed.
-    world.engine.core().inline.metadata_has(&[MetaSpace { used_bytes: 1, total_bytes: 1 }]);
+    world.engine.core().inline.metadata_has(&[MetaSpace { used_bytes: 1, total_bytes: 1, file_system: 0 }]);
     world.put(tenant, BUCKET, "a", &content).unwrap();
     assert_eq!(world.fragments.count(), 3, "it is the same one");
     assert!(world.run(world.store.delete(tenant, BUCKET, "a", Condition::None)).unwrap());

@@ -6,7 +6,7 @@ use kiseki_engine::inline::InlineSettings;
 use kiseki_engine::inline_message::{InlineRequest, InlineView};
 use kiseki_engine::inline_threshold::{OBJECTS_EXPECTED_MIN, THRESHOLD_LEN_BYTES, ThresholdBy};
 use kiseki_engine::message::{ControlRequest, ControlResponse, Dedup, ShardRequest, ShardResponse};
-use kiseki_engine::split_message::ShardMapRequest;
+use kiseki_engine::split_message::{ShardMapAnswer, ShardMapRequest};
 use kiseki_engine::wire::ROOM_VERSION;
 use kiseki_types::ids::{ShardId, TenantId};
 use kiseki_types::meta::MetaSpace;
@@ -52,7 +52,7 @@ fn give_room(world: &World, tenant: TenantId, len_bytes: u64) {
     // The soft limit is far away, and a byte of content takes up to two.
     let content = len_bytes * OBJECTS_EXPECTED_MIN * show(world, tenant).voters[0].replicas.max(1);
     let total_bytes = (2 * content).div_ceil(75) * 100;
-    world.engine.core().inline.metadata_has(&[MetaSpace { used_bytes: 0, total_bytes }]);
+    world.engine.core().inline.metadata_has(&[MetaSpace { used_bytes: 0, total_bytes, file_system: 0 }]);
     world.sleep(6);
 }
 
@@ -92,12 +92,16 @@ fn i_sf1_the_threshold_falls_with_the_room_of_a_voter_and_stays_there() {
 fn i_sf2_it_is_at_the_floor_at_once_when_a_voter_is_over_its_hard_limit() {
     let (world, tenant) = world(2);
     assert!(lies_inline(&world, tenant, "before", 300));
-    world.engine.core().inline.metadata_has(&[MetaSpace { used_bytes: 76, total_bytes: 100 }]);
+    world.engine.core().inline.metadata_has(&[MetaSpace { used_bytes: 76, total_bytes: 100, file_system: 0 }]);
     world.sleep(10);
     let view = show(&world, tenant);
     assert_eq!((view.threshold.len_bytes, view.threshold.by), (128, ThresholdBy::Room));
     assert!(!lies_inline(&world, tenant, "long", 129) && lies_inline(&world, tenant, "short", 128));
     assert_eq!(world.get(tenant, BUCKET, "before").unwrap(), noise(300, 300));
+    match set(&world, tenant, Some(512)) {
+        Err(StoreError::Invalid { what }) => assert!(what.contains("76 % full, over their hard limit"), "{what}"),
+        other => panic!("{other:?}"),
+    }
 }
 
 #[test]
@@ -174,6 +178,31 @@ fn nothing_longer_than_the_first_threshold_is_inline_before_every_node_knows_of_
     assert_eq!(set(&world, tenant, Some(8192)), Ok(8192));
 }
 
+/// Splits the bucket's shard at "m"; the child, when the keys have moved.
+fn split(world: &World, tenant: TenantId) -> ShardId {
+    let of_control = |request| match world.run(world.engine.calls().control(ControlRequest::Shards(request))) {
+        Ok(ControlResponse::Shards(answer)) => answer,
+        _ => panic!("the control shard answers"),
+    };
+    let request = ShardMapRequest::Split {
+        shard: shard_of(world, tenant),
+        bucket: Some(BUCKET.to_owned()),
+        at: Some("m".to_owned()),
+    };
+    let ShardMapAnswer::Begun(order) = of_control(request) else { panic!("the split begins") };
+    world.await_that("the keys have moved", |_| match of_control(ShardMapRequest::List) {
+        ShardMapAnswer::Shards(shards) => shards.iter().all(|shard| shard.split_of.is_none()),
+        ShardMapAnswer::Begun(_) => panic!("a list is asked for"),
+    });
+    order.child
+}
+
+/// What a shard takes inline.
+fn threshold(world: &World, shard: ShardId) -> u32 {
+    let all = world.engine.shards();
+    all.iter().find(|service| service.shard() == shard).expect("it is led here").threshold_len_bytes()
+}
+
 #[test]
 fn i_l6_long_inline_content_moves_with_its_key_and_the_child_begins_with_the_first_threshold() {
     let (world, tenant) = world(6);
@@ -184,18 +213,31 @@ fn i_l6_long_inline_content_moves_with_its_key_and_the_child_begins_with_the_fir
         world.put(tenant, BUCKET, &key(number), &noise(number, 60_000)).unwrap();
     }
     assert_eq!(world.fragments.count(), 0);
-    let request = ShardMapRequest::Split {
-        shard: shard_of(&world, tenant),
-        bucket: Some(BUCKET.to_owned()),
-        at: Some("m".into()),
-    };
-    world.run(world.engine.calls().control(ControlRequest::Shards(request))).unwrap();
-    let child_has =
-        |world: &World| world.engine.shards().iter().any(|shard| shard.threshold_len_bytes() == THRESHOLD_LEN_BYTES);
-    world.await_that("the child serves", child_has);
-    world.sleep(60);
+    let child = split(&world, tenant);
+    assert_eq!(threshold(&world, child), THRESHOLD_LEN_BYTES);
     for number in 0..24 {
         assert_eq!(world.get(tenant, BUCKET, &key(number)).unwrap(), noise(number, 60_000), "I-L9: {number}");
         assert!(world.run(world.store.delete(tenant, BUCKET, &key(number), Condition::None)).unwrap());
     }
+}
+
+#[test]
+fn i_sf2_a_child_takes_no_longer_content_than_the_shard_that_it_comes_from() {
+    let (world, tenant) = world(7);
+    assert_eq!(set(&world, tenant, Some(512)), Ok(512));
+    world.put(tenant, BUCKET, "n", &noise(1, 300)).unwrap();
+    let child = split(&world, tenant);
+    assert_eq!(threshold(&world, child), 512);
+    assert!(!lies_inline(&world, tenant, "n-long", 513) && lies_inline(&world, tenant, "n-short", 512));
+}
+
+#[test]
+fn a_threshold_that_means_nothing_does_not_fall() {
+    let inline = Some(InlineSettings::off());
+    let world = World::with_upkeep(8, 8, CODED, Upkeep { inline, ..Upkeep::default() });
+    let tenant = world.tenant("a", Dedup::Shared);
+    world.run(world.store.create_bucket(tenant, BUCKET)).expect("a bucket");
+    world.engine.core().inline.metadata_has(&[MetaSpace { used_bytes: 90, total_bytes: 100, file_system: 0 }]);
+    world.sleep(60);
+    assert_eq!(show(&world, tenant).threshold.len_bytes, THRESHOLD_LEN_BYTES, "it would not rise when it is on again");
 }

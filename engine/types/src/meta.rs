@@ -52,6 +52,8 @@ pub struct MetaSpace {
     pub used_bytes: u64,
     /// Bytes that may be in use.
     pub total_bytes: u64,
+    /// Tells file systems of a node apart: directories on the same one share its room.
+    pub file_system: u64,
 }
 
 impl MetaSpace {

@@ -166,7 +166,13 @@ impl TableSet {
         let (ports, files) = (self.inner.ports.clone(), Arc::clone(&self.inner.files));
         let (random, next_step) = (files.random(&ports), ports.now());
         let job_files = Arc::clone(&files);
-        let created = ports.offload(self.write_queue(), move || job_files.create_next(&random)).await;
+        let (file_bytes, _) = self.measure();
+        let job = move || {
+            // New files are shorter than the present ones.
+            job_files.check_room(file_bytes)?;
+            job_files.create_next(&random)
+        };
+        let created = ports.offload(self.write_queue(), job).await;
         let mut compaction = Compaction {
             ports,
             queue: self.write_queue(),

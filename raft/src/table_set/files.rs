@@ -9,6 +9,9 @@ use std::io;
 use std::sync::Arc;
 
 /// Behind the name of a file that is being made.
+/// No copy fills a metadata directory beyond this.
+const FILL_PERCENT_MAX: u8 = 90;
+
 const FRESH: &str = ".fresh";
 /// Behind the name of a file that an installation fills.
 const NEXT: &str = ".next";
@@ -120,6 +123,20 @@ impl SetFiles {
             options.create(&*self.dir, &format!("{}{NEXT}", options.name), *random)
         };
         self.options.iter().zip(random).map(create).collect()
+    }
+
+    /// Errors: some metadata directory has no room for so many bytes more. A full one would be left out for good. Blocks.
+    pub fn check_room(&self, bytes: u64) -> Result<(), TableError> {
+        let spaces = self.dir.spaces().map_err(|cause| self.options[0].error(cause))?;
+        for space in spaces.iter() {
+            let sharing = spaces.iter().filter(|other| other.file_system == space.file_system).count() as u64;
+            let room = space.room_to(FILL_PERCENT_MAX);
+            if room / sharing < bytes {
+                let reason = format!("a copy takes {bytes} bytes, and its metadata directories have room for {room}");
+                return Err(self.options[0].error(reason));
+            }
+        }
+        Ok(())
     }
 
     /// Removes the files that [`SetFiles::create_next`] made, if they are not complete: what stays is removed by the

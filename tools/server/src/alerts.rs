@@ -32,6 +32,12 @@ pub fn of(report: &NodeReport, now: u64, unix: u64) -> Vec<String> {
     let dirs = report.metadata_dirs.iter().filter(|dir| dir.state != "current");
     named(&mut alerts, dirs.map(|dir| format!("metadata {} is {}: {}", dir.path, dir.state, dir.reason)).collect());
     alerts.extend(full_metadata(report));
+    let at_floor = report.total("inline_thresholds_at_floor");
+    if at_floor > 0 && report.total("metadata_hard_limit_percent") > 0 {
+        alerts.push(format!(
+            "{at_floor} shards led here take only the smallest objects beside their names: `kiseki shard show` says why"
+        ));
+    }
     let pools = report.pools.iter().filter(|pool| !["", "normal"].contains(&pool.level.as_str()));
     named(
         &mut alerts,
@@ -77,10 +83,10 @@ fn named(alerts: &mut Vec<String>, found: Vec<String>) {
 fn full_metadata(report: &NodeReport) -> Option<String> {
     let fill = report.total("metadata_fill_percent");
     let (soft, hard) = (report.total("metadata_soft_limit_percent"), report.total("metadata_hard_limit_percent"));
-    let text = match fill {
-        0 => return None,
+    let text = match hard {
+        0 => return None, // no small objects are taken, or it is not known
         _ if fill > hard => "over their hard limit: only the smallest objects lie beside their names; give them room",
-        _ if fill > soft => "over their soft limit: fewer small objects will lie beside their names",
+        _ if fill > soft => "over their soft limit: fewer small objects lie beside their names",
         _ => return None,
     };
     let limit = if fill > hard { hard } else { soft };

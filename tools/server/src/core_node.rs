@@ -182,6 +182,8 @@ pub struct CoreInputs {
     pub inline: InlineSettings,
     /// Timers of the Raft groups.
     pub group_settings: GroupSettings,
+    /// Shards' table files that are at least this long are compacted.
+    pub compact_from_bytes: u64,
     /// Homes of the cluster, fixed when it was formed.
     pub home_count: u16,
     /// A call to another node that takes longer is told of, when it is made for a client's request; `None`: none is.
@@ -250,6 +252,7 @@ impl CoreNode {
             lane_count: inputs.lane_count,
             logs,
             settings: inputs.group_settings,
+            compact_from_bytes: inputs.compact_from_bytes,
             nodes: inputs.nodes.clone(),
             peers: RaftPeers::new(inputs.ports.clone(), peers.clone(), directory, inputs.buffers.clone()),
             replicas: replicas.clone(),

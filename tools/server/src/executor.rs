@@ -39,6 +39,7 @@ use kiseki_net::{
     serve,
 };
 use kiseki_raft::GroupSettings;
+use kiseki_raft::table_set::COMPACT_FROM_BYTES;
 use kiseki_types::BlockIndex;
 use kiseki_types::fragment::StripeShape;
 use kiseki_types::ids::{CoreId, LaneId};
@@ -173,6 +174,7 @@ async fn run_core(
             Some(_) => GroupSettings::several_voters(),
             None => GroupSettings::single_voter(),
         },
+        compact_from_bytes: COMPACT_FROM_BYTES,
         home_count: shared.membership.homes,
         slow_call: shared.config.log.slow_request(),
         is_new: shared.meta.is_new,

@@ -40,6 +40,8 @@ pub struct CoreGroupsInputs {
     pub logs: BTreeMap<LaneId, LaneLog>,
     /// Timers of the groups.
     pub settings: GroupSettings,
+    /// Table files that are at least this long are compacted ([`TableSettings::compact_from_bytes`]).
+    pub compact_from_bytes: u64,
     /// This node, and the others.
     pub nodes: Rc<NodeBoard>,
     /// Raft messages to other nodes.
@@ -154,7 +156,8 @@ impl CoreGroups {
                 seals = seals.with(index, Rc::new(KeyedRowSeal::new(key)));
             }
         }
-        let settings = TableSettings::new(SHARD_QUEUE_FIRST + shard.0);
+        let compact_from_bytes = self.inputs.compact_from_bytes;
+        let settings = TableSettings { compact_from_bytes, ..TableSettings::new(SHARD_QUEUE_FIRST + shard.0) };
         let tables = TableSet::open(self.inputs.ports.clone(), self.inputs.meta.clone(), files, settings).await?;
         Ok(GroupParts {
             ports: self.inputs.ports.clone(),

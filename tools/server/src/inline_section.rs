@@ -20,8 +20,8 @@ pub struct InlineSection {
     pub floor_bytes: u32,
     /// The highest one.
     pub ceiling_bytes: u32,
-    /// How full, in percent, metadata directories may be before thresholds fall faster.
-    pub metadata_soft_percent_max: u8,
+    /// How full, in percent, metadata directories may be before thresholds fall faster; absent: 50, or where the next one is lower, as that.
+    pub metadata_soft_percent_max: Option<u8>,
     /// And before they are at the floor.
     pub metadata_fill_percent_max: u8,
 }
@@ -33,7 +33,7 @@ impl Default for InlineSection {
             mb_per_second_max: u32::try_from(settings.bytes_per_second_max / MB).unwrap_or(u32::MAX),
             floor_bytes: settings.floor_len_bytes,
             ceiling_bytes: settings.ceiling_len_bytes,
-            metadata_soft_percent_max: settings.metadata_soft_percent_max,
+            metadata_soft_percent_max: None,
             metadata_fill_percent_max: settings.metadata_fill_percent_max,
         }
     }
@@ -45,26 +45,29 @@ impl InlineSection {
     pub fn settings(&self) -> InlineSettings {
         InlineSettings {
             bytes_per_second_max: u64::from(self.mb_per_second_max) * MB,
-            metadata_soft_percent_max: self.metadata_soft_percent_max,
+            metadata_soft_percent_max: self.soft(),
             metadata_fill_percent_max: self.metadata_fill_percent_max,
             floor_len_bytes: self.floor_bytes,
             ceiling_len_bytes: self.ceiling_bytes,
         }
     }
 
-    /// With what flags and environment say. A hard limit below the soft one of the file takes that down with it.
+    fn soft(&self) -> u8 {
+        let first = InlineSettings::default().metadata_soft_percent_max;
+        self.metadata_soft_percent_max.unwrap_or_else(|| first.min(self.metadata_fill_percent_max))
+    }
+
+    /// With what flags and environment say. A hard limit of theirs takes a soft one of the file down with it.
     #[must_use]
     pub fn overridden(self, overrides: &Overrides) -> InlineSection {
-        let hard = overrides.meta_hard_limit_pct.unwrap_or(self.metadata_fill_percent_max);
+        let soft = match overrides.meta_hard_limit_pct {
+            Some(hard) => self.metadata_soft_percent_max.map(|soft| soft.min(hard)),
+            None => self.metadata_soft_percent_max,
+        };
         InlineSection {
             mb_per_second_max: overrides.raft_inline_mbps.unwrap_or(self.mb_per_second_max),
-            metadata_soft_percent_max: overrides.meta_soft_limit_pct.unwrap_or_else(|| {
-                match overrides.meta_hard_limit_pct {
-                    Some(hard) => self.metadata_soft_percent_max.min(hard),
-                    None => self.metadata_soft_percent_max,
-                }
-            }),
-            metadata_fill_percent_max: hard,
+            metadata_soft_percent_max: overrides.meta_soft_limit_pct.or(soft),
+            metadata_fill_percent_max: overrides.meta_hard_limit_pct.unwrap_or(self.metadata_fill_percent_max),
             ..self
         }
     }
@@ -76,9 +79,9 @@ impl InlineSection {
             let reason = "1 to 95; to store no small objects beside their names, set inline.mb_per_second_max = 0";
             return wrong("inline.metadata_fill_percent_max", self.metadata_fill_percent_max.into(), reason);
         }
-        if self.metadata_soft_percent_max > self.metadata_fill_percent_max {
+        if self.soft() > self.metadata_fill_percent_max {
             let reason = "at most inline.metadata_fill_percent_max, which is the hard limit";
-            return wrong("inline.metadata_soft_percent_max", self.metadata_soft_percent_max.into(), reason);
+            return wrong("inline.metadata_soft_percent_max", self.soft().into(), reason);
         }
         if !(1..=INLINE_LEN_BYTES_MAX as u32).contains(&self.ceiling_bytes) {
             let reason = "1 to 65536; to store no small objects beside their names, set inline.mb_per_second_max = 0";
@@ -118,7 +121,13 @@ mod tests {
         ] {
             assert_eq!(with(soft, hard).check().is_ok(), fits, "{soft:?} {hard:?}");
         }
-        assert_eq!(with(None, Some(30)).metadata_soft_percent_max, 30, "the file says 50");
+        assert_eq!(with(None, Some(30)).settings().metadata_soft_percent_max, 30);
+        let of_file = InlineSection { metadata_soft_percent_max: Some(50), ..InlineSection::default() };
+        let flag = Overrides { meta_hard_limit_pct: Some(30), ..Overrides::default() };
+        assert_eq!(of_file.overridden(&flag).settings().metadata_soft_percent_max, 30, "the file says 50");
+        let written_before = InlineSection { metadata_fill_percent_max: 40, ..InlineSection::default() };
+        written_before.check().expect("a file that names the hard limit alone");
+        assert_eq!(written_before.settings().metadata_soft_percent_max, 40);
     }
 
     #[test]

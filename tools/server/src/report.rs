@@ -6,7 +6,8 @@ use crate::executor::CoreShared;
 use crate::status::{CoreReport, DeviceIoReport, StatusBoard};
 use crate::{alerts, peer_port, shards, space, upkeep};
 use kiseki_devices::fragment_store::{DeviceIo, DeviceReport};
-use kiseki_engine::wire::INLINE_VERSION;
+use kiseki_engine::inline_threshold::THRESHOLD_LEN_BYTES;
+use kiseki_engine::wire::{INLINE_VERSION, ROOM_VERSION};
 use kiseki_gateway::S3Service;
 use kiseki_net::peer::PeerServer;
 use kiseki_types::fragment::{DeviceState, FragmentStore};
@@ -141,14 +142,18 @@ fn report(shared: &CoreShared, core: CoreId, node: &CoreNode, gateway: &S3Servic
     // Of the node, so one core tells it.
     if let Some(budget) = inline.budget().filter(|_| core.0 == 0) {
         set("metadata_fill_percent", budget.fill_percent.into());
-        set("metadata_soft_limit_percent", budget.soft_percent.into());
-        set("metadata_hard_limit_percent", budget.hard_percent.into());
         set("metadata_inline_budget_bytes", budget.content_bytes);
+        if inline.settings().bytes_per_second_max > 0 {
+            set("metadata_soft_limit_percent", budget.soft_percent.into());
+            set("metadata_hard_limit_percent", budget.hard_percent.into());
+        }
     }
     set("inline_threshold_falls_total", inline.falls.get());
-    if let Some(lowest) = node.engine().shards().iter().map(|shard| shard.threshold_len_bytes()).min() {
-        set("inline_threshold_bytes_min", lowest.into());
-    }
+    let thresholds: Vec<u32> = node.engine().shards().iter().map(|shard| shard.threshold_len_bytes()).collect();
+    let below = |limit: u32| thresholds.iter().filter(|threshold| **threshold < limit).count() as u64;
+    set("inline_thresholds_lowered", below(THRESHOLD_LEN_BYTES));
+    set("inline_thresholds_at_floor", below(inline.settings().floor_len_bytes.saturating_add(1)));
+    set("inline_long_waits_for_a_node", node.engine().calls().lacking(ROOM_VERSION).is_some().into());
     let budget = &node.engine().core().write_budget;
     set("write_bytes_in_flight", budget.in_flight.used() as u64);
     set("write_bytes_filling", budget.filling.used() as u64);

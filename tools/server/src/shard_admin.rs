@@ -14,6 +14,7 @@ use kiseki_engine::message::{ControlRequest, ControlResponse, ShardRequest, Shar
 use kiseki_engine::split_message::{
     ShardEntry, ShardMapAnswer, ShardMapRequest, ShardStanding, SplitAnswer, SplitCeilings, SplitRequest, SplitState,
 };
+use kiseki_engine::wire::ROOM_VERSION;
 use kiseki_types::ids::{ShardId, TenantId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -130,6 +131,10 @@ impl ShardAdmin {
                 let message = format!("no tenant has a shard {}; `kiseki shard list` shows all", shard.0);
                 NodeError { message, outcome: Outcome::Refused }
             })?;
+        if let Some(node) = self.node.engine().calls().lacking(ROOM_VERSION) {
+            let message = format!("node {} is not known to understand this; start or update it first", node.0);
+            return Err(NodeError { message, outcome: Outcome::Refused });
+        }
         let inline = match self.node.engine().calls().shard(shard, ShardRequest::Inline(request)).await {
             Ok(ShardResponse::Inline(view)) => shard_inline::row(&view),
             Ok(_) => return Err(unfit()),

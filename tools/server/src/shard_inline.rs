@@ -47,6 +47,8 @@ pub struct InlineRow {
     pub why: String,
     /// Objects that the room is to be enough for.
     pub objects_expected: u64,
+    /// Whether all that are there have been counted for that since the leader leads.
+    pub objects_are_counted: bool,
     /// Bytes a second taken so in the last ten seconds.
     pub bytes_per_second: u64,
     /// The most that are taken; 0: none.
@@ -75,6 +77,7 @@ pub fn row(view: &InlineView) -> InlineRow {
         since_unix_ms: since,
         why: why(view),
         objects_expected: view.objects_expected,
+        objects_are_counted: view.is_counted,
         bytes_per_second: view.window_bytes / WINDOW_SECONDS,
         bytes_per_second_max: view.bytes_per_second_max,
         refused: view.refused,
@@ -104,6 +107,10 @@ fn why(view: &InlineView) -> String {
     }
     let because = match VoterRoom::least(&view.voters) {
         None => "no voter has said yet what it has room for".to_owned(),
+        Some(VoterRoom { node, budget: Some(budget), .. }) if budget.is_over_hard_limit() => format!(
+            "the metadata directories of node {} are {} % full, over their hard limit of {} %",
+            node.0, budget.fill_percent, budget.hard_percent
+        ),
         Some(voter) => format!(
             "node {} has the least room, for {} bytes of each of {} objects",
             voter.node.0,
@@ -142,6 +149,7 @@ mod tests {
             floor_len_bytes: 128,
             ceiling_len_bytes: 65_536,
             objects_expected: 1000,
+            is_counted: true,
             window_bytes: 25,
             bytes_per_second_max: 10,
             refused: 0,

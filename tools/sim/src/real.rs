@@ -26,6 +26,7 @@ use kiseki_engine::keys::MasterKeys;
 use kiseki_engine::message::{ControlRequest, ControlResponse, Dedup, EngineRequest, EngineResponse, NodeEntry};
 use kiseki_engine::nodes::{NobodyElse, NodeBoard};
 use kiseki_raft::GroupSettings;
+use kiseki_raft::table_set::COMPACT_FROM_BYTES;
 use kiseki_server::core_node::{CoreInputs, CoreNode, LaneInput, LogMirror};
 use kiseki_server::metadata::mark_formed;
 use kiseki_simulator::seed::mix64;
@@ -91,6 +92,8 @@ pub struct RealOptions {
     pub drain: u16,
     /// Whether small objects lie beside their names.
     pub inline: InlineSettings,
+    /// Table files that are at least this long are compacted.
+    pub compact_from_bytes: u64,
     /// What lies about flushing once the node serves: the controls that a run must catch.
     pub lie: Lie,
 }
@@ -100,6 +103,9 @@ const INLINE_SALT: u64 = 0x696e_6c69_6e65;
 
 /// How much room metadata directories have likewise.
 const SPACE_SALT: u64 = 0x73_7061_6365;
+
+/// Whether table files are compacted likewise.
+const COMPACT_SALT: u64 = 0x63_6f6d_7061_6374;
 
 /// Which media answer a flush without saving anything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,6 +139,12 @@ impl RealOptions {
                 InlineSettings::default()
             } else {
                 InlineSettings::off()
+            },
+            // Those of every shard, or none.
+            compact_from_bytes: if mix64(seed ^ COMPACT_SALT).is_multiple_of(2) {
+                64 << 10
+            } else {
+                COMPACT_FROM_BYTES
             },
             lie: Lie::Nobody,
         }
@@ -561,6 +573,7 @@ impl RealNode {
                     None => GroupSettings::single_voter(),
                 }
             },
+            compact_from_bytes: self.options.compact_from_bytes,
             home_count: self.membership.as_ref().map_or(self.options.lanes, |membership| membership.home_count),
             slow_call: None,
             is_new: plan.is_new,

@@ -11,7 +11,7 @@ use kiseki_engine::nodes::NodeBoard;
 use kiseki_engine::replica_keeper::{AskHost, KeeperInputs, PassOn, keep};
 use kiseki_raft::messages::{Question, decode_calls};
 use kiseki_raft::table_file::TableFile;
-use kiseki_raft::table_set::TableSettings;
+use kiseki_raft::table_set::{COMPACT_FROM_BYTES, TableSettings};
 use kiseki_raft::{GroupSettings, LaneLog, RaftPeers, Replicas};
 use kiseki_server::group_host::{CoreGroups, CoreGroupsInputs, Host};
 use kiseki_server::peer_directory::{NotedCalls, RecordedNodes};
@@ -177,6 +177,7 @@ impl Cluster {
                 lane_count: 1,
                 logs: BTreeMap::from([(LANE, log)]),
                 settings: GroupSettings { snapshot_entries: 20, kept_entries: 5, ..GroupSettings::several_voters() },
+                compact_from_bytes: COMPACT_FROM_BYTES,
                 nodes: board.clone(),
                 peers: RaftPeers::new(
                     ports.clone(),

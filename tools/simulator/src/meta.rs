@@ -260,7 +260,7 @@ impl MetaDir for OpenDir {
     fn spaces(&self) -> io::Result<Vec<MetaSpace>> {
         let state = self.dir.reach(self.incarnation)?;
         let used_bytes = state.files.values().map(|file| lock(file).len() as u64).sum();
-        let space = MetaSpace { used_bytes, total_bytes: state.space_bytes };
+        let space = MetaSpace { used_bytes, total_bytes: state.space_bytes, file_system: 0 };
         Ok(if state.space_bytes == 0 { Vec::new() } else { vec![space] })
     }
 }

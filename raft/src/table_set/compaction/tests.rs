@@ -10,7 +10,7 @@ use crate::table_set::tests::{
 use crate::table_set::{SetRow, TableSet};
 use crate::test_support::{CrashDir, Dice, TestRuntime};
 use futures::FutureExt;
-use kiseki_types::meta::MetaDir;
+use kiseki_types::meta::{MetaDir, MetaSpace};
 use kiseki_types::table::{TableReader, TableWrite};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -320,6 +320,22 @@ fn a_copy_that_has_no_room_fences_nothing_and_is_tried_again_later() {
         pair.fold(&runtime, vec![put(0, b"change", b"3")]);
         runtime.run_out();
         assert_eq!(pair.set.sizes().compactions, 1);
+        pair.check(&runtime);
+    }
+}
+
+#[test]
+fn i_o3_no_copy_fills_a_metadata_directory() {
+    let (base, model) = wasteful(300, 10);
+    for (left_percent, begins) in [(5, false), (11, false), (60, true)] {
+        let (dir, runtime, mut pair) = reopened(&base, &model, 1, left_percent);
+        let total_bytes = 2 * file_bytes(&dir);
+        let used_bytes = total_bytes * (100 - left_percent) / 100;
+        dir.say_space(MetaSpace { used_bytes, total_bytes, file_system: 1 });
+        pair.fold(&runtime, vec![put(0, b"change", b"1")]);
+        runtime.run_out();
+        assert_eq!(pair.set.sizes().compactions > 0, begins, "{left_percent} % of twice the files are left");
+        assert!(pair.set.failure().is_none() && !is_copying(&dir));
         pair.check(&runtime);
     }
 }
