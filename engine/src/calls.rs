@@ -299,9 +299,6 @@ impl Calls {
         let mut without = BTreeMap::new();
         let mut rooms = BTreeMap::new();
         for answer in join_all(self.inner.ask_own_cores(request)).await {
-            if answer.is_err() && matches!(request, CoreRequest::MetadataRoom) {
-                continue; // the directories are those of all cores
-            }
             match answer? {
                 ResponseBody::Looks(answers) => looks.extend(answers.into_iter().map(|look| (look.core, look))),
                 ResponseBody::Holdings(held) => drop(holdings.insert(held.core, held)),

@@ -1,8 +1,9 @@
 //! Memory that the writes of one core may hold, so that any number of clients costs no more than that.
 //!
-//! Two budgets, because their owners end in different ways. A chunk *in flight* is done soon, whatever its client does; a
+//! Three budgets, because their owners end in different ways. A chunk *in flight* is done soon, whatever its client does; a
 //! chunk that is being *filled* waits for its client, up to the gateway's idle timeout. So what is in flight never waits
-//! for what is being filled, and somebody always makes room.
+//! for what is being filled, and somebody always makes room. Longer content that is *named* with its entry waits for its
+//! shard's leader, however long that takes, and nothing else waits for it.
 
 use futures::channel::oneshot;
 use futures::future::{Either, select};
@@ -15,6 +16,9 @@ use std::time::Duration;
 
 /// Bytes of chunks between cut and durable: some times what a core stores while one of them is written (I-O5).
 pub const IN_FLIGHT_BYTES_MAX: usize = 64 << 20;
+
+/// Bytes of content that lies inline and is being named, with its copies: 256 of the longest at once (I-O5).
+pub const NAMING_BYTES_MAX: usize = 64 << 20;
 
 /// Bytes of chunks that are being filled: 64 large uploads at once, or any number of small objects below that (I-O5).
 pub const FILLING_BYTES_MAX: usize = 256 << 20;
@@ -105,13 +109,20 @@ pub struct WriteBudget {
     pub in_flight: Rc<Budget>,
     /// Of chunks that are being filled.
     pub filling: Rc<Budget>,
+    /// Of content that is named.
+    pub naming: Rc<Budget>,
 }
 
 impl WriteBudget {
     /// With nothing taken.
     #[must_use]
     pub fn new(ports: Ports) -> WriteBudget {
-        WriteBudget { ports, in_flight: Budget::new(IN_FLIGHT_BYTES_MAX), filling: Budget::new(FILLING_BYTES_MAX) }
+        WriteBudget {
+            ports,
+            in_flight: Budget::new(IN_FLIGHT_BYTES_MAX),
+            filling: Budget::new(FILLING_BYTES_MAX),
+            naming: Budget::new(NAMING_BYTES_MAX),
+        }
     }
 
     /// Room to fill a chunk of `bytes`; `None` when there was none for [`TURN_WAIT_MAX`].

@@ -386,7 +386,8 @@ impl Writer {
         let modified_unix_ms = self.core.ports.unix_time_ms();
         // I-O5: beside what is being filled there are the sealed content, the page, the message and what may be sent again.
         let is_long = self.len_bytes > u64::from(THRESHOLD_LEN_BYTES) && self.is_small();
-        let _copies = if is_long { Some(self.grant(INLINE_COPIES * self.len_bytes as usize).await?) } else { None };
+        let naming = self.core.write_budget.naming.clone();
+        let copies = if is_long { Some(naming.take(INLINE_COPIES * self.len_bytes as usize).await) } else { None };
         if let Some(page) = self.inline_page() {
             match self.name(&finish, modified_unix_ms, Some(page)).await? {
                 ShardResponse::NotInline { limit } => {
@@ -400,6 +401,7 @@ impl Writer {
                 }
             }
         }
+        drop(copies); // it becomes chunks
         self.collect_all().await?;
         let last = (!self.references.is_empty()).then(|| self.take_page());
         let answer = self.name(&finish, modified_unix_ms, last).await?;

@@ -11,7 +11,7 @@ use crate::superblock::{MemberId, MetadataEpoch};
 use kiseki_types::meta::{MetaDir, MetaFile, MetaSpace};
 use std::fmt;
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 /// One member, for health and for the owners of journals.
@@ -38,6 +38,8 @@ struct Set {
     identity: Identity,
     witness: Arc<dyn EpochWitness>,
     members: RwLock<Vec<Arc<Member>>>,
+    /// Bytes that copies of files may take.
+    reserved: Arc<AtomicU64>,
     /// Held while an epoch is raised, so one at a time.
     state: Mutex<SetState>,
 }
@@ -79,7 +81,7 @@ impl MirroredDir {
         assert!(!members.is_empty(), "a metadata set has a member");
         let members = RwLock::new(members.into_iter().map(Member::new).collect());
         let state = Mutex::new(SetState { epoch, broken: None });
-        Arc::new(MirroredDir { set: Arc::new(Set { identity, witness, members, state }) })
+        Arc::new(MirroredDir { set: Arc::new(Set { identity, witness, members, reserved: Arc::default(), state }) })
     }
 
     /// The metadata-set epoch and its members.
@@ -369,6 +371,10 @@ impl MetaDir for MirroredDir {
         check_name(from)?;
         check_name(to)?;
         self.set.on_all(|_, member| member.joined.dir.rename(from, to)).map(drop)
+    }
+
+    fn reserved(&self) -> Option<Arc<AtomicU64>> {
+        Some(self.set.reserved.clone())
     }
 
     fn spaces(&self) -> io::Result<Vec<MetaSpace>> {

@@ -77,8 +77,11 @@ impl ShardService {
     pub(super) async fn load_threshold(&self) -> Result<(), StoreError> {
         let Some(row) = self.leader.row(INLINE, KEY).await? else { return Ok(()) };
         let threshold = Threshold::decode(&row).unwrap_or_else(|error| {
-            warn!(shard = %self.shard(), %error, "the inline threshold can't be read; it is taken for the lowest");
-            Threshold { len_bytes: 0, by: ThresholdBy::Room, since_unix_ms: 0 }
+            let lowest = Threshold { len_bytes: 0, by: ThresholdBy::Room, since_unix_ms: 0 };
+            if self.thresholds.current.get() != lowest {
+                warn!(shard = %self.shard(), %error, "the inline threshold can't be read; it is taken for the lowest");
+            }
+            lowest
         });
         self.thresholds.current.set(threshold);
         Ok(())

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 /// One file in the metadata directories. To be correct: as a POSIX file with pread, pwrite, ftruncate, fdatasync;
 /// unsynced writes may be lost, torn or reordered by a power cut, in units of 512 bytes; `sync` makes all completed
@@ -39,6 +40,10 @@ pub trait MetaDir: Send + Sync + fmt::Debug {
     fn remove(&self, name: &str) -> io::Result<()>;
     /// Renames, replacing what is there.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+    /// Bytes that copies of files under way may take, of all who use the directory; `None` where nobody else does.
+    fn reserved(&self) -> Option<Arc<AtomicU64>> {
+        None
+    }
     /// How much room the file system of each directory has; none where that is not known.
     fn spaces(&self) -> io::Result<Vec<MetaSpace>> {
         Ok(Vec::new())

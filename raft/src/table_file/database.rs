@@ -250,6 +250,11 @@ impl FileDatabase {
         // Who reads such a row learns it; the count alone is no reason to refuse the file.
         let live = live.inspect_err(|error| tracing::warn!(%error, "the live rows of a table file can't be counted"));
         *self.lock_live() = live.ok();
+        if stored.is_none() && self.lock_live().is_some() {
+            // Or a file that nobody changes is counted at every start.
+            let mark = Mark { position: snapshot.position, ..Mark::default() };
+            self.fold(&mark, &FileChanges::new(), None)?;
+        }
         Ok(())
     }
 

@@ -9,7 +9,7 @@
 
 use super::TableSet;
 use super::cached_file::CachedFile;
-use super::files::{OpenedFiles, SetFiles};
+use super::files::{OpenedFiles, Reservation, SetFiles};
 use crate::overlay::{FileChanges, Layer, Mark};
 use crate::table_file::database::{FileDatabase, Snapshot};
 use futures::channel::oneshot;
@@ -28,6 +28,9 @@ const BYTES_PER_SECOND_MAX: u64 = 32 << 20;
 
 /// Bytes that are copied between two syncs of the new files: no fold waits until all of a large file is on the disk.
 const SYNC_BYTES: u64 = 16 * STEP_BYTES as u64;
+
+/// What a copy may be longer than the rows, for the room that it takes.
+const COPY_BYTES_PER_LIVE_BYTE: u64 = 3;
 
 /// Files that are longer than their rows by this factor are worth it.
 const FILE_BYTES_PER_LIVE_BYTE: u64 = 4;
@@ -105,6 +108,8 @@ pub(super) struct Compaction {
     queue: u64,
     files: Arc<SetFiles>,
     databases: Vec<Arc<FileDatabase>>,
+    /// What it may take.
+    room: Option<Reservation>,
     cursor: Cursor,
     unsynced_bytes: u64,
     next_step: Instant,
@@ -115,12 +120,13 @@ pub(super) struct Compaction {
 impl Drop for Compaction {
     fn drop(&mut self) {
         let (databases, files) = (std::mem::take(&mut self.databases), Arc::clone(&self.files));
-        let leaves_names = self.leaves_names;
+        let (leaves_names, room) = (self.leaves_names, self.room.take());
         let job = move || {
             drop(databases);
             if !leaves_names {
                 files.remove_next();
             }
+            drop(room);
         };
         self.ports.offload_job(self.queue, Box::new(job));
     }
@@ -166,11 +172,14 @@ impl TableSet {
         let (ports, files) = (self.inner.ports.clone(), Arc::clone(&self.inner.files));
         let (random, next_step) = (files.random(&ports), ports.now());
         let job_files = Arc::clone(&files);
-        let (file_bytes, _) = self.measure();
+        let (file_bytes, live_bytes) = self.measure();
+        // New files are shorter than the present ones, which have holes.
+        let longest =
+            live_bytes.unwrap_or(file_bytes).saturating_mul(COPY_BYTES_PER_LIVE_BYTE).saturating_add(SYNC_BYTES);
+        let wanted = file_bytes.min(longest);
         let job = move || {
-            // New files are shorter than the present ones.
-            job_files.check_room(file_bytes)?;
-            job_files.create_next(&random)
+            let room = job_files.reserve(wanted)?;
+            Ok((job_files.create_next(&random)?, room))
         };
         let created = ports.offload(self.write_queue(), job).await;
         let mut compaction = Compaction {
@@ -178,13 +187,15 @@ impl TableSet {
             queue: self.write_queue(),
             files,
             databases: Vec::new(),
+            room: None,
             cursor: Cursor::default(),
             unsynced_bytes: 0,
             next_step,
             leaves_names: false,
         };
         match created.unwrap_or_else(|Stopping| Err(self.inner.files.closed())) {
-            Ok(databases) => {
+            Ok((databases, room)) => {
+                compaction.room = Some(room);
                 compaction.databases = databases.into_iter().map(Arc::new).collect();
                 Some(compaction)
             }
@@ -195,7 +206,9 @@ impl TableSet {
     fn compaction_is_due(&self) -> bool {
         let compactions = self.inner.compactions.borrow();
         // An import is the one that fills files beside the present ones.
-        let kept_off = compactions.barred || self.is_left_alone() || Rc::strong_count(&self.inner.imports) > 1;
+        let is_awaited = !self.inner.state.borrow().idle_waiters.is_empty();
+        let kept_off =
+            compactions.barred || is_awaited || self.is_left_alone() || Rc::strong_count(&self.inner.imports) > 1;
         if kept_off || self.inner.ports.now() < compactions.not_before || self.check().is_err() {
             return false;
         }
@@ -263,12 +276,14 @@ impl TableSet {
         let number = running.cursor.file;
         let snapshot = Arc::clone(&self.inner.state.borrow().snapshots[number].snapshot);
         let (databases, cursor) = (running.databases.clone(), running.cursor.clone());
-        let unsynced_bytes = running.unsynced_bytes;
+        let (unsynced_bytes, files) = (running.unsynced_bytes, Arc::clone(&running.files));
         let job = move || -> Result<(Cursor, u64, u64), TableError> {
             let (next, copied_bytes) = copy(&snapshot, &databases[number], &cursor)?;
             if unsynced_bytes + copied_bytes < SYNC_BYTES {
                 return Ok((next, copied_bytes, unsynced_bytes + copied_bytes));
             }
+            // Others fill the directories too.
+            files.check_room(SYNC_BYTES)?;
             for database in &databases {
                 database.fold(&Mark::default(), &FileChanges::new(), None)?;
             }
@@ -452,6 +467,7 @@ fn complete(
         }
         snapshots.push(snapshot);
     }
+    files.declare_next().map_err(Failure::Exchange)?.map_err(Failure::Copy)?;
     files.swap_in_next().map_err(Failure::Exchange)?;
     Ok(OpenedFiles { databases, snapshots })
 }

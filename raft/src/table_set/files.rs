@@ -7,11 +7,12 @@ use kiseki_types::runtime::{Ports, RuntimeExt};
 use kiseki_types::table::TableError;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Behind the name of a file that is being made.
 /// No copy fills a metadata directory beyond this.
 const FILL_PERCENT_MAX: u8 = 90;
 
+/// Behind the name of a file that is being made.
 const FRESH: &str = ".fresh";
 /// Behind the name of a file that an installation fills.
 const NEXT: &str = ".next";
@@ -24,6 +25,18 @@ pub(crate) struct OpenedFiles {
     pub databases: Vec<Arc<FileDatabase>>,
     /// What reads use, one of each file.
     pub snapshots: Vec<Snapshot>,
+}
+
+/// Room that a copy may take. Dropped, it is others'.
+pub(crate) struct Reservation {
+    reserved: Arc<AtomicU64>,
+    bytes: u64,
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.reserved.fetch_sub(self.bytes, Ordering::SeqCst);
+    }
 }
 
 /// Where and how the files of a set are.
@@ -139,6 +152,15 @@ impl SetFiles {
         Ok(())
     }
 
+    /// Room for a copy of so many bytes, beside all that go on there. Errors: as of [`SetFiles::check_room`]. Blocks.
+    pub fn reserve(&self, bytes: u64) -> Result<Reservation, TableError> {
+        let reserved = self.dir.reserved().unwrap_or_default();
+        let before = reserved.fetch_add(bytes, Ordering::SeqCst);
+        let reservation = Reservation { reserved, bytes };
+        self.check_room(before.saturating_add(bytes))?;
+        Ok(reservation)
+    }
+
     /// Removes the files that [`SetFiles::create_next`] made, if they are not complete: what stays is removed by the
     /// next open. Blocks.
     pub fn remove_next(&self) {
@@ -147,12 +169,25 @@ impl SetFiles {
         }
     }
 
-    /// Puts complete new files in the place of the present ones. Blocks; a crash at any step leaves either all of the
-    /// old files or all of the new ones to the next open.
+    /// Says that all new files are complete: from here on they are what the next open finds. Blocks.
+    ///
+    /// Errors: it was not said, and may be left unsaid (`Ok`), or nobody knows whether it was (`Err`).
+    pub fn declare_next(&self) -> Result<Result<(), TableError>, TableError> {
+        let marker = self.swap_marker();
+        match self.dir.create(&marker) {
+            Ok(_) => Ok(Ok(())),
+            Err(cause) => match self.dir.remove(&marker) {
+                Ok(()) => Ok(Err(self.options[0].error(cause))),
+                Err(_) => Err(self.options[0].error(cause)),
+            },
+        }
+    }
+
+    /// Puts the new files, which were declared complete, in the place of the present ones. Blocks; a crash at any step leaves
+    /// all of the new ones to the next open.
     pub fn swap_in_next(&self) -> Result<(), TableError> {
         let swap = || -> io::Result<()> {
             let marker = self.swap_marker();
-            drop(self.dir.create(&marker)?);
             for options in &self.options {
                 self.dir.rename(&format!("{}{NEXT}", options.name), &options.name)?;
             }

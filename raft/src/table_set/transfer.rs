@@ -43,6 +43,7 @@ impl SetExport {
     pub fn next_rows(&mut self, max_bytes: usize) -> LocalBoxFuture<'_, Result<Vec<SetRow>, TableError>> {
         Box::pin(async move {
             while let Some(snapshot) = self.snapshots.get(self.file).map(Arc::clone) {
+                self.set.check()?; // once it is closed its pages may be others'
                 let number = u8::try_from(self.file).expect("a set has at most 256 files");
                 let after = self.after.take();
                 let rows = self.set.read(move || snapshot.rows_after(number, after, max_bytes.max(1))).await?;
@@ -166,6 +167,7 @@ impl TableSet {
                 for database in &databases {
                     database.fold(&mark, &FileChanges::new(), None)?;
                 }
+                files.declare_next()??;
                 files.swap_in_next()?;
                 let snapshots = databases.iter().map(|database| database.snapshot()).collect::<Result<_, _>>()?;
                 Ok(OpenedFiles { databases, snapshots })
