@@ -18,6 +18,7 @@ import array
 import base64
 import bisect
 import concurrent.futures
+import contextlib
 import hashlib
 import html
 import json
@@ -168,7 +169,8 @@ def disk(node):
     for directory in sorted(node.dir.glob("meta*")):
         kinds = found[directory.name] = dict.fromkeys(KINDS, 0)
         for file in directory.iterdir():
-            kinds[next(kind for kind, pattern in KINDS.items() if re.fullmatch(pattern, file.name))] += file.stat().st_blocks * 512
+            with contextlib.suppress(FileNotFoundError):  # some are replaced meanwhile
+                kinds[next(kind for kind, pattern in KINDS.items() if re.fullmatch(pattern, file.name))] += file.stat().st_blocks * 512
     found["devices"] = {"image files": sum(image.stat().st_blocks * 512 for image in (node.dir / "devices").glob("*.img"))}
     return found
 

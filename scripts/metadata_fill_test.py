@@ -116,9 +116,9 @@ def thresholds_follow_the_room_of_metadata_directories(directory):
         assert not alerts(node, "metadata directories are")
 
         # Beyond the soft limit: it falls when that has lasted.
+        began = time.monotonic()
         volume.fill_to(62)
         until("an alert names the soft limit", lambda: alerts(node, "over their soft limit"))
-        began = time.monotonic()
         view = until("it has fallen", lambda: (view := shown(node, shard))["set_by"] == "room" and view)
         assert time.monotonic() - began > LITTLE_ROOM_SECONDS / 2, "a moment's fill lowers it for good"
         soft = view["threshold_bytes"]
@@ -168,10 +168,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=pathlib.Path)
     arguments = parser.parse_args()
-    directory = arguments.directory.resolve()
+    directory = arguments.directory.resolve() / "metadata-fill"
     directory.mkdir(parents=True, exist_ok=True)
     try:
-        with Volume(directory, "try"):
+        with Volume(directory, "try0"), Volume(directory, "try1"):
             pass
     except (subprocess.CalledProcessError, FileNotFoundError) as error:
         print(f"nothing can be mounted here, so metadata directories are not filled: {error}")

@@ -116,6 +116,12 @@ impl Calls {
         self.inner.nodes.lacking(version)
     }
 
+    /// Another member that is known not to speak a version of messages.
+    #[must_use]
+    pub fn known_to_lack(&self, version: u16) -> Option<NodeId> {
+        self.inner.nodes.known_to_lack(version)
+    }
+
     /// Asks whoever leads a shard. What may have been done and may be asked again is asked of whoever leads next, a change under
     /// one request id, so that it is done once and gets its first answer (`request_log`).
     ///

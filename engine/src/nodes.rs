@@ -204,6 +204,13 @@ impl NodeBoard {
         self.others().into_iter().map(|entry| entry.node).find(|node| !self.does_speak(*node, version))
     }
 
+    /// Another member that is known not to speak a version of messages.
+    #[must_use]
+    pub fn known_to_lack(&self, version: u16) -> Option<NodeId> {
+        let mut others = self.others().into_iter().map(|entry| entry.node);
+        others.find(|node| self.spoken(*node).is_some_and(|spoken| spoken < version))
+    }
+
     /// How often a node was heard again after a silence: others have led its shards meanwhile.
     #[must_use]
     pub fn returns(&self) -> u64 {

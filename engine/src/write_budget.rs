@@ -3,7 +3,7 @@
 //! Three budgets, because their owners end in different ways. A chunk *in flight* is done soon, whatever its client does; a
 //! chunk that is being *filled* waits for its client, up to the gateway's idle timeout. So what is in flight never waits
 //! for what is being filled, and somebody always makes room. Longer content that is *named* with its entry waits for its
-//! shard's leader, however long that takes, and nothing else waits for it.
+//! shard's leader, however long that takes: nobody waits for that room, it is there or is done without.
 
 use futures::channel::oneshot;
 use futures::future::{Either, select};
@@ -17,7 +17,7 @@ use std::time::Duration;
 /// Bytes of chunks between cut and durable: some times what a core stores while one of them is written (I-O5).
 pub const IN_FLIGHT_BYTES_MAX: usize = 64 << 20;
 
-/// Bytes of content that lies inline and is being named, with its copies: 256 of the longest at once (I-O5).
+/// Bytes of content that lies inline and is being named, with its copies: 200 of the longest at once (I-O5).
 pub const NAMING_BYTES_MAX: usize = 64 << 20;
 
 /// Bytes of chunks that are being filled: 64 large uploads at once, or any number of small objects below that (I-O5).

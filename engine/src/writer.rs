@@ -34,7 +34,7 @@ use tracing::warn;
 const CHUNKS_IN_FLIGHT_MAX: usize = 4;
 
 /// Times that content that lies inline is in memory while it is named.
-const INLINE_COPIES: usize = 4;
+const INLINE_COPIES: usize = 5;
 
 /// Bytes that are searched for a cut at once, so that no task holds its core for long.
 const SLICE_LEN_BYTES: usize = 256 * 1024;
@@ -384,11 +384,17 @@ impl Writer {
 
     async fn end(&mut self, finish: FinishWrite) -> Result<ObjectInfo, StoreError> {
         let modified_unix_ms = self.core.ports.unix_time_ms();
-        // I-O5: beside what is being filled there are the sealed content, the page, the message and what may be sent again.
+        // I-O5: there are the content, sealed as well, the page, the message and what may be sent again. Nobody waits for room for that:
+        // what finds none becomes chunks.
         let is_long = self.len_bytes > u64::from(THRESHOLD_LEN_BYTES) && self.is_small();
-        let naming = self.core.write_budget.naming.clone();
-        let copies = if is_long { Some(naming.take(INLINE_COPIES * self.len_bytes as usize).await) } else { None };
-        if let Some(page) = self.inline_page() {
+        let naming = &self.core.write_budget.naming;
+        let copies = if is_long { naming.try_take(INLINE_COPIES * self.len_bytes as usize) } else { None };
+        if copies.is_some() {
+            self.filling_grant = None;
+        }
+        if is_long == copies.is_some()
+            && let Some(page) = self.inline_page()
+        {
             match self.name(&finish, modified_unix_ms, Some(page)).await? {
                 ShardResponse::NotInline { limit } => {
                     self.pages.clear();
@@ -401,7 +407,6 @@ impl Writer {
                 }
             }
         }
-        drop(copies); // it becomes chunks
         self.collect_all().await?;
         let last = (!self.references.is_empty()).then(|| self.take_page());
         let answer = self.name(&finish, modified_unix_ms, last).await?;

@@ -299,9 +299,7 @@ impl ShardService {
             return Ok(false);
         }
         self.giving.waiting.replace(None);
-        if given.is_none() {
-            self.lower_threshold_of(order.child).await?;
-        }
+        self.lower_threshold_of(order.child).await?;
         let mut copied = Copied::new();
         let result = self.hand_over(&order, &from, end.as_deref(), &mut copied).await;
         if result.is_err() && !copied.is_empty() {

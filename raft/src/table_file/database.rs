@@ -253,7 +253,9 @@ impl FileDatabase {
         if stored.is_none() && self.lock_live().is_some() {
             // Or a file that nobody changes is counted at every start.
             let mark = Mark { position: snapshot.position, ..Mark::default() };
-            self.fold(&mark, &FileChanges::new(), None)?;
+            if let Err(error) = self.fold(&mark, &FileChanges::new(), None) {
+                tracing::warn!(%error, "the count of a table file's live rows can't be kept");
+            }
         }
         Ok(())
     }

@@ -152,11 +152,13 @@ fn report(shared: &CoreShared, core: CoreId, node: &CoreNode, gateway: &S3Servic
     let thresholds: Vec<u32> = node.engine().shards().iter().map(|shard| shard.threshold_len_bytes()).collect();
     let below = |limit: u32| thresholds.iter().filter(|threshold| **threshold < limit).count() as u64;
     set("inline_thresholds_lowered", below(THRESHOLD_LEN_BYTES));
-    set("inline_thresholds_at_floor", below(inline.settings().floor_len_bytes.saturating_add(1)));
+    let floor = inline.settings().floor_len_bytes;
+    set("inline_thresholds_at_floor", if floor < THRESHOLD_LEN_BYTES { below(floor + 1) } else { 0 });
     set("inline_long_waits_for_a_node", node.engine().calls().lacking(ROOM_VERSION).is_some().into());
     let budget = &node.engine().core().write_budget;
     set("write_bytes_in_flight", budget.in_flight.used() as u64);
     set("write_bytes_filling", budget.filling.used() as u64);
+    set("write_bytes_naming", budget.naming.used() as u64);
     set("write_budget_waits_total", budget.in_flight.waits.get() + budget.filling.waits.get());
     let control = &node.engine().core().control_cache;
     set("control_cache_hits_total", control.hits.get());

@@ -131,8 +131,8 @@ impl ShardAdmin {
                 let message = format!("no tenant has a shard {}; `kiseki shard list` shows all", shard.0);
                 NodeError { message, outcome: Outcome::Refused }
             })?;
-        if let Some(node) = self.node.engine().calls().lacking(ROOM_VERSION) {
-            let message = format!("node {} is not known to understand this; start or update it first", node.0);
+        if let Some(node) = self.node.engine().calls().known_to_lack(ROOM_VERSION) {
+            let message = format!("node {} does not understand this yet; update it first", node.0);
             return Err(NodeError { message, outcome: Outcome::Refused });
         }
         let inline = match self.node.engine().calls().shard(shard, ShardRequest::Inline(request)).await {
