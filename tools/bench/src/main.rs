@@ -1,19 +1,24 @@
 //! `kiseki-bench`: measures devices, the data path of one core, links between cores, and S3 endpoints, ours or others'.
 //!
 //! It drives the product's own code (rings, kernels) from outside, and S3 as any client does. What the figures mean is
-//! told in `docs/bench.md`. Reading order: [`measure`], [`output`], then a verb: [`device`], [`pipeline`], [`link`], [`s3`].
+//! told in `docs/bench.md`. Reading order: [`measure`], [`output`], then a verb: [`device`], [`pipeline`], [`link`], [`s3`], and on
+//! its client [`mixed`] and [`ingest`].
 #![forbid(unsafe_code)]
 
 mod cpus;
 mod device;
+mod ingest;
+mod length;
 mod link;
 mod manifest;
 mod measure;
+mod mixed;
 mod output;
 mod pipeline;
 mod progress;
 mod s3;
 mod stop;
+mod sweep;
 mod usage;
 
 use anyhow::Result;
@@ -46,6 +51,10 @@ enum Verb {
     Link(link::LinkArgs),
     /// PUT and GET against an S3 endpoint, closed loop or at a rate
     S3(s3::S3Args),
+    /// Loads shaped like training and serving against an S3 endpoint, one or several at once
+    Mixed(mixed::MixedArgs),
+    /// Uploads a directory to an S3 endpoint, and tells what the product's chunking finds twice in it
+    Ingest(ingest::IngestArgs),
     /// Prints completions for a shell
     #[command(after_help = "Example:\n  kiseki-bench completion bash > /etc/bash_completion.d/kiseki-bench")]
     Completion {
@@ -76,6 +85,8 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Pipeline(args) => finish(&args.output, |stop| pipeline::run(&args, stop)),
         Verb::Link(args) => finish(&args.output, |stop| link::run(&args, stop)),
         Verb::S3(args) => finish(&args.output, |stop| s3::run(&args, stop)),
+        Verb::Mixed(args) => finish(&args.output, |stop| mixed::run(&args, stop)),
+        Verb::Ingest(args) => finish(&args.output, |stop| ingest::run(&args, stop)),
         Verb::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "kiseki-bench", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)
@@ -104,6 +115,6 @@ mod tests {
         // As with fio, an option given again counts; one that gathers values gathers.
         let line = ["kiseki-bench", "s3", "--size", "1k", "--server-pid", "1", "--size", "2k", "--server-pid", "2"];
         let Verb::S3(args) = Cli::parse_from(line).verb else { panic!("the verb is s3") };
-        assert_eq!((args.size, args.server_pid), (2048, vec![1, 2]));
+        assert_eq!((args.size, args.target.server_pid), (2048, vec![1, 2]));
     }
 }

@@ -4,12 +4,11 @@ use super::DeviceArgs;
 use super::target::Target;
 use super::worker::{Counts, RingLoad, work};
 use crate::cpus;
-use crate::measure::{CpuTime, ProcessCpu};
+use crate::measure::{Course, CpuTime, Watched, watch};
 use crate::noise::{Noise, fresh_seed};
 use crate::output::{Job, Side};
-use crate::progress::{Progress, TICK, Tally};
+use crate::progress::{Progress, Tally};
 use crate::stop::Stop;
-use crate::units::ns;
 use anyhow::{Context, Result, anyhow};
 use futures::channel::mpsc;
 use futures::stream::{FuturesUnordered, StreamExt};
@@ -22,9 +21,9 @@ use kiseki_types::{BlockIndex, IoBytes};
 use serde_json::json;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
-use std::sync::{Arc, Barrier, OnceLock};
+use std::sync::{Arc, Barrier, mpsc as threads};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// A new file is filled in pieces of this length, so many at once.
 const FILL_LEN_BYTES: u64 = 1 << 20;
@@ -34,26 +33,22 @@ const FILL_DEPTH: usize = 16;
 struct Common<'a> {
     args: &'a DeviceArgs,
     targets: &'a [Target],
-    stop: &'a Stop,
-    tally: Arc<Tally>,
+    course: Arc<Course>,
     /// All rings are open before any of them works; the main thread waits too.
     ready: Barrier,
-    epoch: OnceLock<Instant>,
     seed: u64,
 }
 
 /// Runs the load and gives one job for each device.
 pub fn run(args: &DeviceArgs, targets: &[Target], stop: &Stop, warnings: &mut Vec<String>) -> Result<Vec<Job>> {
+    let plan = args.plan();
     let common = Common {
         args,
         targets,
-        stop,
-        tally: Arc::default(),
+        course: Arc::new(Course::new(&plan, stop)),
         ready: Barrier::new(usize::from(args.numjobs) + 1),
-        epoch: OnceLock::new(),
         seed: fresh_seed(),
     };
-    fill_new_files(&common)?;
     let cpus = cpus::allowed();
     if usize::from(args.numjobs) > cpus.len() {
         warnings.push(format!(
@@ -62,47 +57,55 @@ pub fn run(args: &DeviceArgs, targets: &[Target], stop: &Stop, warnings: &mut Ve
             cpus.len()
         ));
     }
-    let (results, cpu, end_ns) = thread::scope(|scope| -> Result<_> {
+    let (results, watched) = thread::scope(|scope| -> Result<_> {
+        let (working, ended) = threads::channel::<()>();
         let handles: Vec<_> = (0..args.numjobs)
             .map(|job| {
-                let common = &common;
+                let (common, working) = (&common, working.clone());
                 let options =
                     ExecutorOptions { cpu: cpus.get(usize::from(job)).copied(), ..ExecutorOptions::default() };
                 scope.spawn(move || {
-                    let result = on_executor(common, options, job, load_all);
+                    let result = on_executor(options, job, async || load_all(common, job).await);
                     // An executor that never was must not keep the others waiting.
                     if result.is_err() {
                         common.ready.wait();
                     }
+                    drop(working);
                     result
                 })
             })
             .collect();
+        drop(working);
         common.ready.wait();
-        let (cpu, end_ns) = watch(&common);
+        let watched = watch(&plan, &common.course, &[], &ended);
         let results = handles.into_iter().map(|handle| {
             let result = handle.join().map_err(|_| anyhow!("an executor ended before its work was done"))?;
             result.and_then(|inner| inner)
         });
-        Ok((results.collect::<Result<Vec<_>>>()?, cpu, end_ns))
+        Ok((results.collect::<Result<Vec<_>>>()?, watched))
     })?;
     let mut jobs = Vec::new();
     for (number, target) in targets.iter().enumerate() {
-        let mut counts = Counts::new(args.window());
+        let mut counts = Counts::new(common.course.window());
         let mut unregistered = 0;
         for result in &results {
             counts.merge(&result.counts[number]);
             unregistered += result.unregistered;
         }
+        let end_ns = match plan.count {
+            Some(_) => counts.read.last_end_ns().max(counts.write.last_end_ns()),
+            None => watched.end_ns,
+        };
         counts.read.close(end_ns);
         counts.write.close(end_ns);
         // The processor time is that of the whole process; with several devices it stands with the first.
-        jobs.push(job(args, target, counts, if number == 0 { cpu } else { CpuTime::default() }, unregistered));
+        let cpu = if number == 0 { watched.own } else { CpuTime::default() };
+        jobs.push(job(args, target, counts, cpu, unregistered, &watched));
     }
     Ok(jobs)
 }
 
-fn job(args: &DeviceArgs, target: &Target, counts: Counts, cpu: CpuTime, unregistered: u64) -> Job {
+fn job(args: &DeviceArgs, target: &Target, counts: Counts, cpu: CpuTime, unregistered: u64, watched: &Watched) -> Job {
     let read_percent = args.rw.read_percent(args.rwmixread);
     let mut job = Job {
         name: target.path.display().to_string(),
@@ -119,46 +122,22 @@ fn job(args: &DeviceArgs, target: &Target, counts: Counts, cpu: CpuTime, unregis
     if !target.choice.reason.is_empty() {
         job.notes.push(format!("not driven by NVMe commands: {}", target.choice.reason));
     }
+    if let Some(steady) = &watched.steady {
+        job.extra.insert("steadystate".to_owned(), steady.json());
+        job.notes.push(steady.line());
+    }
     if unregistered > 0 {
         job.notes.push(format!("{unregistered} buffers were not registered with the ring"));
     }
     job
 }
 
-/// Shows progress until the window has passed; gives our processor time inside it, and when it ended.
-fn watch(common: &Common<'_>) -> (CpuTime, u64) {
-    let own = ProcessCpu::own();
-    let epoch = *common.epoch.get_or_init(Instant::now);
-    let window = common.args.window();
-    let mut progress = Progress::start("measuring", Some(window.end_ns / 1_000_000));
-    let mut begin = own.read().unwrap_or_default();
-    let mut is_warm = false;
-    loop {
-        let now_ns = ns(epoch.elapsed());
-        if !is_warm && now_ns >= window.start_ns {
-            is_warm = true;
-            begin = own.read().unwrap_or_default();
-        }
-        if now_ns >= window.end_ns || common.stop.is_set() {
-            return (own.read().unwrap_or_default().since(&begin), now_ns);
-        }
-        let next_ns = if is_warm { window.end_ns } else { window.start_ns };
-        thread::sleep(Duration::from_nanos(next_ns - now_ns).min(TICK));
-        progress.show(now_ns / 1_000_000, &common.tally);
-    }
-}
-
 /// Runs `task` on an executor of this thread.
-fn on_executor<'a, T>(
-    common: &'a Common<'a>,
-    options: ExecutorOptions,
-    job: u16,
-    task: impl AsyncFnOnce(&'a Common<'a>, u16) -> T,
-) -> Result<T> {
+fn on_executor<T>(options: ExecutorOptions, job: u16, task: impl AsyncFnOnce() -> T) -> Result<T> {
     let executor = Executor::new(options).map_err(|error| {
         anyhow!("executor {job} can't start: {error}; raise the limit of locked memory (ulimit -l unlimited)")
     })?;
-    Ok(executor.run(task(common, job)))
+    Ok(executor.run(task()))
 }
 
 /// What one executor measured.
@@ -182,11 +161,12 @@ async fn load_all(common: &Common<'_>, job: u16) -> Result<JobResult> {
         })
         .collect();
     common.ready.wait();
-    let epoch = *common.epoch.get_or_init(Instant::now);
+    let course = &common.course;
+    course.epoch();
     let loads: Vec<Rc<RingLoad>> = opened?
         .into_iter()
         .zip(common.targets)
-        .map(|(device, target)| Rc::new(ring_load(args, target, job, device, pool.clone(), epoch)))
+        .map(|(device, target)| Rc::new(ring_load(args, target, job, device, pool.clone(), course)))
         .collect();
     let shared_args = Rc::new(args.clone());
     let mut noise = Noise::new(common.seed ^ u64::from(job).wrapping_mul(0x5851_f42d_4c95_7f2d));
@@ -194,18 +174,17 @@ async fn load_all(common: &Common<'_>, job: u16) -> Result<JobResult> {
     // all of them are ready in, at depth 1 each.
     let (working, mut ended) = mpsc::unbounded::<()>();
     for load in loads.iter().flat_map(|load| (0..args.iodepth).map(move |_| load.clone())) {
-        let (args, tally, stop, working) =
-            (shared_args.clone(), common.tally.clone(), common.stop.clone(), working.clone());
+        let (args, working) = (shared_args.clone(), working.clone());
         let seed = noise.word();
         spawn(async move {
-            work(load, args, seed, &tally, &stop).await;
+            work(load, args, seed).await;
             drop(working);
         });
     }
     drop(working);
     assert_eq!(ended.next().await, None, "the last one closes it");
     let unregistered = pool.usage().missed;
-    let counts = loads.iter().map(|load| load.counts.replace(Counts::new(load.window))).collect();
+    let counts = loads.iter().map(|load| load.counts.replace(Counts::new(course.window()))).collect();
     Ok(JobResult { counts, unregistered })
 }
 
@@ -215,37 +194,35 @@ fn ring_load(
     job: u16,
     device: Rc<dyn Device>,
     pool: Rc<BufferPool>,
-    epoch: Instant,
+    course: &Arc<Course>,
 ) -> RingLoad {
     let all = target.len_bytes / args.bs;
     // Sequential executors go through a part each: two streams in one place would be a random load.
     let each = all / u64::from(args.numjobs);
-    let window = args.window();
     RingLoad {
         device,
         pool,
-        epoch,
-        window,
+        course: course.clone(),
         sequence: (each * u64::from(job), each.max(1)),
         next: Cell::new(0),
         random_count: all,
-        counts: RefCell::new(Counts::new(window)),
+        counts: RefCell::new(Counts::new(course.window())),
     }
 }
 
 /// Fills the files that we made: reading holes measures nothing, and writing them allocates.
-fn fill_new_files(common: &Common<'_>) -> Result<()> {
-    if !common.targets.iter().any(|target| target.is_made()) {
+pub fn fill_new_files(targets: &[Target], stop: &Stop) -> Result<()> {
+    if !targets.iter().any(|target| target.is_made()) {
         return Ok(());
     }
     let tally = Tally::default();
-    let total: u64 = common.targets.iter().filter(|target| target.is_made()).map(|target| target.len_bytes).sum();
+    let total: u64 = targets.iter().filter(|target| target.is_made()).map(|target| target.len_bytes).sum();
     let mut progress = Progress::start("filling", Some(total.div_ceil(FILL_LEN_BYTES)));
     thread::scope(|scope| {
         let filling = scope.spawn(|| {
-            on_executor(common, ExecutorOptions::default(), 0, async |common, _| -> Result<()> {
-                for target in common.targets.iter().filter(|target| target.is_made()) {
-                    fill(common, target, &tally).await?;
+            on_executor(ExecutorOptions::default(), 0, async || -> Result<()> {
+                for target in targets.iter().filter(|target| target.is_made()) {
+                    fill(target, stop, &tally).await?;
                 }
                 Ok(())
             })
@@ -258,16 +235,16 @@ fn fill_new_files(common: &Common<'_>) -> Result<()> {
     })
 }
 
-async fn fill(common: &Common<'_>, target: &Target, tally: &Tally) -> Result<()> {
+async fn fill(target: &Target, stop: &Stop, tally: &Tally) -> Result<()> {
     let shown = target.path.display();
     let device = open_device(&target.path, RingOptions { depth: FILL_DEPTH as u16, ..RingOptions::default() }, None)?;
     let block = u64::from(device.geometry().block_len_bytes);
     let mut bytes = kiseki_types::IoBuf::zeroed(FILL_LEN_BYTES as usize);
-    Noise::new(common.seed).fill(&mut bytes);
+    Noise::new(fresh_seed()).fill(&mut bytes);
     let bytes: IoBytes = bytes.freeze();
     let mut writing = FuturesUnordered::new();
     let mut offset = 0;
-    while offset < target.len_bytes && !common.stop.is_set() {
+    while offset < target.len_bytes && !stop.is_set() {
         let len = FILL_LEN_BYTES.min(target.len_bytes - offset);
         writing.push(device.write(BlockIndex(offset / block), vec![bytes.slice(0..len as usize)]));
         offset += len;

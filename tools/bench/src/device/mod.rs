@@ -7,11 +7,13 @@ mod load;
 mod target;
 mod worker;
 
+use crate::length::LengthArgs;
 use crate::manifest::Manifest;
-use crate::measure::Window;
-use crate::output::{OutputArgs, Report};
+use crate::measure::Plan;
+use crate::output::{Job, OutputArgs, Report};
 use crate::stop::Stop;
-use crate::units::{binary, ns, parse_bytes, parse_duration};
+use crate::sweep::{self, Variable};
+use crate::units::{binary, parse_bytes, parse_duration};
 use crate::usage::usage;
 use anyhow::Result;
 use clap::{Args, ValueEnum};
@@ -36,6 +38,8 @@ Examples:
   # the same reads by NVMe commands and through the block device; needs no --destroy
   kiseki-bench device /dev/nvme0n1 --device-path passthrough
   kiseki-bench device /dev/nvme0n1 --device-path io_uring
+  # how deep a queue is worth it: one job for each depth, the knee marked
+  kiseki-bench device /data/test.img --sweep iodepth=1..128 --runtime 5s
   # durable small writes, as fio's --fdatasync=1
   kiseki-bench device /data/test.img --rw randwrite --bs 4k --iodepth 1 --fdatasync 1 --size 1g --json";
 
@@ -131,6 +135,10 @@ pub struct DeviceArgs {
     #[arg(long, alias = "ramp_time", value_parser = parse_duration, default_value = "1s")]
     #[serde(serialize_with = "seconds")]
     pub warmup: Duration,
+    /// Count, steady state, steps.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub length: LengthArgs,
     /// Bytes of the device to use; a file that is made gets this length (default: all of it, 1g for a new file)
     #[arg(long, value_parser = parse_bytes)]
     pub size: Option<u64>,
@@ -161,10 +169,15 @@ impl DeviceArgs {
         self.rw.read_percent(self.rwmixread) < 100
     }
 
-    /// Where the measured part begins and ends.
-    fn window(&self) -> Window {
-        let start_ns = ns(self.warmup);
-        Window { start_ns, end_ns: start_ns + ns(self.runtime) }
+    fn plan(&self) -> Plan {
+        Plan { warmup: self.warmup, runtime: self.runtime, count: self.length.count, steady: self.length.steady() }
+    }
+
+    /// The loads to run one after the other: one, or the steps of a sweep.
+    fn steps(&self) -> Vec<DeviceArgs> {
+        let Some(sweep) = &self.length.sweep else { return vec![self.clone()] };
+        let step = |value: &f64| DeviceArgs { iodepth: *value as u16, ..self.clone() };
+        sweep.values.iter().map(step).collect()
     }
 
     fn check(&self) -> Result<()> {
@@ -173,6 +186,15 @@ impl DeviceArgs {
         }
         if self.runtime.is_zero() {
             return Err(usage("--runtime 0: measure for some time, such as 10s"));
+        }
+        self.length.check()?;
+        if let Some(sweep) = &self.length.sweep {
+            let last = sweep.values.last().copied().unwrap_or(0.0);
+            if sweep.variable != Variable::Iodepth || last > f64::from(IODEPTH_MAX) {
+                return Err(usage(format!(
+                    "--sweep: devices are swept by iodepth, up to {IODEPTH_MAX}, such as iodepth=1..128"
+                )));
+            }
         }
         for named in &self.destroy {
             if !self.paths.contains(named) {
@@ -205,6 +227,20 @@ pub fn run(args: &DeviceArgs, stop: Stop) -> Result<Report> {
     let described: Vec<_> = targets.iter().map(Target::json).collect();
     let manifest = Manifest::new("device", json!(described), serde_json::to_value(args)?);
     let mut warnings: Vec<String> = targets.iter().filter_map(|target| target.holes_warning(args)).collect();
-    let jobs = load::run(args, &targets, &stop, &mut warnings)?;
+    load::fill_new_files(&targets, &stop)?;
+    let mut jobs = Vec::new();
+    for step in args.steps() {
+        jobs.extend(load::run(&step, &targets, &stop, &mut warnings)?);
+        if stop.is_set() {
+            break;
+        }
+    }
+    warnings.dedup();
+    if let Some(sweep) = &args.length.sweep {
+        for number in 0..targets.len() {
+            let mut steps: Vec<&mut Job> = jobs.iter_mut().skip(number).step_by(targets.len()).collect();
+            sweep::mark(sweep, &mut steps, &mut warnings);
+        }
+    }
     Ok(Report { manifest, jobs, warnings })
 }

@@ -1,18 +1,15 @@
 //! One slot of a ring's depth: it has at most one operation in flight, and begins the next when that has ended.
 
 use super::DeviceArgs;
-use crate::measure::{ErrorLog, Latency, Meter, Timing, Window};
+use crate::measure::{Course, ErrorLog, Latency, Meter, Timing, Window};
 use crate::noise::Noise;
-use crate::progress::Tally;
-use crate::stop::Stop;
-use crate::units::ns;
 use kiseki_devices::pool::BufferPool;
 use kiseki_types::device::Device;
 use kiseki_types::limits::DEVICE_BLOCK_BYTES_MAX;
 use kiseki_types::{BlockIndex, IoBuf};
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
-use std::time::Instant;
+use std::sync::Arc;
 
 /// Failures after which a slot gives up: a device that fails writes is fenced by its ring and would fail for ever.
 const FAILURES_MAX: u32 = 100;
@@ -23,10 +20,8 @@ pub struct RingLoad {
     pub device: Rc<dyn Device>,
     /// Registered memory.
     pub pool: Rc<BufferPool>,
-    /// Begin of the run.
-    pub epoch: Instant,
-    /// What is measured.
-    pub window: Window,
+    /// Clock and end of the run.
+    pub course: Arc<Course>,
     /// Operations of the part of the device that sequential slots go through: first and count.
     pub sequence: (u64, u64),
     /// Next one of them.
@@ -56,8 +51,9 @@ impl Counts {
         Counts { read, write, flush: Latency::default(), errors: ErrorLog::default() }
     }
 
-    fn record(&mut self, reads: bool, start_ns: u64, end_ns: u64, bytes: u64) {
+    fn record(&mut self, window: Window, reads: bool, start_ns: u64, end_ns: u64, bytes: u64) {
         let meter = if reads { &mut self.read } else { &mut self.write };
+        meter.set_window(window);
         meter.record(Timing { intended_ns: start_ns, start_ns, end_ns }, bytes);
     }
 
@@ -71,10 +67,6 @@ impl Counts {
 }
 
 impl RingLoad {
-    fn now_ns(&self) -> u64 {
-        ns(self.epoch.elapsed())
-    }
-
     /// The operation to do next, counted in units of the block size.
     fn place(&self, is_random: bool, noise: &mut Noise) -> u64 {
         if is_random {
@@ -86,7 +78,8 @@ impl RingLoad {
 }
 
 /// Works until the window ends.
-pub async fn work(load: Rc<RingLoad>, args: Rc<DeviceArgs>, seed: u64, tally: &Tally, stop: &Stop) {
+pub async fn work(load: Rc<RingLoad>, args: Rc<DeviceArgs>, seed: u64) {
+    let course = load.course.clone();
     let mut noise = Noise::new(seed);
     let is_random = args.rw.is_random();
     let read_percent = u64::from(args.rw.read_percent(args.rwmixread));
@@ -94,12 +87,11 @@ pub async fn work(load: Rc<RingLoad>, args: Rc<DeviceArgs>, seed: u64, tally: &T
     let mut buf = load.pool.alloc(args.bs as usize);
     noise.fill(&mut buf);
     let (mut writes, mut failures) = (0u32, 0);
-    let mut now_ns = load.now_ns();
-    while now_ns < load.window.end_ns && failures < FAILURES_MAX && !stop.is_set() {
+    while failures < FAILURES_MAX && course.may_begin() {
         let place = load.place(is_random, &mut noise);
         let start = BlockIndex(place * blocks_each);
         let reads = noise.below(100) < read_percent;
-        let start_ns = load.now_ns();
+        let start_ns = course.now_ns();
         let result = match reads {
             true => load.device.read(start, buf).await.map(Some),
             false => {
@@ -110,17 +102,17 @@ pub async fn work(load: Rc<RingLoad>, args: Rc<DeviceArgs>, seed: u64, tally: &T
                 written.map(|()| bytes.into_buf().ok())
             }
         };
-        now_ns = load.now_ns();
+        let now_ns = course.now_ns();
         match result {
             Ok(back) => {
-                load.counts.borrow_mut().record(reads, start_ns, now_ns, args.bs);
-                tally.done(args.bs);
+                load.counts.borrow_mut().record(course.window(), reads, start_ns, now_ns, args.bs);
+                course.tally.done_in(args.bs, now_ns - start_ns);
                 buf = back.unwrap_or_else(|| load.pool.alloc(args.bs as usize));
             }
             Err(error) => {
                 let message = format!("{}: {error}", if reads { "read" } else { "write" });
                 load.counts.borrow_mut().errors.record(&message);
-                tally.failed();
+                course.tally.failed();
                 failures += 1;
                 buf = load.pool.alloc(args.bs as usize);
             }
@@ -129,17 +121,17 @@ pub async fn work(load: Rc<RingLoad>, args: Rc<DeviceArgs>, seed: u64, tally: &T
         if args.fdatasync > 0 && writes >= args.fdatasync {
             writes = 0;
             flush(&load).await;
-            now_ns = load.now_ns();
         }
     }
 }
 
 async fn flush(load: &RingLoad) {
-    let start_ns = load.now_ns();
+    let course = &load.course;
+    let start_ns = course.now_ns();
     let flushed = load.device.flush().await;
     let mut counts = load.counts.borrow_mut();
     match flushed {
-        Ok(()) if load.window.contains(start_ns) => counts.flush.record(load.now_ns() - start_ns),
+        Ok(()) if course.window().contains(start_ns) => counts.flush.record(course.now_ns() - start_ns),
         Ok(()) => {}
         Err(error) => counts.errors.record(&format!("flush: {error}")),
     }

@@ -51,6 +51,7 @@ pub struct Meter {
     ops: u64,
     bytes: u64,
     intervals: Vec<(u64, u64)>,
+    last_end_ns: u64,
     /// From the intended start to the actual one.
     pub wait: Latency,
     /// From the actual start to the end.
@@ -80,7 +81,12 @@ impl Meter {
     pub fn new(window: Window) -> Meter {
         let latency = Latency::default;
         let (wait, service, corrected) = (latency(), latency(), latency());
-        Meter { window, ops: 0, bytes: 0, intervals: Vec::new(), wait, service, corrected }
+        Meter { window, ops: 0, bytes: 0, intervals: Vec::new(), last_end_ns: 0, wait, service, corrected }
+    }
+
+    /// Takes the window that was decided on while the run goes; nothing was counted before it.
+    pub fn set_window(&mut self, window: Window) {
+        self.window = window;
     }
 
     /// Counts an acknowledged operation.
@@ -92,6 +98,7 @@ impl Meter {
             self.corrected.record(end_ns.saturating_sub(intended_ns));
         }
         if self.window.contains(end_ns) {
+            self.last_end_ns = self.last_end_ns.max(end_ns);
             self.ops += 1;
             self.bytes += bytes;
             let interval = ((end_ns - self.window.start_ns) / INTERVAL_NS) as usize;
@@ -117,6 +124,7 @@ impl Meter {
     pub fn merge(&mut self, other: &Meter) {
         self.ops += other.ops;
         self.bytes += other.bytes;
+        self.last_end_ns = self.last_end_ns.max(other.last_end_ns);
         if self.intervals.len() < other.intervals.len() {
             self.intervals.resize(other.intervals.len(), (0, 0));
         }
@@ -132,6 +140,12 @@ impl Meter {
     /// Ends the window early, when the run was interrupted.
     pub fn close(&mut self, end_ns: u64) {
         self.window.end_ns = self.window.end_ns.min(end_ns.max(self.window.start_ns));
+    }
+
+    /// When the last operation of the window ended.
+    #[must_use]
+    pub fn last_end_ns(&self) -> u64 {
+        self.last_end_ns
     }
 
     /// Operations that ended in the window.

@@ -2,13 +2,18 @@
 //!
 //! Times are nanoseconds since the run began and come in as arguments, so that tests need no clock.
 
+mod course;
 mod cpu;
 mod error_log;
 mod meter;
 mod schedule;
+mod steady;
+mod watch;
 
+pub use course::{Course, Plan, SteadyPlan};
 pub use cpu::{CpuTime, ProcessCpu, thread_cpu_ns};
 pub use error_log::ErrorLog;
 pub use kiseki_measure::latency::{Latency, PERCENTILES};
 pub use meter::{Meter, Spread, Timing, Window};
 pub use schedule::Schedule;
+pub use watch::{Watched, watch};

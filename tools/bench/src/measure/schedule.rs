@@ -21,6 +21,12 @@ impl Schedule {
         (self.next as f64 * 1e9 / self.rate) as u64
     }
 
+    /// Number of the next operation among those of all threads.
+    #[must_use]
+    pub fn number(&self) -> u64 {
+        self.next
+    }
+
     /// Goes on to the one after it.
     pub fn advance(&mut self) {
         self.next += self.step;

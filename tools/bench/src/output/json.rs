@@ -40,6 +40,10 @@ fn job(job: &Job) -> Value {
     put("elapsed", json!(job.runtime_ns().div_ceil(1_000_000_000)));
     put("read", job.read.as_ref().map_or_else(empty_side, side));
     put("write", job.write.as_ref().map_or_else(empty_side, side));
+    if !job.others.is_empty() {
+        let others = job.others.iter().map(|(name, other)| ((*name).to_owned(), side(other)));
+        put("operations", Value::Object(others.collect()));
+    }
     if let Some(flushes) = &job.sync {
         put("sync", json!({"total_ios": flushes.count(), "lat_ns": latency(flushes)}));
     }

@@ -75,12 +75,16 @@ pub struct Job {
     pub read: Option<Side>,
     /// Writes or PUTs; stages of the write path too.
     pub write: Option<Side>,
+    /// Operations without a direction (listings, deletions), by name.
+    pub others: Vec<(&'static str, Side)>,
     /// Flushes.
     pub sync: Option<Latency>,
     /// Whether starts were scheduled.
     pub is_open_loop: bool,
     /// Failed operations.
     pub errors: ErrorLog,
+    /// How long it took, where its directions were not all used at the same time.
+    pub wall_ns: Option<u64>,
     /// Our own processor time during the window.
     pub cpu: CpuTime,
     /// Servers' processor time during the window.
@@ -98,10 +102,11 @@ impl Job {
         named.into_iter().filter_map(|(name, side)| Some((name, side.as_ref()?)))
     }
 
-    /// Operations of both directions that ended in the window.
+    /// Operations of all kinds that ended in the window.
     #[must_use]
     pub fn ops(&self) -> u64 {
-        self.sides().map(|(_, side)| side.meter.ops()).sum()
+        let others = self.others.iter().map(|(_, side)| side.meter.ops());
+        self.sides().map(|(_, side)| side.meter.ops()).chain(others).sum()
     }
 
     /// Bytes of both.
@@ -113,7 +118,8 @@ impl Job {
     /// Length of the window.
     #[must_use]
     pub fn runtime_ns(&self) -> u64 {
-        self.sides().map(|(_, side)| side.meter.runtime_ns()).max().unwrap_or(0)
+        let longest = || self.sides().map(|(_, side)| side.meter.runtime_ns()).max().unwrap_or(0);
+        self.wall_ns.unwrap_or_else(longest)
     }
 }
 

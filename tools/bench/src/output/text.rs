@@ -11,6 +11,7 @@ pub fn page(report: &Report) -> String {
     for (number, job) in report.jobs.iter().enumerate() {
         let _ = writeln!(out, "{}: (g={number}): {}", job.name, job.about);
         job.sides().for_each(|(direction, side)| direction_lines(&mut out, direction, side, job.is_open_loop));
+        job.others.iter().for_each(|(name, side)| direction_lines(&mut out, name, side, false));
         if let Some(flushes) = &job.sync {
             latency_lines(&mut out, "sync", flushes);
         }

@@ -6,28 +6,14 @@ use super::due::DueQueue;
 use super::objects::Written;
 use super::operations::{Expected, PreparedPut};
 use super::{Mix, Setup};
-use crate::measure::{ErrorLog, Latency, Meter, Timing, Window};
+use crate::measure::{Course, ErrorLog, Latency, Meter, Timing};
 use crate::noise::Noise;
-use crate::progress::Tally;
-use crate::stop::Stop;
 use crate::units::ns;
 use anyhow::{Result, anyhow};
 use std::time::{Duration, Instant};
 
 /// A client waits this long after a failure: a server that refuses is not to be stormed.
 const FAILURE_PAUSE: Duration = Duration::from_millis(10);
-
-/// What all clients of a run share while they are measured.
-pub struct Clock<'a> {
-    /// Begin of the run.
-    pub epoch: Instant,
-    /// What is measured.
-    pub window: Window,
-    /// For the progress line.
-    pub tally: &'a Tally,
-    /// Ctrl-C.
-    pub stop: &'a Stop,
-}
 
 /// A client.
 pub struct Client<'a> {
@@ -63,8 +49,9 @@ enum Operation {
 impl<'a> Client<'a> {
     /// Client `number` of the run, not yet connected.
     pub fn new(setup: &'a Setup, number: usize) -> Client<'a> {
-        let connections = (0..setup.connections_per_client()).map(|_| setup.connection()).collect();
+        let connections = (0..setup.connections_per_client()).map(|_| setup.target.connection()).collect();
         let source = Source { content: setup.content.clone(), memory: PieceMemory::default() };
+        let number = setup.first_client + number;
         let noise = Noise::new(setup.seed ^ (number as u64).wrapping_mul(0x2545_f491_4f6c_dd1d));
         Client { setup, connections, source, noise, written: Written::new(number, setup.slots_per_client()) }
     }
@@ -72,7 +59,7 @@ impl<'a> Client<'a> {
     /// Opens all connections.
     pub async fn connect(&mut self) -> Result<()> {
         for connection in &mut self.connections {
-            let connecting = tokio::time::timeout(self.setup.args.timeout, connection.ready());
+            let connecting = tokio::time::timeout(self.setup.target.timeout, connection.ready());
             connecting.await.map_err(|_| anyhow!("connecting took longer than --timeout"))??;
         }
         Ok(())
@@ -82,7 +69,7 @@ impl<'a> Client<'a> {
     pub async fn put_read_object(&mut self, index: u64) -> Result<()> {
         let setup = self.setup;
         let id = setup.naming.read_content(&setup.content, index);
-        let put = setup.bucket.prepare_put(&self.source, &setup.naming.read_key(index), id, setup.args.size);
+        let put = setup.target.bucket.prepare_put(&self.source, &setup.naming.read_key(index), id, setup.args.size);
         self.limited(async |client| client.put(put).await).await
     }
 
@@ -91,25 +78,27 @@ impl<'a> Client<'a> {
         let setup = self.setup;
         let content = |version: &u32| setup.naming.write_content(&setup.content, client, slot, *version);
         let contents = Some((&self.source.clone(), versions.iter().map(content).collect()));
-        let expected = Expected { len_bytes: setup.args.size, contents };
+        let expected = Expected { offset_bytes: 0, len_bytes: setup.args.size, contents };
         let key = setup.naming.write_key(client, slot);
-        self.limited(async |client| setup.bucket.get(&mut client.connections[0], &key, &expected).await.map(drop)).await
+        self.limited(async |client| {
+            setup.target.bucket.get(&mut client.connections[0], &key, &expected).await.map(drop)
+        })
+        .await
     }
 
     /// Removes an object.
     pub async fn delete(&mut self, key: &str) -> Result<()> {
-        self.limited(async |client| client.setup.bucket.delete(&mut client.connections[0], key).await).await
+        self.limited(async |client| client.setup.target.bucket.delete(&mut client.connections[0], key).await).await
     }
 
     /// Gives up after `--timeout`; what is dropped then takes its connection with it.
     async fn limited<T>(&mut self, work: impl AsyncFnOnce(&mut Client<'a>) -> Result<T>) -> Result<T> {
-        let timeout = self.setup.args.timeout;
-        let limit = tokio::time::timeout(timeout, work(self));
-        limit.await.map_err(|_| anyhow!("no answer within --timeout {}s", timeout.as_secs_f64()))?
+        let target = &self.setup.target;
+        target.limited(work(self)).await
     }
 
     async fn put(&mut self, put: PreparedPut) -> Result<()> {
-        self.setup.bucket.put(&mut self.connections, &self.source, put).await
+        self.setup.target.bucket.put(&mut self.connections, &self.source, put).await
     }
 
     fn prepare(&mut self, mix: Mix) -> Operation {
@@ -121,7 +110,7 @@ impl<'a> Client<'a> {
         let client = self.written.client();
         let id = setup.naming.write_content(&setup.content, client, slot, version);
         let key = setup.naming.write_key(client, slot);
-        Operation::Put { slot, version, put: setup.bucket.prepare_put(&self.source, &key, id, setup.args.size) }
+        Operation::Put { slot, version, put: setup.target.bucket.prepare_put(&self.source, &key, id, setup.args.size) }
     }
 
     async fn get(&mut self, index: u64) -> Result<Instant> {
@@ -129,14 +118,13 @@ impl<'a> Client<'a> {
         let source = self.source.clone();
         let id = || setup.naming.read_content(&setup.content, index);
         let contents = setup.args.verify.then(|| (&source, vec![id()]));
-        let expected = Expected { len_bytes: setup.args.size, contents };
-        setup.bucket.get(&mut self.connections[0], &setup.naming.read_key(index), &expected).await
+        let expected = Expected { offset_bytes: 0, len_bytes: setup.args.size, contents };
+        setup.target.bucket.get(&mut self.connections[0], &setup.naming.read_key(index), &expected).await
     }
 
-    /// Works until the window ends.
-    pub async fn run(mut self, clock: &Clock<'_>, queue: Option<&DueQueue>) -> ClientResult {
-        let (window, mix) = (clock.window, self.setup.args.op);
-        let now_ns = || ns(clock.epoch.elapsed());
+    /// Works until the measurement ends.
+    pub async fn run(mut self, course: &Course, queue: Option<&DueQueue>) -> ClientResult {
+        let (window, mix) = (course.window(), self.setup.args.op);
         let mut result = ClientResult {
             read: Meter::new(window),
             write: Meter::new(window),
@@ -145,29 +133,30 @@ impl<'a> Client<'a> {
             connects: 0,
             written: Written::new(0, None),
         };
-        while !clock.stop.is_set() {
-            // In a closed loop this ends the client; in an open one the queue does.
-            if now_ns() >= window.end_ns {
-                break;
-            }
+        while !course.is_over() {
             let operation = self.prepare(mix);
+            // In a closed loop the course ends the client; in an open one the queue does.
             let due_ns = match queue {
-                None => None,
+                None if course.may_begin() => None,
+                None => break,
                 Some(queue) => match queue.take().await {
                     None => break,
                     due => due,
                 },
             };
-            let start_ns = now_ns();
+            let start_ns = course.now_ns();
             let timing = |end_ns| Timing { intended_ns: due_ns.unwrap_or(start_ns), start_ns, end_ns };
             let done = match operation {
                 Operation::Get { index } => {
                     let done = self.limited(async |client| client.get(index).await).await;
                     done.map(|first_byte| {
-                        result.read.record(timing(now_ns()), self.setup.args.size);
+                        let (timing, window) = (timing(course.now_ns()), course.window());
+                        result.read.set_window(window);
+                        result.read.record(timing, self.setup.args.size);
                         if window.contains(start_ns) {
-                            result.first_byte.record(ns(first_byte - clock.epoch) - start_ns);
+                            result.first_byte.record(ns(first_byte - course.epoch()) - start_ns);
                         }
+                        timing
                     })
                 }
                 Operation::Put { slot, version, put } => {
@@ -176,14 +165,19 @@ impl<'a> Client<'a> {
                         Ok(()) => self.written.acknowledge(slot, version),
                         Err(_) => self.written.doubt(slot, version),
                     }
-                    done.map(|()| result.write.record(timing(now_ns()), self.setup.args.size))
+                    done.map(|()| {
+                        let timing = timing(course.now_ns());
+                        result.write.set_window(course.window());
+                        result.write.record(timing, self.setup.args.size);
+                        timing
+                    })
                 }
             };
             match done {
-                Ok(()) => clock.tally.done(self.setup.args.size),
+                Ok(timing) => course.tally.done_in(self.setup.args.size, timing.end_ns - timing.intended_ns),
                 Err(error) => {
                     result.errors.record(&format!("{error:#}"));
-                    clock.tally.failed();
+                    course.tally.failed();
                     tokio::time::sleep(FAILURE_PAUSE).await;
                 }
             }

@@ -4,7 +4,7 @@ use super::body::Payload;
 use super::endpoint::Endpoint;
 use super::sigv4::{Canonical, Signer, UNSIGNED_PAYLOAD, amz_date};
 use anyhow::{Context, Result, anyhow, bail};
-use http::header::{AUTHORIZATION, CONTENT_LENGTH, HeaderName, HeaderValue};
+use http::header::{AUTHORIZATION, CONTENT_LENGTH, HeaderName, HeaderValue, RANGE};
 use http::{Method, Request, Response};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -12,8 +12,11 @@ use hyper::client::conn::http1::SendRequest;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Longest answer that is kept: errors and the small documents of multipart uploads.
+/// Longest answer that is kept of errors and the small documents of multipart uploads.
 const ANSWER_LEN_BYTES_MAX: usize = 64 * 1024;
+
+/// Longest page of a listing: a thousand keys of a thousand bytes, percent-encoded, with their attributes.
+const PAGE_LEN_BYTES_MAX: usize = 8 << 20;
 
 /// What is asked for.
 pub struct Call<'a> {
@@ -27,6 +30,8 @@ pub struct Call<'a> {
     pub payload: Payload,
     /// Its hex SHA-256 when it is signed.
     pub payload_hash: Option<String>,
+    /// Bytes asked for, half open.
+    pub range: Option<(u64, u64)>,
 }
 
 /// Hex SHA-256 of nothing.
@@ -35,7 +40,8 @@ const EMPTY_SHA256: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495
 impl<'a> Call<'a> {
     /// Without query and body.
     pub fn new(method: Method, path: &'a str) -> Call<'a> {
-        Call { method, path, query: "", payload: Payload::empty(), payload_hash: Some(EMPTY_SHA256.to_owned()) }
+        let payload_hash = Some(EMPTY_SHA256.to_owned());
+        Call { method, path, query: "", payload: Payload::empty(), payload_hash, range: None }
     }
 }
 
@@ -109,15 +115,25 @@ impl Connection {
         self.small(answer).await
     }
 
+    /// [`Connection::call`] for a page of a listing.
+    pub async fn page(&mut self, call: Call<'_>) -> Result<String> {
+        let answer = self.send(call).await?;
+        Ok(self.limited(answer, PAGE_LEN_BYTES_MAX).await?.1)
+    }
+
     /// Reads a small answer to its end.
     pub async fn small(&mut self, answer: Answer) -> Result<(http::HeaderMap, String)> {
+        self.limited(answer, ANSWER_LEN_BYTES_MAX).await
+    }
+
+    async fn limited(&mut self, answer: Answer, len_bytes_max: usize) -> Result<(http::HeaderMap, String)> {
         let Answer { response, sender } = answer;
         let (head, mut body) = response.into_parts();
         let mut bytes = Vec::new();
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|error| anyhow!(chain(&error)))?;
             if let Some(data) = frame.data_ref() {
-                let room = ANSWER_LEN_BYTES_MAX - bytes.len();
+                let room = len_bytes_max - bytes.len();
                 bytes.extend_from_slice(&data[..data.len().min(room)]);
             }
         }
@@ -155,6 +171,9 @@ impl Connection {
             out.insert(HeaderName::from_static(name), value(text)?);
         }
         out.insert(AUTHORIZATION, value(&authorization)?);
+        if let Some((start, end)) = call.range {
+            out.insert(RANGE, value(&format!("bytes={start}-{}", end.saturating_sub(1)))?);
+        }
         if matches!(call.method, Method::PUT | Method::POST) {
             out.insert(CONTENT_LENGTH, HeaderValue::from(len));
         }

@@ -1,7 +1,5 @@
 //! The threads: each runs a share of the clients on a runtime of its own, so that no connection changes its thread.
 
-use super::Setup;
-use super::client::Client;
 use crate::progress::{Progress, Tally};
 use crate::stop::Stop;
 use anyhow::{Context, Result, anyhow};
@@ -19,20 +17,29 @@ pub fn runtime() -> Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().context("can't start a runtime")
 }
 
+/// Threads and the clients that they share.
+#[derive(Clone, Copy, Debug)]
+pub struct Crew {
+    /// Threads.
+    pub threads: usize,
+    /// Clients of all of them.
+    pub clients: usize,
+}
+
 /// Runs `work` on every thread with the numbers of its clients, and `main` on this one meanwhile.
 pub fn on_threads<R: Send, M>(
-    setup: &Setup,
+    crew: Crew,
     work: impl AsyncFn(usize, Vec<usize>) -> R + Sync,
     main: impl FnOnce() -> M,
 ) -> Result<(Vec<R>, M)> {
-    let runtimes = (0..setup.threads).map(|_| runtime()).collect::<Result<Vec<_>>>()?;
+    let runtimes = (0..crew.threads).map(|_| runtime()).collect::<Result<Vec<_>>>()?;
     thread::scope(|scope| {
         let handles: Vec<_> = runtimes
             .into_iter()
             .enumerate()
             .map(|(number, runtime)| {
                 let work = &work;
-                let clients = (number..setup.clients).step_by(setup.threads).collect();
+                let clients = (number..crew.clients).step_by(crew.threads).collect();
                 scope.spawn(move || runtime.block_on(work(number, clients)))
             })
             .collect();
@@ -42,35 +49,40 @@ pub fn on_threads<R: Send, M>(
     })
 }
 
-/// Does a step for each of `count` things, by all clients; stops at the first that fails for good.
-pub fn for_all(
-    setup: &Setup,
+/// Does a step for each of `count` things, by all clients, which are made for it; stops at the first that fails for good.
+/// A step returns its bytes.
+pub fn for_all<C>(
+    crew: Crew,
     phase: &str,
     count: usize,
     stop: Option<&Stop>,
-    step: impl for<'c, 'a> AsyncFn(&'c mut Client<'a>, usize) -> Result<()> + Sync,
+    client: impl Fn(usize) -> C + Sync,
+    step: impl for<'c> AsyncFn(&'c mut C, usize) -> Result<u64> + Sync,
 ) -> Result<()> {
     if count == 0 {
         return Ok(());
     }
     let (next, tally, ended) = (AtomicUsize::new(0), Tally::default(), AtomicUsize::new(0));
     let one_client = async |number: usize| -> Result<()> {
-        let mut client = Client::new(setup, number);
+        let mut client = client(number);
         loop {
             let index = next.fetch_add(1, Ordering::Relaxed);
             if index >= count || stop.is_some_and(Stop::is_set) {
                 return Ok(());
             }
             let mut tries = 0;
-            while let Err(error) = step(&mut client, index).await {
-                tries += 1;
-                if tries == TRIES {
-                    next.store(count, Ordering::Relaxed); // the others stop too
-                    return Err(error);
+            let len_bytes = loop {
+                match step(&mut client, index).await {
+                    Ok(len_bytes) => break len_bytes,
+                    Err(error) if tries + 1 == TRIES => {
+                        next.store(count, Ordering::Relaxed); // the others stop too
+                        return Err(error);
+                    }
+                    Err(_) => tries += 1,
                 }
                 tokio::time::sleep(Duration::from_millis(200)).await;
-            }
-            tally.done(setup.args.size);
+            };
+            tally.done(len_bytes);
         }
     };
     let thread = async |_: usize, clients: Vec<usize>| -> Result<()> {
@@ -80,11 +92,11 @@ pub fn for_all(
     };
     let show = || {
         let mut progress = Progress::start(phase, Some(count as u64));
-        while ended.load(Ordering::Relaxed) < setup.threads {
+        while ended.load(Ordering::Relaxed) < crew.threads {
             thread::sleep(Duration::from_millis(5));
             progress.show_count(&tally);
         }
     };
-    let (results, ()) = on_threads(setup, thread, show)?;
+    let (results, ()) = on_threads(crew, thread, show)?;
     results.into_iter().collect::<Result<()>>().with_context(|| format!("{phase} failed"))
 }

@@ -4,42 +4,51 @@
 //! connections without locks, and costs a fraction of what servers spend on the same request, so that on a small
 //! machine it measures the server and not itself. What it costs stands in every result.
 
-mod body;
+pub mod body;
+pub mod cleanup;
 mod client;
-mod connection;
-mod content;
-mod crew;
+pub mod connection;
+pub mod content;
+pub mod crew;
 mod due;
-mod endpoint;
+pub mod endpoint;
+mod listing;
 mod objects;
-mod operations;
+pub mod operations;
 mod run;
-mod sigv4;
+pub mod session;
+pub mod sigv4;
+pub mod target;
 
-use crate::cpus;
 use crate::device::seconds;
+use crate::length::LengthArgs;
+use crate::measure::Plan;
 use crate::output::{OutputArgs, Report};
 use crate::stop::Stop;
+use crate::sweep::Variable;
 use crate::units::{parse_bytes, parse_duration};
 use crate::usage::usage;
 use anyhow::Result;
-use clap::{Args, ValueEnum};
-use connection::Connection;
+use clap::Args;
 use content::Content;
-use endpoint::Endpoint;
 use objects::Naming;
-use operations::Bucket;
 use serde::Serialize;
-use sigv4::{Credentials, Signer};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+use target::{Target, TargetArgs};
 
 /// Smallest part that S3 takes, except for the last one.
-const PART_LEN_BYTES_MIN: u64 = 5 << 20;
+pub const PART_LEN_BYTES_MIN: u64 = 5 << 20;
 
 /// Most parts of an upload.
-const PARTS_MAX: u64 = 10_000;
+pub const PARTS_MAX: u64 = 10_000;
+
+/// Most clients.
+const CLIENTS_MAX: u16 = 10_000;
+
+/// Operations a second that a schedule can have.
+const RATE_MIN: f64 = 0.001;
+const RATE_MAX: f64 = 1e7;
 
 /// Objects that are read by default: as many as hold this much, within the limits beside it.
 const READ_SET_LEN_BYTES: u64 = 1 << 30;
@@ -57,6 +66,11 @@ Examples:
   kiseki-bench s3 --op get --size 64k --clients 16 --runtime 30s --verify --cleanup
   # 70 % GET, 30 % PUT at 2000 operations a second, whether or not the server keeps up
   kiseki-bench s3 --op mixed:70/30 --size 4k --clients 64 --rate 2000 --hgrm out.hgrm --json
+  # from 1 to 64 clients, and open loop at three rates; the knee is marked
+  kiseki-bench s3 --op get --size 64k --sweep clients=1..64 --runtime 5s --cleanup
+  kiseki-bench s3 --op put --size 4k --clients 64 --sweep rate=1000,2000,4000 --cleanup
+  # measure once throughput and latency are steady, but wait no longer than five minutes
+  kiseki-bench s3 --op put --size 1m --steadystate --steadystate-timeout 5m
   # 64 MiB objects in parts of 8 MiB, 4 connections for each of 2 clients
   kiseki-bench s3 --op put --size 64m --part-size 8m --part-concurrency 4 --clients 2";
 
@@ -108,18 +122,8 @@ fn parse_ratio(text: &str) -> std::result::Result<f64, String> {
 }
 
 fn parse_rate(text: &str) -> std::result::Result<f64, String> {
-    let rate = text.parse().ok().filter(|rate: &f64| (0.001..=1e7).contains(rate));
+    let rate = text.parse().ok().filter(|rate: &f64| (RATE_MIN..=RATE_MAX).contains(rate));
     rate.ok_or_else(|| format!("{text:?} is no rate; give operations a second, such as 2000"))
-}
-
-/// Whether bodies are hashed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum PayloadMode {
-    /// UNSIGNED-PAYLOAD: the signature covers the head only, as SDKs do over TLS
-    Unsigned,
-    /// The SHA-256 of the body is signed; it is computed before the clock runs
-    Signed,
 }
 
 /// Arguments of `s3`.
@@ -133,14 +137,11 @@ pub struct S3Args {
     /// Bytes of an object
     #[arg(long, value_parser = parse_bytes, default_value = "1m")]
     pub size: u64,
-    /// Larger objects go up in parts of this
-    #[arg(long, value_parser = parse_bytes, default_value = "16m")]
-    pub part_size: u64,
     /// Parts of one object that are on their way at once, each on a connection of its own
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub part_concurrency: u16,
     /// Clients, each with one operation at a time
-    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=10_000))]
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=i64::from(CLIENTS_MAX)))]
     pub clients: u16,
     /// Objects to read, and keys that PUTs write over and over (default: 1 GiB of objects to read, at least 8 and at
     /// most 1000; a new key for every PUT)
@@ -154,49 +155,26 @@ pub struct S3Args {
     #[arg(long, value_parser = parse_duration, default_value = "2s")]
     #[serde(serialize_with = "seconds")]
     pub warmup: Duration,
+    /// Count, steady state, steps.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub length: LengthArgs,
     /// Operations a second that become due in an open loop, of all clients together; latencies count from then
     #[arg(long, value_parser = parse_rate, value_name = "OPS")]
     pub rate: Option<f64>,
     /// Check every byte of GETs; after the measurement, read back and check what was PUT
     #[arg(long)]
     pub verify: bool,
-    /// Whether bodies are signed
-    #[arg(long, value_enum, default_value = "unsigned")]
-    pub payload: PayloadMode,
     /// Share of objects that all hold the same bytes; other objects have nothing in common
     #[arg(long, value_parser = parse_ratio, default_value = "0", value_name = "RATIO")]
     pub dedup_ratio: f64,
-    /// Bucket; made when it is missing
-    #[arg(long, default_value = "kiseki-bench")]
-    pub bucket: String,
-    /// In front of every key; below it every run has a directory of its own
-    #[arg(long, default_value = "")]
-    pub prefix: String,
-    /// Remove the objects afterwards, and the bucket if it was made by this run
-    #[arg(long)]
-    pub cleanup: bool,
-    /// Server process of this machine whose processor time is shown; repeatable
-    #[arg(long, value_name = "PID")]
-    pub server_pid: Vec<u32>,
-    /// An operation that takes longer has failed
-    #[arg(long, value_parser = parse_duration, default_value = "60s")]
-    #[serde(serialize_with = "seconds")]
-    pub timeout: Duration,
-    /// Threads (default: one for every two processors that may be used, so that a server beside us has as many)
-    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=256))]
-    pub threads: Option<u16>,
     /// Seed of contents and choices; without it every run has its own. The same seed again stores the same objects
     #[arg(long)]
     pub seed: Option<u64>,
-    /// Endpoint
-    #[arg(long, env = "AWS_ENDPOINT_URL", value_name = "URL", hide_env_values = true)]
-    pub endpoint: Option<String>,
-    /// Region that requests are signed for (default: us-east-1)
-    #[arg(long, env = "AWS_REGION", hide_env_values = true)]
-    pub region: Option<String>,
-    /// PEM file with the authorities to trust instead of the system's
-    #[arg(long, env = "AWS_CA_BUNDLE", value_name = "FILE", hide_env_values = true)]
-    pub ca_bundle: Option<PathBuf>,
+    /// Where objects go.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub target: TargetArgs,
     /// How results are written.
     #[command(flatten)]
     pub output: OutputArgs,
@@ -211,30 +189,54 @@ impl S3Args {
         if self.runtime.is_zero() {
             return Err(usage("--runtime 0: measure for some time, such as 10s"));
         }
-        if self.timeout.is_zero() {
-            return Err(usage("--timeout 0: leave operations some time, such as 60s"));
-        }
-        if self.size > self.part_size {
-            let parts = self.size.div_ceil(self.part_size);
-            if self.part_size < PART_LEN_BYTES_MIN || parts > PARTS_MAX {
-                let why = format!("{parts} parts of {} bytes", self.part_size);
-                return Err(usage(format!("--part-size: {why}; parts have at least 5m, and an object at most 10000")));
-            }
-        }
+        self.target.check()?;
+        self.target.check_parts(self.size)?;
+        self.length.check()?;
+        self.check_sweep()?;
         if self.objects == Some(0) {
             return Err(usage("--objects 0: name at least one object"));
         }
-        if self.op.writes() && self.objects.is_some_and(|objects| objects < u64::from(self.clients)) {
-            let clients = self.clients;
+        let clients = self.steps().iter().map(|step| step.clients).max().unwrap_or(self.clients);
+        if self.op.writes() && self.objects.is_some_and(|objects| objects < u64::from(clients)) {
             return Err(usage(format!(
                 "--objects: {clients} clients that write need a key each; give {clients} or more"
             )));
         }
-        let is_name = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
-        if !(3..=63).contains(&self.bucket.len()) || !self.bucket.chars().all(is_name) {
-            return Err(usage(format!("--bucket {:?}: give 3 to 63 of a-z, 0-9, '-' and '.'", self.bucket)));
-        }
         Ok(())
+    }
+
+    fn check_sweep(&self) -> Result<()> {
+        let Some(sweep) = &self.length.sweep else { return Ok(()) };
+        let last = sweep.values.last().copied().unwrap_or(0.0);
+        match sweep.variable {
+            Variable::Clients if self.rate.is_some() => {
+                Err(usage("--sweep clients=...: with --rate more clients bring no more load; sweep rate=... instead"))
+            }
+            Variable::Clients if last > f64::from(CLIENTS_MAX) => {
+                Err(usage(format!("--sweep: at most {CLIENTS_MAX} clients, such as clients=1..64")))
+            }
+            Variable::Rate if last > RATE_MAX || sweep.values[0] < RATE_MIN => {
+                Err(usage(format!("--sweep: rates are {RATE_MIN} to {RATE_MAX}, such as rate=1000,2000,4000")))
+            }
+            Variable::Rate if self.rate.is_some() => Err(usage("--sweep rate=...: leave out --rate")),
+            Variable::Iodepth => Err(usage("--sweep: endpoints are swept by clients or rate, such as clients=1..64")),
+            Variable::Clients | Variable::Rate => Ok(()),
+        }
+    }
+
+    fn plan(&self) -> Plan {
+        let (warmup, runtime) = (self.warmup, self.runtime);
+        Plan { warmup, runtime, count: self.length.count, steady: self.length.steady() }
+    }
+
+    /// The loads to run one after the other: one, or the steps of a sweep.
+    fn steps(&self) -> Vec<S3Args> {
+        let Some(sweep) = &self.length.sweep else { return vec![self.clone()] };
+        let step = |value: &f64| match sweep.variable {
+            Variable::Rate => S3Args { rate: Some(*value), ..self.clone() },
+            _ => S3Args { clients: *value as u16, ..self.clone() },
+        };
+        sweep.values.iter().map(step).collect()
     }
 
     fn about(&self) -> String {
@@ -243,22 +245,8 @@ impl S3Args {
     }
 }
 
-/// The keys, from where every SDK takes them.
-fn credentials(region: String) -> Result<Credentials> {
-    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    let needed = |name: &str| {
-        variable(name)
-            .ok_or_else(|| usage(format!("{name} is not set; set it, for a node of ours with: . .kiseki/env")))
-    };
-    Ok(Credentials {
-        access_key_id: needed("AWS_ACCESS_KEY_ID")?,
-        secret_access_key: needed("AWS_SECRET_ACCESS_KEY")?,
-        session_token: variable("AWS_SESSION_TOKEN"),
-        region,
-    })
-}
-
 /// A run, made ready.
+#[derive(Clone)]
 pub struct Setup {
     /// What was asked for.
     pub args: S3Args,
@@ -269,60 +257,56 @@ pub struct Setup {
     /// What they are called.
     pub naming: Naming,
     /// Where they are.
-    pub bucket: Bucket,
+    pub target: Target,
     /// Objects that are stored first and then read.
     pub read_objects: u64,
     /// Clients.
     pub clients: usize,
+    /// Number of the first of them: those of a sweep's steps are numbered through, so that none writes what another wrote.
+    pub first_client: usize,
     /// Threads.
     pub threads: usize,
-    endpoint: Arc<Endpoint>,
-    credentials: Credentials,
 }
 
 impl Setup {
     fn new(args: &S3Args) -> Result<Setup> {
         args.check()?;
-        let url = args.endpoint.as_deref().filter(|url| !url.is_empty());
-        let url = url.ok_or_else(|| usage("no endpoint; give --endpoint or set AWS_ENDPOINT_URL"))?;
-        let region = args.region.clone().or_else(|| std::env::var("AWS_DEFAULT_REGION").ok());
-        let region = region.filter(|region| !region.is_empty()).unwrap_or_else(|| "us-east-1".to_owned());
-        let credentials = credentials(region)?;
-        let ca_bundle = args.ca_bundle.as_deref().filter(|path| !path.as_os_str().is_empty());
-        let endpoint = Arc::new(Endpoint::open(url, ca_bundle)?);
+        let target = Target::open(&args.target)?;
         let seed = args.seed.unwrap_or_else(crate::noise::fresh_seed);
         let by_default = (READ_SET_LEN_BYTES / args.size).clamp(READ_OBJECTS_MIN, READ_OBJECTS_MAX);
         let read_objects = if args.op.reads() { args.objects.unwrap_or(by_default) } else { 0 };
         let clients = usize::from(args.clients);
-        let threads = args.threads.map_or_else(|| (cpus::allowed().len() / 2).max(1), usize::from).min(clients);
-        let bucket = Bucket {
-            name: args.bucket.clone(),
-            part_len_bytes: args.part_size,
-            signs_payload: args.payload == PayloadMode::Signed,
-        };
         Ok(Setup {
             args: args.clone(),
             seed,
             content: Arc::new(Content::new(seed)),
-            naming: Naming::new(&args.prefix, seed, args.dedup_ratio),
-            bucket,
+            naming: Naming::new(&args.target.prefix, seed, args.dedup_ratio),
+            target,
             read_objects,
             clients,
-            threads,
-            endpoint,
-            credentials,
+            first_client: 0,
+            threads: args.target.threads_for(clients),
         })
     }
 
-    /// A connection that is not yet made.
-    pub fn connection(&self) -> Connection {
-        Connection::new(self.endpoint.clone(), Signer::new(self.credentials.clone()))
+    /// What is run one after the other, over the same objects to read.
+    fn steps(&self) -> Vec<Setup> {
+        let mut first_client = 0;
+        let step = |args: S3Args| {
+            let clients = usize::from(args.clients);
+            let threads = args.target.threads_for(clients);
+            let step = Setup { args, clients, first_client, threads, ..self.clone() };
+            first_client += clients;
+            step
+        };
+        self.args.steps().into_iter().map(step).collect()
     }
 
     /// More than one only for objects that go up in parts.
     pub fn connections_per_client(&self) -> usize {
         let in_parts = self.args.op.writes() || self.read_objects > 0;
-        if in_parts && self.args.size > self.args.part_size { usize::from(self.args.part_concurrency) } else { 1 }
+        let is_large = self.args.size > self.args.target.part_size;
+        if in_parts && is_large { usize::from(self.args.part_concurrency) } else { 1 }
     }
 
     /// Keys of each client before it begins again.
@@ -374,6 +358,11 @@ mod tests {
             &["--objects", "4", "--clients", "5"],
             &["--bucket", "No_Bucket"],
             &["--bucket", "x"],
+            &["--sweep", "iodepth=1..4"],
+            &["--sweep", "clients=1..4", "--rate", "5"],
+            &["--sweep", "rate=1,2", "--rate", "5"],
+            &["--sweep", "rate=1,1e8"],
+            &["--sweep", "clients=1..65536"],
         ] {
             let error = args(wrong).check().unwrap_err();
             assert!(

@@ -32,16 +32,30 @@ pub struct PreparedPut {
     single: Option<(Payload, Option<String>)>,
 }
 
+/// Which part of which upload.
+#[derive(Clone, Copy, Debug)]
+pub struct UploadPart<'a> {
+    /// Key of the object.
+    pub key: &'a str,
+    /// Id of the upload.
+    pub upload: &'a str,
+    /// Counted from 1.
+    pub number: u64,
+}
+
 /// What a GET must return.
 pub struct Expected<'a> {
-    /// Bytes of the object.
+    /// First byte asked for; above 0 only for a range.
+    pub offset_bytes: u64,
+    /// Bytes of the object, or of the range.
     pub len_bytes: u64,
     /// One of these contents; `None` does not look at the bytes.
     pub contents: Option<(&'a Source, Vec<ContentId>)>,
 }
 
 impl Bucket {
-    fn path(&self) -> String {
+    /// Path of the bucket.
+    pub(super) fn path(&self) -> String {
         format!("/{}", encode(&self.name, false))
     }
 
@@ -81,6 +95,16 @@ impl Bucket {
         Ok(())
     }
 
+    /// Asks for an object's attributes; its length.
+    pub async fn head(&self, connection: &mut Connection, key: &str) -> Result<u64> {
+        let path = self.object_path(key);
+        let answer = connection.send(Call::new(Method::HEAD, &path)).await.context("HEAD")?;
+        let len = answer.response.headers().get(http::header::CONTENT_LENGTH);
+        let len = len.and_then(|len| len.to_str().ok()?.parse().ok());
+        connection.small(answer).await.context("HEAD")?;
+        len.context("HEAD: the answer names no length")
+    }
+
     /// Removes an object; one that is not there is no error.
     pub async fn delete(&self, connection: &mut Connection, key: &str) -> Result<()> {
         let path = self.object_path(key);
@@ -106,7 +130,7 @@ impl Bucket {
         let Some((payload, payload_hash)) = single else {
             return self.put_parts(connections, source, &path, id, len_bytes).await;
         };
-        let call = Call { method: Method::PUT, path: &path, query: "", payload, payload_hash };
+        let call = Call { payload, payload_hash, ..Call::new(Method::PUT, &path) };
         connections[0].call(call).await.context("PUT")?;
         Ok(())
     }
@@ -119,28 +143,20 @@ impl Bucket {
         id: ContentId,
         len_bytes: u64,
     ) -> Result<()> {
-        let create = Call { query: "uploads=", ..Call::new(Method::POST, path) };
-        let (_, text) = connections[0].call(create).await.context("CreateMultipartUpload")?;
-        let upload = element(&text, "UploadId").context("CreateMultipartUpload: the answer names no upload")?;
-        let upload = format!("uploadId={}", encode(&upload, false));
-        let sent = self.send_parts(connections, source, path, &upload, (id, len_bytes)).await;
-        let completed = match sent {
-            Ok(body) => {
-                let payload_hash = Some(sha256_hex(body.as_bytes()));
-                let payload = Payload::of(Bytes::from(body));
-                let complete = Call { method: Method::POST, path, query: &upload, payload, payload_hash };
-                connections[0].call(complete).await.context("CompleteMultipartUpload").map(drop)
-            }
+        let upload = create_upload(&mut connections[0], path).await?;
+        let query = format!("uploadId={}", encode(&upload, false));
+        let completed = match self.send_parts(connections, source, path, &query, (id, len_bytes)).await {
+            Ok(tags) => complete_upload(&mut connections[0], path, &query, &tags).await,
             Err(error) => Err(error),
         };
         if completed.is_err() {
             // Parts of an upload that nobody completes would stay for ever; the error told is the first one.
-            let _ = connections[0].call(Call { query: &upload, ..Call::new(Method::DELETE, path) }).await;
+            let _ = connections[0].call(Call { query: &query, ..Call::new(Method::DELETE, path) }).await;
         }
         completed
     }
 
-    /// Sends all parts; gives the document that completes the upload.
+    /// Sends all parts; gives their tags.
     async fn send_parts(
         &self,
         connections: &mut [Connection],
@@ -148,7 +164,7 @@ impl Bucket {
         path: &str,
         upload: &str,
         (id, len_bytes): (ContentId, u64),
-    ) -> Result<String> {
+    ) -> Result<Vec<String>> {
         let count = len_bytes.div_ceil(self.part_len_bytes);
         let next = Cell::new(0);
         let tags = RefCell::new(vec![String::new(); count as usize]);
@@ -162,27 +178,77 @@ impl Bucket {
                 let start = part * self.part_len_bytes;
                 let end = (start + self.part_len_bytes).min(len_bytes);
                 let (payload, payload_hash) = self.payload(source, id, start, end);
-                let query = format!("partNumber={}&{upload}", part + 1);
-                let call = Call { method: Method::PUT, path, query: &query, payload, payload_hash };
-                let (headers, _) = connection.call(call).await.context("UploadPart")?;
-                let tag = headers.get(http::header::ETAG).and_then(|tag| tag.to_str().ok());
-                tags.borrow_mut()[part as usize] = tag.context("UploadPart: the answer has no ETag")?.to_owned();
+                let tag = upload_part(connection, path, (upload, part + 1), (payload, payload_hash)).await?;
+                tags.borrow_mut()[part as usize] = tag;
             }
         }))
         .await?;
-        let mut body = "<CompleteMultipartUpload xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\">".to_owned();
-        for (part, tag) in tags.into_inner().iter().enumerate() {
-            let (part, tag) = (part + 1, tag.replace('&', "&amp;").replace('"', "&quot;"));
-            body.push_str(&format!("<Part><PartNumber>{part}</PartNumber><ETag>{tag}</ETag></Part>"));
-        }
-        body.push_str("</CompleteMultipartUpload>");
-        Ok(body)
+        Ok(tags.into_inner())
+    }
+
+    fn hash(&self, payload: &Payload) -> Option<String> {
+        self.signs_payload.then(|| payload.sha256_hex())
+    }
+
+    /// Stores an object with the bytes of a payload.
+    pub async fn put_bytes(&self, connection: &mut Connection, key: &str, payload: Payload) -> Result<()> {
+        let (path, payload_hash) = (self.object_path(key), self.hash(&payload));
+        connection.call(Call { payload, payload_hash, ..Call::new(Method::PUT, &path) }).await.context("PUT")?;
+        Ok(())
+    }
+
+    /// Begins an upload in parts; its id.
+    pub async fn create_upload(&self, connection: &mut Connection, key: &str) -> Result<String> {
+        create_upload(connection, &self.object_path(key)).await
+    }
+
+    /// Sends one part of an upload; its tag.
+    pub async fn upload_part(
+        &self,
+        connection: &mut Connection,
+        part: UploadPart<'_>,
+        payload: Payload,
+    ) -> Result<String> {
+        let upload = format!("uploadId={}", encode(part.upload, false));
+        let payload_hash = self.hash(&payload);
+        upload_part(connection, &self.object_path(part.key), (&upload, part.number), (payload, payload_hash)).await
+    }
+
+    /// Completes an upload of the parts with these tags.
+    pub async fn complete_upload(
+        &self,
+        connection: &mut Connection,
+        key: &str,
+        upload: &str,
+        tags: &[String],
+    ) -> Result<()> {
+        let query = format!("uploadId={}", encode(upload, false));
+        complete_upload(connection, &self.object_path(key), &query, tags).await
+    }
+
+    /// Ends an upload without an object.
+    pub async fn abort_upload(&self, connection: &mut Connection, key: &str, upload: &str) -> Result<()> {
+        let (path, query) = (self.object_path(key), format!("uploadId={}", encode(upload, false)));
+        let call = Call { query: &query, ..Call::new(Method::DELETE, &path) };
+        connection.call(call).await.context("AbortMultipartUpload")?;
+        Ok(())
     }
 
     /// Reads an object to its end and checks it. Returns when the head of the answer was there.
     pub async fn get(&self, connection: &mut Connection, key: &str, expected: &Expected<'_>) -> Result<Instant> {
+        self.get_range(connection, key, None, expected).await
+    }
+
+    /// [`Bucket::get`] of a range, half open, which `expected` describes.
+    pub async fn get_range(
+        &self,
+        connection: &mut Connection,
+        key: &str,
+        range: Option<(u64, u64)>,
+        expected: &Expected<'_>,
+    ) -> Result<Instant> {
         let path = self.object_path(key);
-        let answer = connection.send(Call::new(Method::GET, &path)).await.context("GET")?;
+        let answer = connection.send(Call { range, ..Call::new(Method::GET, &path) }).await.context("GET")?;
         let first_byte = Instant::now();
         if !answer.response.status().is_success() {
             connection.small(answer).await.context("GET")?;
@@ -196,7 +262,7 @@ impl Bucket {
             let Some(data) = frame.data_ref() else { continue };
             if let Some((source, _)) = &expected.contents {
                 let before = left.len();
-                left.retain(|id| source.content.difference(*id, len_bytes, data).is_none());
+                left.retain(|id| source.content.difference(*id, expected.offset_bytes + len_bytes, data).is_none());
                 if before > 0 && left.is_empty() {
                     bail!("GET: the bytes are not those that were stored");
                 }
@@ -209,4 +275,37 @@ impl Bucket {
             false => bail!("GET: {len_bytes} bytes instead of {}", expected.len_bytes),
         }
     }
+}
+
+async fn create_upload(connection: &mut Connection, path: &str) -> Result<String> {
+    let create = Call { query: "uploads=", ..Call::new(Method::POST, path) };
+    let (_, text) = connection.call(create).await.context("CreateMultipartUpload")?;
+    element(&text, "UploadId").context("CreateMultipartUpload: the answer names no upload")
+}
+
+async fn upload_part(
+    connection: &mut Connection,
+    path: &str,
+    (upload, number): (&str, u64),
+    (payload, payload_hash): (Payload, Option<String>),
+) -> Result<String> {
+    let query = format!("partNumber={number}&{upload}");
+    let call = Call { query: &query, payload, payload_hash, ..Call::new(Method::PUT, path) };
+    let (headers, _) = connection.call(call).await.context("UploadPart")?;
+    let tag = headers.get(http::header::ETAG).and_then(|tag| tag.to_str().ok());
+    Ok(tag.context("UploadPart: the answer has no ETag")?.to_owned())
+}
+
+async fn complete_upload(connection: &mut Connection, path: &str, query: &str, tags: &[String]) -> Result<()> {
+    let mut body = "<CompleteMultipartUpload xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\">".to_owned();
+    for (part, tag) in tags.iter().enumerate() {
+        let (part, tag) = (part + 1, tag.replace('&', "&amp;").replace('"', "&quot;"));
+        body.push_str(&format!("<Part><PartNumber>{part}</PartNumber><ETag>{tag}</ETag></Part>"));
+    }
+    body.push_str("</CompleteMultipartUpload>");
+    let payload_hash = Some(sha256_hex(body.as_bytes()));
+    let payload = Payload::of(Bytes::from(body));
+    let complete = Call { query, payload, payload_hash, ..Call::new(Method::POST, path) };
+    connection.call(complete).await.context("CompleteMultipartUpload")?;
+    Ok(())
 }

@@ -1,23 +1,21 @@
 //! A run from begin to end: bucket, objects to read, measurement, reading back, removal.
 
-use super::client::{Client, ClientResult, Clock};
-use super::crew::{for_all, on_threads, runtime};
+use super::client::{Client, ClientResult};
+use super::crew::{Crew, for_all, on_threads};
 use super::due::DueQueue;
 use super::objects::Written;
 use super::{Mix, Setup};
 use crate::manifest::Manifest;
-use crate::measure::{CpuTime, ErrorLog, Latency, Meter, ProcessCpu, Schedule, Window};
-use crate::output::{Job, Report, ServerCpu, Side};
-use crate::progress::{Progress, TICK, Tally};
+use crate::measure::{Course, ErrorLog, Latency, Meter, ProcessCpu, Schedule, Watched, watch};
+use crate::output::{Job, Report, Side};
 use crate::stop::Stop;
-use crate::units::{binary, ns};
-use anyhow::{Context, Result, anyhow};
+use crate::sweep;
+use crate::units::binary;
+use anyhow::{Context, Result};
 use futures::future::{Future, join};
 use futures::stream::{FuturesUnordered, StreamExt};
 use serde_json::json;
-use std::sync::{Barrier, Mutex, OnceLock, PoisonError};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::sync::{Barrier, Mutex, PoisonError, mpsc};
 
 /// Share of the time for which the client's threads may work before that is worth a warning: beyond it, requests wait
 /// for the client more than for the server.
@@ -34,51 +32,61 @@ struct Measured {
     written: Vec<Written>,
 }
 
-/// What this machine's processes used during the window.
-struct Used {
-    own: CpuTime,
-    servers: Vec<ServerCpu>,
-    end_ns: u64,
-}
-
 /// What one thread has: its clients' results, and when operations were due that nobody began.
 type ThreadResult = Result<(Vec<ClientResult>, Vec<u64>)>;
 
 /// Runs it all.
 pub fn run(setup: &Setup, stop: &Stop) -> Result<Report> {
-    let servers = setup.args.server_pid.iter().map(|pid| Ok((*pid, ProcessCpu::of(*pid)?)));
-    let servers = servers.collect::<Result<Vec<_>>>()?;
+    let servers = setup.args.target.servers()?;
     let mut options = serde_json::to_value(&setup.args)?;
     options["seed"] = json!(setup.seed);
     options["threads"] = json!(setup.threads);
     options["read_objects"] = json!(setup.read_objects);
-    let manifest = Manifest::new("s3", json!({"endpoint": setup.endpoint.url, "bucket": setup.bucket.name}), options);
-    let made_bucket = runtime()?.block_on(ensure_bucket(setup))?;
-    for_all(setup, "storing objects to read", setup.read_objects as usize, Some(stop), async |client, index| {
+    let bucket = &setup.target.bucket.name;
+    let manifest = Manifest::new("s3", json!({"endpoint": setup.target.url(), "bucket": bucket}), options);
+    let made_bucket = setup.target.ensure_bucket()?;
+    for_clients(setup, "storing objects to read", setup.read_objects as usize, Some(stop), async |client, index| {
         client.put_read_object(index as u64).await
     })?;
-    let mut measured = measure(setup, stop, &servers)?;
-    let mut warnings = Vec::new();
-    let checked = match setup.args.verify && setup.args.op.writes() {
-        true => read_back(setup, stop, &mut measured)?,
-        false => 0,
-    };
-    if setup.args.cleanup {
-        clean_up(setup, &measured.0.written, made_bucket)?;
-    } else {
-        let (bucket, prefix) = (&setup.bucket.name, &setup.naming.prefix);
-        warnings.push(format!("objects are left in s3://{bucket}/{prefix}; --cleanup removes them"));
+    let (mut jobs, mut written, mut warnings) = (Vec::new(), Vec::new(), Vec::new());
+    for step in setup.steps() {
+        let mut measured = measure(&step, stop, &servers)?;
+        let checked = match setup.args.verify && setup.args.op.writes() {
+            true => read_back(&step, stop, &mut measured)?,
+            false => 0,
+        };
+        written.append(&mut measured.0.written);
+        jobs.push(job(&step, measured, checked, &mut warnings));
+        if stop.is_set() {
+            break;
+        }
     }
-    let job = job(setup, measured, checked, &mut warnings);
-    Ok(Report { manifest, jobs: vec![job], warnings })
+    if let Some(sweep) = &setup.args.length.sweep {
+        sweep::mark(sweep, &mut jobs.iter_mut().collect::<Vec<_>>(), &mut warnings);
+    }
+    if setup.args.target.cleanup {
+        clean_up(setup, &written, made_bucket)?;
+    } else {
+        warnings.push(format!("objects are left in s3://{bucket}/{}; --cleanup removes them", setup.naming.prefix));
+    }
+    Ok(Report { manifest, jobs, warnings })
 }
 
-async fn ensure_bucket(setup: &Setup) -> Result<bool> {
-    let mut connection = setup.connection();
-    let ensuring = setup.bucket.ensure(&mut connection, &setup.credentials.region);
-    let made = tokio::time::timeout(setup.args.timeout, ensuring).await;
-    let made = made.map_err(|_| anyhow!("no answer within --timeout {}s", setup.args.timeout.as_secs_f64()))?;
-    made.with_context(|| format!("endpoint {}", setup.endpoint.url))
+/// Does a step for each of `count` things by all clients.
+fn for_clients(
+    setup: &Setup,
+    phase: &str,
+    count: usize,
+    stop: Option<&Stop>,
+    step: impl for<'c, 'a> AsyncFn(&'c mut Client<'a>, usize) -> Result<()> + Sync,
+) -> Result<()> {
+    let client = |number| Client::new(setup, number);
+    let step = async |client: &mut Client<'_>, index| step(client, index).await.map(|()| setup.args.size);
+    for_all(crew(setup), phase, count, stop, client, step)
+}
+
+fn crew(setup: &Setup) -> Crew {
+    Crew { threads: setup.threads, clients: setup.clients }
 }
 
 /// Runs futures side by side; only those that were woken are looked at.
@@ -86,32 +94,38 @@ async fn all<T>(futures: impl Iterator<Item = impl Future<Output = T>>) -> Vec<T
     futures.collect::<FuturesUnordered<_>>().collect().await
 }
 
-fn measure(setup: &Setup, stop: &Stop, servers: &[(u32, ProcessCpu)]) -> Result<(Measured, Used)> {
-    let start_ns = ns(setup.args.warmup);
-    let window = Window { start_ns, end_ns: start_ns + ns(setup.args.runtime) };
-    let (ready, epoch, tally) = (Barrier::new(setup.threads + 1), OnceLock::new(), Tally::default());
+fn measure(setup: &Setup, stop: &Stop, servers: &[(u32, ProcessCpu)]) -> Result<(Measured, Watched)> {
+    let plan = setup.args.plan();
+    let (ready, course) = (Barrier::new(setup.threads + 1), Course::new(&plan, stop));
+    let (working, ended) = mpsc::channel::<()>();
+    // One for each thread, which drops it at its end: then the watch ends too.
+    let working = Mutex::new(vec![working; setup.threads]);
     let work = async |thread: usize, numbers: Vec<usize>| -> ThreadResult {
+        let _working = working.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let mut clients: Vec<Client<'_>> = numbers.iter().map(|number| Client::new(setup, *number)).collect();
         let connected: Vec<Result<()>> = all(clients.iter_mut().map(Client::connect)).await;
         // All connections are there before the clock runs; who has none still lets the others go on.
         ready.wait();
         connected.into_iter().collect::<Result<()>>()?;
-        let clock = Clock { epoch: *epoch.get_or_init(Instant::now), window, tally: &tally, stop };
+        course.epoch();
         let Some(rate) = setup.args.rate else {
-            return Ok((all(clients.into_iter().map(|client| client.run(&clock, None))).await, Vec::new()));
+            return Ok((all(clients.into_iter().map(|client| client.run(&course, None))).await, Vec::new()));
         };
         let queue = DueQueue::new();
         let schedule = Schedule::share(rate, thread, setup.threads);
-        let filling = queue.fill(schedule, clock.epoch, window.end_ns, stop);
-        let working = all(clients.into_iter().map(|client| client.run(&clock, Some(&queue))));
-        let (left, results) = join(filling, working).await;
-        Ok((results, left?))
+        let filling = queue.fill(schedule, &course, plan.count);
+        let working = all(clients.into_iter().map(|client| client.run(&course, Some(&queue))));
+        let (filled, results) = join(filling, working).await;
+        filled?;
+        Ok((results, queue.left()))
     };
-    let watch = || {
+    let watching = || {
         ready.wait();
-        watch(*epoch.get_or_init(Instant::now), window, &tally, stop, servers)
+        course.epoch();
+        watch(&plan, &course, servers, &ended)
     };
-    let (results, used) = on_threads(setup, work, watch)?;
+    let (results, watched) = on_threads(crew(setup), work, watching)?;
+    let window = course.window();
     let mut all = Measured {
         read: Meter::new(window),
         write: Meter::new(window),
@@ -122,16 +136,20 @@ fn measure(setup: &Setup, stop: &Stop, servers: &[(u32, ProcessCpu)]) -> Result<
         written: Vec::new(),
     };
     for result in results {
-        let (clients, left) = result.with_context(|| format!("endpoint {}", setup.endpoint.url))?;
+        let (clients, left) = result.with_context(|| format!("endpoint {}", setup.target.url()))?;
         all.add(clients);
         all.never_begun += left.len() as u64;
         // Which operation each would have been is not decided; what waited shows where most operations are.
         let meter = if setup.args.op.get_percent >= 50 { &mut all.read } else { &mut all.write };
-        left.into_iter().for_each(|due_ns| meter.record_never_begun(due_ns, used.end_ns));
+        left.into_iter().for_each(|due_ns| meter.record_never_begun(due_ns, watched.end_ns));
     }
-    all.read.close(used.end_ns);
-    all.write.close(used.end_ns);
-    Ok((all, used))
+    let end_ns = match plan.count {
+        Some(_) if !stop.is_set() => all.read.last_end_ns().max(all.write.last_end_ns()),
+        _ => watched.end_ns,
+    };
+    all.read.close(end_ns);
+    all.write.close(end_ns);
+    Ok((all, watched))
 }
 
 impl Measured {
@@ -147,40 +165,8 @@ impl Measured {
     }
 }
 
-/// Shows progress, and looks at processor times when the window begins and ends.
-fn watch(epoch: Instant, window: Window, tally: &Tally, stop: &Stop, servers: &[(u32, ProcessCpu)]) -> Used {
-    let own = ProcessCpu::own();
-    let read_all = || {
-        let servers: Vec<Option<CpuTime>> = servers.iter().map(|(_, process)| process.read()).collect();
-        (own.read().unwrap_or_default(), servers)
-    };
-    let mut progress = Progress::start("measuring", Some(window.end_ns / 1_000_000));
-    let mut begin = read_all();
-    let mut is_warm = false;
-    loop {
-        let now_ns = ns(epoch.elapsed());
-        if !is_warm && now_ns >= window.start_ns {
-            is_warm = true;
-            begin = read_all();
-        }
-        if now_ns >= window.end_ns || stop.is_set() {
-            let end = read_all();
-            let servers = servers.iter().zip(begin.1.iter().zip(&end.1));
-            let servers = servers.map(|((pid, _), (begin, end))| {
-                let used = begin.as_ref().zip(end.as_ref()).map(|(begin, end)| end.since(begin));
-                ServerCpu { pid: *pid, used }
-            });
-            let servers = servers.collect();
-            return Used { own: end.0.since(&begin.0), servers, end_ns: now_ns };
-        }
-        let next_ns = if is_warm { window.end_ns } else { window.start_ns };
-        thread::sleep(Duration::from_nanos(next_ns - now_ns).min(TICK));
-        progress.show(now_ns / 1_000_000, tally);
-    }
-}
-
 /// Reads every acknowledged object back. Returns how many were checked; what fails joins the errors.
-fn read_back(setup: &Setup, stop: &Stop, measured: &mut (Measured, Used)) -> Result<u64> {
+fn read_back(setup: &Setup, stop: &Stop, measured: &mut (Measured, Watched)) -> Result<u64> {
     let measured = &mut measured.0;
     let expected: Vec<(usize, u64, Vec<u32>)> = measured
         .written
@@ -189,7 +175,7 @@ fn read_back(setup: &Setup, stop: &Stop, measured: &mut (Measured, Used)) -> Res
         .filter(|(_, _, versions)| !versions.is_empty())
         .collect();
     let failures = Mutex::new(ErrorLog::default());
-    for_all(setup, "reading back", expected.len(), Some(stop), async |client, index| {
+    for_clients(setup, "reading back", expected.len(), Some(stop), async |client, index| {
         let (writer, slot, versions) = &expected[index];
         if let Err(error) = client.check_written(*writer, *slot, versions).await {
             let message = format!("reading back: {error:#}");
@@ -207,15 +193,11 @@ fn clean_up(setup: &Setup, written: &[Written], made_bucket: bool) -> Result<()>
     for written in written {
         keys.extend(written.expected().map(|(slot, _)| naming.write_key(written.client(), slot)));
     }
-    for_all(setup, "removing objects", keys.len(), None, async |client, index| client.delete(&keys[index]).await)?;
-    if made_bucket {
-        let mut connection = setup.connection();
-        runtime()?.block_on(setup.bucket.remove(&mut connection)).context("the bucket can't be removed")?;
-    }
-    Ok(())
+    for_clients(setup, "removing objects", keys.len(), None, async |client, index| client.delete(&keys[index]).await)?;
+    if made_bucket { setup.target.remove_bucket() } else { Ok(()) }
 }
 
-fn job(setup: &Setup, (measured, used): (Measured, Used), checked: u64, warnings: &mut Vec<String>) -> Job {
+fn job(setup: &Setup, (measured, watched): (Measured, Watched), checked: u64, warnings: &mut Vec<String>) -> Job {
     let Mix { get_percent } = setup.args.op;
     let first_byte = Some(measured.first_byte);
     let mut job = Job {
@@ -225,12 +207,12 @@ fn job(setup: &Setup, (measured, used): (Measured, Used), checked: u64, warnings
         write: (get_percent < 100).then(|| Side::of(measured.write)),
         is_open_loop: setup.args.rate.is_some(),
         errors: measured.errors,
-        cpu: used.own,
-        servers: used.servers,
+        cpu: watched.own,
+        servers: watched.servers,
         ..Job::default()
     };
     if job.ops() == 0 {
-        warnings.push("no operation ended within --runtime; measure longer".to_owned());
+        warnings.push(format!("{}: no operation ended in the measured part; measure longer", job.about));
     }
     let busy = job.cpu.total_ns() as f64 / (job.runtime_ns() as f64 * setup.threads as f64).max(1.0);
     if busy > BUSY_MAX {
@@ -245,7 +227,11 @@ fn job(setup: &Setup, (measured, used): (Measured, Used), checked: u64, warnings
     job.extra.insert("read_back_objects".to_owned(), json!(checked));
     if measured.never_begun > 0 {
         let (count, rate) = (measured.never_begun, setup.args.rate.unwrap_or(0.0));
-        warnings.push(format!("{count} operations were due and never begun: --rate {rate} is more than was served"));
+        warnings.push(format!("{count} operations were due and never begun: rate {rate} is more than was served"));
+    }
+    if let Some(steady) = &watched.steady {
+        job.extra.insert("steadystate".to_owned(), steady.json());
+        job.notes.push(steady.line());
     }
     let idle = setup.clients * setup.connections_per_client();
     if measured.connects > idle as u64 {

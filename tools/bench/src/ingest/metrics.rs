@@ -1,0 +1,134 @@
+//! What the server says that it stored, from the metrics page of its admin port.
+
+use crate::s3::body::Payload;
+use crate::s3::connection::chain;
+use crate::s3::crew::runtime;
+use crate::s3::endpoint::Endpoint;
+use crate::units::binary;
+use crate::usage::usage;
+use anyhow::{Context, Result, anyhow, bail};
+use http::{HeaderValue, Request, Uri};
+use http_body_util::{BodyExt, Limited};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+/// Longest page that is read.
+const PAGE_LEN_BYTES_MAX: usize = 32 << 20;
+
+/// Longest wait for it.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Counters that tell what became of data; their names without prefix and `_total` are the JSON keys.
+const COUNTERS: [&str; 7] = [
+    "kiseki_s3_bytes_in_total",
+    "kiseki_chunk_bytes_written_total",
+    "kiseki_chunk_bytes_deduplicated_total",
+    "kiseki_chunks_written_total",
+    "kiseki_chunks_deduplicated_total",
+    "kiseki_inline_bytes_total",
+    "kiseki_fragment_put_bytes_total",
+];
+
+/// A metrics page.
+pub struct MetricsPage {
+    endpoint: Endpoint,
+    path: String,
+}
+
+/// Counters at some time.
+pub type Counters = BTreeMap<&'static str, u64>;
+
+impl MetricsPage {
+    /// Of an URL such as `http://127.0.0.1:9001/metrics`. Errors: `Usage`.
+    pub fn open(url: &str, authorities: Option<&Path>) -> Result<MetricsPage> {
+        let uri: Uri = url.parse().map_err(|_| usage(format!("--metrics {url}: this is no URL")))?;
+        let (scheme, authority) = uri
+            .scheme_str()
+            .zip(uri.authority())
+            .ok_or_else(|| usage(format!("--metrics {url}: give such as http://127.0.0.1:9001/metrics")))?;
+        let path = uri.path_and_query().map(|path| path.as_str()).filter(|path| *path != "/").unwrap_or("/metrics");
+        let endpoint = Endpoint::open(&format!("{scheme}://{authority}"), authorities)?;
+        Ok(MetricsPage { endpoint, path: path.to_owned() })
+    }
+
+    /// Reads the counters.
+    pub fn read(&self) -> Result<Counters> {
+        let reading = async { tokio::time::timeout(DEADLINE, self.text()).await.map_err(|_| anyhow!("no answer"))? };
+        let text = runtime()?.block_on(reading).context("the server's metrics can't be read")?;
+        let counters = parse(&text);
+        if counters.is_empty() {
+            bail!("the metrics page has none of the counters of a Kiseki server");
+        }
+        Ok(counters)
+    }
+
+    async fn text(&self) -> Result<String> {
+        let mut sender = self.endpoint.connect().await?;
+        let mut request = Request::new(Payload::empty());
+        *request.uri_mut() = self.path.parse()?;
+        request.headers_mut().insert(http::header::HOST, HeaderValue::from_str(&self.endpoint.host)?);
+        let answer = sender.send_request(request).await.map_err(|error| anyhow!(chain(&error)))?;
+        if !answer.status().is_success() {
+            bail!("{}", answer.status());
+        }
+        let body = Limited::new(answer.into_body(), PAGE_LEN_BYTES_MAX).collect().await;
+        let bytes = body.map_err(|error| anyhow!("{error}"))?.to_bytes();
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+}
+
+fn parse(text: &str) -> Counters {
+    let mut counters = Counters::new();
+    for line in text.lines() {
+        let Some((name, value)) = line.split_once(' ') else { continue };
+        if let Some(known) = COUNTERS.iter().find(|known| **known == name)
+            && let Ok(value) = value.trim().parse()
+        {
+            counters.insert(known, value);
+        }
+    }
+    counters
+}
+
+/// What was added between two readings, by JSON key.
+pub fn added(before: &Counters, after: &Counters) -> Map<String, Value> {
+    let row = |(name, value): (&&'static str, &u64)| {
+        let key = name.trim_start_matches("kiseki_").trim_end_matches("_total").to_owned();
+        (key, json!(value.saturating_sub(before.get(*name).copied().unwrap_or(0))))
+    };
+    after.iter().map(row).collect()
+}
+
+/// The same for people.
+pub fn line(added: &Map<String, Value>) -> String {
+    let amount = |key: &str| added.get(key).and_then(Value::as_u64).unwrap_or(0);
+    let bytes = |key: &str| binary(amount(key) as f64);
+    format!(
+        "server: received {}; stored {} in {} new chunks, {} inline; found {} in {} chunks that it had; {} of fragments written",
+        bytes("s3_bytes_in"),
+        bytes("chunk_bytes_written"),
+        amount("chunks_written"),
+        bytes("inline_bytes"),
+        bytes("chunk_bytes_deduplicated"),
+        amount("chunks_deduplicated"),
+        bytes("fragment_put_bytes"),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_are_read_and_subtracted() {
+        let page = |written: u64| {
+            format!("# HELP x\nkiseki_chunks_written_total {written}\nother_total 5\nkiseki_inline_bytes_total x\n")
+        };
+        let (before, after) = (parse(&page(7)), parse(&page(10)));
+        assert_eq!(Value::Object(added(&before, &after)), json!({"chunks_written": 3}));
+        assert_eq!(Value::Object(added(&after, &before)), json!({"chunks_written": 0}), "a server that began anew");
+        assert!(parse("").is_empty());
+    }
+}
