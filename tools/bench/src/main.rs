@@ -4,6 +4,7 @@
 //! told in `docs/bench.md`. Reading order: [`measure`], [`output`], then a verb: [`device`], [`pipeline`], [`link`], [`s3`].
 #![forbid(unsafe_code)]
 
+mod compare;
 mod cpus;
 mod device;
 mod link;
@@ -11,7 +12,10 @@ mod manifest;
 mod measure;
 mod output;
 mod pipeline;
+mod plot;
 mod progress;
+mod report;
+mod results;
 mod s3;
 mod stop;
 mod usage;
@@ -46,6 +50,10 @@ enum Verb {
     Link(link::LinkArgs),
     /// PUT and GET against an S3 endpoint, closed loop or at a rate
     S3(s3::S3Args),
+    /// A page and plots from results that are there already
+    Report(report::ReportArgs),
+    /// Two sides of results: medians, spread, and a plain verdict
+    Compare(compare::CompareArgs),
     /// Prints completions for a shell
     #[command(after_help = "Example:\n  kiseki-bench completion bash > /etc/bash_completion.d/kiseki-bench")]
     Completion {
@@ -76,6 +84,8 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Pipeline(args) => finish(&args.output, |stop| pipeline::run(&args, stop)),
         Verb::Link(args) => finish(&args.output, |stop| link::run(&args, stop)),
         Verb::S3(args) => finish(&args.output, |stop| s3::run(&args, stop)),
+        Verb::Report(args) => report::run(&args).map(|()| ExitCode::SUCCESS),
+        Verb::Compare(args) => compare::run(&args).map(|()| ExitCode::SUCCESS),
         Verb::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "kiseki-bench", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)

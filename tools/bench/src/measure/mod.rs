@@ -4,11 +4,12 @@
 
 mod cpu;
 mod error_log;
+mod interval;
 mod meter;
 mod schedule;
 
 pub use cpu::{CpuTime, ProcessCpu, thread_cpu_ns};
 pub use error_log::ErrorLog;
 pub use kiseki_measure::latency::{Latency, PERCENTILES};
-pub use meter::{Meter, Spread, Timing, Window};
+pub use meter::{Meter, Slice, Spread, Timing, Window};
 pub use schedule::Schedule;
