@@ -7,11 +7,11 @@
 mod body;
 mod client;
 mod connection;
-mod content;
+pub mod content;
 mod crew;
 mod due;
 mod endpoint;
-mod objects;
+pub mod objects;
 mod operations;
 mod run;
 mod sigv4;
@@ -68,15 +68,18 @@ pub struct Mix {
 }
 
 impl Mix {
-    fn reads(self) -> bool {
+    /// Whether there are GETs.
+    pub fn reads(self) -> bool {
         self.get_percent > 0
     }
 
-    fn writes(self) -> bool {
+    /// Whether there are PUTs.
+    pub fn writes(self) -> bool {
         self.get_percent < 100
     }
 
-    fn word(self) -> String {
+    /// As it is typed.
+    pub fn word(self) -> String {
         match self.get_percent {
             100 => "get".to_owned(),
             0 => "put".to_owned(),
@@ -86,7 +89,7 @@ impl Mix {
 }
 
 /// Parses `put`, `get` or `mixed:70/30`, GETs first.
-fn parse_mix(text: &str) -> std::result::Result<Mix, String> {
+pub fn parse_mix(text: &str) -> std::result::Result<Mix, String> {
     let wrong =
         || format!("{text:?} is none of put, get, mixed:GET/PUT with shares that make 100, such as mixed:70/30");
     match text {
@@ -102,12 +105,14 @@ fn parse_mix(text: &str) -> std::result::Result<Mix, String> {
     }
 }
 
-fn parse_ratio(text: &str) -> std::result::Result<f64, String> {
+/// Parses a share from 0 to 1.
+pub fn parse_ratio(text: &str) -> std::result::Result<f64, String> {
     let ratio = text.parse().ok().filter(|ratio| (0.0..=1.0).contains(ratio));
     ratio.ok_or_else(|| format!("{text:?} is no ratio; give 0 to 1, such as 0.3"))
 }
 
-fn parse_rate(text: &str) -> std::result::Result<f64, String> {
+/// Parses operations a second.
+pub fn parse_rate(text: &str) -> std::result::Result<f64, String> {
     let rate = text.parse().ok().filter(|rate: &f64| (0.001..=1e7).contains(rate));
     rate.ok_or_else(|| format!("{text:?} is no rate; give operations a second, such as 2000"))
 }
@@ -202,7 +207,8 @@ pub struct S3Args {
     pub output: OutputArgs,
 }
 
-fn mix_text<S: serde::Serializer>(mix: &Mix, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+/// Operations stand in the manifest as they are typed.
+pub fn mix_text<S: serde::Serializer>(mix: &Mix, serializer: S) -> std::result::Result<S::Ok, S::Error> {
     serializer.serialize_str(&mix.word())
 }
 
