@@ -1,21 +1,26 @@
-//! `kiseki-bench`: measures devices, the data path of one core, links between cores, and S3 endpoints, ours or others'.
+//! `kiseki-bench`: measures devices, the data path of one core, whole engines, Raft groups, links between cores, and S3
+//! endpoints, ours or others'.
 //!
 //! It drives the product's own code (rings, kernels) from outside, and S3 as any client does. What the figures mean is
-//! told in `docs/bench.md`. Reading order: [`measure`], [`output`], then a verb: [`device`], [`pipeline`], [`link`], [`s3`].
+//! told in `docs/bench.md`. Reading order: [`measure`], [`output`], then a verb: [`device`], [`pipeline`],
+//! [`engine`], [`raft`], [`rpc`], [`s3`].
 #![forbid(unsafe_code)]
 
 mod compare;
 mod cpus;
 mod device;
-mod link;
+mod engine;
 mod manifest;
 mod measure;
 mod output;
 mod pipeline;
 mod plot;
 mod progress;
+mod raft;
 mod report;
 mod results;
+mod rpc;
+mod run_dir;
 mod s3;
 mod stop;
 mod usage;
@@ -29,7 +34,7 @@ use std::process::ExitCode;
 use stop::Stop;
 use usage::Usage;
 
-/// Measures devices, the data path of one core, links between cores, and S3 endpoints.
+/// Measures devices, the data path of one core, engines, Raft groups, links between cores, and S3 endpoints.
 ///
 /// Words and JSON keys are fio's. Exit code: 0 when all went well, 1 when an operation failed, 2 for bad arguments.
 /// Ctrl-C ends a measurement early and reports what there is; a second one ends the program.
@@ -46,8 +51,13 @@ enum Verb {
     Device(device::DeviceArgs),
     /// Each stage of the data path alone and all of them together, on pinned cores, in bytes a second
     Pipeline(pipeline::PipelineArgs),
+    /// PUT and GET through the engine of a node that is made for the run, without a network
+    Engine(engine::EngineArgs),
     /// Calls between two cores over TLS on the loopback, as nodes make them, beside plain rustls
-    Link(link::LinkArgs),
+    #[command(visible_alias = "link")]
+    Rpc(rpc::RpcArgs),
+    /// Commits of Raft groups with three members, each on an executor of its own, over links on the loopback
+    Raft(raft::RaftArgs),
     /// PUT and GET against an S3 endpoint, closed loop or at a rate
     S3(s3::S3Args),
     /// A page and plots from results that are there already
@@ -82,7 +92,9 @@ fn run(verb: Verb) -> Result<ExitCode> {
     match verb {
         Verb::Device(args) => finish(&args.output, |stop| device::run(&args, stop)),
         Verb::Pipeline(args) => finish(&args.output, |stop| pipeline::run(&args, stop)),
-        Verb::Link(args) => finish(&args.output, |stop| link::run(&args, stop)),
+        Verb::Engine(args) => finish(&args.output, |stop| engine::run(&args, stop)),
+        Verb::Rpc(args) => finish(&args.output, |stop| rpc::run(&args, stop)),
+        Verb::Raft(args) => finish(&args.output, |stop| raft::run(&args, stop)),
         Verb::S3(args) => finish(&args.output, |stop| s3::run(&args, stop)),
         Verb::Report(args) => report::run(&args).map(|()| ExitCode::SUCCESS),
         Verb::Compare(args) => compare::run(&args).map(|()| ExitCode::SUCCESS),

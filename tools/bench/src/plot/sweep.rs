@@ -36,8 +36,11 @@ pub fn plots(results: &[RunResult], left_out: &mut Vec<String>) -> Result<Vec<Pl
     Ok(plots)
 }
 
+/// A step as a result has it: the figures, the value, whether it is the knee.
+type Measured<'a> = (&'a SideResult, f64, bool);
+
 fn lines(results: &[RunResult], left_out: &mut Vec<String>) -> Vec<Line> {
-    let mut steps: BTreeMap<(usize, &str, &str), Vec<(&SideResult, f64, bool)>> = BTreeMap::new();
+    let mut steps: BTreeMap<(usize, &str, &str), Vec<Measured<'_>>> = BTreeMap::new();
     for (number, result) in results.iter().enumerate() {
         for job in &result.jobs {
             let Some(step) = &job.sweep else { continue };
@@ -55,7 +58,7 @@ fn lines(results: &[RunResult], left_out: &mut Vec<String>) -> Vec<Line> {
         } else {
             Throughput::Operations
         };
-        let step = |(side, value, is_knee): &(&SideResult, f64, bool)| {
+        let step = |(side, value, is_knee): &Measured<'_>| {
             let p99_ns = side.latency()?.percentile_ns(99.0)?;
             Some(Step { label: short(*value), value: *value, amount: unit.amount(side), p99_ns, is_knee: *is_knee })
         };

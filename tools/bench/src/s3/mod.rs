@@ -4,16 +4,18 @@
 //! connections without locks, and costs a fraction of what servers spend on the same request, so that on a small
 //! machine it measures the server and not itself. What it costs stands in every result.
 
+mod admin_page;
 mod body;
 mod client;
 mod connection;
-mod content;
+pub mod content;
 mod crew;
 mod due;
 mod endpoint;
-mod objects;
+pub mod objects;
 mod operations;
 mod run;
+mod server_times;
 mod sigv4;
 
 use crate::cpus;
@@ -53,6 +55,8 @@ as every SDK reads them; `make run` writes them to .kiseki/env.
 Examples:
   # 1 MiB PUTs by 8 clients, with the server's processor time beside our own
   . .kiseki/env; kiseki-bench s3 --op put --size 1m --clients 8 --server-pid $(pidof kiseki-server)
+  # Where the time of a PUT goes in the server, at p50, p99 and p99.9
+  kiseki-bench s3 --op put --size 4k --clients 16 --server-admin http://127.0.0.1:9090
   # GETs, every byte checked
   kiseki-bench s3 --op get --size 64k --clients 16 --runtime 30s --verify --cleanup
   # 70 % GET, 30 % PUT at 2000 operations a second, whether or not the server keeps up
@@ -68,15 +72,18 @@ pub struct Mix {
 }
 
 impl Mix {
-    fn reads(self) -> bool {
+    /// Whether there are GETs.
+    pub fn reads(self) -> bool {
         self.get_percent > 0
     }
 
-    fn writes(self) -> bool {
+    /// Whether there are PUTs.
+    pub fn writes(self) -> bool {
         self.get_percent < 100
     }
 
-    fn word(self) -> String {
+    /// As it is typed.
+    pub fn word(self) -> String {
         match self.get_percent {
             100 => "get".to_owned(),
             0 => "put".to_owned(),
@@ -86,7 +93,7 @@ impl Mix {
 }
 
 /// Parses `put`, `get` or `mixed:70/30`, GETs first.
-fn parse_mix(text: &str) -> std::result::Result<Mix, String> {
+pub fn parse_mix(text: &str) -> std::result::Result<Mix, String> {
     let wrong =
         || format!("{text:?} is none of put, get, mixed:GET/PUT with shares that make 100, such as mixed:70/30");
     match text {
@@ -102,12 +109,14 @@ fn parse_mix(text: &str) -> std::result::Result<Mix, String> {
     }
 }
 
-fn parse_ratio(text: &str) -> std::result::Result<f64, String> {
+/// Parses a share from 0 to 1.
+pub fn parse_ratio(text: &str) -> std::result::Result<f64, String> {
     let ratio = text.parse().ok().filter(|ratio| (0.0..=1.0).contains(ratio));
     ratio.ok_or_else(|| format!("{text:?} is no ratio; give 0 to 1, such as 0.3"))
 }
 
-fn parse_rate(text: &str) -> std::result::Result<f64, String> {
+/// Parses operations a second.
+pub fn parse_rate(text: &str) -> std::result::Result<f64, String> {
     let rate = text.parse().ok().filter(|rate: &f64| (0.001..=1e7).contains(rate));
     rate.ok_or_else(|| format!("{text:?} is no rate; give operations a second, such as 2000"))
 }
@@ -178,6 +187,9 @@ pub struct S3Args {
     /// Server process of this machine whose processor time is shown; repeatable
     #[arg(long, value_name = "PID")]
     pub server_pid: Vec<u32>,
+    /// Admin port of a Kiseki node, such as http://127.0.0.1:9090: what it spent its time on is shown; repeatable
+    #[arg(long, value_name = "URL")]
+    pub server_admin: Vec<String>,
     /// An operation that takes longer has failed
     #[arg(long, value_parser = parse_duration, default_value = "60s")]
     #[serde(serialize_with = "seconds")]
@@ -202,7 +214,8 @@ pub struct S3Args {
     pub output: OutputArgs,
 }
 
-fn mix_text<S: serde::Serializer>(mix: &Mix, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+/// Operations stand in the manifest as they are typed.
+pub fn mix_text<S: serde::Serializer>(mix: &Mix, serializer: S) -> std::result::Result<S::Ok, S::Error> {
     serializer.serialize_str(&mix.word())
 }
 

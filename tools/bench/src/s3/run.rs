@@ -1,9 +1,11 @@
 //! A run from begin to end: bucket, objects to read, measurement, reading back, removal.
 
+use super::admin_page::AdminPage;
 use super::client::{Client, ClientResult, Clock};
 use super::crew::{for_all, on_threads, runtime};
 use super::due::DueQueue;
 use super::objects::Written;
+use super::server_times::{self, ServerTimes};
 use super::{Mix, Setup};
 use crate::manifest::Manifest;
 use crate::measure::{CpuTime, ErrorLog, Latency, Meter, ProcessCpu, Schedule, Window};
@@ -38,7 +40,30 @@ struct Measured {
 struct Used {
     own: CpuTime,
     servers: Vec<ServerCpu>,
+    /// What nodes spent their time on, where their admin ports are known.
+    times: Option<Result<ServerTimes>>,
     end_ns: u64,
+}
+
+/// Servers that are looked at when the window begins and ends.
+struct Servers {
+    processes: Vec<(u32, ProcessCpu)>,
+    nodes: Vec<AdminPage>,
+}
+
+impl Servers {
+    fn of(setup: &Setup) -> Result<Servers> {
+        let processes = setup.args.server_pid.iter().map(|pid| Ok((*pid, ProcessCpu::of(*pid)?)));
+        let authorities = setup.args.ca_bundle.as_deref().filter(|path| !path.as_os_str().is_empty());
+        let page = |url: &String| AdminPage::open("--server-admin", url, "/stages", authorities);
+        let nodes = setup.args.server_admin.iter().map(page).collect::<Result<Vec<_>>>()?;
+        ServerTimes::read(&nodes)?; // not to learn after the run that it can't be done
+        Ok(Servers { processes: processes.collect::<Result<Vec<_>>>()?, nodes })
+    }
+
+    fn times(&self) -> Option<Result<ServerTimes>> {
+        (!self.nodes.is_empty()).then(|| ServerTimes::read(&self.nodes))
+    }
 }
 
 /// What one thread has: its clients' results, and when operations were due that nobody began.
@@ -46,8 +71,7 @@ type ThreadResult = Result<(Vec<ClientResult>, Vec<u64>)>;
 
 /// Runs it all.
 pub fn run(setup: &Setup, stop: &Stop) -> Result<Report> {
-    let servers = setup.args.server_pid.iter().map(|pid| Ok((*pid, ProcessCpu::of(*pid)?)));
-    let servers = servers.collect::<Result<Vec<_>>>()?;
+    let servers = Servers::of(setup)?;
     let mut options = serde_json::to_value(&setup.args)?;
     options["seed"] = json!(setup.seed);
     options["threads"] = json!(setup.threads);
@@ -86,7 +110,7 @@ async fn all<T>(futures: impl Iterator<Item = impl Future<Output = T>>) -> Vec<T
     futures.collect::<FuturesUnordered<_>>().collect().await
 }
 
-fn measure(setup: &Setup, stop: &Stop, servers: &[(u32, ProcessCpu)]) -> Result<(Measured, Used)> {
+fn measure(setup: &Setup, stop: &Stop, servers: &Servers) -> Result<(Measured, Used)> {
     let start_ns = ns(setup.args.warmup);
     let window = Window { start_ns, end_ns: start_ns + ns(setup.args.runtime) };
     let (ready, epoch, tally) = (Barrier::new(setup.threads + 1), OnceLock::new(), Tally::default());
@@ -148,30 +172,35 @@ impl Measured {
 }
 
 /// Shows progress, and looks at processor times when the window begins and ends.
-fn watch(epoch: Instant, window: Window, tally: &Tally, stop: &Stop, servers: &[(u32, ProcessCpu)]) -> Used {
+fn watch(epoch: Instant, window: Window, tally: &Tally, stop: &Stop, servers: &Servers) -> Used {
     let own = ProcessCpu::own();
     let read_all = || {
-        let servers: Vec<Option<CpuTime>> = servers.iter().map(|(_, process)| process.read()).collect();
+        let servers: Vec<Option<CpuTime>> = servers.processes.iter().map(|(_, process)| process.read()).collect();
         (own.read().unwrap_or_default(), servers)
     };
     let mut progress = Progress::start("measuring", Some(window.end_ns / 1_000_000));
-    let mut begin = read_all();
+    let (mut begin, mut times) = (read_all(), servers.times());
     let mut is_warm = false;
     loop {
         let now_ns = ns(epoch.elapsed());
         if !is_warm && now_ns >= window.start_ns {
             is_warm = true;
             begin = read_all();
+            times = servers.times();
         }
         if now_ns >= window.end_ns || stop.is_set() {
             let end = read_all();
-            let servers = servers.iter().zip(begin.1.iter().zip(&end.1));
+            let times = times.map(|begin| {
+                thread::sleep(server_times::BEHIND);
+                Ok(ServerTimes::read(&servers.nodes)?.since(&begin?))
+            });
+            let servers = servers.processes.iter().zip(begin.1.iter().zip(&end.1));
             let servers = servers.map(|((pid, _), (begin, end))| {
                 let used = begin.as_ref().zip(end.as_ref()).map(|(begin, end)| end.since(begin));
                 ServerCpu { pid: *pid, used }
             });
             let servers = servers.collect();
-            return Used { own: end.0.since(&begin.0), servers, end_ns: now_ns };
+            return Used { own: end.0.since(&begin.0), servers, times, end_ns: now_ns };
         }
         let next_ns = if is_warm { window.end_ns } else { window.start_ns };
         thread::sleep(Duration::from_nanos(next_ns - now_ns).min(TICK));
@@ -246,6 +275,14 @@ fn job(setup: &Setup, (measured, used): (Measured, Used), checked: u64, warnings
     if measured.never_begun > 0 {
         let (count, rate) = (measured.never_begun, setup.args.rate.unwrap_or(0.0));
         warnings.push(format!("{count} operations were due and never begun: --rate {rate} is more than was served"));
+    }
+    match used.times {
+        None => {}
+        Some(Err(error)) => warnings.push(format!("what servers spent their time on is not known: {error:#}")),
+        Some(Ok(times)) => {
+            job.extra.insert("waterfall".to_owned(), times.json());
+            job.notes.extend(times.lines());
+        }
     }
     let idle = setup.clients * setup.connections_per_client();
     if measured.connects > idle as u64 {
