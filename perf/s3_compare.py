@@ -12,8 +12,8 @@ The load is kiseki-bench s3: path style, signature version 4, unsigned payload, 
 that does not repeat. With --pin the servers run on the first processor and the client on the second. `mixed-70/30:64k:16` is a mix
 of GETs and PUTs in percent; its latencies are those of the PUTs.
 
-With --nodes 3 all servers are clusters of three nodes on this machine that keep three copies, the client talks to one node, and
-`--peer garage` (cargo install garage) is the peer; what the servers cost is the sum over their nodes.
+`--peer garage` (cargo install garage) is a Garage that syncs metadata and data before it answers. With --nodes 3 all servers are clusters of
+three nodes on this machine that keep three copies, the client talks to one node, and what the servers cost is the sum over their nodes.
 
 Prints a Markdown table of medians; --out writes the figures of every run, with the machine they are from, as JSON.
 """
@@ -177,17 +177,17 @@ def main():
     several = options.nodes > 1
     servers = [KisekiCluster(work, pin(FIRST_CPU), options.nodes) if several else Kiseki(work, pin(FIRST_CPU))]
     for peer in options.peer:
-        if several:
-            if peer not in CLUSTERS:
-                parser.error(f"--peer {peer}: with --nodes the peers are {', '.join(CLUSTERS)}")
+        if peer in CLUSTERS:
             servers.append(CLUSTERS[peer](work, pin(FIRST_CPU), options.nodes))
             continue
+        if several:
+            parser.error(f"--peer {peer}: with --nodes the peers are {', '.join(CLUSTERS)}")
         if peer == CHUNKS:
             servers.append(Kiseki(work, pin(FIRST_CPU), CHUNKS, ["--raft-inline-mbps", "0"]))
             continue
         name, _, command = peer.partition("=")
         if not command and name not in KNOWN_PEERS:
-            parser.error(f"--peer {name}: say how it starts, as {name}=COMMAND; known: {', '.join([CHUNKS, *KNOWN_PEERS])}")
+            parser.error(f"--peer {name}: say how it starts, as {name}=COMMAND; known: {', '.join([CHUNKS, *KNOWN_PEERS, *CLUSTERS])}")
         servers.append(Peer(name, command or KNOWN_PEERS[name], work, pin(FIRST_CPU)))
     runs = []
     for number in range(options.rounds):

@@ -98,7 +98,14 @@ printf 'XFSB' | dd of="$work/fs.img" conv=notrunc status=none
 refuses "device spares a file system" --destroy device "$work/fs.img" --rw write --runtime 1s
 refuses "s3 needs an endpoint" AWS_ENDPOINT_URL s3 --endpoint ''
 
-measures "link" write link --runtime 200ms --warmup 50ms --bs 256k
+measures "rpc" write rpc --runtime 200ms --warmup 50ms --bs 256k --links 2
+engine=(engine --dir "$work" --devices 3 --device-size 128m --metadata-dirs 1 --lanes 1 --clients 4 --runtime 300ms --warmup 50ms --verify)
+measures "engine put" write "${engine[@]}" --op put --size 64k
+measures "engine mixed, beside names" read,write "${engine[@]}" --op mixed:50/50 --size 1000 --objects 8
+measures "raft" write raft --dir "$work" --groups 2 --writers 8 --runtime 300ms --warmup 50ms
+[ -z "$(find "$work" -maxdepth 1 -name 'kiseki-bench-*')" ]
+result "engine and raft remove what they made" $?
+refuses "engine wants devices enough" --shape "${engine[@]}" --shape 4+2
 measures "pipeline" write pipeline --runtime 100ms --size 16m --stage cut --stage id --stage seal --stage encode \
     --stage kernels --stage whole
 measures "pipeline read path" read pipeline --runtime 100ms --size 16m --stage open --stage rebuild --data mixed

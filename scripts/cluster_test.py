@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Several nodes on this machine: joining and its refusals, one data for all, and nodes that die.
 
-    cluster_test.py DIRECTORY [--nodes 3] [--phases join,refusals,data,split,health,requests,drain,kill-one,kill-all,leave,grow] [--rounds 1] [--seed 1]
+    cluster_test.py DIRECTORY [--nodes 3] [--phases join,refusals,data,split,small,health,requests,drain,kill-one,kill-all,leave,grow] [--rounds 1] [--seed 1]
 
 `join` comes first and is always run; `--phases` names those that follow, in this order: refusals (who may not join or start), data (put
-through one node, read through all), split (a shard is split while clients work, then another while its leader dies), health (what healthz, health, top and metrics say while a node is down and when it is back), requests (one id in the logs of several nodes), drain (one more node joins and leaves), kill-one (kill -9 of each node in turn while clients work), kill-all (kill -9 of all, start in random
+through one node, read through all), split (a shard is split while clients work, then another while its leader dies), small (the threshold of small objects changes under load), health (what healthz, health, top and metrics say while a node is down and when it is back), requests (one id in the logs of several nodes), drain (one more node joins and leaves), kill-one (kill -9 of each node in turn while clients work), kill-all (kill -9 of all, start in random
 order), leave (a drain that is cancelled, a lost node), grow (another cluster: nodes join when data are there,
 and when what was written has spread over them each node may go). Needs boto3 (target/client-test-venv, see client-test.sh). Ends with a line "N passed, M failed".
 """
@@ -30,7 +30,9 @@ DEVCTL = PROGRAMS / "kiseki-devctl"
 BUCKET = "cluster"
 # A leader is elected, links time out, a retry: what a client may see of a dead node.
 FAILOVER_SECONDS_MAX = 30
-PHASES = ["refusals", "data", "split", "health", "requests", "drain", "kill-one", "kill-all", "leave", "grow"]
+# Chunks, and what lies beside its name at the thresholds that `small` sets.
+LOAD_SIZES = [50 * KIB, 900, 1500, 4 * KIB]
+PHASES = ["refusals", "data", "split", "small", "health", "requests", "drain", "kill-one", "kill-all", "leave", "grow"]
 
 
 class Cluster:
@@ -235,6 +237,43 @@ def split(cluster):
     until("every shard has its voters", lambda: votes_missing(cluster.nodes) == 0)
 
 
+def small(cluster):
+    """The threshold of a shard changes while clients write on both sides of it (I-L9: it holds for later writes only)."""
+    first = cluster.nodes[0]
+    load = Load(cluster, cluster.nodes, "small")
+
+    def inline_writes():
+        return sum(metric(node, "inline_writes_total") for node in cluster.nodes)
+
+    def go_on():
+        before, inline_before = load.puts, inline_writes()
+        until("puts go on", lambda: load.puts > before + 30)
+        until("small ones lie beside their names", lambda: inline_writes() > inline_before)
+
+    try:
+        until("clients are at work", lambda: load.puts > 20)
+        busy = [number for number, row in shards(first).items() if row["writes_per_minute"] > 0]
+        go_on()
+        for threshold in (1 * KIB, 4 * KIB):
+            for number in busy:
+                code, _, error = kiseki(first, "shard", "threshold", number, threshold)
+                check(code == 0, f"the threshold of shard {number} becomes {threshold} under load {error}")
+            go_on()
+    finally:
+        load.end()
+    check(not load.failures, f"nobody was refused for it {load.failures[:3]}")
+    for node in cluster.nodes:
+        bad = cluster.bad_reads(node) + bad_listing(cluster, node)
+        check(not bad, f"objects of both kinds read back and are listed through {node.dir.name} {bad[:3]}")
+
+
+def metric(node, name):
+    """The value of a metric without labels."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{node.admin_port}/metrics", timeout=5) as answer:
+        lines = answer.read().decode().splitlines()
+    return next(int(float(line.split()[1])) for line in lines if line.startswith(f"kiseki_{name} "))
+
+
 def healthz(node, path="healthz"):
     """Status and JSON (or text) of what a node says of health."""
     try:
@@ -403,7 +442,7 @@ class Load:
         while not self.ending.is_set():
             key = f"{self.name}/{number}/{index}"
             try:
-                self.cluster.put(client, key, 50 * KIB, hash((number, index)) & 0xFFFF)
+                self.cluster.put(client, key, LOAD_SIZES[index % len(LOAD_SIZES)], hash((number, index)) & 0xFFFF)
                 client.get_object(Bucket=BUCKET, Key=key)["Body"].read()
             except Exception as error:  # noqa: BLE001: it counts as time without service
                 with self.cluster.lock:
@@ -611,6 +650,7 @@ def main():
         "refusals": lambda: refusals(cluster),
         "data": lambda: data(cluster, rng),
         "split": lambda: split(cluster),
+        "small": lambda: small(cluster),
         "health": lambda: health(cluster),
         "requests": lambda: requests(cluster),
         "drain": lambda: drain(cluster),

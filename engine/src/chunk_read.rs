@@ -6,6 +6,7 @@ use crate::core::{Core, DataCounters};
 use crate::delta::ChunkName;
 use crate::envelope::{EnvelopeBinding, EnvelopeRanges, envelope_len, open_segments};
 use crate::nodes::Standing;
+use crate::stages::Stage;
 use crate::stripe::fragment_payload_len;
 use crate::stripe_read::{Fragments, read_ranges};
 use kiseki_types::fragment::{FragmentError, Located, StoredFragment};
@@ -33,9 +34,11 @@ pub async fn read_chunk(
             read_ranges(core, &fragments, wanted_ranges()).await?
         }
     };
+    let since = core.ports.now();
     let mut plaintext = vec![0; ciphertext.len()];
     open_segments(dek, &binding, ranges.segments.clone(), &ciphertext, &tags, &mut plaintext)
         .map_err(|error| StoreError::Damaged { reason: error.to_string() })?;
+    core.stages.ended(Stage::Open, since, &core.ports);
     let start = (wanted.start - ranges.ciphertext.start) as usize;
     plaintext.truncate(start + wanted.len());
     plaintext.drain(..start);
@@ -49,9 +52,10 @@ async fn read_soon(
     reference: &ChunkReference,
     ranges: [Range<u32>; 2],
 ) -> Result<[Vec<u8>; 2], StoreError> {
-    let located = core.fragments.locate_soon(reference.locator, reference.generation).await;
-    let fragments = fragments(core, reference, located)?;
-    read_ranges(core, &fragments, ranges).await
+    let (stages, ports) = (&core.stages, &core.ports);
+    let located = core.fragments.locate_soon(reference.locator, reference.generation);
+    let fragments = fragments(core, reference, stages.time(Stage::Locate, ports, located).await)?;
+    stages.time(Stage::ReadFragments, ports, read_ranges(core, &fragments, ranges)).await
 }
 
 /// Whether a node has not said what it has and is not silent either.

@@ -11,6 +11,7 @@ use crate::placement::{self, PlacementCandidate};
 use crate::repair_queue::{Margin, RepairCause};
 use crate::repairer;
 use crate::spread::ByNode;
+use crate::stages::Stage;
 use crate::stripe::{fragment_payload_len, padded_len, parity_buffer_count, shape_for};
 use futures::StreamExt;
 use futures::future::join;
@@ -99,7 +100,9 @@ pub async fn store_chunk(
     plaintext: IoBuf,
 ) -> Result<StoredChunk, ChunkFailure> {
     let len_bytes = plaintext.len() as u32;
-    let (mut plaintext, chunk) = core.hash_queue.chunk_id(&scope.keys.domain, plaintext).await;
+    let (stages, ports) = (&core.stages, &core.ports);
+    let hashed = core.hash_queue.chunk_id(&scope.keys.domain, plaintext);
+    let (mut plaintext, chunk) = stages.time(Stage::Hash, ports, hashed).await;
     let locator = crate::chunk_id::locator(&core.keys.locator, &chunk);
     core.ports.yield_now().await;
     let binding = EnvelopeBinding::current(locator, len_bytes);
@@ -117,10 +120,12 @@ pub async fn store_chunk(
     };
     let home = core.calls.home_of(&locator);
     let pin: PinId = core.ports.random();
-    let decision = begin_chunk(core, home, begin(pin));
+    let decision = stages.time(Stage::Begin, ports, begin_chunk(core, home, begin(pin)));
     // The home looks while we seal; for a hit the sealing was for nothing, for a miss it cost no time.
     let sealed = async {
+        let since = ports.now();
         seal(&dek, &binding, &mut plaintext, padded_len(envelope_len_bytes, shape));
+        stages.ended(Stage::Seal, since, ports);
         plaintext
     };
     let (mut decision, envelope) = join(decision, sealed).await;
@@ -172,7 +177,7 @@ async fn settle_decision(
     decision: Decision,
     stripe: &mut Stripe,
 ) -> Result<ChunkName, ChunkFailure> {
-    let confirmed = core.calls.home(home, HomeRequest::Confirm(pin));
+    let confirmed = core.stages.time(Stage::Confirm, &core.ports, core.calls.home(home, HomeRequest::Confirm(pin)));
     let (Decision::Hit(generation) | Decision::Miss(generation)) = decision;
     stripe.name.generation = generation;
     let name = stripe.name;
@@ -293,7 +298,10 @@ async fn write_stripe(core: &Rc<Core>, stripe: &mut Stripe) -> Result<(), StoreE
     if !spread.survives_a_node(stripe.shape, &planned) {
         return Err(too_few_nodes(stripe, &planned)); // nothing is written that could not be acknowledged
     }
+    let since = core.ports.now();
     let payloads = stripe.payloads(core);
+    core.stages.ended(Stage::Encode, since, &core.ports);
+    let since = core.ports.now();
     let stripe = &*stripe;
     let mut spare = spare.into_iter();
     let hint = usable.clone();
@@ -333,6 +341,7 @@ async fn write_stripe(core: &Rc<Core>, stripe: &mut Stripe) -> Result<(), StoreE
             }
         }
     }
+    core.stages.ended(Stage::Fragments, since, &core.ports);
     let (durable, width) = (by_node.values().sum::<usize>(), stripe.shape.width());
     if let Some(reason) = full.filter(|_| durable < width) {
         return Err(StoreError::Full { reason });

@@ -19,6 +19,7 @@ use crate::message::{Bucket, ControlRequest, ControlResponse, ShardRequest, Shar
 use crate::nodes::NodeBoard;
 use crate::repair::RepairCounters;
 use crate::repair_queue::RepairQueue;
+use crate::stages::Stages;
 use crate::stripe::StripeCoder;
 use crate::throttle::Throttle;
 use crate::write_budget::WriteBudget;
@@ -116,6 +117,8 @@ pub struct Core {
     pub inline: Rc<InlinePolicy>,
     /// What was done.
     pub counters: DataCounters,
+    /// How long each piece of work takes.
+    pub stages: Stages,
     /// How long devices and nodes take to answer.
     pub latencies: Rc<Latencies>,
     /// How many reads may be asked for a second time.
@@ -164,6 +167,7 @@ impl Core {
             control_cache: ControlCache::default(),
             latencies,
             hedge_budget: HedgeBudget::default(),
+            stages: Stages::default(),
             late_reads: Cell::new(0),
             unreadable: Throttle::default(),
             repairs: Rc::default(),

@@ -527,14 +527,14 @@ impl Engine {
 
     async fn answer(&self, from: NodeId, mut parcel: Parcel) -> Result<Parcel, String> {
         let nodes = &self.core.nodes;
-        let request = wire::decode_request(&parcel.message).map_err(|error| error.to_string())?;
+        let (request, spoken) = wire::decode_spoken_request(&parcel.message).map_err(|error| error.to_string())?;
         if let RequestBody::Control(ControlRequest::NodeHere { node, .. }) = &request.body
             && *node != from
         {
             return Err(format!("{from} speaks for {node}"));
         }
         // Who went back to an earlier release is to be understood from its first word on.
-        nodes.speaks(from, wire::spoken_in_request(&parcel.message));
+        nodes.speaks(from, spoken);
         parcel.message.zeroize(); // it may have held a key (I-K8)
         nodes.heard(from, self.inputs.ports.now());
         let (shard, stamp) = (request.shard, request.stamp);

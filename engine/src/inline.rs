@@ -279,11 +279,11 @@ impl InlinePolicy {
         }
         let known = shards.entry(shard).or_default();
         // A leader that is not sure of all nodes does not say how much it takes: no more than at first, at any rate.
-        let limit =
-            limit.or(Some(THRESHOLD_LEN_BYTES)).filter(|_| limit.is_some() || len > u64::from(THRESHOLD_LEN_BYTES));
-        match limit.filter(|limit| len > u64::from(*limit)) {
-            Some(limit) => known.limit = Some((limit, now + LIMIT_KNOWN_FOR)),
-            None => known.refused_until = Some(now + REFUSED_FOR),
+        let limit = limit.unwrap_or(THRESHOLD_LEN_BYTES);
+        if len > u64::from(limit) {
+            known.limit = Some((limit, now + LIMIT_KNOWN_FOR));
+        } else {
+            known.refused_until = Some(now + REFUSED_FOR);
         }
     }
 }

@@ -106,7 +106,7 @@ impl InlineRequest {
         let request = match reader.u8()? {
             0 => InlineRequest::Show,
             1 => {
-                let is_said = flag(&mut reader)?;
+                let is_said = reader.flag()?;
                 let len_bytes = reader.u32()?;
                 InlineRequest::Set { len_bytes: is_said.then_some(len_bytes) }
             }
@@ -151,7 +151,7 @@ impl InlineView {
         let leader = NodeId(reader.u64()?);
         let threshold = Threshold::take(&mut reader)?;
         let effective_len_bytes = reader.u32()?;
-        let is_known = flag(&mut reader)?;
+        let is_known = reader.flag()?;
         let supported = reader.u32()?;
         let mut view = InlineView {
             leader,
@@ -161,7 +161,7 @@ impl InlineView {
             floor_len_bytes: reader.u32()?,
             ceiling_len_bytes: reader.u32()?,
             objects_expected: reader.u64()?,
-            is_counted: flag(&mut reader)?,
+            is_counted: reader.flag()?,
             window_bytes: reader.u64()?,
             bytes_per_second_max: reader.u64()?,
             refused: reader.u64()?,
@@ -169,7 +169,7 @@ impl InlineView {
         };
         for _ in 0..reader.count(VOTERS_MAX)? {
             let (node, replicas, heard_ms_ago) = (NodeId(reader.u64()?), reader.u64()?, reader.u64()?);
-            let budget = match flag(&mut reader)? {
+            let budget = match reader.flag()? {
                 false => None,
                 true => Some(MetadataBudget {
                     fill_percent: reader.u8()?,
@@ -189,14 +189,6 @@ fn begin<'a>(what: &'static str, bytes: &'a [u8]) -> Result<Reader<'a>, CodecErr
     let mut reader = Reader::new(what, bytes);
     match reader.u8()? {
         FORMAT => Ok(reader),
-        other => Err(reader.unknown(u64::from(other))),
-    }
-}
-
-fn flag(reader: &mut Reader<'_>) -> Result<bool, CodecError> {
-    match reader.u8()? {
-        0 => Ok(false),
-        1 => Ok(true),
         other => Err(reader.unknown(u64::from(other))),
     }
 }

@@ -72,6 +72,7 @@ pub mod shard_service;
 pub mod shard_tables;
 pub mod split_message;
 pub mod spread;
+pub mod stages;
 pub mod store;
 pub mod stripe;
 pub mod stripe_read;

@@ -25,12 +25,8 @@ impl MetadataBudget {
     #[must_use]
     pub fn of(spaces: &[MetaSpace], settings: &InlineSettings) -> Option<MetadataBudget> {
         let (soft_percent, hard_percent) = (settings.metadata_soft_percent_max, settings.metadata_fill_percent_max);
-        // What is written to several directories of one file system is written there as often.
-        let of_each = |space: &MetaSpace| {
-            let sharing = spaces.iter().filter(|other| other.file_system == space.file_system).count() as u64;
-            content_room(*space, soft_percent, hard_percent) / sharing
-        };
-        let content_bytes = spaces.iter().map(of_each).min()?;
+        let of_each = |space| content_room(space, soft_percent, hard_percent);
+        let content_bytes = MetaSpace::rooms_of_each(spaces, of_each).min()?;
         let fill_percent = spaces.iter().map(|space| space.fill_percent()).max()?;
         Some(MetadataBudget { fill_percent, soft_percent, hard_percent, content_bytes })
     }

@@ -343,20 +343,12 @@ fn put_names(writer: &mut Writer, names: &[ChunkName]) {
     }
 }
 
-fn flag(reader: &mut Reader<'_>) -> Result<bool, CodecError> {
-    match reader.u8()? {
-        0 => Ok(false),
-        1 => Ok(true),
-        other => Err(reader.unknown(u64::from(other))),
-    }
-}
-
 /// `Some` behind a 1, `None` as a 0.
 fn optional<T>(
     reader: &mut Reader<'_>,
     take: impl FnOnce(&mut Reader<'_>) -> Result<T, CodecError>,
 ) -> Result<Option<T>, CodecError> {
-    flag(reader)?.then(|| take(reader)).transpose()
+    reader.flag()?.then(|| take(reader)).transpose()
 }
 
 fn put_item(writer: &mut Writer, item: &MovedItem) {
@@ -579,10 +571,10 @@ fn take_standing(reader: &mut Reader<'_>) -> Result<ShardStanding, CodecError> {
     Ok(ShardStanding {
         leader,
         voters,
-        is_complete: flag(reader)?,
+        is_complete: reader.flag()?,
         keys: reader.u64()?,
         bytes: reader.u64()?,
-        is_counted: flag(reader)?,
+        is_counted: reader.flag()?,
         writes_per_minute: reader.u64()?,
         reads_per_minute: reader.u64()?,
         given: reader.u64()?,
@@ -656,7 +648,7 @@ impl ShardMapAnswer {
                 let count = reader.count(LIST_MAX)?;
                 let mut entry = || {
                     let (shard, tenant) = (ShardId(reader.u64()?), TenantId(reader.u64()?));
-                    let is_active = flag(&mut reader)?;
+                    let is_active = reader.flag()?;
                     let split_of = Some(ShardId(reader.u64()?)).filter(|shard| shard.0 > 0);
                     Ok(ShardEntry { shard, tenant, is_active, split_of })
                 };

@@ -157,6 +157,11 @@ fn put_body(out: request::Builder<'_>, body: &RequestBody, is_secret: &mut bool)
 
 /// Back from the message of a parcel.
 pub fn decode_request(message: &[u8]) -> Result<EngineRequest, WireError> {
+    decode_spoken_request(message).map(|(request, _)| request)
+}
+
+/// The same, with the highest version that its sender understands, as far as it says.
+pub fn decode_spoken_request(message: &[u8]) -> Result<(EngineRequest, u16), WireError> {
     frame::decode(message, |reader| {
         let root = reader.get_root::<request::Reader<'_>>()?;
         frame::check_version(root.get_version())?;
@@ -169,7 +174,8 @@ pub fn decode_request(message: &[u8]) -> Result<EngineRequest, WireError> {
             request::Node(node) => RequestBody::Node(core::take_request(node?)?),
         };
         let stamp = take_stamp(root)?;
-        Ok(EngineRequest { shard: ShardId(root.get_shard()), body, stamp })
+        let spoken = root.get_version().max(root.get_speaks());
+        Ok((EngineRequest { shard: ShardId(root.get_shard()), body, stamp }, spoken))
     })
 }
 
@@ -246,16 +252,6 @@ fn control_is_secret(response: &ControlResponse) -> bool {
             | ControlResponse::Secrets(_)
             | ControlResponse::ShardKey(_)
     )
-}
-
-/// The highest version that the sender of a request understands, as far as it says.
-#[must_use]
-pub fn spoken_in_request(message: &[u8]) -> u16 {
-    let spoken = frame::decode(message, |reader| {
-        let root = reader.get_root::<request::Reader<'_>>()?;
-        Ok(root.get_version().max(root.get_speaks()))
-    });
-    spoken.unwrap_or(PLAIN_VERSION)
 }
 
 /// The highest version that the sender of a response understands, as far as it says.

@@ -15,6 +15,7 @@ use crate::keys::DekWrapper;
 use crate::message::{HomeRequest, ObjectPath, PinId, ShardRequest, ShardResponse, WrittenPages};
 use crate::shard_service::adopt;
 use crate::split_message::SplitRequest;
+use crate::stages::Stage;
 use crate::stripe::padded_len;
 use crate::wire::{INLINE_VERSION, ROOM_VERSION};
 use crate::write_budget::{Grant, TURN_WAIT_MAX};
@@ -423,7 +424,8 @@ impl Writer {
         let mut followed = 0;
         loop {
             let request = self.naming(finish, modified_unix_ms, last.as_ref());
-            match self.core.calls.shard_once(self.shard(), request, self.request).await {
+            let asked = self.core.calls.shard_once(self.shard(), request, self.request);
+            match self.core.stages.time(Stage::Name, &self.core.ports, asked).await {
                 Err(StoreError::Moved(range)) if followed < MOVES_FOLLOWED_MAX => {
                     followed += 1;
                     self.follow(&range, last.as_ref()).await?;

@@ -4,6 +4,7 @@
 //! poll of a request's future sets it for the time of the poll; on a single-threaded executor that is exact.
 
 use crate::md5_queue::Md5Queue;
+use crate::phases::{Phase, PhaseClock};
 use kiseki_engine::api::Store;
 use kiseki_types::request::{self, RequestId};
 use kiseki_types::{Instant, Ports, TenantId};
@@ -19,6 +20,8 @@ pub(crate) struct RequestContext {
     pub(crate) id: RequestId,
     /// When its head was there.
     pub(crate) started: Instant,
+    /// Where its time goes.
+    pub(crate) phases: PhaseClock,
     /// S3's name of the operation, once routed.
     pub(crate) operation: Cell<&'static str>,
     /// Whose key signed it, once authenticated.
@@ -36,6 +39,7 @@ impl RequestContext {
         RequestContext {
             id,
             started,
+            phases: PhaseClock::new(started),
             operation: Cell::new("Unknown"),
             tenant: Cell::new(None),
             bytes_in: Cell::new(0),
@@ -79,4 +83,11 @@ pub(crate) struct Shared {
     pub(crate) store: Store,
     pub(crate) config: crate::GatewayConfig,
     pub(crate) md5_queue: Rc<Md5Queue>,
+}
+
+impl Shared {
+    /// A phase of `request` has ended.
+    pub(crate) fn ended(&self, request: &RequestContext, phase: Phase) {
+        request.phases.ended(phase, self.ports.now());
+    }
 }

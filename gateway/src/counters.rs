@@ -1,5 +1,6 @@
 //! What the gateway of one core has done, as plain numbers for whoever exports them.
 
+use crate::phases::{PHASES, PhaseTimes};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -18,6 +19,8 @@ pub struct OperationCounters {
     pub latency_us_buckets: [u64; LATENCY_BUCKETS],
     /// Sum of all latencies.
     pub latency_us_sum: u64,
+    /// What those that were answered well spent it on.
+    pub phases: PhaseTimes,
 }
 
 /// Everything the gateway of one core counts.
@@ -42,6 +45,7 @@ pub(crate) struct Answered {
     pub(crate) bytes_in: u64,
     pub(crate) bytes_out: u64,
     pub(crate) latency: Duration,
+    pub(crate) spent_ns: [u64; PHASES],
     pub(crate) aborted: bool,
 }
 
@@ -54,6 +58,9 @@ impl GatewayCounters {
         let latency_us = u64::try_from(answered.latency.as_micros()).unwrap_or(u64::MAX);
         operation.latency_us_buckets[latency_bucket(latency_us)] += 1;
         operation.latency_us_sum = operation.latency_us_sum.saturating_add(latency_us);
+        if answered.status < 300 && !answered.aborted {
+            operation.phases.count(answered.latency, &answered.spent_ns);
+        }
         self.bytes_in += answered.bytes_in;
         self.bytes_out += answered.bytes_out;
     }
@@ -65,6 +72,7 @@ impl GatewayCounters {
             ours.answers_by_class.iter_mut().zip(theirs.answers_by_class).for_each(|(a, b)| *a += b);
             ours.latency_us_buckets.iter_mut().zip(theirs.latency_us_buckets).for_each(|(a, b)| *a += b);
             ours.aborted += theirs.aborted;
+            ours.phases.add(&theirs.phases);
             ours.latency_us_sum = ours.latency_us_sum.saturating_add(theirs.latency_us_sum);
         }
         self.bytes_in += other.bytes_in;
@@ -100,6 +108,7 @@ mod tests {
                 bytes_in: 1,
                 bytes_out: 10,
                 latency: Duration::from_micros(100),
+                spent_ns: [100; PHASES],
                 aborted,
             });
         }
@@ -109,5 +118,11 @@ mod tests {
         assert_eq!(get.answers_by_class, [0, 4, 0, 2, 2]);
         assert_eq!((get.aborted, get.latency_us_sum, get.latency_us_buckets[7]), (2, 800, 8));
         assert_eq!((sum.bytes_in, sum.bytes_out), (8, 80));
+        let phases: Vec<_> = get.phases.filled().map(|(_, sums)| (sums.requests, sums.spent_ns[0])).collect();
+        assert_eq!(
+            phases,
+            [(2, 200)],
+            "of answers that were refused or not taken nobody learns what good ones wait for"
+        );
     }
 }

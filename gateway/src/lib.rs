@@ -27,6 +27,7 @@ mod errors;
 pub mod fuzzing;
 mod md5_queue;
 mod meter;
+pub mod phases;
 mod range;
 mod rt;
 mod s3;

@@ -2,6 +2,7 @@
 
 use crate::context::RequestContext;
 use crate::counters::{Answered, GatewayCounters};
+use crate::phases::Phase;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use kiseki_engine::throttle::Throttle;
@@ -47,6 +48,8 @@ pub(crate) struct MeteredBody {
     status: u16,
     bytes_out: u64,
     ended: bool,
+    /// Whether the connection has been told to wait for bytes.
+    is_waiting: bool,
 }
 
 impl MeteredBody {
@@ -58,7 +61,11 @@ impl MeteredBody {
         ports: Ports,
         slow: Rc<SlowRequests>,
     ) -> MeteredBody {
-        MeteredBody { body, request, counters, ports, slow, status, bytes_out: 0, ended: false }
+        MeteredBody { body, request, counters, ports, slow, status, bytes_out: 0, ended: false, is_waiting: false }
+    }
+
+    fn phase_ended(&self, phase: Phase) {
+        self.request.phases.ended(phase, self.ports.now());
     }
 }
 
@@ -68,7 +75,13 @@ impl Body for MeteredBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, StdError>>> {
         let _named = request::enter(Some(self.request.id));
-        let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(context));
+        if !self.is_waiting {
+            self.phase_ended(Phase::Send);
+        }
+        let frame = Pin::new(&mut self.body).poll_frame(context);
+        self.is_waiting = frame.is_pending();
+        let frame = std::task::ready!(frame);
+        self.phase_ended(Phase::Read);
         match &frame {
             Some(Ok(frame)) => self.bytes_out += frame.data_ref().map_or(0, |bytes| bytes.len() as u64),
             Some(Err(_)) => {}
@@ -88,13 +101,16 @@ impl Body for MeteredBody {
 
 impl Drop for MeteredBody {
     fn drop(&mut self) {
-        let latency = self.ports.now().since(self.request.started);
+        let now = self.ports.now();
+        self.request.phases.ended(Phase::Send, now);
+        let latency = now.since(self.request.started);
         let answered = Answered {
             operation: self.request.operation.get(),
             status: self.status,
             bytes_in: self.request.bytes_in.get(),
             bytes_out: self.bytes_out,
             latency,
+            spent_ns: self.request.phases.spent_ns(),
             aborted: !self.ended && !self.body.is_end_stream(),
         };
         self.counters.borrow_mut().count(&answered);
@@ -133,6 +149,7 @@ impl Drop for MeteredBody {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::phases::PHASES;
 
     #[test]
     fn failures_of_ours_and_slow_answers_are_worth_a_line_unless_none_is_wanted() {
@@ -142,6 +159,7 @@ mod tests {
             bytes_in: 0,
             bytes_out: bytes,
             latency: Duration::from_millis(ms),
+            spent_ns: [0; PHASES],
             aborted: false,
         };
         let slow = SlowRequests::new(Some(Duration::from_secs(1)));

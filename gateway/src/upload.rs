@@ -7,6 +7,7 @@ use crate::checksum::{self, Algorithm, Hasher, Plan, Sums};
 use crate::context::{RequestContext, Shared};
 use crate::errors::{body_timeout, from_body, from_store, incomplete_body, refuse};
 use crate::md5_queue::BodyMd5;
+use crate::phases::Phase;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
@@ -90,6 +91,7 @@ impl Incoming {
         let mut received = 0u64;
         let mut turn = 0u64;
         while let Some(bytes) = next(&mut body, &mut watch).await? {
+            shared.ended(request, Phase::Receive);
             let bytes = bytes.map_err(|error| from_body(&error))?;
             received += bytes.len() as u64;
             if received > len_bytes {
@@ -97,8 +99,10 @@ impl Incoming {
             }
             request.bytes_in.set(request.bytes_in.get() + bytes.len() as u64);
             digests.update(&bytes).await;
+            shared.ended(request, Phase::Digest);
             turn += bytes.len() as u64;
             writer.write(bytes).await.map_err(from_store)?;
+            shared.ended(request, Phase::Store);
             if turn >= YIELD_LEN_BYTES {
                 turn = 0;
                 shared.ports.yield_now().await;
@@ -109,7 +113,9 @@ impl Incoming {
         }
         // Nobody needs the digests before: so the bodies of other requests have time to gather at the MD5 queue.
         writer.drain().await.map_err(from_store)?;
+        shared.ended(request, Phase::Store);
         let (md5, computed) = digests.finish().await;
+        shared.ended(request, Phase::Digest);
         if content_md5.is_some() && content_md5 != md5 {
             return Err(refuse(
                 S3ErrorCode::BadDigest,

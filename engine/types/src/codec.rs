@@ -162,6 +162,14 @@ impl<'a> Reader<'a> {
     pub fn u8(&mut self) -> Result<u8, CodecError> {
         Ok(self.array::<1>()?[0])
     }
+    /// A byte that says yes (1) or no (0).
+    pub fn flag(&mut self) -> Result<bool, CodecError> {
+        match self.u8()? {
+            0 => Ok(false),
+            1 => Ok(true),
+            other => Err(self.unknown(u64::from(other))),
+        }
+    }
     /// Two bytes.
     pub fn u16(&mut self) -> Result<u16, CodecError> {
         self.array().map(u16::from_le_bytes)
@@ -239,6 +247,8 @@ mod tests {
         assert!(matches!(Reader::new("test", &[9, 0, 0, 0]).bytes(8), Err(CodecError::TooLong { len: 9, .. })));
         assert_eq!(Reader::new("test", &COUNTER_MAX.to_le_bytes()).counter(), Ok(COUNTER_MAX));
         assert!(Reader::new("test", &(COUNTER_MAX + 1).to_le_bytes()).counter().is_err(), "it could not be raised");
+        assert_eq!((Reader::new("test", &[0]).flag(), Reader::new("test", &[1]).flag()), (Ok(false), Ok(true)));
+        assert!(Reader::new("test", &[2]).flag().is_err(), "neither yes nor no");
         assert!(matches!(Reader::new("test", &[9]).end(), Err(CodecError::Trailing { left: 1, .. })));
     }
 }

@@ -12,6 +12,7 @@ pub mod codec;
 pub mod device;
 pub mod fragment;
 pub mod group;
+pub mod histogram;
 pub mod ids;
 pub mod journal;
 pub mod limits;

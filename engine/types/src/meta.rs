@@ -75,4 +75,13 @@ impl MetaSpace {
         let limit = u128::from(self.total_bytes) * u128::from(percent) / 100;
         u64::try_from(limit).unwrap_or(u64::MAX).saturating_sub(self.used_bytes)
     }
+
+    /// What each directory may take for itself: `room` says it of a file system, whose room its directories share, since what
+    /// is written to all of them is written there as often.
+    pub fn rooms_of_each(spaces: &[MetaSpace], room: impl Fn(MetaSpace) -> u64) -> impl Iterator<Item = u64> {
+        spaces.iter().map(move |space| {
+            let sharing = spaces.iter().filter(|other| other.file_system == space.file_system).count() as u64;
+            room(*space) / sharing
+        })
+    }
 }

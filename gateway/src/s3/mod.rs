@@ -14,6 +14,7 @@ mod write;
 
 use crate::context::{RequestContext, Shared, current};
 use crate::errors::refuse;
+use crate::phases::Phase;
 use kiseki_types::TenantId;
 use s3s::dto::*;
 use s3s::{S3, S3ErrorCode, S3Request, S3Response, S3Result};
@@ -71,7 +72,10 @@ macro_rules! handlers {
                     let shared = self.0.clone();
                     SendWrapper::new(async move {
                         let call = Call { shared: &shared, request: current() };
-                        $module::$name(&call, request).await
+                        call.ended(Phase::Authenticate);
+                        let answer = $module::$name(&call, request).await;
+                        call.ended(Phase::Other);
+                        answer
                     })
                     .await
                 }
@@ -123,6 +127,11 @@ impl Call<'_> {
     /// Whose key signed the request: access was checked before any handler runs.
     pub(crate) fn tenant(&self) -> TenantId {
         self.request.tenant.get().expect("only signed requests reach a handler")
+    }
+
+    /// A phase of the request has ended.
+    pub(crate) fn ended(&self, phase: Phase) {
+        self.shared.ended(&self.request, phase);
     }
 
     /// The tenant as an owner.

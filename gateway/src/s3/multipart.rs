@@ -9,6 +9,7 @@ use crate::checksum::{self, Algorithm, Kind, Sums, bad_digest, copy_sums, stated
 use crate::conditions;
 use crate::config::PART_NUMBER_MAX;
 use crate::errors::{from_store, refuse};
+use crate::phases::Phase;
 use crate::upload::Incoming;
 use kiseki_engine::api::{Attributes, CompletePart, EtagMode, FinishWrite, PartInfo, StoreError, UploadInfo};
 use kiseki_types::UploadId;
@@ -119,12 +120,14 @@ pub(super) async fn upload_part(
         ));
     }
     let mut writer = store.put_part(tenant, &input.bucket, &input.key, upload, part).await.map_err(from_store)?;
+    call.ended(Phase::Lookup);
     let etag_md5 = bucket.etag_mode == EtagMode::Md5;
     let received = body.receive(call.shared, &call.request, writer.as_mut(), etag_md5, &[terms.algorithm]).await?;
     let mut attributes = Attributes::new();
     received.sums.store(&mut attributes);
     let finish = FinishWrite { etag: etag(&received, etag_md5), attributes, ..FinishWrite::default() };
     let info = writer.finish(finish).await.map_err(from_store)?;
+    call.ended(Phase::Commit);
     let mut output = UploadPartOutput {
         e_tag: Some(ETag::Strong(info.etag)),
         server_side_encryption: sealed(),

@@ -5,6 +5,7 @@ use crate::attributes::{self, Described, timestamp};
 use crate::checksum::copy_sums;
 use crate::conditions::ReadConditions;
 use crate::errors::from_store;
+use crate::phases::Phase;
 use crate::range::{self, Slice};
 use kiseki_engine::api::ObjectInfo;
 use s3s::dto::*;
@@ -55,12 +56,14 @@ pub(super) async fn get_object(
     let mut input = request.input;
     check_version(input.version_id.as_deref())?;
     let reader = call.shared.store.get(call.tenant(), &input.bucket, &input.key).await.map_err(from_store)?;
+    call.ended(Phase::Lookup);
     let info = reader.info().clone();
     read_conditions!(input).check_read(&info)?;
     let slice = range::resolve(input.range.as_ref(), input.part_number, info.len_bytes, &info.part_lens_bytes)?;
     let mut output = GetObjectOutput::default();
     describe_object!(output, info, slice, wants_sums(input.checksum_mode.as_ref(), &slice, &info));
     output.body = Some(body::open(reader, slice.bytes).await?);
+    call.ended(Phase::Read);
     Ok(S3Response::new(output))
 }
 

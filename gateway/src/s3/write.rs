@@ -6,6 +6,7 @@ use crate::checksum::{self, Kind, copy_sums};
 use crate::conditions;
 use crate::config::DELETE_KEYS_MAX;
 use crate::errors::{from_store, refuse};
+use crate::phases::Phase;
 use crate::upload::{Incoming, Received};
 use futures::StreamExt;
 use kiseki_engine::api::{Condition, EtagMode, FinishWrite};
@@ -26,6 +27,7 @@ pub(super) async fn put_object(
     let (store, tenant) = (&call.shared.store, call.tenant());
     let bucket = store.bucket(tenant, &input.bucket).await.map_err(from_store)?;
     let mut writer = store.put(tenant, &input.bucket, &input.key, Some(body.len_bytes())).await.map_err(from_store)?;
+    call.ended(Phase::Lookup);
     let etag_md5 = bucket.etag_mode == EtagMode::Md5;
     // Without one from the client S3 computes its default checksum, so that every object can be checked end to end.
     let sums = if body.algorithm().is_none() { &[checksum::DEFAULT][..] } else { &[] };
@@ -34,6 +36,7 @@ pub(super) async fn put_object(
     sums.store(&mut attributes);
     let finish = FinishWrite { etag: etag(&received, etag_md5), attributes, condition };
     let info = writer.finish(finish).await.map_err(from_store)?;
+    call.ended(Phase::Commit);
     let mut output = PutObjectOutput {
         e_tag: Some(ETag::Strong(info.etag)),
         server_side_encryption: sealed(),

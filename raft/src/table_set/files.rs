@@ -2,7 +2,7 @@
 
 use super::{FileSpec, SetRandom};
 use crate::table_file::database::{FileDatabase, FileOptions, OpenRandom, Snapshot};
-use kiseki_types::meta::MetaDir;
+use kiseki_types::meta::{MetaDir, MetaSpace};
 use kiseki_types::runtime::{Ports, RuntimeExt};
 use kiseki_types::table::TableError;
 use std::io;
@@ -141,15 +141,13 @@ impl SetFiles {
     /// Errors: some metadata directory has no room for so many bytes more. A full one would be left out for good. Blocks.
     pub fn check_room(&self, bytes: u64) -> Result<(), TableError> {
         let spaces = self.dir.spaces().map_err(|cause| self.options[0].error(cause))?;
-        for space in spaces.iter() {
-            let sharing = spaces.iter().filter(|other| other.file_system == space.file_system).count() as u64;
-            let room = space.room_to(FILL_PERCENT_MAX);
-            if room / sharing < bytes {
-                let reason = format!("a copy takes {bytes} bytes, and its metadata directories have room for {room}");
-                return Err(self.options[0].error(reason));
+        match MetaSpace::rooms_of_each(&spaces, |space| space.room_to(FILL_PERCENT_MAX)).min() {
+            Some(room) if room < bytes => {
+                let reason = format!("a copy takes {bytes} bytes, and a metadata directory has room for {room}");
+                Err(self.options[0].error(reason))
             }
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     /// Room for a copy of so many bytes, beside all that go on there. Errors: as of [`SetFiles::check_room`]. Blocks.

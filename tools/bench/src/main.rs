@@ -1,21 +1,29 @@
-//! `kiseki-bench`: measures devices, the data path of one core, links between cores, and S3 endpoints, ours or others'.
+//! `kiseki-bench`: measures devices, the data path of one core, whole engines, Raft groups, links between cores, and S3
+//! endpoints, ours or others'.
 //!
 //! It drives the product's own code (rings, kernels) from outside, and S3 as any client does. What the figures mean is
-//! told in `docs/bench.md`. Reading order: [`measure`], [`output`], then a verb: [`device`], [`pipeline`], [`link`], [`s3`], and on
-//! its client [`mixed`] and [`ingest`].
+//! told in `docs/bench.md`. Reading order: [`measure`], [`output`], then a verb: [`device`], [`pipeline`],
+//! [`engine`], [`raft`], [`rpc`], [`s3`], and on its client [`mixed`] and [`ingest`].
 #![forbid(unsafe_code)]
 
+mod compare;
 mod cpus;
 mod device;
+mod engine;
 mod ingest;
 mod length;
-mod link;
 mod manifest;
 mod measure;
 mod mixed;
 mod output;
 mod pipeline;
+mod plot;
 mod progress;
+mod raft;
+mod report;
+mod results;
+mod rpc;
+mod run_dir;
 mod s3;
 mod stop;
 mod sweep;
@@ -30,7 +38,7 @@ use std::process::ExitCode;
 use stop::Stop;
 use usage::Usage;
 
-/// Measures devices, the data path of one core, links between cores, and S3 endpoints.
+/// Measures devices, the data path of one core, engines, Raft groups, links between cores, and S3 endpoints.
 ///
 /// Words and JSON keys are fio's. Exit code: 0 when all went well, 1 when an operation failed, 2 for bad arguments.
 /// Ctrl-C ends a measurement early and reports what there is; a second one ends the program.
@@ -47,14 +55,23 @@ enum Verb {
     Device(device::DeviceArgs),
     /// Each stage of the data path alone and all of them together, on pinned cores, in bytes a second
     Pipeline(pipeline::PipelineArgs),
+    /// PUT and GET through the engine of a node that is made for the run, without a network
+    Engine(engine::EngineArgs),
     /// Calls between two cores over TLS on the loopback, as nodes make them, beside plain rustls
-    Link(link::LinkArgs),
+    #[command(visible_alias = "link")]
+    Rpc(rpc::RpcArgs),
+    /// Commits of Raft groups with three members, each on an executor of its own, over links on the loopback
+    Raft(raft::RaftArgs),
     /// PUT and GET against an S3 endpoint, closed loop or at a rate
     S3(s3::S3Args),
     /// Loads shaped like training and serving against an S3 endpoint, one or several at once
     Mixed(mixed::MixedArgs),
     /// Uploads a directory to an S3 endpoint, and tells what the product's chunking finds twice in it
     Ingest(ingest::IngestArgs),
+    /// A page and plots from results that are there already
+    Report(report::ReportArgs),
+    /// Two sides of results: medians, spread, and a plain verdict
+    Compare(compare::CompareArgs),
     /// Prints completions for a shell
     #[command(after_help = "Example:\n  kiseki-bench completion bash > /etc/bash_completion.d/kiseki-bench")]
     Completion {
@@ -83,10 +100,14 @@ fn run(verb: Verb) -> Result<ExitCode> {
     match verb {
         Verb::Device(args) => finish(&args.output, |stop| device::run(&args, stop)),
         Verb::Pipeline(args) => finish(&args.output, |stop| pipeline::run(&args, stop)),
-        Verb::Link(args) => finish(&args.output, |stop| link::run(&args, stop)),
+        Verb::Engine(args) => finish(&args.output, |stop| engine::run(&args, stop)),
+        Verb::Rpc(args) => finish(&args.output, |stop| rpc::run(&args, stop)),
+        Verb::Raft(args) => finish(&args.output, |stop| raft::run(&args, stop)),
         Verb::S3(args) => finish(&args.output, |stop| s3::run(&args, stop)),
         Verb::Mixed(args) => finish(&args.output, |stop| mixed::run(&args, stop)),
         Verb::Ingest(args) => finish(&args.output, |stop| ingest::run(&args, stop)),
+        Verb::Report(args) => report::run(&args).map(|()| ExitCode::SUCCESS),
+        Verb::Compare(args) => compare::run(&args).map(|()| ExitCode::SUCCESS),
         Verb::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "kiseki-bench", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)

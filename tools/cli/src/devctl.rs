@@ -71,7 +71,16 @@ enum Command {
 }
 
 impl Command {
+    /// Whether it may end at any line that it prints: what writes to devices may not.
+    fn is_read_only(&self) -> bool {
+        use Command::{Completion, Inspect, List, Plan, Smart};
+        matches!(self, List(_) | Inspect(_) | Plan(_) | Smart(_) | Completion(_))
+    }
+
     fn run(self) -> Result<ExitCode> {
+        if self.is_read_only() {
+            sigpipe::reset();
+        }
         match self {
             Command::List(args) => list::run(args),
             Command::Inspect(args) => inspect::run(args),

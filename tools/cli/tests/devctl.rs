@@ -5,6 +5,7 @@ use kiseki_types::ids::{ClusterId, DeviceId};
 use serde_json::Value;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -434,4 +435,16 @@ fn i_d7_who_uses_the_whole_device_keeps_its_partitions_and_a_neighbor_does_not()
     let whole = format(&device.0, &["--wipe", &format!("mbr,p1:kiseki:{CLUSTER}")]);
     drop(holder);
     assert!(whole.code == 1 && whole.error.contains("in use"), "I-D7: a partition is held: {}", whole.error);
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    for program in [env!("CARGO_BIN_EXE_kiseki-devctl"), env!("CARGO_BIN_EXE_kiseki")] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = Command::new(program);
+        let output = command.args(["completion", "bash"]).stdout(writer).stderr(Stdio::piped()).output().unwrap();
+        assert_eq!(output.status.signal(), Some(13), "{program} ends as other tools do");
+        assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+    }
 }

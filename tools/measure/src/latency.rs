@@ -9,6 +9,9 @@ pub const PERCENTILES: [f64; 5] = [50.0, 90.0, 99.0, 99.9, 99.99];
 /// Significant digits: enough to tell 1.01 from 1.02 ms, at 2 KiB of counters for each power of two.
 const DIGITS: u8 = 3;
 
+/// Leading bits by which the bins of a distribution are told apart.
+const BIN_BITS: u32 = 8;
+
 /// Steps of the `.hgrm` output for each halving of the distance to 100 %, as HdrHistogram's own tools use.
 const HGRM_TICKS: u32 = 5;
 
@@ -80,6 +83,25 @@ impl Latency {
         self.histogram.value_at_quantile(percent / 100.0).min(self.max_ns)
     }
 
+    /// The whole distribution as values and how often they came, smallest first. Values closer to each other than 0.8 % are
+    /// told as the largest of them, so that there are at most 128 for each power of two.
+    #[must_use]
+    pub fn bins(&self) -> Vec<(u64, u64)> {
+        let bin_of = |value: u64| value >> (64 - value.leading_zeros()).saturating_sub(BIN_BITS);
+        let magnitude = |value: u64| value.leading_zeros();
+        let mut bins: Vec<(u64, u64)> = Vec::new();
+        for step in self.histogram.iter_recorded() {
+            let value = step.value_iterated_to().min(self.max_ns);
+            match bins.last_mut() {
+                Some(bin) if magnitude(bin.0) == magnitude(value) && bin_of(bin.0) == bin_of(value) => {
+                    *bin = (value, bin.1 + step.count_since_last_iteration());
+                }
+                _ => bins.push((value, step.count_since_last_iteration())),
+            }
+        }
+        bins
+    }
+
     /// Writes the distribution as HdrHistogram's plotters read it, in milliseconds.
     pub fn write_hgrm(&self, out: &mut dyn Write) -> io::Result<()> {
         let ms = |ns: u64| ns as f64 / 1e6;
@@ -146,6 +168,29 @@ mod tests {
             assert_eq!(merged.percentile_ns(percent), together.percentile_ns(percent), "p{percent}");
         }
         assert_eq!((merged.count(), merged.max_ns()), (1000, together.max_ns()));
+    }
+
+    #[test]
+    fn bins_hold_all_and_are_few() {
+        let mut noise = crate::noise::Noise::new(9);
+        let mut values: Vec<u64> = (0..100_000).map(|_| 10_000 + noise.below(1 << 24)).collect();
+        let latency = of(values.iter().copied());
+        let bins = latency.bins();
+        assert!(bins.len() <= 128 * 12 && bins.is_sorted(), "{}", bins.len());
+        assert_eq!(bins.iter().map(|bin| bin.1).sum::<u64>(), 100_000);
+        assert_eq!(bins.last().map(|bin| bin.0), Some(latency.max_ns()));
+        for percent in PERCENTILES {
+            let wanted = exact(&mut values, percent);
+            let mut left = (percent / 100.0 * 100_000.0).ceil() as u64;
+            let found = bins.iter().find(|bin| {
+                let enough = bin.1 >= left;
+                left = left.saturating_sub(bin.1);
+                enough
+            });
+            let off = found.map_or(1.0, |bin| bin.0.abs_diff(wanted) as f64 / wanted as f64);
+            assert!(off < 0.009, "p{percent}: {found:?} instead of {wanted}");
+        }
+        assert!(of(std::iter::empty()).bins().is_empty());
     }
 
     #[test]

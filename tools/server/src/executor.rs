@@ -23,6 +23,7 @@ use crate::steps::Steps;
 use anyhow::{Context, Result};
 use futures::StreamExt;
 use kiseki_devices::file_device::{create_image, open_device};
+use kiseki_devices::flush_gate::FlushGate;
 use kiseki_devices::fragment_store::{LaneRequest, LaneResponse, StoreDevice};
 use kiseki_devices::journal::{MirrorContent, MirrorRegion};
 use kiseki_devices::pool::BufferPool;
@@ -99,6 +100,29 @@ pub struct CoreShared {
     pub ending: Ending,
 }
 
+/// What a core does between its start and its end.
+pub enum Duty {
+    /// It serves clients until the node is stopped; core 0 answers administration too.
+    Serve(Option<AdminCalls>),
+    /// It does this and serves nobody; the node ends when all cores have done it.
+    Work(CoreWork),
+}
+
+/// Work on each core of a node that serves nobody.
+pub type CoreWork = Arc<dyn Fn(OpenCore) -> LocalBoxFuture<'static, Result<()>> + Send + Sync>;
+
+/// A core that is open.
+pub struct OpenCore {
+    /// Which.
+    pub core: CoreId,
+    /// Its ports.
+    pub ports: Ports,
+    /// Its lanes, shards and engine.
+    pub node: Rc<CoreNode>,
+    /// What its lanes' Raft journals are flushed through, a gate for each metadata directory.
+    pub log_gates: Vec<FlushGate>,
+}
+
 /// The boottime clock in nanoseconds, for threads without ports.
 #[must_use]
 pub fn boottime_ns() -> u64 {
@@ -109,7 +133,7 @@ pub fn boottime_ns() -> u64 {
 pub fn spawn(
     shared: Arc<CoreShared>,
     core: u16,
-    calls: Option<AdminCalls>,
+    duty: Duty,
     desk: AdminDesk<CoreShared>,
 ) -> Result<JoinHandle<Result<()>>> {
     let cpus = machine_cpus();
@@ -117,7 +141,7 @@ pub fn spawn(
     let thread = std::thread::Builder::new().name(format!("kiseki-core-{core}"));
     let handle = thread.spawn(move || {
         let result = match Executor::new(ExecutorOptions { cpu, ..ExecutorOptions::default() }) {
-            Ok(executor) => executor.run(run_core(shared.clone(), CoreId(core), calls, desk)),
+            Ok(executor) => executor.run(run_core(shared.clone(), CoreId(core), duty, desk)),
             Err(error) => Err(anyhow::anyhow!("core {core} can't start: {error}; try `kiseki-server doctor`")),
         };
         if let Err(error) = &result {
@@ -134,12 +158,7 @@ fn machine_cpus() -> Vec<usize> {
     (0..rustix::thread::CpuSet::MAX_CPU).filter(|cpu| set.is_set(*cpu)).collect()
 }
 
-async fn run_core(
-    shared: Arc<CoreShared>,
-    core: CoreId,
-    calls: Option<AdminCalls>,
-    desk: AdminDesk<CoreShared>,
-) -> Result<()> {
+async fn run_core(shared: Arc<CoreShared>, core: CoreId, duty: Duty, desk: AdminDesk<CoreShared>) -> Result<()> {
     let ports: Ports = Rc::new(CoreRuntime::new(core, shared.side.clone()));
     set_current(Some(ports.clone()));
     let lane_link = shared.lane_mesh.connect(core, ports.clone());
@@ -149,11 +168,14 @@ async fn run_core(
     let cluster = Rc::new(CoreCluster::new(&shared, shared.peer.as_ref().map(|peer| peer.links(&pool, &ports))));
     cluster.follow(&shared, &ports);
     let lanes = (0..shared.lanes).map(LaneId).filter(|lane| shared.mesh_shape.core_of(*lane) == core);
+    let lanes = lanes.map(|lane| lane_input(&shared, lane, &ports)).collect::<Result<Vec<LaneInput>>>()?;
+    let log_mirrors = lanes.iter().flat_map(|lane| &lane.log_mirrors);
+    let log_gates = log_mirrors.map(|mirror| mirror.region.gate.clone()).collect();
     let inputs = CoreInputs {
         ports: ports.clone(),
         core,
         lane_count: shared.lanes,
-        lanes: lanes.map(|lane| lane_input(&shared, lane, &ports)).collect::<Result<_>>()?,
+        lanes,
         devices: open_devices(&shared, &pool)?,
         meta: shared.meta.dir.clone(),
         lane_link: Rc::new(MeshCaller(lane_link.clone())),
@@ -221,8 +243,16 @@ async fn run_core(
         if let Some(shape) = node.pool_shape().await? {
             shared.board.lock().set_pool_shape(shape);
         }
-        let members = report::Members { server: server.clone(), cluster };
-        serve_until_stopped(&shared, core, &node, &ports, calls, members).await?;
+        match duty {
+            Duty::Serve(calls) => {
+                let members = report::Members { server: server.clone(), cluster };
+                serve_until_stopped(&shared, core, &node, &ports, calls, members).await?;
+            }
+            Duty::Work(work) => {
+                work(OpenCore { core, ports: ports.clone(), node: node.clone(), log_gates }).await?;
+                leave(&shared, &node, &ports).await?;
+            }
+        }
     } else {
         leave(&shared, &node, &ports).await?;
     }

@@ -9,7 +9,7 @@ use crate::device_table::DeviceTable;
 use crate::devices;
 use crate::doctor::Severity;
 use crate::ending::Ending;
-use crate::executor::{self, CoreShared};
+use crate::executor::{self, CoreShared, CoreWork, Duty};
 use crate::files::read_bounded;
 use crate::key_store::{KeyStore, read_passphrase};
 use crate::machine;
@@ -29,6 +29,7 @@ use std::fs::File;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// Longest certificate or key file.
@@ -73,7 +74,7 @@ pub fn run(config: Config) -> Result<()> {
     let mut calls = Some(calls);
     let mut threads = Vec::new();
     for core in 0..shared.config.cores {
-        threads.push(executor::spawn(shared.clone(), core, calls.take(), desk.clone())?);
+        threads.push(executor::spawn(shared.clone(), core, Duty::Serve(calls.take()), desk.clone())?);
     }
     crate::banner::when_ready(shared.clone(), admin_http);
     crate::watch::start(shared.clone()).context("can't start a thread")?;
@@ -82,6 +83,31 @@ pub fn run(config: Config) -> Result<()> {
         crate::peer_port::watch(shared.clone()).context("can't start a thread")?;
     }
     cluster::watch(shared.clone()).context("can't start a thread")?;
+    let result = end(&shared, threads);
+    let _gone = std::fs::remove_file(shared.config.dir.admin_socket());
+    result
+}
+
+/// Opens a node that listens nowhere and serves nobody, has every core do `work`, and closes it cleanly. Rings, devices, journals
+/// and tables are those of any node; measurements drive its engine so.
+pub fn work(config: Config, work: &CoreWork) -> Result<()> {
+    let _lock = lock_dir(&config.dir)?;
+    raise_open_files();
+    let keys = KeyStore::open(&config.keys.key_store_file, &read_passphrase(&config.keys.passphrase_file)?)?;
+    if let Err(reason) = machine::try_executor() {
+        return Err(no_executor(&reason, config.cores));
+    }
+    // Nobody stops it: it ends with the work.
+    let (_stopper, stop) = Stopper::new();
+    let shared = Arc::new(open(config, keys, None, Arc::default(), stop)?);
+    let (desk, _no_calls) = AdminDesk::new(shared.clone());
+    let spawn = |core| executor::spawn(shared.clone(), core, Duty::Work(work.clone()), desk.clone());
+    let threads = (0..shared.config.cores).map(spawn).collect::<Result<Vec<_>>>()?;
+    end(&shared, threads)
+}
+
+/// Waits for all cores and closes what they share.
+fn end(shared: &CoreShared, threads: Vec<JoinHandle<Result<()>>>) -> Result<()> {
     let mut result = Ok(());
     for thread in threads {
         // A panic has ended the process already.
@@ -92,7 +118,6 @@ pub fn run(config: Config) -> Result<()> {
     if result.is_ok() && shared.steps.failure().is_none() {
         result = shared.meta.dir.close().context("the metadata directories can't be closed");
     }
-    let _gone = std::fs::remove_file(shared.config.dir.admin_socket());
     match shared.steps.failure() {
         Some(reason) => bail!("{reason}"),
         None => result,

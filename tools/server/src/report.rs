@@ -3,7 +3,7 @@
 use crate::cluster::{self, CoreCluster};
 use crate::core_node::CoreNode;
 use crate::executor::CoreShared;
-use crate::status::{CoreReport, DeviceIoReport, StatusBoard};
+use crate::status::{CoreReport, CoreTimes, DeviceIoReport, StatusBoard};
 use crate::{alerts, peer_port, shards, space, upkeep};
 use kiseki_devices::fragment_store::{DeviceIo, DeviceReport};
 use kiseki_engine::inline_threshold::THRESHOLD_LEN_BYTES;
@@ -237,6 +237,10 @@ fn report(shared: &CoreShared, core: CoreId, node: &CoreNode, gateway: &S3Servic
         shards_not_told,
         device_io: device_io(node),
         heard: members.cluster.heard(),
+        times: CoreTimes {
+            stages: node.engine().core().stages.histograms(),
+            operations: s3.operations.into_iter().map(|(name, operation)| (name, operation.phases)).collect(),
+        },
     };
     shared.board.lock().core_reports.insert(core.0.to_string(), report);
     if core == CoreId(0) {

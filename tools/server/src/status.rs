@@ -7,8 +7,10 @@ use crate::space::{CoreSpace, PoolReport, SpaceReport};
 use crate::upkeep::{CoreUpkeep, RebalanceReport, RepairReport, ScrubReport};
 use crate::wear::WearReading;
 use kiseki_devices::nvme::path::PathChoice;
+use kiseki_gateway::phases::PhaseTimes;
 use kiseki_types::fragment::DeviceState;
 use kiseki_types::fragment::StripeShape;
+use kiseki_types::histogram::Histogram;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard};
@@ -190,6 +192,18 @@ pub struct CoreReport {
     /// it says of each node.
     #[serde(skip)]
     pub heard: BTreeMap<u64, u64>,
+    /// Where time goes: for `/stages` alone.
+    #[serde(skip)]
+    pub times: CoreTimes,
+}
+
+/// What has taken how long on a core since the start.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CoreTimes {
+    /// Pieces of work of the data path.
+    pub stages: Vec<(&'static str, Histogram)>,
+    /// Phases of requests, by S3's name of the operation.
+    pub operations: Vec<(&'static str, PhaseTimes)>,
 }
 
 /// What a core has read of a device, and written to it, since it opened it: of fragments.

@@ -77,7 +77,7 @@ pub fn run(args: &DeviceArgs, targets: &[Target], stop: &Stop, warnings: &mut Ve
             .collect();
         drop(working);
         common.ready.wait();
-        let watched = watch(&plan, &common.course, &[], &ended);
+        let watched = watch(&plan, &common.course, &[], &ended, &mut |_| {});
         let results = handles.into_iter().map(|handle| {
             let result = handle.join().map_err(|_| anyhow!("an executor ended before its work was done"))?;
             result.and_then(|inner| inner)

@@ -1,24 +1,11 @@
 //! What the server says that it stored, from the metrics page of its admin port.
 
-use crate::s3::body::Payload;
-use crate::s3::connection::chain;
-use crate::s3::crew::runtime;
-use crate::s3::endpoint::Endpoint;
+use crate::s3::admin_page::AdminPage;
 use crate::units::binary;
-use crate::usage::usage;
-use anyhow::{Context, Result, anyhow, bail};
-use http::{HeaderValue, Request, Uri};
-use http_body_util::{BodyExt, Limited};
+use anyhow::{Result, bail};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::Duration;
-
-/// Longest page that is read.
-const PAGE_LEN_BYTES_MAX: usize = 32 << 20;
-
-/// Longest wait for it.
-const DEADLINE: Duration = Duration::from_secs(10);
 
 /// Counters that tell what became of data; their names without prefix and `_total` are the JSON keys.
 const COUNTERS: [&str; 7] = [
@@ -32,50 +19,24 @@ const COUNTERS: [&str; 7] = [
 ];
 
 /// A metrics page.
-pub struct MetricsPage {
-    endpoint: Endpoint,
-    path: String,
-}
+pub struct MetricsPage(AdminPage);
 
 /// Counters at some time.
 pub type Counters = BTreeMap<&'static str, u64>;
 
 impl MetricsPage {
-    /// Of an URL such as `http://127.0.0.1:9001/metrics`. Errors: `Usage`.
+    /// Of a node's admin port. Errors: `Usage`.
     pub fn open(url: &str, authorities: Option<&Path>) -> Result<MetricsPage> {
-        let uri: Uri = url.parse().map_err(|_| usage(format!("--metrics {url}: this is no URL")))?;
-        let (scheme, authority) = uri
-            .scheme_str()
-            .zip(uri.authority())
-            .ok_or_else(|| usage(format!("--metrics {url}: give such as http://127.0.0.1:9001/metrics")))?;
-        let path = uri.path_and_query().map(|path| path.as_str()).filter(|path| *path != "/").unwrap_or("/metrics");
-        let endpoint = Endpoint::open(&format!("{scheme}://{authority}"), authorities)?;
-        Ok(MetricsPage { endpoint, path: path.to_owned() })
+        AdminPage::open("--server-admin", url, "/metrics", authorities).map(MetricsPage)
     }
 
     /// Reads the counters.
     pub fn read(&self) -> Result<Counters> {
-        let reading = async { tokio::time::timeout(DEADLINE, self.text()).await.map_err(|_| anyhow!("no answer"))? };
-        let text = runtime()?.block_on(reading).context("the server's metrics can't be read")?;
-        let counters = parse(&text);
+        let counters = parse(&self.0.text()?);
         if counters.is_empty() {
             bail!("the metrics page has none of the counters of a Kiseki server");
         }
         Ok(counters)
-    }
-
-    async fn text(&self) -> Result<String> {
-        let mut sender = self.endpoint.connect().await?;
-        let mut request = Request::new(Payload::empty());
-        *request.uri_mut() = self.path.parse()?;
-        request.headers_mut().insert(http::header::HOST, HeaderValue::from_str(&self.endpoint.host)?);
-        let answer = sender.send_request(request).await.map_err(|error| anyhow!(chain(&error)))?;
-        if !answer.status().is_success() {
-            bail!("{}", answer.status());
-        }
-        let body = Limited::new(answer.into_body(), PAGE_LEN_BYTES_MAX).collect().await;
-        let bytes = body.map_err(|error| anyhow!("{error}"))?.to_bytes();
-        Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 }
 

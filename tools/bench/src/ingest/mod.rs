@@ -22,7 +22,7 @@ Examples:
   # what the product's chunking finds in a directory; no server is asked
   kiseki-bench ingest /data/models --dry-run
   # upload it with 16 clients, and tell what the node stored
-  . .kiseki/env; kiseki-bench ingest /data/models --clients 16 --metrics http://127.0.0.1:9001/metrics
+  . .kiseki/env; kiseki-bench ingest /data/models --clients 16 --server-admin http://127.0.0.1:9090
   # how fast the upload is alone, without cutting and naming chunks in the client
   kiseki-bench ingest /data/models --no-dedup --cleanup --json";
 
@@ -42,9 +42,9 @@ pub struct IngestArgs {
     /// Only upload; cutting and naming chunks costs a processor about half a second for each GiB
     #[arg(long, conflicts_with = "dry_run")]
     pub no_dedup: bool,
-    /// Metrics page of a Kiseki server's admin port, to tell what the server stored meanwhile
+    /// Admin port of a Kiseki node, such as http://127.0.0.1:9090, to tell what it stored meanwhile
     #[arg(long, value_name = "URL", conflicts_with = "dry_run")]
-    pub metrics: Option<String>,
+    pub server_admin: Option<String>,
     /// Where objects go.
     #[command(flatten)]
     #[serde(flatten)]

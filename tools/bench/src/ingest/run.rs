@@ -285,7 +285,7 @@ fn upload_all(shared: &Arc<Shared>, target: &Target, crew: Crew, prefix: &str, t
 /// Runs it all.
 pub fn run(args: &IngestArgs, stop: &Stop) -> Result<Report> {
     let target = if args.dry_run { None } else { Some(Target::open(&args.target)?) };
-    let page = args.metrics.as_deref().map(|url| MetricsPage::open(url, args.target.authorities())).transpose()?;
+    let page = args.server_admin.as_deref().map(|url| MetricsPage::open(url, args.target.authorities())).transpose()?;
     let servers = args.target.servers()?;
     let clients = usize::from(args.clients);
     let crew = Crew { threads: args.target.threads_for(clients), clients };

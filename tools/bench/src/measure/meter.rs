@@ -6,9 +6,7 @@
 //! left out for having been slow.
 
 use super::Latency;
-
-/// fio averages bandwidth over this time before it looks for the smallest and the largest.
-const INTERVAL_NS: u64 = 500_000_000;
+use super::interval::{INTERVAL_NS, Interval, Intervals};
 
 /// The measured part of a run, half open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,7 +48,7 @@ pub struct Meter {
     window: Window,
     ops: u64,
     bytes: u64,
-    intervals: Vec<(u64, u64)>,
+    intervals: Intervals,
     last_end_ns: u64,
     /// From the intended start to the actual one.
     pub wait: Latency,
@@ -58,6 +56,39 @@ pub struct Meter {
     pub service: Latency,
     /// From the intended start to the end: what a client that does not wait its turn would see.
     pub corrected: Latency,
+}
+
+/// An interval and where it lies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Slice {
+    /// Since the start of the window.
+    pub start_ns: u64,
+    /// How long.
+    pub len_ns: u64,
+    /// What ended in it.
+    pub interval: Interval,
+}
+
+impl Slice {
+    /// An amount of this interval as a rate.
+    #[must_use]
+    pub fn per_second(&self, amount: u64) -> f64 {
+        amount as f64 * 1e9 / (self.len_ns as f64).max(1.0)
+    }
+
+    /// Joins each `count` neighbors.
+    #[must_use]
+    pub fn join(slices: &[Slice], count: usize) -> Vec<Slice> {
+        let join = |some: &[Slice]| {
+            let mut all = some[0].clone();
+            for next in &some[1..] {
+                all.len_ns += next.len_ns;
+                all.interval.merge(&next.interval);
+            }
+            all
+        };
+        slices.chunks(count.max(1)).map(join).collect()
+    }
 }
 
 /// Smallest, largest, mean and standard deviation of the full intervals.
@@ -81,7 +112,7 @@ impl Meter {
     pub fn new(window: Window) -> Meter {
         let latency = Latency::default;
         let (wait, service, corrected) = (latency(), latency(), latency());
-        Meter { window, ops: 0, bytes: 0, intervals: Vec::new(), last_end_ns: 0, wait, service, corrected }
+        Meter { window, ops: 0, bytes: 0, intervals: Intervals::default(), last_end_ns: 0, wait, service, corrected }
     }
 
     /// Takes the window that was decided on while the run goes; nothing was counted before it.
@@ -101,12 +132,8 @@ impl Meter {
             self.last_end_ns = self.last_end_ns.max(end_ns);
             self.ops += 1;
             self.bytes += bytes;
-            let interval = ((end_ns - self.window.start_ns) / INTERVAL_NS) as usize;
-            if self.intervals.len() <= interval {
-                self.intervals.resize(interval + 1, (0, 0));
-            }
-            self.intervals[interval].0 += 1;
-            self.intervals[interval].1 += bytes;
+            let latency_ns = end_ns.saturating_sub(intended_ns);
+            self.intervals.record(end_ns - self.window.start_ns, bytes, latency_ns);
         }
     }
 
@@ -125,13 +152,7 @@ impl Meter {
         self.ops += other.ops;
         self.bytes += other.bytes;
         self.last_end_ns = self.last_end_ns.max(other.last_end_ns);
-        if self.intervals.len() < other.intervals.len() {
-            self.intervals.resize(other.intervals.len(), (0, 0));
-        }
-        for (mine, theirs) in self.intervals.iter_mut().zip(&other.intervals) {
-            mine.0 += theirs.0;
-            mine.1 += theirs.1;
-        }
+        self.intervals.merge(&other.intervals);
         self.wait.merge(&other.wait);
         self.service.merge(&other.service);
         self.corrected.merge(&other.corrected);
@@ -197,10 +218,23 @@ impl Meter {
         self.spread(|interval| interval.1)
     }
 
+    /// The intervals of the window with their begin and length; the last one may be short.
+    #[must_use]
+    pub fn timeline(&self) -> Vec<Slice> {
+        let mut intervals = self.intervals.all();
+        let count = self.runtime_ns().div_ceil(INTERVAL_NS) as usize;
+        intervals.resize_with(count, Interval::default);
+        let slice = |(number, interval): (usize, Interval)| {
+            let start_ns = number as u64 * INTERVAL_NS;
+            Slice { start_ns, len_ns: INTERVAL_NS.min(self.runtime_ns() - start_ns), interval }
+        };
+        intervals.into_iter().enumerate().map(slice).collect()
+    }
+
     fn spread(&self, amount: impl Fn(&(u64, u64)) -> u64) -> Spread {
         // Only whole intervals; one without any operation counts as well.
         let whole = (self.runtime_ns() / INTERVAL_NS) as usize;
-        let rate = |at: usize| self.intervals.get(at).map_or(0, &amount) as f64 * 1e9 / INTERVAL_NS as f64;
+        let rate = |at: usize| amount(&self.intervals.amounts(at)) as f64 * 1e9 / INTERVAL_NS as f64;
         let rates: Vec<f64> = (0..whole).map(rate).collect();
         if rates.is_empty() {
             return Spread::default();
@@ -279,6 +313,12 @@ mod tests {
         assert_eq!((a.ops(), a.bytes(), a.service.count()), (2, 12, 2));
         let spread = a.iops_spread();
         assert_eq!((spread.samples, spread.min, spread.max), (4, 0.0, 2.0), "an interval without operations counts");
+        let timeline: Vec<_> = a.timeline().iter().map(|slice| (slice.len_ns / MS, slice.interval.ops)).collect();
+        assert_eq!(timeline, [(500, 1), (500, 0), (500, 0), (500, 1)]);
+        let joined = Slice::join(&a.timeline(), 3);
+        assert_eq!((joined[0].len_ns / MS, joined[1].start_ns / MS, joined[1].interval.bytes), (1500, 1500, 7));
+        a.close(2700 * MS);
+        assert_eq!(a.timeline().last().map(|slice| slice.len_ns), Some(200 * MS), "the last one may be short");
         a.close(2000 * MS);
         assert_eq!(a.runtime_ns(), 1000 * MS);
         a.close(0);

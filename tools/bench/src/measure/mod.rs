@@ -5,6 +5,7 @@
 mod course;
 mod cpu;
 mod error_log;
+mod interval;
 mod meter;
 mod schedule;
 mod steady;
@@ -14,6 +15,6 @@ pub use course::{Course, Plan, SteadyPlan};
 pub use cpu::{CpuTime, ProcessCpu, thread_cpu_ns};
 pub use error_log::ErrorLog;
 pub use kiseki_measure::latency::{Latency, PERCENTILES};
-pub use meter::{Meter, Spread, Timing, Window};
+pub use meter::{Meter, Slice, Spread, Timing, Window};
 pub use schedule::Schedule;
-pub use watch::{Watched, watch};
+pub use watch::{Edge, Watched, watch};

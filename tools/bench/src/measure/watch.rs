@@ -13,6 +13,15 @@ use std::time::Duration;
 /// From the decision that the measured part begins until it does: by then every worker has heard of it.
 const NOTICE_NS: u64 = 20_000_000;
 
+/// An end of the measured part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Edge {
+    /// It begins; said at the start as well, for who is interrupted before.
+    Begin,
+    /// It is over.
+    End,
+}
+
 /// What was seen.
 pub struct Watched {
     /// Our own processor time in the measured part.
@@ -25,8 +34,15 @@ pub struct Watched {
     pub steady: Option<SteadyState>,
 }
 
-/// Watches until the time is over, Ctrl-C, or all workers have ended, which drops the other end of `ended`.
-pub fn watch(plan: &Plan, course: &Course, servers: &[(u32, ProcessCpu)], ended: &Receiver<()>) -> Watched {
+/// Watches until the time is over, Ctrl-C, or all workers have ended, which drops the other end of `ended`. `at` is called at
+/// both ends of the measured part; at the last one it may take its time.
+pub fn watch(
+    plan: &Plan,
+    course: &Course,
+    servers: &[(u32, ProcessCpu)],
+    ended: &Receiver<()>,
+    at: &mut dyn FnMut(Edge),
+) -> Watched {
     let own = ProcessCpu::own();
     let read_all = || {
         let servers: Vec<Option<CpuTime>> = servers.iter().map(|(_, process)| process.read()).collect();
@@ -41,6 +57,7 @@ pub fn watch(plan: &Plan, course: &Course, servers: &[(u32, ProcessCpu)], ended:
         (None, None) => ("measuring", Some(planned_ms)),
     };
     let mut progress = Progress::start(phase, len);
+    at(Edge::Begin);
     let mut begin = read_all();
     let (mut is_warm, mut all_ended) = (false, false);
     loop {
@@ -55,9 +72,11 @@ pub fn watch(plan: &Plan, course: &Course, servers: &[(u32, ProcessCpu)], ended:
         if !is_warm && now_ns >= window.start_ns {
             is_warm = true;
             begin = read_all();
+            at(Edge::Begin);
         }
         if all_ended || now_ns >= window.end_ns || course.stop.is_set() {
             let end = read_all();
+            at(Edge::End);
             let servers = servers.iter().zip(begin.1.iter().zip(&end.1));
             let servers = servers.map(|((pid, _), (begin, end))| {
                 let used = begin.as_ref().zip(end.as_ref()).map(|(begin, end)| end.since(begin));

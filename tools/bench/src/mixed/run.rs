@@ -369,7 +369,7 @@ fn measure(
         };
         join_all(numbers.into_iter().map(one)).await
     };
-    let (results, watched) = on_threads(crew, work, || watch(&plan, &course, servers, &ended))?;
+    let (results, watched) = on_threads(crew, work, || watch(&plan, &course, servers, &ended, &mut |_| {}))?;
     let mut by_profile: Vec<Vec<ClientResult>> = profiles.iter().map(|_| Vec::new()).collect();
     results.into_iter().flatten().for_each(|(owner, result)| by_profile[owner].push(result));
     let outcomes = running.into_iter().zip(by_profile).map(|(running, results)| running.outcome(results));

@@ -5,17 +5,27 @@
 //! omission. `bw` is in KiB, `runtime` and `elapsed` as in fio.
 
 use super::{Job, Report, Side};
-use crate::measure::{CpuTime, Latency, PERCENTILES, Spread};
+use crate::measure::{CpuTime, Latency, Meter, PERCENTILES, Slice, Spread};
 use anyhow::{Context, Result};
 use serde_json::{Map, Value, json};
 
 const KIB: f64 = 1024.0;
 const GIB: f64 = (1u64 << 30) as f64;
 
-/// The whole document.
+/// Most intervals that a document shows of one direction: 20 minutes of half seconds; longer runs have longer intervals.
+const INTERVALS_MAX: usize = 2400;
+
+/// The whole document as text.
 pub fn document(report: &Report) -> Result<String> {
+    let mut text = serde_json::to_string_pretty(&value(report)).context("can't make JSON")?;
+    text.push('\n');
+    Ok(text)
+}
+
+/// The whole document.
+pub fn value(report: &Report) -> Value {
     let ms = report.manifest.started_unix_ms;
-    let document = json!({
+    json!({
         "kiseki-bench version": env!("CARGO_PKG_VERSION"),
         "timestamp": ms / 1000,
         "timestamp_ms": ms,
@@ -23,10 +33,7 @@ pub fn document(report: &Report) -> Result<String> {
         "jobs": report.jobs.iter().map(job).collect::<Vec<_>>(),
         "manifest": report.manifest.json(),
         "warnings": report.warnings,
-    });
-    let mut text = serde_json::to_string_pretty(&document).context("can't make JSON")?;
-    text.push('\n');
-    Ok(text)
+    })
 }
 
 fn job(job: &Job) -> Value {
@@ -102,12 +109,36 @@ fn side(side: &Side) -> Value {
         "clat_ns": latency(&meter.service),
         "lat_ns": latency(&meter.corrected),
     });
+    value["lat_ns"]["bins"] = bins(&meter.corrected);
+    value["intervals"] = intervals(meter);
     spread(&mut value, "bw", meter.bandwidth_spread(), KIB);
     spread(&mut value, "iops", meter.iops_spread(), 1.0);
     if let Some(first_byte) = &side.first_byte {
         value["ttfb_ns"] = latency(first_byte);
     }
     value
+}
+
+/// The distribution as fio's `json+` has it: values and how often they came.
+fn bins(latency: &Latency) -> Value {
+    Value::Object(latency.bins().into_iter().map(|(value_ns, count)| (value_ns.to_string(), json!(count))).collect())
+}
+
+fn intervals(meter: &Meter) -> Value {
+    let slices = meter.timeline();
+    let slices = Slice::join(&slices, slices.len().div_ceil(INTERVALS_MAX).next_power_of_two());
+    let shown = slices.iter().map(|slice| {
+        json!({
+            "start_ns": slice.start_ns,
+            "len_ns": slice.len_ns,
+            "total_ios": slice.interval.ops,
+            "io_bytes": slice.interval.bytes,
+            "p50_ns": slice.interval.percentile_ns(50.0),
+            "p99_ns": slice.interval.percentile_ns(99.0),
+            "max_ns": slice.interval.max_ns,
+        })
+    });
+    Value::Array(shown.collect())
 }
 
 /// fio shows a direction that was not used as zeros, and its readers expect that.
@@ -161,6 +192,10 @@ mod tests {
         assert_eq!((read["bw_bytes"].as_u64(), read["iops"].as_f64()), (Some(2_048_000), Some(500.0)));
         assert_eq!((read["bw"].as_u64(), read["runtime"].as_u64()), (Some(2000), Some(2000)));
         assert_eq!(read["clat_ns"]["N"], 1000);
+        assert_eq!(read["lat_ns"]["bins"], json!({"1000": 1000}));
+        let first = json!({"start_ns": 0, "len_ns": 500_000_000, "total_ios": 1000, "io_bytes": 4_096_000, "p50_ns": 999,
+            "p99_ns": 999, "max_ns": 1000});
+        assert_eq!((&read["intervals"][0], read["intervals"].as_array().map(Vec::len)), (&first, Some(4)));
         assert_eq!(read["clat_ns"]["percentile"]["99.990000"], 1000);
         assert_eq!(value["jobs"][0]["write"]["clat_ns"]["percentile"]["50.000000"], 0);
         for key in ["program", "version", "git_commit", "kernel", "cpu_model", "cpu_features", "options", "target"] {

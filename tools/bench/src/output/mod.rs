@@ -1,11 +1,14 @@
-//! Results, as text for people, as JSON for programs, as `.hgrm` for plotters.
+//! Results, as text for people, as JSON for programs, as `.hgrm` for plotters, as a page to keep.
 
 mod hgrm;
+mod interval_log;
 mod json;
 mod text;
 
 use crate::manifest::Manifest;
 use crate::measure::{CpuTime, ErrorLog, Latency, Meter};
+use crate::report;
+use crate::results::RunResult;
 use crate::usage::usage;
 use anyhow::{Context, Result};
 use clap::Args;
@@ -24,17 +27,28 @@ pub struct OutputArgs {
     /// each, their names before the extension
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub hgrm: Option<PathBuf>,
+    /// Write a CSV line for each 500 ms and direction: operations, bytes, latencies
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub interval_log: Option<PathBuf>,
+    /// Write a page with plots, tables and manifest, complete in one file
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub html: Option<PathBuf>,
 }
 
 impl OutputArgs {
-    /// Finds out before the run, not after it, that the file can't be written.
+    /// Finds out before the run, not after it, that a file can't be written.
     pub fn check(&self) -> Result<()> {
-        let Some(path) = &self.hgrm else { return Ok(()) };
-        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-        match parent.is_none_or(|parent| parent.is_dir()) && !path.is_dir() {
-            true => Ok(()),
-            false => Err(usage(format!("--hgrm {}: name a file in a directory that exists", path.display()))),
-        }
+        let files = [("--hgrm", &self.hgrm), ("--interval-log", &self.interval_log), ("--html", &self.html)];
+        files.into_iter().filter_map(|(option, path)| Some((option, path.as_ref()?))).try_for_each(check_file)
+    }
+}
+
+/// Refuses a path that no file can be written to.
+pub fn check_file((option, path): (&str, &PathBuf)) -> Result<()> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    match parent.is_none_or(|parent| parent.is_dir()) && !path.is_dir() {
+        true => Ok(()),
+        false => Err(usage(format!("{option} {}: name a file in a directory that exists", path.display()))),
     }
 }
 
@@ -140,10 +154,17 @@ impl Report {
         let text = if args.json { json::document(self)? } else { text::page(self) };
         let mut out = std::io::stdout().lock();
         out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("can't write the result to stdout")?;
-        match &args.hgrm {
-            Some(path) => hgrm::write(self, path),
-            None => Ok(()),
+        if let Some(path) = &args.hgrm {
+            hgrm::write(self, path)?;
         }
+        if let Some(path) = &args.interval_log {
+            interval_log::write(self, path)?;
+        }
+        if let Some(path) = &args.html {
+            let name = path.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned());
+            report::write_page(&[RunResult::parse(name, &json::value(self))?], path)?;
+        }
+        Ok(())
     }
 
     /// Failed operations of all jobs.

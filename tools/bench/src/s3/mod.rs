@@ -4,6 +4,7 @@
 //! connections without locks, and costs a fraction of what servers spend on the same request, so that on a small
 //! machine it measures the server and not itself. What it costs stands in every result.
 
+pub mod admin_page;
 pub mod body;
 pub mod cleanup;
 mod client;
@@ -13,9 +14,10 @@ pub mod crew;
 mod due;
 pub mod endpoint;
 mod listing;
-mod objects;
+pub mod objects;
 pub mod operations;
 mod run;
+pub mod server_times;
 pub mod session;
 pub mod sigv4;
 pub mod target;
@@ -62,6 +64,8 @@ as every SDK reads them; `make run` writes them to .kiseki/env.
 Examples:
   # 1 MiB PUTs by 8 clients, with the server's processor time beside our own
   . .kiseki/env; kiseki-bench s3 --op put --size 1m --clients 8 --server-pid $(pidof kiseki-server)
+  # Where the time of a PUT goes in the server, at p50, p99 and p99.9
+  kiseki-bench s3 --op put --size 4k --clients 16 --server-admin http://127.0.0.1:9090
   # GETs, every byte checked
   kiseki-bench s3 --op get --size 64k --clients 16 --runtime 30s --verify --cleanup
   # 70 % GET, 30 % PUT at 2000 operations a second, whether or not the server keeps up
@@ -82,15 +86,18 @@ pub struct Mix {
 }
 
 impl Mix {
-    fn reads(self) -> bool {
+    /// Whether there are GETs.
+    pub fn reads(self) -> bool {
         self.get_percent > 0
     }
 
-    fn writes(self) -> bool {
+    /// Whether there are PUTs.
+    pub fn writes(self) -> bool {
         self.get_percent < 100
     }
 
-    fn word(self) -> String {
+    /// As it is typed.
+    pub fn word(self) -> String {
         match self.get_percent {
             100 => "get".to_owned(),
             0 => "put".to_owned(),
@@ -100,7 +107,7 @@ impl Mix {
 }
 
 /// Parses `put`, `get` or `mixed:70/30`, GETs first.
-fn parse_mix(text: &str) -> std::result::Result<Mix, String> {
+pub fn parse_mix(text: &str) -> std::result::Result<Mix, String> {
     let wrong =
         || format!("{text:?} is none of put, get, mixed:GET/PUT with shares that make 100, such as mixed:70/30");
     match text {
@@ -116,12 +123,14 @@ fn parse_mix(text: &str) -> std::result::Result<Mix, String> {
     }
 }
 
-fn parse_ratio(text: &str) -> std::result::Result<f64, String> {
+/// Parses a share from 0 to 1.
+pub fn parse_ratio(text: &str) -> std::result::Result<f64, String> {
     let ratio = text.parse().ok().filter(|ratio| (0.0..=1.0).contains(ratio));
     ratio.ok_or_else(|| format!("{text:?} is no ratio; give 0 to 1, such as 0.3"))
 }
 
-fn parse_rate(text: &str) -> std::result::Result<f64, String> {
+/// Parses operations a second.
+pub fn parse_rate(text: &str) -> std::result::Result<f64, String> {
     let rate = text.parse().ok().filter(|rate: &f64| (RATE_MIN..=RATE_MAX).contains(rate));
     rate.ok_or_else(|| format!("{text:?} is no rate; give operations a second, such as 2000"))
 }
@@ -168,6 +177,9 @@ pub struct S3Args {
     /// Share of objects that all hold the same bytes; other objects have nothing in common
     #[arg(long, value_parser = parse_ratio, default_value = "0", value_name = "RATIO")]
     pub dedup_ratio: f64,
+    /// Admin port of a Kiseki node, such as http://127.0.0.1:9090: what it spent its time on is shown; repeatable
+    #[arg(long, value_name = "URL")]
+    pub server_admin: Vec<String>,
     /// Seed of contents and choices; without it every run has its own. The same seed again stores the same objects
     #[arg(long)]
     pub seed: Option<u64>,
@@ -180,7 +192,8 @@ pub struct S3Args {
     pub output: OutputArgs,
 }
 
-fn mix_text<S: serde::Serializer>(mix: &Mix, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+/// Operations stand in the manifest as they are typed.
+pub fn mix_text<S: serde::Serializer>(mix: &Mix, serializer: S) -> std::result::Result<S::Ok, S::Error> {
     serializer.serialize_str(&mix.word())
 }
 

@@ -1,12 +1,14 @@
 //! A run from begin to end: bucket, objects to read, measurement, reading back, removal.
 
+use super::admin_page::AdminPage;
 use super::client::{Client, ClientResult};
 use super::crew::{Crew, for_all, on_threads};
 use super::due::DueQueue;
 use super::objects::Written;
+use super::server_times::{self, ServerTimes};
 use super::{Mix, Setup};
 use crate::manifest::Manifest;
-use crate::measure::{Course, ErrorLog, Latency, Meter, ProcessCpu, Schedule, Watched, watch};
+use crate::measure::{Course, Edge, ErrorLog, Latency, Meter, ProcessCpu, Schedule, Watched, watch};
 use crate::output::{Job, Report, Side};
 use crate::stop::Stop;
 use crate::sweep;
@@ -16,6 +18,7 @@ use futures::future::{Future, join};
 use futures::stream::{FuturesUnordered, StreamExt};
 use serde_json::json;
 use std::sync::{Barrier, Mutex, PoisonError, mpsc};
+use std::thread;
 
 /// Share of the time for which the client's threads may work before that is worth a warning: beyond it, requests wait
 /// for the client more than for the server.
@@ -30,6 +33,28 @@ struct Measured {
     connects: u64,
     never_begun: u64,
     written: Vec<Written>,
+    /// What nodes spent their time on, where their admin ports are known.
+    times: Option<Result<ServerTimes>>,
+}
+
+/// Servers that are looked at when the measured part begins and ends.
+struct Servers {
+    processes: Vec<(u32, ProcessCpu)>,
+    nodes: Vec<AdminPage>,
+}
+
+impl Servers {
+    fn of(setup: &Setup) -> Result<Servers> {
+        let target = &setup.args.target;
+        let page = |url: &String| AdminPage::open("--server-admin", url, "/stages", target.authorities());
+        let nodes = setup.args.server_admin.iter().map(page).collect::<Result<Vec<_>>>()?;
+        ServerTimes::read(&nodes)?; // not to learn after the run that it can't be done
+        Ok(Servers { processes: target.servers()?, nodes })
+    }
+
+    fn times(&self) -> Option<Result<ServerTimes>> {
+        (!self.nodes.is_empty()).then(|| ServerTimes::read(&self.nodes))
+    }
 }
 
 /// What one thread has: its clients' results, and when operations were due that nobody began.
@@ -37,7 +62,7 @@ type ThreadResult = Result<(Vec<ClientResult>, Vec<u64>)>;
 
 /// Runs it all.
 pub fn run(setup: &Setup, stop: &Stop) -> Result<Report> {
-    let servers = setup.args.target.servers()?;
+    let servers = Servers::of(setup)?;
     let mut options = serde_json::to_value(&setup.args)?;
     options["seed"] = json!(setup.seed);
     options["threads"] = json!(setup.threads);
@@ -94,7 +119,7 @@ async fn all<T>(futures: impl Iterator<Item = impl Future<Output = T>>) -> Vec<T
     futures.collect::<FuturesUnordered<_>>().collect().await
 }
 
-fn measure(setup: &Setup, stop: &Stop, servers: &[(u32, ProcessCpu)]) -> Result<(Measured, Watched)> {
+fn measure(setup: &Setup, stop: &Stop, servers: &Servers) -> Result<(Measured, Watched)> {
     let plan = setup.args.plan();
     let (ready, course) = (Barrier::new(setup.threads + 1), Course::new(&plan, stop));
     let (working, ended) = mpsc::channel::<()>();
@@ -119,10 +144,19 @@ fn measure(setup: &Setup, stop: &Stop, servers: &[(u32, ProcessCpu)]) -> Result<
         filled?;
         Ok((results, queue.left()))
     };
+    let (mut begin, mut times) = (None, None);
     let watching = || {
         ready.wait();
         course.epoch();
-        watch(&plan, &course, servers, &ended)
+        watch(&plan, &course, &servers.processes, &ended, &mut |edge| match edge {
+            Edge::Begin => begin = servers.times(),
+            Edge::End => {
+                times = begin.take().map(|begin| {
+                    thread::sleep(server_times::BEHIND);
+                    Ok(ServerTimes::read(&servers.nodes)?.since(&begin?))
+                });
+            }
+        })
     };
     let (results, watched) = on_threads(crew(setup), work, watching)?;
     let window = course.window();
@@ -134,6 +168,7 @@ fn measure(setup: &Setup, stop: &Stop, servers: &[(u32, ProcessCpu)]) -> Result<
         connects: 0,
         never_begun: 0,
         written: Vec::new(),
+        times,
     };
     for result in results {
         let (clients, left) = result.with_context(|| format!("endpoint {}", setup.target.url()))?;
@@ -232,6 +267,14 @@ fn job(setup: &Setup, (measured, watched): (Measured, Watched), checked: u64, wa
     if let Some(steady) = &watched.steady {
         job.extra.insert("steadystate".to_owned(), steady.json());
         job.notes.push(steady.line());
+    }
+    match measured.times {
+        None => {}
+        Some(Err(error)) => warnings.push(format!("what servers spent their time on is not known: {error:#}")),
+        Some(Ok(times)) => {
+            job.extra.insert("waterfall".to_owned(), times.json());
+            job.notes.extend(times.lines());
+        }
     }
     let idle = setup.clients * setup.connections_per_client();
     if measured.connects > idle as u64 {

@@ -183,6 +183,7 @@ enum EtagArg {
 }
 
 fn main() -> ExitCode {
+    sigpipe::reset();
     match run(outcome::parse()) {
         Ok(code) => code,
         Err(error) => outcome::fail("kiseki", &error),

@@ -2,6 +2,7 @@
 
 mod links;
 mod shards;
+mod stages;
 
 use crate::admin::server::{AdminDesk, Beside};
 use crate::health::HealthReport;
@@ -192,7 +193,8 @@ fn respond(path: &str, report: &NodeReport, health: &dyn Fn() -> HealthReport, n
             Answer { status, content_type: "application/json", body }
         }
         "/metrics" => metrics(report, now),
-        _ => Answer::text(404, "/livez /readyz /healthz /metrics\n"),
+        "/stages" => stages::answer(report),
+        _ => Answer::text(404, "/livez /readyz /healthz /metrics /stages\n"),
     }
 }
 
@@ -239,6 +241,7 @@ fn metrics(report: &NodeReport, now: u64) -> Answer {
     device_metrics(&mut registry, report);
     links::metrics(&mut registry, report);
     shards::metrics(&mut registry, report);
+    stages::metrics(&mut registry, report);
     let names: std::collections::BTreeSet<&String> =
         report.core_reports.values().flat_map(|core| core.values.keys()).collect();
     for name in names {

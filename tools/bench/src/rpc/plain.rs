@@ -1,6 +1,6 @@
 //! The same bytes through rustls alone, with blocking sockets and nothing above it: what a link can be compared with.
 
-use super::LinkArgs;
+use super::RpcArgs;
 use super::members::Member;
 use crate::measure::{Meter, ProcessCpu, Timing};
 use crate::output::{Job, Side};
@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 /// Copies blocks of `--bs` bytes from one thread to another.
-pub fn run(args: &LinkArgs, members: &[Member; 2], stop: &Stop) -> Result<Job> {
+pub fn run(args: &RpcArgs, members: &[Member], stop: &Stop) -> Result<Job> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let address = listener.local_addr()?;
     let (bs, window, stop) = (args.bs as usize, args.window(), stop.clone());
@@ -60,7 +60,7 @@ pub fn run(args: &LinkArgs, members: &[Member; 2], stop: &Stop) -> Result<Job> {
     let cpu = own.read().unwrap_or_default().since(&cpu.unwrap_or_default());
     Ok(Job {
         name: "rustls alone".to_owned(),
-        about: args.about(1),
+        about: args.bulk_about(1),
         write: Some(Side::of(meter)),
         cpu,
         ..Job::default()

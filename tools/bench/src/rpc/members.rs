@@ -1,4 +1,4 @@
-//! A throw-away cluster: an authority and two members.
+//! A throw-away cluster: an authority and a few members.
 
 use anyhow::{Context, Result};
 use kiseki_net::peer::{PeerTrust, TrustMaterial};
@@ -32,8 +32,8 @@ impl Member {
     }
 }
 
-/// Makes nodes 1 and 2.
-pub fn two() -> Result<[Member; 2]> {
+/// Makes so many nodes, numbered from 1 on.
+pub fn make(count: u8) -> Result<Vec<Member>> {
     let key = KeyPair::generate()?;
     let mut params = CertificateParams::new(Vec::<String>::new())?;
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
@@ -47,5 +47,5 @@ pub fn two() -> Result<[Member; 2]> {
         let certificate = params.signed_by(&key, &issuer)?.pem();
         Ok(Member { authority: authority.clone(), certificate, key: key.serialize_pem() })
     };
-    Ok([member(1)?, member(2)?])
+    (1..=count).map(member).collect()
 }
