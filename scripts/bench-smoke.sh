@@ -152,7 +152,7 @@ done
 
 if [ -z "${AWS_ENDPOINT_URL:-}" ]; then
     export KISEKI_PROGRAMS=$programs
-    python3 - "$work/node" "$work/pid" >"$work/node.out" 2>&1 <<'PYTHON'
+    python3 - "$work/node" "$work/pid" "$work/admin" >"$work/node.out" 2>&1 <<'PYTHON'
 import pathlib
 import sys
 
@@ -161,6 +161,7 @@ from node import Node
 
 node = Node(sys.argv[1]).start()
 pathlib.Path(sys.argv[2]).write_text(str(node.process.pid))
+pathlib.Path(sys.argv[3]).write_text(str(node.admin_port))
 PYTHON
     if [ $? -eq 0 ]; then
         server_pid=$(cat "$work/pid")
@@ -181,6 +182,41 @@ if [ -n "${AWS_ENDPOINT_URL:-}" ]; then
         --hgrm "$work/out.hgrm"
     grep -q '#\[Max' "$work/out.read.hgrm" && grep -q '#\[Max' "$work/out.write.hgrm"
     result "s3 writes distributions" $?
+    "$bench" "${s3[@]}" --op get --size 4k --objects 8 --sweep clients=1,2 --runtime 300ms --json >"$work/sweep.json" 2>"$work/err" &&
+        python3 -c 'import json, sys; jobs = json.load(open(sys.argv[1]))["jobs"]; assert [job["sweep"]["value"] for job in jobs] == [1, 2]' "$work/sweep.json"
+    result "s3 sweeps" $?
+    if [ -n "$server_pid" ]; then
+        # A server that stops for half a second: in an open loop all who were due meanwhile waited, and none of them is left out.
+        (sleep 0.5; kill -STOP "$server_pid"; sleep 0.5; kill -CONT "$server_pid") &
+        "$bench" "${s3[@]}" --op put --size 1k --rate 200 --runtime 1500ms --warmup 0 --server-admin "http://127.0.0.1:$(cat "$work/admin")" \
+            --interval-log "$work/intervals.csv" --html "$work/page.html" --json >"$work/stall.json" 2>"$work/err" && python3 - "$work/stall.json" <<'PYTHON'
+import json
+import sys
+
+job = json.load(open(sys.argv[1]))["jobs"][0]
+latency, service = job["write"]["lat_ns"], job["write"]["clat_ns"]
+assert latency["N"] == 300, latency["N"]
+assert latency["max"] >= 400_000_000 and latency["percentile"]["90.000000"] >= 200_000_000, latency
+assert service["percentile"]["50.000000"] < latency["percentile"]["90.000000"], service
+stages = {stage["name"]: stage for stage in job["waterfall"]["stages"]}
+assert job["waterfall"]["operation"] == "PutObject" and stages["commit"]["count"] > 0, stages
+PYTHON
+        result "s3 at a rate: a server that stops is seen, and where its time goes" $?
+        wait $! 2>/dev/null
+        [ "$(wc -l <"$work/intervals.csv")" -ge 3 ] && head -1 "$work/intervals.csv" | grep -q '^job,direction,start_ms'
+        result "s3 writes intervals" $?
+        "$bench" report "$work/stall.json" "$work/sweep.json" --html "$work/report.html" --svg "$work/svg" >/dev/null 2>"$work/err" &&
+            [ -s "$work/page.html" ] && [ -s "$work/report.html" ] && [ -s "$work/svg/latency.svg" ] && [ -s "$work/svg/waterfall-1.svg" ]
+        result "report makes a page and plots" $?
+        "$bench" compare "$work/stall.json" "$work/stall.json" --json >"$work/compare.json" 2>"$work/err" && python3 -m json.tool "$work/compare.json" >/dev/null
+        result "compare" $?
+        refuses "compare wants two sides" --with compare "$work/stall.json"
+    fi
+    mixed=(mixed epochs record-shards checkpoint kv-pages small-files --scale 0.001 --checkpoint-size 1m --clients 2 --verify --cleanup --bucket bench-smoke)
+    "$bench" "${mixed[@]}" --json >"$work/mixed.json" 2>"$work/err" &&
+        python3 -c 'import json, sys; jobs = json.load(open(sys.argv[1]))["jobs"]; assert len(jobs) == 5 and not any(job["error"] for job in jobs), jobs' "$work/mixed.json"
+    result "mixed, all profiles" $?
+    measures "ingest" write ingest docs --clients 2 --cleanup --bucket bench-smoke
     measures "s3 put in parts" write "${s3[@]}" --op put --size 12m --part-size 5m --part-concurrency 2 --clients 2 \
         --runtime 3s --verify
 fi

@@ -1,6 +1,6 @@
 //! What the server says that it stored, from the metrics page of its admin port.
 
-use crate::s3::admin_page::AdminPage;
+use crate::s3::admin_page::{AdminPage, BEHIND};
 use crate::units::binary;
 use anyhow::{Result, bail};
 use serde_json::{Map, Value, json};
@@ -30,8 +30,9 @@ impl MetricsPage {
         AdminPage::open("--server-admin", url, "/metrics", authorities).map(MetricsPage)
     }
 
-    /// Reads the counters.
+    /// Reads the counters when what has happened so far is in them.
     pub fn read(&self) -> Result<Counters> {
+        std::thread::sleep(BEHIND);
         let counters = parse(&self.0.text()?);
         if counters.is_empty() {
             bail!("the metrics page has none of the counters of a Kiseki server");

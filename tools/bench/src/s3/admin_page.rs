@@ -14,6 +14,9 @@ use std::time::Duration;
 /// Longest page that is read.
 const PAGE_LEN_BYTES_MAX: usize = 32 << 20;
 
+/// A core brings what these pages say up to date twice a second.
+pub const BEHIND: Duration = Duration::from_millis(600);
+
 /// Longest wait for it.
 const DEADLINE: Duration = Duration::from_secs(5);
 

@@ -1,11 +1,11 @@
 //! A run from begin to end: bucket, objects to read, measurement, reading back, removal.
 
-use super::admin_page::AdminPage;
+use super::admin_page::{self, AdminPage};
 use super::client::{Client, ClientResult};
 use super::crew::{Crew, for_all, on_threads};
 use super::due::DueQueue;
 use super::objects::Written;
-use super::server_times::{self, ServerTimes};
+use super::server_times::ServerTimes;
 use super::{Mix, Setup};
 use crate::manifest::Manifest;
 use crate::measure::{Course, Edge, ErrorLog, Latency, Meter, ProcessCpu, Schedule, Watched, watch};
@@ -152,7 +152,7 @@ fn measure(setup: &Setup, stop: &Stop, servers: &Servers) -> Result<(Measured, W
             Edge::Begin => begin = servers.times(),
             Edge::End => {
                 times = begin.take().map(|begin| {
-                    thread::sleep(server_times::BEHIND);
+                    thread::sleep(admin_page::BEHIND);
                     Ok(ServerTimes::read(&servers.nodes)?.since(&begin?))
                 });
             }

@@ -8,11 +8,11 @@ use anyhow::{Context, Result, anyhow};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
-/// A core brings its times up to date twice a second.
-pub const BEHIND: std::time::Duration = std::time::Duration::from_millis(600);
-
 /// Shares of requests that a column is about, in the order of latency: the middle, and the two tails.
 const COLUMNS: [(&str, f64, f64); 3] = [("p50", 0.4, 0.6), ("p99", 0.985, 0.995), ("p999", 0.9985, 1.0)];
+
+/// Operations that are fewer than this share of all are in JSON only.
+const SHARE_MIN: f64 = 0.1;
 
 /// Requests of one class of latency, and what they spent on each phase together.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -155,7 +155,10 @@ impl ServerTimes {
     pub fn lines(&self) -> Vec<String> {
         let mut lines = Vec::new();
         let us = |value: &Value| value.as_f64().unwrap_or(0.0) / 1e3;
-        for (operation, count) in self.by_frequency() {
+        let all: u64 = self.by_frequency().iter().map(|(_, count)| count).sum();
+        // What a core told late of the time before is there too, and not worth a table.
+        let is_told = |count: u64| count as f64 >= all as f64 * SHARE_MIN;
+        for (operation, count) in self.by_frequency().into_iter().filter(|(_, count)| is_told(*count)) {
             lines.push(format!("server, {operation} ({count}), us at p50 / p99 / p99.9 of its latency:"));
             let mut sums = [0.0; 3];
             for row in self.phases_of(operation) {
