@@ -1,7 +1,7 @@
 //! Loads that look like what training and serving do to an object store, one or several at once.
 //!
 //! A profile is a round of phases (store, read, list, delete) that all its clients go through together; each profile has
-//! clients of its own and is a job of its own. Reading order: this file, [`profile`], [`run`].
+//! clients of its own and is a job of its own. Reading order: this file, [`profile`], [`mod@run`].
 
 mod order;
 mod profile;
