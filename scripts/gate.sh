@@ -45,6 +45,8 @@ step() {
         printf 'FAIL  %-12s %4d passed, %d failed, exit %d  %4d s  (%s)\n' \
             "$name" "$tests_passed" "$tests_failed" "$status" $((SECONDS - start)) "$out"
         failures+=("$name")
+        # What failed may stand far above the end.
+        grep -nE '^(FAIL|test .* FAILED|error|---- .* stdout ----|thread .* panicked)|AssertionError' "$out" | head -40
         tail -40 "$out"
     fi
 }
