@@ -85,6 +85,25 @@ refuses() {
     [ "$status" -eq 2 ] || tail -5 "$work/err"
 }
 
+# Whether this machine's figures are spoilt is not judged here: both exit codes are right, and a finding needs a remedy.
+status=0
+"$bench" doctor --runtime 200ms --dir "$work" --json >"$work/doctor.json" || status=$?
+python3 - "$work/doctor.json" "$status" <<'PYTHON'
+import json
+import sys
+
+document = json.load(open(sys.argv[1]))
+findings = document["findings"]
+checks = {finding["check"] for finding in findings}
+assert checks >= {"processor", "clock source", "other work", "steal", "pauses", "synced writes"}, checks
+assert all((finding["severity"] == "ok") == (not finding["remedy"]) for finding in findings), findings
+spoilt = any(finding["severity"] == "error" for finding in findings)
+assert document["spoils_figures"] == spoilt == (sys.argv[2] == "1"), (document, sys.argv[2])
+PYTHON
+result "doctor" $?
+[ -z "$(find "$work" -name '.kiseki-bench-doctor-*')" ]
+result "doctor removes what it wrote" $?
+
 device=(device "$work/d.img" --size 64m --runtime 1s --warmup 0)
 measures "device randread" read "${device[@]}" --rw randread --bs 4k --iodepth 8
 measures "device randwrite" write "${device[@]}" --rw randwrite --bs 4k --iodepth 8 --fdatasync 4

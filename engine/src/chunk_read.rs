@@ -29,9 +29,10 @@ pub async fn read_chunk(
         Ok(read) => read,
         Err(_) => {
             // Nodes that are late may have what is missing, and what was moved meanwhile lies elsewhere.
-            let located = core.fragments.locate(reference.locator, reference.generation).await;
-            let fragments = fragments(core, reference, located)?;
-            read_ranges(core, &fragments, wanted_ranges()).await?
+            let (stages, ports) = (&core.stages, &core.ports);
+            let located = core.fragments.locate(reference.locator, reference.generation);
+            let fragments = fragments(core, reference, stages.time(Stage::Locate, ports, located).await)?;
+            stages.time(Stage::ReadFragments, ports, read_ranges(core, &fragments, wanted_ranges())).await?
         }
     };
     let since = core.ports.now();

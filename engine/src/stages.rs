@@ -15,13 +15,13 @@ pub enum Stage {
     Begin,
     /// Key and envelope.
     Seal,
-    /// Parity.
+    /// Parity; once more for a chunk that is begun anew.
     Encode,
     /// From the first fragment handed out to the last one that is durable; a node's flush is in it.
     Fragments,
     /// Until its home has committed the pin or the intent.
     Confirm,
-    /// Until the shard has committed the name of an object or a part, or the pages of one.
+    /// Until the shard has committed the name of an object or a part; pages that are committed before it are in no stage.
     Name,
     /// Where the fragments lie.
     Locate,

@@ -3,12 +3,13 @@
 //!
 //! It drives the product's own code (rings, kernels) from outside, and S3 as any client does. What the figures mean is
 //! told in `docs/bench.md`. Reading order: [`measure`], [`output`], then a verb: [`device`], [`pipeline`],
-//! [`engine`], [`raft`], [`rpc`], [`s3`], and on its client [`mixed`] and [`ingest`].
+//! [`engine`], [`raft`], [`rpc`], [`s3`], and on its client [`mixed`] and [`ingest`]. [`doctor`] looks at the machine.
 #![forbid(unsafe_code)]
 
 mod compare;
 mod cpus;
 mod device;
+mod doctor;
 mod engine;
 mod ingest;
 mod length;
@@ -33,10 +34,14 @@ use anyhow::Result;
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use kiseki_measure::{noise, units};
+use measure::MachineCpu;
 use output::{OutputArgs, Report};
 use std::process::ExitCode;
 use stop::Stop;
 use usage::Usage;
+
+/// Above it, a percentile that one operation in a hundred decides may be somebody else's.
+const STEAL_PERCENT_MAX: f64 = 1.0;
 
 /// Measures devices, the data path of one core, engines, Raft groups, links between cores, and S3 endpoints.
 ///
@@ -72,6 +77,8 @@ enum Verb {
     Report(report::ReportArgs),
     /// Two sides of results: medians, spread, and a plain verdict
     Compare(compare::CompareArgs),
+    /// What on this machine spoils figures: clocks, other work, steal, stalls of disks, limits
+    Doctor(doctor::DoctorArgs),
     /// Prints completions for a shell
     #[command(after_help = "Example:\n  kiseki-bench completion bash > /etc/bash_completion.d/kiseki-bench")]
     Completion {
@@ -108,6 +115,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Ingest(args) => finish(&args.output, |stop| ingest::run(&args, stop)),
         Verb::Report(args) => report::run(&args).map(|()| ExitCode::SUCCESS),
         Verb::Compare(args) => compare::run(&args).map(|()| ExitCode::SUCCESS),
+        Verb::Doctor(args) => doctor::run(&args),
         Verb::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "kiseki-bench", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)
@@ -121,9 +129,20 @@ fn run(verb: Verb) -> Result<ExitCode> {
 
 fn finish(output: &OutputArgs, measure: impl FnOnce(Stop) -> Result<Report>) -> Result<ExitCode> {
     output.check()?;
-    let report = measure(Stop::on_signals()?)?;
+    let before = MachineCpu::now();
+    let mut report = measure(Stop::on_signals()?)?;
+    report.warnings.extend(steal_warning(before, MachineCpu::now()));
     report.print(output)?;
     Ok(if report.error_count() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What a run has to say of time that other machines took meanwhile.
+fn steal_warning(before: Option<MachineCpu>, after: Option<MachineCpu>) -> Option<String> {
+    let used = after?.since(&before?);
+    let percent = used.percent(used.steal);
+    (percent > STEAL_PERCENT_MAX).then(|| {
+        format!("other machines took {percent:.1} % of the processors' time meanwhile (steal): measure again, in turns; see `kiseki-bench doctor`")
+    })
 }
 
 #[cfg(test)]
@@ -137,5 +156,14 @@ mod tests {
         let line = ["kiseki-bench", "s3", "--size", "1k", "--server-pid", "1", "--size", "2k", "--server-pid", "2"];
         let Verb::S3(args) = Cli::parse_from(line).verb else { panic!("the verb is s3") };
         assert_eq!((args.size, args.target.server_pid), (2048, vec![1, 2]));
+    }
+
+    #[test]
+    fn a_run_that_other_machines_took_time_from_says_so() {
+        let before = MachineCpu { total: 1000, busy: 100, steal: 50 };
+        let after = |steal| MachineCpu { total: 2000, busy: 900, steal };
+        assert_eq!(steal_warning(Some(before), Some(after(60))), None);
+        assert!(steal_warning(Some(before), Some(after(61))).is_some_and(|text| text.contains("1.1 %")));
+        assert_eq!(steal_warning(None, Some(after(500))), None);
     }
 }

@@ -79,6 +79,17 @@ impl Progress {
         Progress { bar, last: Totals::default(), shown: Instant::now() }
     }
 
+    /// A line for work that only takes time: it says what is done and for how long.
+    #[must_use]
+    pub fn waiting(what: &str) -> Progress {
+        let progress = Progress::start(what, None);
+        let style =
+            ProgressStyle::with_template("{prefix}, {elapsed}").unwrap_or_else(|_| ProgressStyle::default_bar());
+        progress.bar.set_style(style);
+        progress.bar.enable_steady_tick(TICK);
+        progress
+    }
+
     /// Shows where we are and what was done since it was last shown; not more often than every [`TICK`].
     pub fn show(&mut self, position: u64, tally: &Tally) {
         let passed_s = self.shown.elapsed().as_secs_f64();

@@ -40,15 +40,18 @@ pub struct Finding {
     pub remedy: String,
 }
 
-fn ok(check: &'static str, message: impl Into<String>) -> Finding {
+/// As it should be.
+pub fn ok(check: &'static str, message: impl Into<String>) -> Finding {
     Finding { check, severity: Severity::Ok, message: message.into(), remedy: String::new() }
 }
 
-fn warning(check: &'static str, message: impl Into<String>, remedy: impl Into<String>) -> Finding {
+/// Something to know.
+pub fn warning(check: &'static str, message: impl Into<String>, remedy: impl Into<String>) -> Finding {
     Finding { check, severity: Severity::Warning, message: message.into(), remedy: remedy.into() }
 }
 
-fn error(check: &'static str, message: impl Into<String>, remedy: impl Into<String>) -> Finding {
+/// Something that has to be mended.
+pub fn error(check: &'static str, message: impl Into<String>, remedy: impl Into<String>) -> Finding {
     Finding { check, severity: Severity::Error, message: message.into(), remedy: remedy.into() }
 }
 
