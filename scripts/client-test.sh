@@ -33,6 +33,8 @@ case "${1:-}" in
 cluster)
     "$venv/bin/python" scripts/cluster_test.py "$work/cluster" "${@:2}" || status=1
     rm -rf "$work/cluster"
+    "$venv/bin/python" scripts/learner_test.py "$work/learner" || status=1
+    rm -rf "$work/learner"
     faults || status=1
     exit $status
     ;;

@@ -127,6 +127,7 @@ pub enum GroupState {
 pub(crate) struct GroupCounters {
     pub(crate) proposals: Cell<u64>,
     pub(crate) snapshots_sent: Rc<Cell<u64>>,
+    pub(crate) snapshots_installed: Rc<Cell<u64>>,
 }
 
 /// One running instance of openraft.
@@ -419,6 +420,7 @@ pub(crate) async fn build(parts: &GroupParts, counters: &GroupCounters) -> Resul
         ports: parts.ports.clone(),
         tables: parts.tables.clone(),
         machine: parts.machine.clone(),
+        snapshots_installed: counters.snapshots_installed.clone(),
     };
     let machine = ShardMachine::new(machine_parts, log.clone(), alive.clone())?;
     let (link, seals, hurries) = (parts.link.clone(), parts.seals.clone(), Rc::<Cell<u32>>::default());

@@ -42,6 +42,8 @@ pub struct MachineParts {
     pub tables: TableSet,
     /// Its logic.
     pub machine: Rc<dyn StateMachine>,
+    /// Counts snapshots of others that took the place of the tables.
+    pub snapshots_installed: Rc<Cell<u64>>,
 }
 
 struct Shared {
@@ -232,6 +234,8 @@ impl RaftStateMachine<TypeConfig> for ShardMachine {
             return Err(self.stopped());
         }
         shared.parts.tables.install(*import).await.map_err(io::Error::other)?;
+        let installed = &shared.parts.snapshots_installed;
+        installed.set(installed.get() + 1);
         shared.applied.replace(Some(last));
         shared.membership.replace(meta.last_membership.clone());
         shared.snapshot.replace(Some(meta.clone()));

@@ -34,6 +34,7 @@ impl ShardGroup {
             followers: others.filter(|_| leads).map(follower).collect(),
             proposals: counters.proposals.get(),
             snapshots_sent: counters.snapshots_sent.get(),
+            snapshots_installed: counters.snapshots_installed.get(),
             table_sizes: self.inner.parts.tables.sizes(),
         }
     }

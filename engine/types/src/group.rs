@@ -147,6 +147,8 @@ pub struct GroupView {
     pub proposals: u64,
     /// Snapshots that were sent to others since then.
     pub snapshots_sent: u64,
+    /// Snapshots of others that took the place of its tables since then.
+    pub snapshots_installed: u64,
     /// How large its tables are.
     pub table_sizes: TableSizes,
 }

@@ -131,6 +131,7 @@ fn a_lost_leader_is_replaced_and_catches_up_by_snapshot() {
             let back = Voter { node: dead, running, group };
             caught_up(&back, 330).await;
             assert!(back.group.metrics().purged.is_some(), "it came by snapshot");
+            assert!(back.group.view().snapshots_installed > 0, "and is counted");
             back
         });
         alive.push(back);

@@ -194,6 +194,7 @@ fn report(shared: &CoreShared, core: CoreId, node: &CoreNode, gateway: &S3Servic
     let (shards, shards_not_told) = shards::of_core(&views, shared.config.cores);
     set("raft_proposals_total", views.iter().map(|(_, view, _)| view.proposals).sum());
     set("raft_snapshots_sent_total", views.iter().map(|(_, view, _)| view.snapshots_sent).sum());
+    set("raft_snapshots_installed_total", views.iter().map(|(_, view, _)| view.snapshots_installed).sum());
     set("raft_elections_won_total", views.iter().map(|(_, _, won)| *won).sum());
     let tables = || views.iter().map(|(_, view, _)| view.table_sizes);
     set("table_file_bytes", tables().map(|sizes| sizes.file_bytes).sum());

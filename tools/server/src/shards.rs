@@ -34,6 +34,9 @@ pub struct ShardReport {
     pub proposals: u64,
     /// Snapshots sent to others since then.
     pub snapshots_sent: u64,
+    /// Snapshots of others installed since then.
+    #[serde(default)]
+    pub snapshots_installed: u64,
 }
 
 /// Another replica of a shard, as its leader sees it.
@@ -78,6 +81,7 @@ impl ShardReport {
             elections_won,
             proposals: view.proposals,
             snapshots_sent: view.snapshots_sent,
+            snapshots_installed: view.snapshots_installed,
         }
     }
 }

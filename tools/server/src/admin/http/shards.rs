@@ -20,7 +20,7 @@ pub(super) fn metrics(registry: &mut Registry, report: &NodeReport) {
 
 fn shards(registry: &mut Registry, report: &NodeReport) {
     let gauges: [Family<Labels, Gauge>; 5] = Default::default();
-    let counters: [Family<Labels, Counter>; 3] = Default::default();
+    let counters: [Family<Labels, Counter>; 4] = Default::default();
     let (lags, answers) = (Family::<Labels, Gauge>::default(), Family::<Labels, Gauge>::default());
     for (core, shard) in report.core_reports.iter().flat_map(|(core, of)| of.shards.iter().map(move |it| (core, it))) {
         let number = shard.shard.to_string();
@@ -35,7 +35,7 @@ fn shards(registry: &mut Registry, report: &NodeReport) {
         for (family, value) in gauges.iter().zip(values) {
             family.get_or_create(&labels).set(value);
         }
-        let totals = [shard.elections_won, shard.proposals, shard.snapshots_sent];
+        let totals = [shard.elections_won, shard.proposals, shard.snapshots_sent, shard.snapshots_installed];
         for (family, total) in counters.iter().zip(totals) {
             family.get_or_create(&labels).inc_by(total);
         }
@@ -57,6 +57,7 @@ fn shards(registry: &mut Registry, report: &NodeReport) {
         ("shard_elections_won", "Terms in which the replica here was elected and served"),
         ("shard_proposals", "Commands proposed here"),
         ("shard_snapshots_sent", "Snapshots sent to other replicas"),
+        ("shard_snapshots_installed", "Snapshots of other replicas that took the place of the tables here"),
     ];
     counters.into_iter().zip(names).for_each(|(family, (name, help))| registry.register(name, help, family));
     registry.register("shard_follower_lag_entries", "Entries that a replica lacks, as the leader here sees it", lags);
