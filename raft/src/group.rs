@@ -421,6 +421,7 @@ pub(crate) async fn build(parts: &GroupParts, counters: &GroupCounters) -> Resul
         tables: parts.tables.clone(),
         machine: parts.machine.clone(),
         snapshots_installed: counters.snapshots_installed.clone(),
+        times: parts.log.times(),
     };
     let machine = ShardMachine::new(machine_parts, log.clone(), alive.clone())?;
     let (link, seals, hurries) = (parts.link.clone(), parts.seals.clone(), Rc::<Cell<u32>>::default());
@@ -431,6 +432,7 @@ pub(crate) async fn build(parts: &GroupParts, counters: &GroupCounters) -> Resul
         seals,
         hurries: hurries.clone(),
         snapshots_sent: counters.snapshots_sent.clone(),
+        times: parts.log.times(),
     };
     let stopped = |reason: String| RaftError::Stopped { shard, reason };
     let config = parts.settings.config(shard).validate().map_err(|error| stopped(error.to_string()))?;

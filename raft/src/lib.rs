@@ -28,6 +28,7 @@ pub mod snapshot;
 pub mod supervisor;
 pub mod table_file;
 pub mod table_set;
+pub mod times;
 pub mod type_config;
 
 mod append_stream;
@@ -51,3 +52,4 @@ pub use peers::{PeerDirectory, RaftPeers};
 pub use replicas::Replicas;
 pub use runtime::in_guarded_task;
 pub use table_set::TableSet;
+pub use times::{RaftStep, RaftTimes};

@@ -20,6 +20,7 @@ pub use raft_storage::GroupLogStore;
 
 use crate::error::RaftError;
 use crate::table_set::TableSet;
+use crate::times::RaftTimes;
 use crate::type_config::{Entry, LogId, VoterId, voter_after};
 use acks::Acks;
 use group_log::GroupLog;
@@ -108,6 +109,7 @@ struct Lane {
     table: Rc<dyn TableStore>,
     groups: RefCell<BTreeMap<ShardId, GroupLog>>,
     acks: Acks,
+    times: Rc<RaftTimes>,
     /// The lane's last record.
     last: Cell<Sequence>,
     /// Up to here every record is held durably by the log file.
@@ -245,6 +247,12 @@ impl LaneLog {
     pub async fn proposing(&self, len_bytes: usize) -> Option<tokio::sync::SemaphorePermit<'_>> {
         let permits = u32::try_from(len_bytes).unwrap_or(u32::MAX).max(1);
         self.inner.proposed.acquire_many(permits).await.ok()
+    }
+
+    /// How long steps of commands took.
+    #[must_use]
+    pub fn times(&self) -> Rc<RaftTimes> {
+        self.inner.times.clone()
     }
 
     /// Share of the journal in use, 0.0 to 1.0.

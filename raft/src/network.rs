@@ -5,6 +5,7 @@ use crate::append_stream::{Sent, appends};
 use crate::group::ShardGroup;
 use crate::shard_machine::SmSnapshot;
 use crate::snapshot::{SnapshotData, SnapshotSeals, SnapshotSender};
+use crate::times::{RaftStep, RaftTimes};
 use crate::type_config::{LogId, TypeConfig, Vote, VoterId};
 use futures::channel::mpsc;
 use futures::future::{Either, select};
@@ -199,6 +200,8 @@ pub struct PeerNetwork {
     pub seals: SnapshotSeals,
     /// Snapshots that peers have taken.
     pub snapshots_sent: Rc<Cell<u64>>,
+    /// How long appends took.
+    pub times: Rc<RaftTimes>,
     /// So many wait for a majority to answer a heartbeat.
     pub hurries: Rc<Cell<u32>>,
 }
@@ -235,12 +238,15 @@ impl PeerClient {
         within: Duration,
     ) -> Result<AppendResponse, RPCError<TypeConfig>> {
         let network = &self.network;
-        let sent = Sent::of(&request);
+        let (sent, has_entries, since) = (Sent::of(&request), !request.entries.is_empty(), network.ports.now());
         let call = network.link.append(self.target, network.shard, request);
         if network.hurries.get() > 0 {
             network.link.hurry(self.target, network.shard);
         }
         let response = self.within(within, call).await?;
+        if has_entries {
+            network.times.ended(RaftStep::Replicate, since, &network.ports);
+        }
         if sent.explains(&response) {
             return Ok(response);
         }

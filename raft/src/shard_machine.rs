@@ -8,6 +8,7 @@ use crate::log_store::GroupLogStore;
 use crate::log_store::record::{decode_applied, encode_applied};
 use crate::snapshot::SnapshotData;
 use crate::table_set::TableSet;
+use crate::times::{RaftStep, RaftTimes};
 use crate::type_config::{Entry, LogId, Response, SnapshotMeta, StoredMembership, TypeConfig, term_of};
 use futures::StreamExt;
 use kiseki_types::group::{LogPosition, StateMachine};
@@ -44,6 +45,8 @@ pub struct MachineParts {
     pub machine: Rc<dyn StateMachine>,
     /// Counts snapshots of others that took the place of the tables.
     pub snapshots_installed: Rc<Cell<u64>>,
+    /// How long entries took.
+    pub times: Rc<RaftTimes>,
 }
 
 struct Shared {
@@ -113,7 +116,10 @@ impl ShardMachine {
             }
             EntryPayload::Normal(command) => {
                 let at = LogPosition { term: Term(term_of(&entry.log_id)), index: entry.log_id.index };
-                shared.parts.machine.apply(at, &command.0, tables).await.map_err(io::Error::other)?
+                let since = shared.parts.ports.now();
+                let applied = shared.parts.machine.apply(at, &command.0, tables).await.map_err(io::Error::other)?;
+                shared.parts.times.ended(RaftStep::Apply, since, &shared.parts.ports);
+                applied
             }
         };
         if !shared.alive.get() {

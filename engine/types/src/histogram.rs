@@ -65,6 +65,12 @@ impl Histogram {
         self.sum_ns = self.sum_ns.saturating_add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
     }
 
+    /// Adds all that another one counted.
+    pub fn add(&mut self, other: &Histogram) {
+        self.counts.iter_mut().zip(&other.counts[..]).for_each(|(ours, theirs)| *ours += theirs);
+        self.sum_ns = self.sum_ns.saturating_add(other.sum_ns);
+    }
+
     /// How many were counted.
     #[must_use]
     pub fn count(&self) -> u64 {
@@ -101,5 +107,8 @@ mod tests {
         [5, 5, 1_000_000].iter().for_each(|ns| histogram.record(Duration::from_nanos(*ns)));
         assert_eq!((histogram.count(), histogram.sum_ns), (3, 1_000_010));
         assert_eq!(histogram.filled().map(|(_, count)| count).collect::<Vec<u64>>(), [2, 1]);
+        let mut sum = histogram.clone();
+        sum.add(&histogram);
+        assert_eq!((sum.count(), sum.sum_ns), (6, 2_000_020));
     }
 }

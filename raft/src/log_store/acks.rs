@@ -2,6 +2,7 @@
 //! of order, and never with success after a failure.
 
 use super::Flushed;
+use crate::times::{RaftStep, RaftTimes};
 use futures::StreamExt;
 use futures::channel::mpsc;
 use futures::stream::FuturesOrdered;
@@ -22,6 +23,8 @@ pub struct Acks {
     /// Highest sequence that was ever queued.
     queued: Cell<Sequence>,
     progress: Rc<Progress>,
+    ports: Ports,
+    times: Rc<RaftTimes>,
 }
 
 /// How far the answers are.
@@ -43,11 +46,11 @@ impl Progress {
 
 impl Acks {
     /// Starts the task that answers.
-    pub fn start(ports: &Ports) -> Acks {
+    pub fn start(ports: &Ports, times: Rc<RaftTimes>) -> Acks {
         let (queue, incoming) = mpsc::unbounded();
         let progress = Rc::<Progress>::default();
         ports.spawn("raft-acks", Box::pin(answer(incoming, progress.clone())));
-        Acks { queue, queued: Cell::new(0), progress }
+        Acks { queue, queued: Cell::new(0), progress, ports: ports.clone(), times }
     }
 
     /// Highest sequence whose flush has returned.
@@ -83,7 +86,12 @@ impl Acks {
     pub fn push(&self, journal: &Rc<dyn Journal>, sequence: Sequence, callback: Flushed) {
         self.queued.set(self.queued.get().max(sequence));
         let flushed = journal.flushed(sequence);
-        let waiting: Waiting = Box::pin(async move { (sequence, flushed.await, callback) });
+        let (ports, times, since) = (self.ports.clone(), self.times.clone(), self.ports.now());
+        let waiting: Waiting = Box::pin(async move {
+            let result = flushed.await;
+            times.ended(RaftStep::LogFlush, since, &ports);
+            (sequence, result, callback)
+        });
         // The receiver ends with the executor alone, and then nobody waits for an answer.
         let _ = self.queue.unbounded_send(waiting);
     }

@@ -5,6 +5,7 @@ use super::group_log::GroupLog;
 use super::record::{Change, GroupRow, LaneRow, Record, decode_lane_row};
 use super::{FOLD_FILL, GROUPS_PER_LANE_MAX, Lane, LaneLog, PROPOSED_LEN_BYTES_MAX, TABLE_GROUPS, TABLE_LANE, fold};
 use crate::error::RaftError;
+use crate::times::RaftTimes;
 use kiseki_types::journal::{Journal, ReplayedRecord, Sequence};
 use kiseki_types::runtime::Ports;
 use kiseki_types::table::{Scan, TableStore};
@@ -42,9 +43,11 @@ pub async fn open(
     // What another journal holds is nobody's here.
     let known: &[ReplayedRecord] = if is_another { &[] } else { &replayed };
     let replay = replay(&mut groups, known, folded_sequence, is_another, lane)?;
+    let times = Rc::<RaftTimes>::default();
     let lane_log = Rc::new(Lane {
         lane,
-        acks: Acks::start(&ports),
+        acks: Acks::start(&ports, times.clone()),
+        times,
         ports: ports.clone(),
         journal,
         table,

@@ -81,6 +81,29 @@ async fn caught_up(voter: &Voter, wanted: u64) {
 }
 
 #[test]
+fn the_steps_of_commands_are_timed_on_leaders_and_followers() {
+    let sim = Sim::new(3);
+    let links = ProcessLinks::new();
+    sim.block_on(kiseki_simulator::NodeId(100), async {
+        let voters = cluster(&sim, &links).await;
+        let led = leader(&voters.iter().collect::<Vec<_>>()).await.node.id;
+        for n in 0..30 {
+            put(&voters.iter().find(|voter| voter.node.id == led).expect("there").group, n, b"timed").await;
+        }
+        for voter in &voters {
+            caught_up(voter, 30).await;
+            let mut sum = Default::default();
+            voter.running.log.times().add_to(&mut sum);
+            let [flushes, sends, applied] = &sum;
+            assert!(flushes.count() >= 30 && flushes.sum_ns > 0, "each append waited for its flush (I-L2)");
+            assert!(applied.count() >= 30);
+            // Two followers, and the entries of several commands may go in one append.
+            assert_eq!(sends.count() > 0, voter.node.id == led, "a leader alone sends entries");
+        }
+    });
+}
+
+#[test]
 fn a_lost_leader_is_replaced_and_catches_up_by_snapshot() {
     for seed in 0..6 {
         let sim = Sim::new(seed);

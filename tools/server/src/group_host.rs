@@ -10,9 +10,10 @@ use kiseki_raft::snapshot::{KeyedRowSeal, SnapshotSeals};
 use kiseki_raft::table_set::{FileSpec, TableSettings};
 use kiseki_raft::type_config::{VoterId, node_of, voter_of};
 use kiseki_raft::{
-    GroupParts, GroupSettings, GroupState, LaneLog, RaftError, RaftPeers, Replicas, ShardGroup, TableSet,
+    GroupParts, GroupSettings, GroupState, LaneLog, RaftError, RaftPeers, RaftStep, Replicas, ShardGroup, TableSet,
 };
 use kiseki_types::group::RaftGroup;
+use kiseki_types::histogram::Histogram;
 use kiseki_types::ids::{LaneId, NodeId, ShardId};
 use kiseki_types::meta::MetaDir;
 use kiseki_types::runtime::{LocalBoxFuture, Ports};
@@ -105,6 +106,14 @@ impl CoreGroups {
             note(tables.close().await.map_err(RaftError::from));
         }
         first_error.map_or(Ok(()), Err)
+    }
+
+    /// How long the steps of commands took, of all lanes together.
+    #[must_use]
+    pub fn raft_times(&self) -> Vec<(&'static str, Histogram)> {
+        let mut sum: [Histogram; RaftStep::ALL.len()] = Default::default();
+        self.inputs.logs.values().for_each(|log| log.times().add_to(&mut sum));
+        RaftStep::ALL.iter().map(|step| step.name()).zip(sum).collect()
     }
 
     fn log_of(&self, shard: ShardId) -> &LaneLog {

@@ -239,7 +239,7 @@ fn report(shared: &CoreShared, core: CoreId, node: &CoreNode, gateway: &S3Servic
         device_io: device_io(node),
         heard: members.cluster.heard(),
         times: CoreTimes {
-            stages: node.engine().core().stages.histograms(),
+            stages: node.engine().core().stages.histograms().into_iter().chain(node.groups().raft_times()).collect(),
             operations: s3.operations.into_iter().map(|(name, operation)| (name, operation.phases)).collect(),
         },
     };
