@@ -13,6 +13,7 @@ mod doctor;
 mod engine;
 mod ingest;
 mod length;
+mod load_args;
 mod manifest;
 mod measure;
 mod mixed;
@@ -155,7 +156,7 @@ mod tests {
         // As with fio, an option given again counts; one that gathers values gathers.
         let line = ["kiseki-bench", "s3", "--size", "1k", "--server-pid", "1", "--size", "2k", "--server-pid", "2"];
         let Verb::S3(args) = Cli::parse_from(line).verb else { panic!("the verb is s3") };
-        assert_eq!((args.size, args.target.server_pid), (2048, vec![1, 2]));
+        assert_eq!((args.load.size, args.target.server_pid), (2048, vec![1, 2]));
     }
 
     #[test]

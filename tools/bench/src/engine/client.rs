@@ -78,7 +78,7 @@ impl Client {
 
     /// An object's content, made before any clock runs.
     fn slices(&self, id: ContentId) -> Vec<Bytes> {
-        let (begin, len_bytes) = (thread_cpu_ns(), self.run.args.size);
+        let (begin, len_bytes) = (thread_cpu_ns(), self.run.args.load.size);
         let starts = (0..len_bytes.div_ceil(SLICE_LEN_BYTES)).map(|number| number * SLICE_LEN_BYTES);
         let slices = starts.map(|start| {
             let mut slice = vec![0; SLICE_LEN_BYTES.min(len_bytes - start) as usize];
@@ -92,7 +92,7 @@ impl Client {
 
     async fn put(&self, key: &str, slices: Vec<Bytes>) -> Result<()> {
         let (store, tenant) = (&self.side.store, self.side.tenant);
-        let mut writer = store.put(tenant, BUCKET, key, Some(self.run.args.size)).await.context("PUT")?;
+        let mut writer = store.put(tenant, BUCKET, key, Some(self.run.args.load.size)).await.context("PUT")?;
         for slice in slices {
             writer.write(slice).await.context("PUT")?;
         }
@@ -103,7 +103,7 @@ impl Client {
     /// Reads an object. Returns when its first bytes were there.
     async fn get(&self, key: &str, ids: Option<Vec<ContentId>>) -> Result<Option<Instant>> {
         let mut reader = self.side.store.get(self.side.tenant, BUCKET, key).await.context("GET")?;
-        let expected = Expected { len_bytes: self.run.args.size, content: &self.run.content, ids };
+        let expected = Expected { len_bytes: self.run.args.load.size, content: &self.run.content, ids };
         let read = read_all(reader.as_mut(), expected).await?;
         self.side.add_load_cpu(read.check_cpu_ns);
         Ok(read.first_bytes)
@@ -123,7 +123,7 @@ impl Client {
     }
 
     fn prepare(&mut self) -> Operation {
-        if self.noise.below(100) < u64::from(self.run.args.op.get_percent) {
+        if self.noise.below(100) < u64::from(self.run.args.load.op.get_percent) {
             return Operation::Get { index: self.noise.below(self.run.read_objects) };
         }
         let ((slot, version), number) = (self.written.begin(), self.written.client());
@@ -146,10 +146,10 @@ impl Client {
             let timing = |end_ns| Timing { intended_ns: due_ns.min(start_ns), start_ns, end_ns };
             let done = match operation {
                 Operation::Get { index } => {
-                    let ids = run.args.verify.then(|| vec![run.naming.read_content(&run.content, index)]);
+                    let ids = run.args.load.verify.then(|| vec![run.naming.read_content(&run.content, index)]);
                     let done = self.get(&run.naming.read_key(index), ids).await;
                     done.map(|first_bytes| {
-                        self.measured.read.record(timing(now_ns()), run.args.size);
+                        self.measured.read.record(timing(now_ns()), run.args.load.size);
                         if let Some(first_bytes) = first_bytes.filter(|_| window.contains(start_ns)) {
                             self.measured.first_byte.record(ns(first_bytes - epoch).saturating_sub(start_ns));
                         }
@@ -161,11 +161,11 @@ impl Client {
                         Ok(()) => self.written.acknowledge(slot, version),
                         Err(_) => self.written.doubt(slot, version),
                     }
-                    done.map(|()| self.measured.write.record(timing(now_ns()), run.args.size))
+                    done.map(|()| self.measured.write.record(timing(now_ns()), run.args.load.size))
                 }
             };
             match done {
-                Ok(()) => run.tally.done(run.args.size),
+                Ok(()) => run.tally.done(run.args.load.size),
                 Err(error) => {
                     self.measured.errors.record(&format!("{error:#}"));
                     run.tally.failed();

@@ -77,9 +77,9 @@ impl Run {
             args: args.clone(),
             seed,
             content: Content::new(seed),
-            naming: Naming::new("", seed, args.dedup_ratio),
+            naming: Naming::new("", seed, args.load.dedup_ratio),
             read_objects: args.read_objects(),
-            window: args.window(),
+            window: args.span.window(),
             tally: Tally::default(),
             stop: stop.clone(),
             epoch: OnceLock::new(),
@@ -112,7 +112,7 @@ impl CoreSide {
     /// Nothing is due yet.
     pub fn new(run: &Run, open: &OpenCore, tenant: TenantId) -> CoreSide {
         let (core, cores) = (usize::from(open.core.0), usize::from(run.args.cores));
-        let schedule = run.args.rate.map(|rate| Schedule::share(rate, core, cores));
+        let schedule = run.args.load.rate.map(|rate| Schedule::share(rate, core, cores));
         CoreSide {
             ports: open.ports.clone(),
             store: open.node.store(),
@@ -199,7 +199,7 @@ async fn steps(run: &Arc<Run>, open: &OpenCore) -> Result<()> {
     let (clients, mut result) = measure(run, open, &side, clients, epoch).await?;
     // Readers of written objects begin when no core writes any more.
     run.steps.done(3, ports).await?;
-    if run.args.verify && run.args.op.writes() {
+    if run.args.load.verify && run.args.load.op.writes() {
         result.checked = read_back(run, &clients, &mut result.measured).await;
     }
     run.results.lock().unwrap_or_else(PoisonError::into_inner).push(result);
@@ -240,7 +240,7 @@ async fn store_read_objects(run: &Run, side: &CoreSide, clients: &[Client], inde
                 tries += 1;
                 side.ports.sleep(SLEEP_MAX).await;
             }
-            run.tally.done(run.args.size);
+            run.tally.done(run.args.load.size);
         }
         Ok(())
     };

@@ -11,12 +11,10 @@ mod reading;
 mod report;
 
 use crate::cpus;
-use crate::device::seconds;
-use crate::measure::Window;
+use crate::load_args::{LoadArgs, SpanArgs};
 use crate::output::{OutputArgs, Report};
-use crate::s3::{Mix, mix_text, parse_mix, parse_rate, parse_ratio};
 use crate::stop::Stop;
-use crate::units::{binary, ns, parse_bytes, parse_duration};
+use crate::units::{binary, parse_bytes};
 use crate::usage::usage;
 use anyhow::Result;
 use clap::{Args, ValueEnum};
@@ -25,15 +23,12 @@ use kiseki_server::pool_shape::PoolShape;
 use kiseki_server::status::shape_for;
 use serde::Serialize;
 use std::path::PathBuf;
-use std::time::Duration;
 
 /// Most bytes of an object: PUTs of one stream, without parts.
 const SIZE_MAX: u64 = 5 << 30;
 
 /// Objects that are read by default: as many as hold this much, within the limits beside it.
 const READ_SET_LEN_BYTES: u64 = 256 << 20;
-const READ_OBJECTS_MIN: u64 = 8;
-const READ_OBJECTS_MAX: u64 = 1000;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -60,37 +55,17 @@ pub enum Inline {
 #[derive(Args, Clone, Debug, Serialize)]
 #[command(after_help = EXAMPLES)]
 pub struct EngineArgs {
-    /// put, get, or mixed:GET/PUT in percent
-    #[arg(long, value_parser = parse_mix, default_value = "put")]
-    #[serde(serialize_with = "mix_text")]
-    pub op: Mix,
-    /// Bytes of an object
-    #[arg(long, value_parser = parse_bytes, default_value = "1m")]
-    pub size: u64,
+    /// What is done.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub load: LoadArgs,
+    /// For how long.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub span: SpanArgs,
     /// Clients of all cores together, each with one operation at a time
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=10_000))]
     pub clients: u16,
-    /// Objects to read, and keys that PUTs write over and over (default: 256 MiB of objects to read, at least 8 and at
-    /// most 1000; a new key for every PUT)
-    #[arg(long)]
-    pub objects: Option<u64>,
-    /// How long to measure
-    #[arg(long, value_parser = parse_duration, default_value = "10s")]
-    #[serde(serialize_with = "seconds")]
-    pub runtime: Duration,
-    /// How long to run before measuring
-    #[arg(long, value_parser = parse_duration, default_value = "2s")]
-    #[serde(serialize_with = "seconds")]
-    pub warmup: Duration,
-    /// Operations a second that become due in an open loop, of all clients together; latencies count from then
-    #[arg(long, value_parser = parse_rate, value_name = "OPS")]
-    pub rate: Option<f64>,
-    /// Check every byte of GETs; after the measurement, read back and check what was PUT
-    #[arg(long)]
-    pub verify: bool,
-    /// Share of objects that all hold the same bytes; other objects have nothing in common
-    #[arg(long, value_parser = parse_ratio, default_value = "0", value_name = "RATIO")]
-    pub dedup_ratio: f64,
     /// Whether small objects lie beside their names
     #[arg(long, value_enum, default_value = "on")]
     pub inline: Inline,
@@ -118,9 +93,6 @@ pub struct EngineArgs {
     /// How chunks are protected, such as 4+2 or '2 copies' (default: by the number of devices, as `kiseki-server init`)
     #[arg(long)]
     pub shape: Option<PoolShape>,
-    /// Seed of contents and choices; without it every run has its own
-    #[arg(long)]
-    pub seed: Option<u64>,
     /// How results are written.
     #[command(flatten)]
     pub output: OutputArgs,
@@ -128,20 +100,10 @@ pub struct EngineArgs {
 
 impl EngineArgs {
     fn check(&self) -> Result<()> {
-        if self.runtime.is_zero() {
-            return Err(usage("--runtime 0: measure for some time, such as 10s"));
-        }
-        if self.size > SIZE_MAX {
-            return Err(usage(format!("--size {}: give 5g at most", self.size)));
-        }
-        if self.objects == Some(0) {
-            return Err(usage("--objects 0: name at least one object"));
-        }
-        if self.op.writes() && self.objects.is_some_and(|objects| objects < u64::from(self.clients)) {
-            let clients = self.clients;
-            return Err(usage(format!(
-                "--objects: {clients} clients that write need a key each; give {clients} or more"
-            )));
+        self.span.check()?;
+        self.load.check(self.clients)?;
+        if self.load.size > SIZE_MAX {
+            return Err(usage(format!("--size {}: give 5g at most", self.load.size)));
         }
         if self.lanes() < self.cores {
             let (lanes, cores) = (self.lanes(), self.cores);
@@ -166,20 +128,14 @@ impl EngineArgs {
         self.lanes.unwrap_or(DEFAULT_LANES.max(self.cores))
     }
 
-    fn window(&self) -> Window {
-        let start_ns = ns(self.warmup);
-        Window { start_ns, end_ns: start_ns + ns(self.runtime) }
-    }
-
     /// Objects that are stored first and then read.
     fn read_objects(&self) -> u64 {
-        let by_default = (READ_SET_LEN_BYTES / self.size).clamp(READ_OBJECTS_MIN, READ_OBJECTS_MAX);
-        if self.op.reads() { self.objects.unwrap_or(by_default) } else { 0 }
+        self.load.read_objects(READ_SET_LEN_BYTES)
     }
 
     /// Keys of each client before it begins again.
     fn slots_per_client(&self) -> Option<u64> {
-        self.objects.map(|objects| (objects / u64::from(self.clients)).max(1))
+        self.load.objects.map(|objects| (objects / u64::from(self.clients)).max(1))
     }
 
     fn shape_text(&self) -> String {
@@ -191,12 +147,12 @@ impl EngineArgs {
     }
 
     fn about(&self) -> String {
-        let rate = self.rate.map_or_else(String::new, |rate| format!(", rate={rate}"));
+        let rate = self.load.rate.map_or_else(String::new, |rate| format!(", rate={rate}"));
         let inline = if self.inline == Inline::On { "on" } else { "off" };
         format!(
             "op={}, bs={}, clients={}, cores={}, shape={}, inline={inline}{rate}, no network",
-            self.op.word(),
-            binary(self.size as f64),
+            self.load.op.word(),
+            binary(self.load.size as f64),
             self.clients,
             self.cores,
             self.shape_text(),

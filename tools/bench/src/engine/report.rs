@@ -23,7 +23,7 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Runs it all.
 pub fn run(args: &EngineArgs, stop: &Stop) -> Result<Report> {
-    let seed = args.seed.unwrap_or_else(crate::noise::fresh_seed);
+    let seed = args.load.seed.unwrap_or_else(crate::noise::fresh_seed);
     let mut options = serde_json::to_value(args)?;
     options["seed"] = json!(seed);
     options["read_objects"] = json!(args.read_objects());
@@ -96,7 +96,7 @@ fn job(run: &Run, results: Vec<CoreResult>, used: Used, warnings: &mut Vec<Strin
     let (mut read, mut write) = (Meter::new(run.window), Meter::new(run.window));
     let (mut first_byte, mut counts) = (Latency::default(), Counts::default());
     let (mut load_cpu_ns, mut never_begun, mut checked) = (0, 0, 0);
-    let mut job = Job { name: args.op.word(), about: args.about(), ..Job::default() };
+    let mut job = Job { name: args.load.op.word(), about: args.about(), ..Job::default() };
     for result in results {
         read.merge(&result.measured.read);
         write.merge(&result.measured.write);
@@ -107,14 +107,14 @@ fn job(run: &Run, results: Vec<CoreResult>, used: Used, warnings: &mut Vec<Strin
         checked += result.checked;
         never_begun += result.never_begun.len() as u64;
         // Which operation each would have been is not decided; what waited shows where most operations are.
-        let meter = if args.op.get_percent >= 50 { &mut read } else { &mut write };
+        let meter = if args.load.op.get_percent >= 50 { &mut read } else { &mut write };
         result.never_begun.into_iter().for_each(|due_ns| meter.record_never_begun(due_ns, used.end_ns));
     }
     read.close(used.end_ns);
     write.close(used.end_ns);
-    job.read = args.op.reads().then_some(Side { meter: read, first_byte: Some(first_byte) });
-    job.write = args.op.writes().then(|| Side::of(write));
-    job.is_open_loop = args.rate.is_some();
+    job.read = args.load.op.reads().then_some(Side { meter: read, first_byte: Some(first_byte) });
+    job.write = args.load.op.writes().then(|| Side::of(write));
+    job.is_open_loop = args.load.rate.is_some();
     // Making and checking contents is the load's own work, all of it in user mode.
     job.cpu = CpuTime { user_ns: used.cpu.user_ns.saturating_sub(load_cpu_ns), ..used.cpu };
     let ops = job.ops();
@@ -127,11 +127,11 @@ fn job(run: &Run, results: Vec<CoreResult>, used: Used, warnings: &mut Vec<Strin
         warnings.push("no operation ended within --runtime; measure longer".to_owned());
     }
     if never_begun > 0 {
-        let rate = args.rate.unwrap_or(0.0);
+        let rate = args.load.rate.unwrap_or(0.0);
         warnings
             .push(format!("{never_begun} operations were due and never begun: --rate {rate} is more than was served"));
     }
-    if args.verify {
+    if args.load.verify {
         let part = if checked > 0 { format!(", {checked} objects read back") } else { String::new() };
         let bytes = job.read.as_ref().map_or(0, |side| side.meter.bytes());
         job.notes.push(format!("verify: every byte of {} of GETs{part}", binary(bytes as f64)));

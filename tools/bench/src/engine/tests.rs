@@ -78,7 +78,7 @@ fn a_byte_that_changed_is_seen_by_verify() {
     let dir = dir();
     for (verify, errors_expected) in [(true, true), (false, false)] {
         let mut args = short(&dir, &["--op", "get", "--size", "300k", "--objects", "1"]);
-        args.verify = verify;
+        args.load.verify = verify;
         let node_dir = NodeDir::make(&args).unwrap();
         let run = Arc::new(Run::new(&args, 7, &Stop::default()));
         let (seen, shared) = (Arc::new(Mutex::new(None)), run.clone());

@@ -65,7 +65,7 @@ impl Run {
             args: args.clone(),
             dir: dir.to_owned(),
             stop: stop.clone(),
-            window: args.window(),
+            window: args.span.window(),
             steps: Steps::new(MEMBERS),
             addresses: Default::default(),
             epoch: OnceLock::new(),

@@ -6,14 +6,14 @@
 mod member;
 
 use crate::cpus;
-use crate::device::seconds;
+use crate::load_args::SpanArgs;
 use crate::manifest::Manifest;
-use crate::measure::{ProcessCpu, Window};
+use crate::measure::ProcessCpu;
 use crate::output::{Job, OutputArgs, Report, Side};
 use crate::rpc::members;
 use crate::run_dir::RunDir;
 use crate::stop::Stop;
-use crate::units::{binary, ns, parse_bytes, parse_duration};
+use crate::units::{binary, ns, parse_bytes};
 use crate::usage::usage;
 use anyhow::{Context, Result, anyhow};
 use clap::Args;
@@ -24,7 +24,7 @@ use serde::Serialize;
 use serde_json::json;
 use std::path::PathBuf;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Members of a group.
 const MEMBERS: u16 = 3;
@@ -60,14 +60,10 @@ pub struct RaftArgs {
     /// Processors of the three members, the leader's first (default: those that may be used, in turn)
     #[arg(long, value_delimiter = ',')]
     pub cpus: Vec<usize>,
-    /// How long to measure
-    #[arg(long, value_parser = parse_duration, default_value = "10s")]
-    #[serde(serialize_with = "seconds")]
-    pub runtime: Duration,
-    /// How long to run before measuring
-    #[arg(long, value_parser = parse_duration, default_value = "2s")]
-    #[serde(serialize_with = "seconds")]
-    pub warmup: Duration,
+    /// For how long.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub span: SpanArgs,
     /// How results are written.
     #[command(flatten)]
     pub output: OutputArgs,
@@ -81,9 +77,7 @@ impl RaftArgs {
                 "--command-bytes {bytes}: give {WRITER_LEN_BYTES} to {COMMAND_LEN_BYTES_MAX} bytes"
             )));
         }
-        if self.runtime.is_zero() {
-            return Err(usage("--runtime 0: measure for some time, such as 10s"));
-        }
+        self.span.check()?;
         if !self.dir.is_dir() {
             return Err(usage(format!("--dir {}: name a directory that exists", self.dir.display())));
         }
@@ -95,11 +89,6 @@ impl RaftArgs {
             return Err(usage(format!("--cpus {cpu}: this process may not use that processor")));
         }
         Ok(())
-    }
-
-    fn window(&self) -> Window {
-        let start_ns = ns(self.warmup);
-        Window { start_ns, end_ns: start_ns + ns(self.runtime) }
     }
 
     /// Where each member runs.

@@ -69,7 +69,8 @@ impl<'a> Client<'a> {
     pub async fn put_read_object(&mut self, index: u64) -> Result<()> {
         let setup = self.setup;
         let id = setup.naming.read_content(&setup.content, index);
-        let put = setup.target.bucket.prepare_put(&self.source, &setup.naming.read_key(index), id, setup.args.size);
+        let put =
+            setup.target.bucket.prepare_put(&self.source, &setup.naming.read_key(index), id, setup.args.load.size);
         self.limited(async |client| client.put(put).await).await
     }
 
@@ -78,7 +79,7 @@ impl<'a> Client<'a> {
         let setup = self.setup;
         let content = |version: &u32| setup.naming.write_content(&setup.content, client, slot, *version);
         let contents = Some((&self.source.clone(), versions.iter().map(content).collect()));
-        let expected = Expected { offset_bytes: 0, len_bytes: setup.args.size, contents };
+        let expected = Expected { offset_bytes: 0, len_bytes: setup.args.load.size, contents };
         let key = setup.naming.write_key(client, slot);
         self.limited(async |client| {
             setup.target.bucket.get(&mut client.connections[0], &key, &expected).await.map(drop)
@@ -110,21 +111,25 @@ impl<'a> Client<'a> {
         let client = self.written.client();
         let id = setup.naming.write_content(&setup.content, client, slot, version);
         let key = setup.naming.write_key(client, slot);
-        Operation::Put { slot, version, put: setup.target.bucket.prepare_put(&self.source, &key, id, setup.args.size) }
+        Operation::Put {
+            slot,
+            version,
+            put: setup.target.bucket.prepare_put(&self.source, &key, id, setup.args.load.size),
+        }
     }
 
     async fn get(&mut self, index: u64) -> Result<Instant> {
         let setup = self.setup;
         let source = self.source.clone();
         let id = || setup.naming.read_content(&setup.content, index);
-        let contents = setup.args.verify.then(|| (&source, vec![id()]));
-        let expected = Expected { offset_bytes: 0, len_bytes: setup.args.size, contents };
+        let contents = setup.args.load.verify.then(|| (&source, vec![id()]));
+        let expected = Expected { offset_bytes: 0, len_bytes: setup.args.load.size, contents };
         setup.target.bucket.get(&mut self.connections[0], &setup.naming.read_key(index), &expected).await
     }
 
     /// Works until the measurement ends.
     pub async fn run(mut self, course: &Course, queue: Option<&DueQueue>) -> ClientResult {
-        let (window, mix) = (course.window(), self.setup.args.op);
+        let (window, mix) = (course.window(), self.setup.args.load.op);
         let mut result = ClientResult {
             read: Meter::new(window),
             write: Meter::new(window),
@@ -152,7 +157,7 @@ impl<'a> Client<'a> {
                     done.map(|first_byte| {
                         let (timing, window) = (timing(course.now_ns()), course.window());
                         result.read.set_window(window);
-                        result.read.record(timing, self.setup.args.size);
+                        result.read.record(timing, self.setup.args.load.size);
                         if window.contains(start_ns) {
                             result.first_byte.record(ns(first_byte - course.epoch()) - start_ns);
                         }
@@ -168,13 +173,13 @@ impl<'a> Client<'a> {
                     done.map(|()| {
                         let timing = timing(course.now_ns());
                         result.write.set_window(course.window());
-                        result.write.record(timing, self.setup.args.size);
+                        result.write.record(timing, self.setup.args.load.size);
                         timing
                     })
                 }
             };
             match done {
-                Ok(timing) => course.tally.done_in(self.setup.args.size, timing.end_ns - timing.intended_ns),
+                Ok(timing) => course.tally.done_in(self.setup.args.load.size, timing.end_ns - timing.intended_ns),
                 Err(error) => {
                     result.errors.record(&format!("{error:#}"));
                     course.tally.failed();

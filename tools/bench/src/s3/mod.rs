@@ -22,13 +22,12 @@ pub mod session;
 pub mod sigv4;
 pub mod target;
 
-use crate::device::seconds;
 use crate::length::LengthArgs;
+use crate::load_args::{LoadArgs, SpanArgs};
 use crate::measure::Plan;
 use crate::output::{OutputArgs, Report};
 use crate::stop::Stop;
 use crate::sweep::Variable;
-use crate::units::{parse_bytes, parse_duration};
 use crate::usage::usage;
 use anyhow::Result;
 use clap::Args;
@@ -36,7 +35,6 @@ use content::Content;
 use objects::Naming;
 use serde::Serialize;
 use std::sync::Arc;
-use std::time::Duration;
 use target::{Target, TargetArgs};
 
 /// Smallest part that S3 takes, except for the last one.
@@ -54,8 +52,6 @@ const RATE_MAX: f64 = 1e7;
 
 /// Objects that are read by default: as many as hold this much, within the limits beside it.
 const READ_SET_LEN_BYTES: u64 = 1 << 30;
-const READ_OBJECTS_MIN: u64 = 8;
-const READ_OBJECTS_MAX: u64 = 1000;
 
 const EXAMPLES: &str = "\
 Environment: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION, AWS_CA_BUNDLE,
@@ -139,50 +135,27 @@ pub fn parse_rate(text: &str) -> std::result::Result<f64, String> {
 #[derive(Args, Clone, Debug, Serialize)]
 #[command(after_help = EXAMPLES)]
 pub struct S3Args {
-    /// put, get, or mixed:GET/PUT in percent
-    #[arg(long, value_parser = parse_mix, default_value = "put")]
-    #[serde(serialize_with = "mix_text")]
-    pub op: Mix,
-    /// Bytes of an object
-    #[arg(long, value_parser = parse_bytes, default_value = "1m")]
-    pub size: u64,
+    /// What is done.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub load: LoadArgs,
+    /// For how long.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub span: SpanArgs,
     /// Parts of one object that are on their way at once, each on a connection of its own
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub part_concurrency: u16,
     /// Clients, each with one operation at a time
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=i64::from(CLIENTS_MAX)))]
     pub clients: u16,
-    /// Objects to read, and keys that PUTs write over and over (default: 1 GiB of objects to read, at least 8 and at
-    /// most 1000; a new key for every PUT)
-    #[arg(long)]
-    pub objects: Option<u64>,
-    /// How long to measure
-    #[arg(long, value_parser = parse_duration, default_value = "10s")]
-    #[serde(serialize_with = "seconds")]
-    pub runtime: Duration,
-    /// How long to run before measuring
-    #[arg(long, value_parser = parse_duration, default_value = "2s")]
-    #[serde(serialize_with = "seconds")]
-    pub warmup: Duration,
     /// Count, steady state, steps.
     #[command(flatten)]
     #[serde(flatten)]
     pub length: LengthArgs,
-    /// Operations a second that become due in an open loop, of all clients together; latencies count from then
-    #[arg(long, value_parser = parse_rate, value_name = "OPS")]
-    pub rate: Option<f64>,
-    /// Check every byte of GETs; after the measurement, read back and check what was PUT
-    #[arg(long)]
-    pub verify: bool,
-    /// Share of objects that all hold the same bytes; other objects have nothing in common
-    #[arg(long, value_parser = parse_ratio, default_value = "0", value_name = "RATIO")]
-    pub dedup_ratio: f64,
     /// Admin port of a Kiseki node, such as http://127.0.0.1:9090: what it spent its time on is shown; repeatable
     #[arg(long, value_name = "URL")]
     pub server_admin: Vec<String>,
-    /// Seed of contents and choices; without it every run has its own. The same seed again stores the same objects
-    #[arg(long)]
-    pub seed: Option<u64>,
     /// Where objects go.
     #[command(flatten)]
     #[serde(flatten)]
@@ -199,30 +172,20 @@ pub fn mix_text<S: serde::Serializer>(mix: &Mix, serializer: S) -> std::result::
 
 impl S3Args {
     fn check(&self) -> Result<()> {
-        if self.runtime.is_zero() {
-            return Err(usage("--runtime 0: measure for some time, such as 10s"));
-        }
+        self.span.check()?;
         self.target.check()?;
-        self.target.check_parts(self.size)?;
+        self.target.check_parts(self.load.size)?;
         self.length.check()?;
         self.check_sweep()?;
-        if self.objects == Some(0) {
-            return Err(usage("--objects 0: name at least one object"));
-        }
         let clients = self.steps().iter().map(|step| step.clients).max().unwrap_or(self.clients);
-        if self.op.writes() && self.objects.is_some_and(|objects| objects < u64::from(clients)) {
-            return Err(usage(format!(
-                "--objects: {clients} clients that write need a key each; give {clients} or more"
-            )));
-        }
-        Ok(())
+        self.load.check(clients)
     }
 
     fn check_sweep(&self) -> Result<()> {
         let Some(sweep) = &self.length.sweep else { return Ok(()) };
         let last = sweep.values.last().copied().unwrap_or(0.0);
         match sweep.variable {
-            Variable::Clients if self.rate.is_some() => {
+            Variable::Clients if self.load.rate.is_some() => {
                 Err(usage("--sweep clients=...: with --rate more clients bring no more load; sweep rate=... instead"))
             }
             Variable::Clients if last > f64::from(CLIENTS_MAX) => {
@@ -231,14 +194,14 @@ impl S3Args {
             Variable::Rate if last > RATE_MAX || sweep.values[0] < RATE_MIN => {
                 Err(usage(format!("--sweep: rates are {RATE_MIN} to {RATE_MAX}, such as rate=1000,2000,4000")))
             }
-            Variable::Rate if self.rate.is_some() => Err(usage("--sweep rate=...: leave out --rate")),
+            Variable::Rate if self.load.rate.is_some() => Err(usage("--sweep rate=...: leave out --rate")),
             Variable::Iodepth => Err(usage("--sweep: endpoints are swept by clients or rate, such as clients=1..64")),
             Variable::Clients | Variable::Rate => Ok(()),
         }
     }
 
     fn plan(&self) -> Plan {
-        let (warmup, runtime) = (self.warmup, self.runtime);
+        let (warmup, runtime) = (self.span.warmup, self.span.runtime);
         Plan { warmup, runtime, count: self.length.count, steady: self.length.steady() }
     }
 
@@ -246,15 +209,20 @@ impl S3Args {
     fn steps(&self) -> Vec<S3Args> {
         let Some(sweep) = &self.length.sweep else { return vec![self.clone()] };
         let step = |value: &f64| match sweep.variable {
-            Variable::Rate => S3Args { rate: Some(*value), ..self.clone() },
+            Variable::Rate => S3Args { load: LoadArgs { rate: Some(*value), ..self.load.clone() }, ..self.clone() },
             _ => S3Args { clients: *value as u16, ..self.clone() },
         };
         sweep.values.iter().map(step).collect()
     }
 
     fn about(&self) -> String {
-        let rate = self.rate.map_or_else(String::new, |rate| format!(", rate={rate}"));
-        format!("op={}, bs={}, clients={}{rate}", self.op.word(), crate::units::binary(self.size as f64), self.clients)
+        let rate = self.load.rate.map_or_else(String::new, |rate| format!(", rate={rate}"));
+        format!(
+            "op={}, bs={}, clients={}{rate}",
+            self.load.op.word(),
+            crate::units::binary(self.load.size as f64),
+            self.clients
+        )
     }
 }
 
@@ -285,15 +253,14 @@ impl Setup {
     fn new(args: &S3Args) -> Result<Setup> {
         args.check()?;
         let target = Target::open(&args.target)?;
-        let seed = args.seed.unwrap_or_else(crate::noise::fresh_seed);
-        let by_default = (READ_SET_LEN_BYTES / args.size).clamp(READ_OBJECTS_MIN, READ_OBJECTS_MAX);
-        let read_objects = if args.op.reads() { args.objects.unwrap_or(by_default) } else { 0 };
+        let seed = args.load.seed.unwrap_or_else(crate::noise::fresh_seed);
+        let read_objects = args.load.read_objects(READ_SET_LEN_BYTES);
         let clients = usize::from(args.clients);
         Ok(Setup {
             args: args.clone(),
             seed,
             content: Arc::new(Content::new(seed)),
-            naming: Naming::new(&args.target.prefix, seed, args.dedup_ratio),
+            naming: Naming::new(&args.target.prefix, seed, args.load.dedup_ratio),
             target,
             read_objects,
             clients,
@@ -317,14 +284,14 @@ impl Setup {
 
     /// More than one only for objects that go up in parts.
     pub fn connections_per_client(&self) -> usize {
-        let in_parts = self.args.op.writes() || self.read_objects > 0;
-        let is_large = self.args.size > self.args.target.part_size;
+        let in_parts = self.args.load.op.writes() || self.read_objects > 0;
+        let is_large = self.args.load.size > self.args.target.part_size;
         if in_parts && is_large { usize::from(self.args.part_concurrency) } else { 1 }
     }
 
     /// Keys of each client before it begins again.
     pub fn slots_per_client(&self) -> Option<u64> {
-        self.args.objects.map(|objects| (objects / self.clients as u64).max(1))
+        self.args.load.objects.map(|objects| (objects / self.clients as u64).max(1))
     }
 }
 

@@ -76,7 +76,7 @@ pub fn run(setup: &Setup, stop: &Stop) -> Result<Report> {
     let (mut jobs, mut written, mut warnings) = (Vec::new(), Vec::new(), Vec::new());
     for step in setup.steps() {
         let mut measured = measure(&step, stop, &servers)?;
-        let checked = match setup.args.verify && setup.args.op.writes() {
+        let checked = match setup.args.load.verify && setup.args.load.op.writes() {
             true => read_back(&step, stop, &mut measured)?,
             false => 0,
         };
@@ -106,7 +106,7 @@ fn for_clients(
     step: impl for<'c, 'a> AsyncFn(&'c mut Client<'a>, usize) -> Result<()> + Sync,
 ) -> Result<()> {
     let client = |number| Client::new(setup, number);
-    let step = async |client: &mut Client<'_>, index| step(client, index).await.map(|()| setup.args.size);
+    let step = async |client: &mut Client<'_>, index| step(client, index).await.map(|()| setup.args.load.size);
     for_all(crew(setup), phase, count, stop, client, step)
 }
 
@@ -133,7 +133,7 @@ fn measure(setup: &Setup, stop: &Stop, servers: &Servers) -> Result<(Measured, W
         ready.wait();
         connected.into_iter().collect::<Result<()>>()?;
         course.epoch();
-        let Some(rate) = setup.args.rate else {
+        let Some(rate) = setup.args.load.rate else {
             return Ok((all(clients.into_iter().map(|client| client.run(&course, None))).await, Vec::new()));
         };
         let queue = DueQueue::new();
@@ -175,7 +175,7 @@ fn measure(setup: &Setup, stop: &Stop, servers: &Servers) -> Result<(Measured, W
         all.add(clients);
         all.never_begun += left.len() as u64;
         // Which operation each would have been is not decided; what waited shows where most operations are.
-        let meter = if setup.args.op.get_percent >= 50 { &mut all.read } else { &mut all.write };
+        let meter = if setup.args.load.op.get_percent >= 50 { &mut all.read } else { &mut all.write };
         left.into_iter().for_each(|due_ns| meter.record_never_begun(due_ns, watched.end_ns));
     }
     let end_ns = match plan.count {
@@ -233,14 +233,14 @@ fn clean_up(setup: &Setup, written: &[Written], made_bucket: bool) -> Result<()>
 }
 
 fn job(setup: &Setup, (measured, watched): (Measured, Watched), checked: u64, warnings: &mut Vec<String>) -> Job {
-    let Mix { get_percent } = setup.args.op;
+    let Mix { get_percent } = setup.args.load.op;
     let first_byte = Some(measured.first_byte);
     let mut job = Job {
-        name: setup.args.op.word(),
+        name: setup.args.load.op.word(),
         about: setup.args.about(),
         read: (get_percent > 0).then_some(Side { meter: measured.read, first_byte }),
         write: (get_percent < 100).then(|| Side::of(measured.write)),
-        is_open_loop: setup.args.rate.is_some(),
+        is_open_loop: setup.args.load.rate.is_some(),
         errors: measured.errors,
         cpu: watched.own,
         servers: watched.servers,
@@ -261,7 +261,7 @@ fn job(setup: &Setup, (measured, watched): (Measured, Watched), checked: u64, wa
     job.extra.insert("never_begun_ios".to_owned(), json!(measured.never_begun));
     job.extra.insert("read_back_objects".to_owned(), json!(checked));
     if measured.never_begun > 0 {
-        let (count, rate) = (measured.never_begun, setup.args.rate.unwrap_or(0.0));
+        let (count, rate) = (measured.never_begun, setup.args.load.rate.unwrap_or(0.0));
         warnings.push(format!("{count} operations were due and never begun: rate {rate} is more than was served"));
     }
     if let Some(steady) = &watched.steady {
@@ -280,7 +280,7 @@ fn job(setup: &Setup, (measured, watched): (Measured, Watched), checked: u64, wa
     if measured.connects > idle as u64 {
         job.notes.push(format!("{} connections were made for {idle} in use: not all were kept", measured.connects));
     }
-    if setup.args.verify {
+    if setup.args.load.verify {
         let part = if checked > 0 { format!(", {checked} objects read back") } else { String::new() };
         let bytes = job.read.as_ref().map_or(0, |side| side.meter.bytes());
         job.notes.push(format!("verify: every byte of {} of GETs{part}", binary(bytes as f64)));
