@@ -95,7 +95,7 @@ fn the_steps_of_commands_are_timed_on_leaders_and_followers() {
             let mut sum = Default::default();
             voter.running.log.times().add_to(&mut sum);
             let [flushes, sends, applied] = &sum;
-            assert!(flushes.count() >= 30 && flushes.sum_ns > 0, "each append waited for its flush (I-L2)");
+            assert!(flushes.count() > 0 && flushes.sum_ns > 0, "appends waited for flushes (I-L2): {flushes:?}");
             assert!(applied.count() >= 30);
             // Two followers, and the entries of several commands may go in one append.
             assert_eq!(sends.count() > 0, voter.node.id == led, "a leader alone sends entries");
