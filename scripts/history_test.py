@@ -26,7 +26,7 @@ from history.clients import BUCKET, Clients, Requests
 from history.linear import check_self
 from history.net import Net, can_separate
 from history.nodes import Cluster
-from history.troubles import LAST_SECONDS, SHORT, possible
+from history.troubles import LAST_SECONDS, SHORT, check_allowance, possible
 from node import Results, check, until
 
 # From the end of a trouble until every node serves again, on a loaded two-core machine. A start takes most of it.
@@ -217,6 +217,7 @@ def main():
     parser.add_argument("--self-test", action="store_true")
     arguments = parser.parse_args()
     check_self(check)
+    check_allowance(check)
     if not arguments.self_test:
         if arguments.directory is None:
             parser.error("a directory for the nodes is needed")

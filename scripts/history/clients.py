@@ -144,6 +144,11 @@ class Clients:
         with self.lock:
             self.answered, self.failures, self.slowest = collections.Counter(), collections.defaultdict(list), collections.Counter()
 
+    def forget_waits(self):
+        """How long requests took, and not what failed."""
+        with self.lock:
+            self.slowest.clear()
+
     def next_era(self):
         """Turns to other keys; returns the former ones when no request for them is under way any more."""
         with self.lock:

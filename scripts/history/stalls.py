@@ -8,11 +8,18 @@ EVERY_SECONDS = 0.01
 
 
 class Stalls:
-    """A thread that writes and syncs a block beside the nodes, over and over, until the `with` ends. `longest`: of one turn, in seconds."""
+    """A thread that writes and syncs a block beside the nodes, over and over, until the `with` ends."""
 
     def __init__(self, directory):
-        self.path, self.longest, self.ending = directory / "stalls", 0.0, threading.Event()
+        self.path, self.ending = directory / "stalls", threading.Event()
+        self.longest, self.lock = 0.0, threading.Lock()
         self.thread = threading.Thread(target=self.work)
+
+    def take(self):
+        """The longest turn that ended since this was asked last, in seconds."""
+        with self.lock:
+            longest, self.longest = self.longest, 0.0
+        return longest
 
     def __enter__(self):
         self.thread.start()
@@ -30,6 +37,8 @@ class Stalls:
                 began = time.monotonic()
                 os.pwrite(file, bytes(4096), 0)
                 os.fdatasync(file)
-                self.longest = max(self.longest, time.monotonic() - began)
+                took = time.monotonic() - began
+                with self.lock:
+                    self.longest = max(self.longest, took)
         finally:
             os.close(file)
