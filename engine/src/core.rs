@@ -19,6 +19,7 @@ use crate::message::{Bucket, ControlRequest, ControlResponse, ShardRequest, Shar
 use crate::nodes::NodeBoard;
 use crate::repair::RepairCounters;
 use crate::repair_queue::RepairQueue;
+use crate::shard_service::CollectionCounters;
 use crate::stages::Stages;
 use crate::stripe::StripeCoder;
 use crate::throttle::Throttle;
@@ -137,6 +138,8 @@ pub struct Core {
     pub repair_counters: RepairCounters,
     /// Homes that this core leads.
     pub homes: Rc<Homes>,
+    /// What its tenants' shards have done behind the answers.
+    pub collection_counters: Rc<CollectionCounters>,
     /// Work behind the answers.
     pub background: Rc<Background>,
     /// How often a writer asks for the pin epoch.
@@ -163,6 +166,7 @@ impl Core {
         Rc::new(Core {
             background: Background::new(ports.clone()),
             homes: Rc::default(),
+            collection_counters: Rc::default(),
             devices: DeviceBoard::new(fragments.clone(), nodes.clone()),
             control_cache: ControlCache::default(),
             latencies,

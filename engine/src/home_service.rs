@@ -14,6 +14,7 @@ use self::generation::{GenerationRecord, GenerationState};
 use crate::api::StoreError;
 use crate::background::Background;
 use crate::calls::Calls;
+use crate::core::Core;
 use crate::delta::{ChunkName, RowChange};
 use crate::device_board::DeviceBoard;
 use crate::latch::{Hold, LatchGuard};
@@ -75,7 +76,7 @@ pub(crate) fn fuzz_pin_key(key: &[u8]) -> Option<Vec<u8>> {
     parse_pin_key(key).ok().map(|(name, pin)| pin_key(name, pin))
 }
 
-/// What a home has done: counters.
+/// What the homes of a core have done since the node started, in terms that are over too: counters.
 #[derive(Default)]
 pub struct HomeCounters {
     /// Chunks found.
@@ -86,8 +87,6 @@ pub struct HomeCounters {
     pub freed: Cell<u64>,
     /// Generations condemned and then pardoned because a shard names them.
     pub pardoned: Cell<u64>,
-    /// Pins and intents of writers that are gone, still to be settled.
-    pub stale_pins: Cell<u64>,
 }
 
 /// How a commit ends, for everyone who waits for it.
@@ -135,23 +134,15 @@ pub struct HomeService {
     /// Where stripes of this home are queued for repair.
     repairs: Rc<RepairQueue>,
     background: Rc<Background>,
-    /// Counters.
-    pub counters: HomeCounters,
+    /// Pins and intents of writers that are gone, still to be settled.
+    stale_pins: Cell<u64>,
+    counters: Rc<HomeCounters>,
 }
 
 impl HomeService {
     /// Takes the leader's part of a home.
-    ///
     #[must_use]
-    pub fn new(
-        leader: Leader,
-        calls: Calls,
-        fragments: Rc<dyn FragmentStore>,
-        devices: Rc<DeviceBoard>,
-        background: Rc<Background>,
-        repairs: Rc<RepairQueue>,
-        patience: Patience,
-    ) -> Rc<HomeService> {
+    pub fn new(leader: Leader, core: &Core, background: Rc<Background>, patience: Patience) -> Rc<HomeService> {
         let grace_until = leader.ports().now() + patience.grace;
         Rc::new(HomeService {
             grace_until,
@@ -159,20 +150,27 @@ impl HomeService {
             ended_pins: RefCell::default(),
             leader,
             background,
-            repairs,
+            repairs: core.repairs.clone(),
             repairing: RefCell::default(),
             unsettled: Cell::new(true),
             settled_to: RefCell::default(),
             silent: RefCell::default(),
-            calls,
-            fragments,
-            devices,
+            calls: core.calls.clone(),
+            fragments: core.fragments.clone(),
+            devices: core.devices.clone(),
             incarnation: Cell::new(0),
             sequence: Cell::new(0),
             live_pins: RefCell::default(),
             committing: RefCell::default(),
-            counters: HomeCounters::default(),
+            stale_pins: Cell::default(),
+            counters: core.homes.counters.clone(),
         })
+    }
+
+    /// Pins and intents of writers that are gone, still to be settled.
+    #[must_use]
+    pub fn stale_pins(&self) -> u64 {
+        self.stale_pins.get()
     }
 
     /// What a leader does before it takes requests: counts its start.
@@ -238,8 +236,8 @@ impl HomeService {
             }
         }
         let next = rows.last().filter(|_| rows.len() == limit).map(|(key, _)| key.clone());
-        let before = if is_from_front { 0 } else { self.counters.stale_pins.get() };
-        self.counters.stale_pins.set(before + names.len() as u64);
+        let before = if is_from_front { 0 } else { self.stale_pins.get() };
+        self.stale_pins.set(before + names.len() as u64);
         if !names.is_empty() || next.is_some() || !is_from_front {
             self.unsettled.set(true); // there may be more, or some are still busy
         }

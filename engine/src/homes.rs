@@ -1,6 +1,6 @@
 //! The homes that this core leads just now: they come and go with terms.
 
-use crate::home_service::HomeService;
+use crate::home_service::{HomeCounters, HomeService};
 use kiseki_types::ids::ShardId;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -11,6 +11,8 @@ use std::rc::Rc;
 pub struct Homes {
     led: RefCell<BTreeMap<ShardId, Rc<HomeService>>>,
     turn: Cell<u64>,
+    /// What they have done, and those that were led here before them.
+    pub counters: Rc<HomeCounters>,
 }
 
 impl Homes {

@@ -231,35 +231,27 @@ impl Seats {
         let term = seat.group.read_barrier().await.map_err(crate::leader::unavailable)?;
         let leader = Leader::new(ports.clone(), seat.group.clone(), seat.sealer.clone(), term);
         let background = Background::new(ports);
-        let (core, calls) = (&self.core, self.core.calls.clone());
+        let core = &self.core;
         let shard = seat.group.shard();
         let service = if shard == ShardId::CONTROL {
-            let control =
-                ControlService::new(leader, calls, &core.keys, core.nodes.own(), self.inputs.shards_per_tenant);
+            let control = ControlService::new(
+                leader,
+                core.calls.clone(),
+                &core.keys,
+                core.nodes.own(),
+                self.inputs.shards_per_tenant,
+            );
             control.start(self.inputs.first_pool).await?;
             Service::Control(control)
         } else if shard.0 < ShardId::TENANT_FIRST {
-            let home = HomeService::new(
-                leader,
-                calls,
-                core.fragments.clone(),
-                core.devices.clone(),
-                background.clone(),
-                core.repairs.clone(),
-                Patience { grace: self.grace(seat.terms.get()), pin_life: self.inputs.pin_epoch_age * PIN_LIFE_EPOCHS },
-            );
+            let pin_life = self.inputs.pin_epoch_age * PIN_LIFE_EPOCHS;
+            let patience = Patience { grace: self.grace(seat.terms.get()), pin_life };
+            let home = HomeService::new(leader, core, background.clone(), patience);
             home.start().await?;
             Service::Home(home)
         } else {
-            let service = ShardService::new(
-                leader,
-                calls,
-                core.nodes.clone(),
-                background.clone(),
-                self.inputs.pin_epoch_age,
-                self.inputs.split,
-                core.inline.clone(),
-            );
+            let (age, split) = (self.inputs.pin_epoch_age, self.inputs.split);
+            let service = ShardService::new(leader, core, background.clone(), age, split);
             service.start(core.nodes.is_alone()).await?;
             Service::Shard(service)
         };

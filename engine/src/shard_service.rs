@@ -4,6 +4,7 @@ use crate::api::{Condition, ListPage, ObjectInfo, StoreError};
 use crate::background::Background;
 use crate::calls::Calls;
 use crate::composition::{Entry, FileEntry, Page, PageReference, attributes_fit};
+use crate::core::Core;
 use crate::delta::{ChunkName, Command, Outcome, RowChange};
 use crate::inline::{InlinePolicy, InlineRate};
 use crate::latch::{Hold, LatchGuard};
@@ -33,7 +34,7 @@ mod thresholds;
 mod uploads;
 
 pub(crate) use giving::adopt;
-pub use housekeeping::ShardBacklog;
+pub use housekeeping::CollectionCounters;
 use open_reads::OpenReads;
 
 /// One tenant's shard on the core that leads it.
@@ -46,7 +47,9 @@ pub struct ShardService {
     pages_vanished: Cell<u64>,
     calls: Calls,
     wake: Rc<housekeeping::Wake>,
-    backlog: ShardBacklog,
+    /// Pages or candidates that the last round left for the next one.
+    waiting: Cell<u64>,
+    counters: Rc<CollectionCounters>,
     /// Closes pin epochs.
     epochs: housekeeping::EpochClock,
     /// Which writers of loose pages are gone.
@@ -83,12 +86,10 @@ impl ShardService {
     #[must_use]
     pub fn new(
         leader: Leader,
-        calls: Calls,
-        nodes: Rc<NodeBoard>,
+        core: &Core,
         background: Rc<Background>,
         pin_epoch_age: Duration,
         ceilings: SplitCeilings,
-        inline: Rc<InlinePolicy>,
     ) -> Rc<ShardService> {
         let epochs = housekeeping::EpochClock::new(pin_epoch_age, leader.ports().now());
         let loose = RefCell::new(housekeeping::LooseClock::new(leader.ports().now()));
@@ -96,18 +97,19 @@ impl ShardService {
         Rc::new(ShardService {
             leader,
             open_reads: RefCell::default(),
-            nodes,
+            nodes: core.nodes.clone(),
             pages_vanished: Cell::default(),
-            calls,
+            calls: core.calls.clone(),
             wake: Rc::default(),
-            backlog: ShardBacklog::default(),
+            waiting: Cell::default(),
+            counters: core.collection_counters.clone(),
             epochs,
             loose,
             background,
             given: given::Given::default(),
             giving: giving::Giving::new(ceilings),
             load: load::Load::default(),
-            inline,
+            inline: core.inline.clone(),
             inline_rate: InlineRate::default(),
             thresholds,
         })

@@ -67,15 +67,13 @@ impl Wake {
     }
 }
 
-/// What waits, and what was done: gauges and counters of one shard.
+/// What the tenants' shards of a core have done behind the answers since the node started, in terms that are over too: counters.
 #[derive(Default)]
-pub struct ShardBacklog {
+pub struct CollectionCounters {
     /// Pages whose counts have fallen.
     pub pages_dropped: Cell<u64>,
     /// Generations that were freed.
     pub generations_freed: Cell<u64>,
-    /// Pages or candidates that the last round left for the next one.
-    pub waiting: Cell<u64>,
     /// Rounds with an error, whose rest will be tried again.
     pub failed_rounds: Cell<u64>,
     /// Pin epochs closed.
@@ -129,10 +127,10 @@ impl LooseClock {
 }
 
 impl ShardService {
-    /// Counters of the background work.
+    /// Pages or candidates that the last round left for the next one.
     #[must_use]
-    pub fn backlog(&self) -> &ShardBacklog {
-        &self.backlog
+    pub fn waiting_for_collection(&self) -> u64 {
+        self.waiting.get()
     }
 
     pub(super) fn wake_if(&self, dropped: bool) {
@@ -165,7 +163,7 @@ impl ShardService {
                         warn!(shard = %service.shard(), %error, "the inline threshold can't be looked after; tried again");
                     }
                     if let Err(error) = service.round().await {
-                        service.backlog.failed_rounds.set(service.backlog.failed_rounds.get() + 1);
+                        service.counters.failed_rounds.set(service.counters.failed_rounds.get() + 1);
                         warn!(shard = %service.shard(), %error, "background work of a shard failed; it is tried again");
                     }
                 }
@@ -275,7 +273,7 @@ impl ShardService {
         }
         let held = self.drop_pages_that_wait().await?;
         let busy = self.settle_candidates().await?;
-        self.backlog.waiting.set(held + busy);
+        self.waiting.set(held + busy);
         self.count_on().await?;
         self.close_epochs_when_due().await
     }
@@ -292,13 +290,13 @@ impl ShardService {
         }
         let epoch = self.pin_epoch().await?;
         self.epochs.last_closed.set(now);
-        self.backlog.epochs_closed.set(self.backlog.epochs_closed.get() + 1);
+        self.counters.epochs_closed.set(self.counters.epochs_closed.get() + 1);
         loop {
             // The first closes the epochs below; where it could not forget all their fences, the same goes on with them.
             let Outcome::Done { count } = self.leader.propose(&Command::ClosePinEpochs(epoch)).await? else {
                 return Ok(());
             };
-            self.backlog.fences_forgotten.set(self.backlog.fences_forgotten.get() + count);
+            self.counters.fences_forgotten.set(self.counters.fences_forgotten.get() + count);
             if count < FENCES_FORGOTTEN_MAX as u64 {
                 return Ok(());
             }
@@ -353,7 +351,7 @@ impl ShardService {
             self.leader.commit(term, draft).await
         })
         .await?;
-        self.backlog.pages_dropped.set(self.backlog.pages_dropped.get() + free.len() as u64);
+        self.counters.pages_dropped.set(self.counters.pages_dropped.get() + free.len() as u64);
         Ok((pages.len() - free.len()) as u64)
     }
 
@@ -376,7 +374,7 @@ impl ShardService {
             }
         }
         if !silent.borrow().is_empty() {
-            self.backlog.failed_rounds.set(self.backlog.failed_rounds.get() + 1);
+            self.counters.failed_rounds.set(self.counters.failed_rounds.get() + 1);
         }
         Ok(busy)
     }
@@ -404,7 +402,7 @@ impl ShardService {
         };
         if outcome != Collected::Busy {
             let freed = u64::from(outcome == Collected::Freed);
-            self.backlog.generations_freed.set(self.backlog.generations_freed.get() + freed);
+            self.counters.generations_freed.set(self.counters.generations_freed.get() + freed);
             self.leader.propose(&Command::ForgetCandidate(name)).await?;
         }
         Ok(outcome)

@@ -286,7 +286,7 @@ fn i_c2_what_is_collected_while_its_device_is_emptied_does_not_come_back() {
         }
         world.sleep(60);
         assert_eq!(world.fragments.count(), 0, "I-C2: seed {seed}: fragments of freed generations are left");
-        let freed: u64 = world.engine.homes().iter().map(|home| home.counters.freed.get()).sum();
+        let freed: u64 = world.engine.core().homes.counters.freed.get();
         assert_eq!(freed, 8, "seed {seed}");
         retire_now(&world, 1, GiveUp::Nothing).unwrap();
     }
@@ -308,7 +308,7 @@ fn i_d5_a_device_that_is_lost_leaves_when_no_stripe_needs_it_and_collection_lets
     for index in 0..12 {
         assert!(world.run(world.store.delete(tenant, "bucket", &index.to_string(), Condition::None)).unwrap());
     }
-    let freed = |world: &World| world.engine.homes().iter().map(|home| home.counters.freed.get()).sum::<u64>();
+    let freed = |world: &World| world.engine.core().homes.counters.freed.get();
     world.sleep(120);
     assert!(freed(&world) < 12 && world.fragments.count() > 0, "what lies on a device that may come back is kept");
     assert_eq!(retire_now(&world, 3, GiveUp::Nothing).unwrap(), DeviceState::Removed);

@@ -1,6 +1,7 @@
 //! Raft groups of one voter in memory: they commit at once, and outlive the engine that uses them.
 
 use crate::support::ONLY_NODE;
+use futures::channel::oneshot;
 use kiseki_engine::api::StoreError;
 use kiseki_engine::host::{GroupHost, GroupSpec, Opening};
 use kiseki_types::LocalBoxFuture;
@@ -76,6 +77,28 @@ struct MemoryGroup {
     stuck: Shards,
     /// See [`Logs::deposed`].
     deposed: Shards,
+    terms: Rc<Terms>,
+}
+
+/// The term that all groups are in.
+#[derive(Default)]
+pub struct Terms {
+    before: Cell<u64>,
+    waiting: RefCell<Vec<oneshot::Sender<()>>>,
+}
+
+impl Terms {
+    fn now(&self) -> Term {
+        Term(self.before.get() + 1)
+    }
+
+    /// Every group elects its leader once more: the same one, in another term.
+    pub fn elect(&self) {
+        self.before.set(self.before.get() + 1);
+        for waiting in self.waiting.take() {
+            let _gone = waiting.send(());
+        }
+    }
 }
 
 /// A command whose answer does not come.
@@ -96,7 +119,7 @@ impl RaftGroup for MemoryGroup {
         let (machine, tables, index) = (self.machine.clone(), self.tables.clone(), self.index.clone());
         let (turn, ports, delay) = (self.turn.clone(), self.ports.clone(), self.delay.get());
         let (shard, lost) = (self.shard, self.next_lost.take());
-        let is_stuck = self.stuck.borrow().contains(&shard);
+        let (is_stuck, terms) = (self.stuck.borrow().contains(&shard), self.terms.clone());
         Box::pin(async move {
             ports.sleep(Duration::from_micros(100) + delay).await;
             let unknown = || ProposeError::Unavailable { shard, reason: "the answer is lost".to_owned() };
@@ -105,7 +128,7 @@ impl RaftGroup for MemoryGroup {
             }
             let _turn = turn.lock().await;
             index.set(index.get() + 1);
-            let at = LogPosition { term: Term(1), index: index.get() };
+            let at = LogPosition { term: terms.now(), index: index.get() };
             let applied = machine.apply(at, &command, &tables).await.expect("commands of this engine apply");
             tables.write(applied.writes);
             if lost.is_some() { Err(unknown()) } else { Ok(applied.response) }
@@ -115,7 +138,7 @@ impl RaftGroup for MemoryGroup {
     fn read_barrier(&self) -> LocalBoxFuture<'static, Result<Term, ProposeError>> {
         let (shard, is_deposed) = (self.shard, self.deposed.borrow().contains(&self.shard));
         let deposed = || ProposeError::Unavailable { shard, reason: "no majority answers".to_owned() };
-        Box::pin(std::future::ready(if is_deposed { Err(deposed()) } else { Ok(Term(1)) }))
+        Box::pin(std::future::ready(if is_deposed { Err(deposed()) } else { Ok(self.terms.now()) }))
     }
 
     fn tables(&self) -> Rc<dyn TableReader> {
@@ -123,11 +146,19 @@ impl RaftGroup for MemoryGroup {
     }
 
     fn leadership(&self) -> Leadership {
-        Leadership { term: Term(1), leader: Some(ONLY_NODE), is_here: true }
+        Leadership { term: self.terms.now(), leader: Some(ONLY_NODE), is_here: true }
     }
 
-    fn leadership_after(&self, _seen: Leadership) -> LocalBoxFuture<'static, Leadership> {
-        Box::pin(std::future::pending())
+    fn leadership_after(&self, seen: Leadership) -> LocalBoxFuture<'static, Leadership> {
+        let terms = self.terms.clone();
+        Box::pin(async move {
+            while terms.now() == seen.term {
+                let (sender, elected) = oneshot::channel();
+                terms.waiting.borrow_mut().push(sender);
+                let _elected = elected.await;
+            }
+            Leadership { term: terms.now(), ..seen }
+        })
     }
 
     fn view(&self) -> GroupView {
@@ -175,6 +206,7 @@ pub struct Logs {
     pub stuck: Shards,
     /// Groups whose leaders don't know that they lead: reads don't become linearizable.
     pub deposed: Shards,
+    pub terms: Rc<Terms>,
     shard_lost: Rc<Cell<Option<Lost>>>,
     home_lost: Rc<Cell<Option<Lost>>>,
 }
@@ -224,8 +256,8 @@ impl GroupHost for MemoryHost {
             _ => self.logs.shard_lost.clone(),
         };
         let (shard, machine) = (spec.shard, spec.machine);
-        let (stuck, deposed) = (self.logs.stuck.clone(), self.logs.deposed.clone());
-        let group = MemoryGroup { shard, machine, tables, index, turn, ports, delay, next_lost, stuck, deposed };
+        let (stuck, deposed, terms) = (self.logs.stuck.clone(), self.logs.deposed.clone(), self.logs.terms.clone());
+        let group = MemoryGroup { shard, machine, tables, index, turn, ports, delay, next_lost, stuck, deposed, terms };
         Box::pin(async move { Ok(Rc::new(group) as Rc<dyn RaftGroup>) })
     }
 

@@ -1,6 +1,7 @@
 //! Tests of the whole engine, in the simulator.
 
 mod apart;
+mod counters;
 mod epochs;
 mod evacuation;
 mod groups;

@@ -238,7 +238,7 @@ fn i_c2_what_a_committed_delta_names_stays_although_its_writer_could_not_say_so(
     // The answer is given, and the node goes down before the home hears of it: its pin looks like one of a dead writer.
     world.restart();
     world.sleep(60);
-    let pardoned: u64 = world.engine.homes().iter().map(|home| home.counters.pardoned.get()).sum();
+    let pardoned: u64 = world.engine.core().homes.counters.pardoned.get();
     assert!(world.get(tenant, "bucket", "k").unwrap() == content, "I-C2: acknowledged and collected");
     assert_eq!((pardoned, world.fragments.count()), (1, 6), "the shard that was asked names it");
 }
@@ -252,7 +252,7 @@ fn i_c2_a_pin_keeps_what_a_writer_is_about_to_name() {
     let mut writer = world.run(world.store.put(tenant, "bucket", "two", Some(content.len() as u64))).unwrap();
     world.run(writer.write(Bytes::from(content.clone()))).unwrap();
     world.run(writer.drain()).unwrap();
-    let hits: u64 = world.engine.homes().iter().map(|home| home.counters.hits.get()).sum();
+    let hits: u64 = world.engine.core().homes.counters.hits.get();
     assert!(hits > 0, "it was told that the chunks are there");
     assert!(world.run(world.store.delete(tenant, "bucket", "one", Condition::None)).unwrap());
     world.sleep(30);

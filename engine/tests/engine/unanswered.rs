@@ -44,7 +44,7 @@ fn stored(world: &World, tenant: TenantId, bucket: &str, key: &str, bytes: &[u8]
 }
 
 fn pardoned(world: &World) -> u64 {
-    world.engine.homes().iter().map(|home| home.counters.pardoned.get()).sum()
+    world.engine.core().homes.counters.pardoned.get()
 }
 
 #[test]
@@ -172,7 +172,7 @@ fn pins_that_stay_busy_keep_no_others_from_being_settled() {
     set_stuck(&world, low, false);
     world.sleep(120);
     assert_eq!(world.fragments.count(), 0);
-    let left: u64 = world.engine.homes().iter().map(|home| home.counters.stale_pins.get()).sum();
+    let left: u64 = world.engine.homes().iter().map(|home| home.stale_pins()).sum();
     assert_eq!(left, 0);
 }
 
@@ -230,8 +230,8 @@ fn a_home_that_commits_nothing_keeps_no_other_from_collecting_and_no_epoch_open(
     world.sleep(1300);
     assert_eq!(world.fences(), 0, "pin epochs are closed, and fences forgotten");
     let shard = world.engine.shards().into_iter().find(|shard| shard.shard() == low).unwrap();
-    assert_eq!(shard.backlog().waiting.get(), left as u64);
-    assert!(shard.backlog().failed_rounds.get() > 0);
+    assert_eq!(shard.waiting_for_collection(), left as u64);
+    assert!(world.engine.core().collection_counters.failed_rounds.get() > 0);
     set_stuck(&world, stuck, false);
     world.await_that("the rest is collected", |world| world.fragments.count() == 0);
 }

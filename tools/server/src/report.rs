@@ -163,23 +163,19 @@ fn report(shared: &CoreShared, core: CoreId, node: &CoreNode, gateway: &S3Servic
     let control = &node.engine().core().control_cache;
     set("control_cache_hits_total", control.hits.get());
     set("control_cache_misses_total", control.misses.get());
-    for home in node.engine().homes() {
-        let home = &home.counters;
-        add(&mut values, "home_hits_total", home.hits.get());
-        add(&mut values, "home_misses_total", home.misses.get());
-        add(&mut values, "home_generations_freed_total", home.freed.get());
-        add(&mut values, "home_generations_pardoned_total", home.pardoned.get());
-        add(&mut values, "home_stale_pins", home.stale_pins.get());
-    }
-    for shard in node.engine().shards() {
-        let backlog = shard.backlog();
-        add(&mut values, "collection_pages_dropped_total", backlog.pages_dropped.get());
-        add(&mut values, "collection_generations_freed_total", backlog.generations_freed.get());
-        add(&mut values, "collection_waiting", backlog.waiting.get());
-        add(&mut values, "collection_failed_rounds_total", backlog.failed_rounds.get());
-        add(&mut values, "pin_epochs_closed_total", backlog.epochs_closed.get());
-        add(&mut values, "fences_forgotten_total", backlog.fences_forgotten.get());
-    }
+    let homes = &node.engine().core().homes;
+    set("home_hits_total", homes.counters.hits.get());
+    set("home_misses_total", homes.counters.misses.get());
+    set("home_generations_freed_total", homes.counters.freed.get());
+    set("home_generations_pardoned_total", homes.counters.pardoned.get());
+    set("home_stale_pins", homes.all().iter().map(|home| home.stale_pins()).sum());
+    let collection = &node.engine().core().collection_counters;
+    set("collection_pages_dropped_total", collection.pages_dropped.get());
+    set("collection_generations_freed_total", collection.generations_freed.get());
+    set("collection_waiting", node.engine().shards().iter().map(|shard| shard.waiting_for_collection()).sum());
+    set("collection_failed_rounds_total", collection.failed_rounds.get());
+    set("pin_epochs_closed_total", collection.epochs_closed.get());
+    set("fences_forgotten_total", collection.fences_forgotten.get());
     let mut links = members.server.as_deref().map(|server| peer_port::report(server, &mut values)).unwrap_or_default();
     links.extend(members.cluster.links.as_deref().map(peer_port::report_out).unwrap_or_default());
     let upkeep = upkeep::of_core(node.engine(), &mut values);
@@ -192,6 +188,7 @@ fn report(shared: &CoreShared, core: CoreId, node: &CoreNode, gateway: &S3Servic
     set("raft_groups_fenced", node.groups().fenced().len() as u64);
     let views = node.engine().group_views();
     let (shards, shards_not_told) = shards::of_core(&views, shared.config.cores);
+    // Sums over replicas only grow: a replica that was opened stays in its seat until the node stops, however often it is rebuilt.
     set("raft_proposals_total", views.iter().map(|(_, view, _)| view.proposals).sum());
     set("raft_snapshots_sent_total", views.iter().map(|(_, view, _)| view.snapshots_sent).sum());
     set("raft_snapshots_installed_total", views.iter().map(|(_, view, _)| view.snapshots_installed).sum());
