@@ -23,6 +23,12 @@ impl Stop {
         Ok(stop)
     }
 
+    /// As a signal does.
+    #[cfg(test)]
+    pub fn set(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
     /// Whether to come to an end.
     #[must_use]
     pub fn is_set(&self) -> bool {

@@ -1,6 +1,7 @@
 //! Looks at a machine and a node's directory and tells what would hinder it, each finding with what mends it.
 
 use crate::config::{Config, ConfigError, HealthSection, Overrides};
+use crate::executor::BUFFER_POOL_LEN_BYTES;
 use crate::smart::{self, SmartAnswer};
 use crate::wear::{WearReading, findings};
 use kiseki_devices::topology::{KernelRoots, Topology};
@@ -10,8 +11,10 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-/// Lockable memory that executors and registered buffers need, per core.
-const MEMLOCK_BYTES_PER_CORE: u64 = 512 * 1024;
+/// Lockable memory without which no executor can be made, per core: that of its rings.
+const MEMLOCK_RINGS_BYTES: u64 = 512 * 1024;
+/// What a core locks besides when it registers its buffers, and does without where it may not.
+const MEMLOCK_BUFFERS_BYTES: u64 = BUFFER_POOL_LEN_BYTES as u64;
 /// Open files: four a connection, one a device and core, metadata files.
 const OPEN_FILES_MIN: u64 = 8192;
 
@@ -137,17 +140,42 @@ fn cpu() -> Finding {
     ok("CPU paths", text.join(", "))
 }
 
-/// Whether executors get the locked memory that they need.
-pub(crate) fn memlock(cores: u16) -> Finding {
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Memlock);
-    let needed = MEMLOCK_BYTES_PER_CORE * u64::from(cores);
-    match limit.current {
-        Some(limit) if limit < needed => error(
+/// Whether the executors of so many cores get the locked memory that they need.
+#[must_use]
+pub fn memlock(cores: u16) -> Finding {
+    if may_lock_all() {
+        return ok("locked memory", "no limit holds for this process (CAP_IPC_LOCK)");
+    }
+    memlock_within(rustix::process::getrlimit(rustix::process::Resource::Memlock).current, cores)
+}
+
+/// Whether the kernel asks for no limit: it looks at the capability in the first user namespace.
+fn may_lock_all() -> bool {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let is_first = map.split_whitespace().eq(["0", "0", "4294967295"]);
+    let sets = rustix::thread::capabilities(None);
+    is_first && sets.is_ok_and(|sets| sets.effective.contains(rustix::thread::CapabilitySet::IPC_LOCK))
+}
+
+fn memlock_within(limit_bytes: Option<u64>, cores: u16) -> Finding {
+    let (rings, buffers) = (MEMLOCK_RINGS_BYTES * u64::from(cores), MEMLOCK_BUFFERS_BYTES * u64::from(cores));
+    let remedy = "ulimit -l unlimited   (LimitMEMLOCK=infinity in a systemd unit)";
+    match limit_bytes {
+        Some(limit) if limit < rings => error(
             "locked memory",
-            format!("the limit is {} KiB, {} KiB are needed for {cores} cores", limit >> 10, needed >> 10),
-            "ulimit -l unlimited   (LimitMEMLOCK=infinity in a systemd unit)",
+            format!("the limit is {} KiB, {} KiB are needed for rings of {cores} cores", limit >> 10, rings >> 10),
+            remedy,
         ),
-        Some(limit) => ok("locked memory", format!("up to {} KiB", limit >> 10)),
+        Some(limit) if limit < rings + buffers => warning(
+            "locked memory",
+            format!(
+                "the limit is {} MiB, {} MiB are needed to register buffers of {cores} cores: without it each operation pins its pages",
+                limit >> 20,
+                (rings + buffers) >> 20
+            ),
+            remedy,
+        ),
+        Some(limit) => ok("locked memory", format!("up to {} MiB", limit >> 20)),
         None => ok("locked memory", "unlimited"),
     }
 }
@@ -164,8 +192,9 @@ fn open_files() -> Finding {
     }
 }
 
-/// Whether the kernel lets us use io_uring.
-pub(crate) fn io_uring() -> Finding {
+/// Whether the kernel lets us use io_uring: tried, since a container's filter refuses what a setting allows.
+#[must_use]
+pub fn io_uring() -> Finding {
     match crate::machine::try_executor() {
         Ok(()) => ok("io_uring", "available"),
         Err(reason) => error(
@@ -319,6 +348,20 @@ mod tests {
         assert!(findings.iter().all(|finding| (finding.severity == Severity::Ok) == finding.remedy.is_empty()));
         let keys = findings.iter().find(|finding| finding.check == "key store").unwrap();
         assert_eq!(keys.severity, Severity::Error, "I-K18: no keys, no start");
+    }
+
+    #[test]
+    fn too_little_locked_memory_stops_a_node_or_slows_it() {
+        for (limit, cores, severity, words) in [
+            (Some(1 << 20), 3, Severity::Error, "the limit is 1024 KiB, 1536 KiB are needed"),
+            (Some(8 << 20), 2, Severity::Warning, "the limit is 8 MiB, 129 MiB are needed"),
+            (Some(129 << 20), 2, Severity::Ok, "up to 129 MiB"),
+            (None, 64, Severity::Ok, "unlimited"),
+        ] {
+            let found = memlock_within(limit, cores);
+            assert_eq!(found.severity, severity, "{}", found.message);
+            assert!(found.message.contains(words), "{}", found.message);
+        }
     }
 
     #[test]

@@ -52,7 +52,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// Registered buffers of one core.
-const BUFFER_POOL_LEN_BYTES: usize = 64 << 20;
+pub const BUFFER_POOL_LEN_BYTES: usize = 64 << 20;
 
 /// What all cores share.
 pub struct CoreShared {

@@ -7,9 +7,10 @@ mod watch;
 use crate::progress::Progress;
 use crate::stop::Stop;
 use crate::units::parse_duration;
+use crate::usage::usage;
 use anyhow::Result;
 use clap::Args;
-use kiseki_server::doctor::{Finding, Severity, render};
+use kiseki_server::doctor::{Finding, Severity, render, warning};
 use serde_json::json;
 use settings::Root;
 use std::io::Write as _;
@@ -25,7 +26,7 @@ Examples:
   # in a script: measure only where nothing spoils the figures
   kiseki-bench doctor --json > doctor.json && make bench
 
-Exit code 1: something spoils figures. Warnings alone (a virtual machine, boost clocks) leave it at 0: they make figures
+Exit code 1: something spoils figures, or it was interrupted before everything was looked at. Warnings alone (a virtual machine, boost clocks) leave it at 0: they make figures
 hard to compare with those of other machines, not wrong.";
 
 /// Arguments of `doctor`.
@@ -45,6 +46,9 @@ pub struct DoctorArgs {
 
 /// Looks, watches, and says what it found.
 pub fn run(args: &DoctorArgs) -> Result<ExitCode> {
+    if args.runtime.is_zero() {
+        return Err(usage("--runtime 0: watch for some time, such as 3s"));
+    }
     let stop = Stop::on_signals()?;
     let mut findings = settings::examine(&Root::default());
     let progress = Progress::waiting("doctor: watching what else the machine does");
@@ -55,21 +59,46 @@ pub fn run(args: &DoctorArgs) -> Result<ExitCode> {
         findings.extend(storage::examine(&Root::default(), dir, args.runtime, &stop));
     }
     let is_spoilt = findings.iter().any(|finding| finding.severity == Severity::Error);
-    print(&findings, is_spoilt, args.json)?;
-    Ok(if is_spoilt { ExitCode::FAILURE } else { ExitCode::SUCCESS })
-}
-
-fn print(findings: &[Finding], is_spoilt: bool, as_json: bool) -> Result<()> {
-    let text = match as_json {
-        true => serde_json::to_string_pretty(&json!({ "spoils_figures": is_spoilt, "findings": findings }))? + "\n",
-        false => {
-            let verdict = match is_spoilt {
-                true => "Figures of this machine, as it is now, are spoilt by what is called ERROR.",
-                false => "Nothing here spoils figures.",
-            };
-            format!("{}{verdict}\n", render(findings))
+    let is_interrupted = stop.is_set();
+    let text = match args.json {
+        true => {
+            let found = json!({ "spoils_figures": is_spoilt, "interrupted": is_interrupted, "findings": findings });
+            serde_json::to_string_pretty(&found)? + "\n"
         }
+        false => format!("{}{}\n", render(&findings), verdict(is_spoilt, is_interrupted)),
     };
     let mut out = std::io::stdout().lock();
-    Ok(out.write_all(text.as_bytes()).and_then(|()| out.flush())?)
+    out.write_all(text.as_bytes()).and_then(|()| out.flush())?;
+    Ok(if is_spoilt || is_interrupted { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn verdict(is_spoilt: bool, is_interrupted: bool) -> &'static str {
+    match (is_spoilt, is_interrupted) {
+        (true, _) => "Figures of this machine, as it is now, are spoilt by what is called ERROR.",
+        (false, true) => "Interrupted: not everything was looked at.",
+        (false, false) => "Nothing here spoils figures.",
+    }
+}
+
+/// What an interruption came before.
+fn not_measured(check: &'static str) -> Finding {
+    warning(check, "nothing was measured: it was interrupted before", "let it run to its end")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::usage::Usage;
+
+    #[test]
+    fn no_time_to_watch_is_a_bad_argument() {
+        let args = DoctorArgs { runtime: Duration::ZERO, dir: None, json: false };
+        assert!(run(&args).unwrap_err().is::<Usage>());
+    }
+
+    #[test]
+    fn an_interrupted_look_finds_a_machine_neither_good_nor_bad() {
+        assert!(verdict(false, true).contains("Interrupted") && verdict(true, true).contains("ERROR"));
+        assert!(verdict(false, false).contains("Nothing"));
+    }
 }

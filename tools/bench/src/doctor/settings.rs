@@ -1,12 +1,10 @@
 //! What the kernel says of the machine: clocks, processors, limits, memory.
 
-use kiseki_server::doctor::{Finding, error, ok, warning};
-use rustix::process::{Resource, getrlimit};
+use crate::cpus::allowed;
+use kiseki_server::doctor::{Finding, error, io_uring, memlock, ok, warning};
 use std::fs::{read_dir, read_to_string};
 use std::path::PathBuf;
 
-/// Lockable memory with which rings and pools of a few executors can be registered.
-const MEMLOCK_BYTES_MIN: u64 = 64 << 20;
 /// Of memory that has to be there without taking it from somebody.
 const MEMORY_AVAILABLE_PERCENT_MIN: u64 = 10;
 
@@ -43,7 +41,9 @@ impl Root {
 /// Looks at everything.
 pub fn examine(root: &Root) -> Vec<Finding> {
     let mut findings = vec![build(), processor(root), virtual_machine(root), governor(root), clock_source(root)];
-    findings.extend([boost(root), siblings(root), quota(root), io_uring(root), memlock()].into_iter().flatten());
+    findings.extend([boost(root), siblings(root), quota(root)].into_iter().flatten());
+    // As many executors as there may be, with a node's buffers each.
+    findings.extend([io_uring(), memlock(u16::try_from(allowed().len()).unwrap_or(u16::MAX))]);
     findings.extend([huge_pages(root), memory(root), swap(root), numa(root)].into_iter().flatten());
     findings
 }
@@ -166,30 +166,6 @@ fn quota(root: &Root) -> Option<Finding> {
     Some(ok("processor quota", "none"))
 }
 
-fn io_uring(root: &Root) -> Option<Finding> {
-    let disabled = root.read("proc/sys/kernel/io_uring_disabled")?;
-    Some(match disabled.as_str() {
-        "0" => ok("io_uring", "available"),
-        _ => error(
-            "io_uring",
-            format!("kernel.io_uring_disabled is {disabled}: device, engine and raft can't run, nor can a node"),
-            "sysctl -w kernel.io_uring_disabled=0",
-        ),
-    })
-}
-
-fn memlock() -> Option<Finding> {
-    let limit = getrlimit(Resource::Memlock).current;
-    Some(match limit {
-        Some(bytes) if bytes < MEMLOCK_BYTES_MIN => warning(
-            "lockable memory",
-            format!("{} MiB: buffers of many executors can't all be registered", bytes >> 20),
-            "ulimit -l unlimited   (LimitMEMLOCK=infinity in a systemd unit)",
-        ),
-        limit => ok("lockable memory", limit.map_or("unlimited".to_owned(), |bytes| format!("{} MiB", bytes >> 20))),
-    })
-}
-
 fn huge_pages(root: &Root) -> Option<Finding> {
     let setting = root.read("sys/kernel/mm/transparent_hugepage/enabled")?;
     Some(match setting.contains("[never]") {
@@ -274,7 +250,6 @@ mod tests {
             ("proc/cpuinfo", "processor\t: 0\nflags\t\t: fpu aes avx2 hypervisor\n"),
             ("proc/meminfo", "MemTotal: 1000000 kB\nMemAvailable: 90000 kB\nSwapTotal: 2048 kB\nSwapFree: 0 kB\n"),
             ("proc/self/cgroup", "0::/slice/box\n"),
-            ("proc/sys/kernel/io_uring_disabled", "2\n"),
             ("sys/fs/cgroup/slice/cpu.max", "150000 100000\n"),
             ("sys/fs/cgroup/slice/box/cpu.max", "max 100000\n"),
             ("sys/devices/system/cpu/cpu0/cpufreq/scaling_governor", "performance\n"),
@@ -287,7 +262,7 @@ mod tests {
             ("sys/kernel/mm/transparent_hugepage/enabled", "always madvise [never]\n"),
         ]);
         let findings = examine(&root);
-        for check in ["governor", "clock source", "processor quota", "io_uring", "memory"] {
+        for check in ["governor", "clock source", "processor quota", "memory"] {
             assert_eq!(severity(&findings, check), Some(Severity::Error), "{check}");
         }
         for check in
@@ -306,7 +281,6 @@ mod tests {
             ("proc/cpuinfo", "flags : aes sha_ni avx2 avx512bw avx512vbmi vaes vpclmulqdq gfni\n"),
             ("proc/meminfo", "MemTotal: 1000000 kB\nMemAvailable: 900000 kB\nSwapTotal: 0 kB\nSwapFree: 0 kB\n"),
             ("proc/self/cgroup", "0::/\n"),
-            ("proc/sys/kernel/io_uring_disabled", "0\n"),
             ("sys/fs/cgroup/cpu.max", "max 100000\n"),
             ("sys/devices/system/cpu/cpu0/cpufreq/scaling_governor", "performance\n"),
             ("sys/devices/system/cpu/smt/active", "0\n"),
@@ -315,8 +289,8 @@ mod tests {
             ("sys/devices/system/node/node0/cpulist", "0\n"),
             ("sys/kernel/mm/transparent_hugepage/enabled", "always [madvise] never\n"),
         ]);
-        // What depends on the machine that the test runs on: its limits, and how it was built.
-        let own = ["build", "lockable memory"];
+        // What depends on the machine that the test runs on: what it allows, and how it was built.
+        let own = ["build", "io_uring", "locked memory"];
         let bad = |finding: &&Finding| finding.severity != Severity::Ok && !own.contains(&finding.check);
         assert_eq!(examine(&root).iter().find(bad).map(|finding| &finding.message), None);
     }

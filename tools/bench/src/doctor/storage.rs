@@ -1,5 +1,6 @@
 //! Synced direct writes in a directory, and what the kernel says of the disk below it.
 
+use super::not_measured;
 use super::settings::Root;
 use crate::measure::Latency;
 use crate::plot::time;
@@ -65,6 +66,9 @@ fn write_for(file: &File, for_time: Duration, stop: &Stop) -> io::Result<Latency
 }
 
 fn synced_writes(dir: &Path, latency: &Latency) -> Finding {
+    if latency.count() == 0 {
+        return not_measured("synced writes");
+    }
     let (middle, longest) = (latency.percentile_ns(50.0), latency.max_ns());
     let seen = format!(
         "{}: 4 KiB with a flush, one at a time: {} writes, p50 {}, p99 {}, at most {}",
@@ -122,6 +126,14 @@ mod tests {
         assert_eq!(of(&[400, 500, 600]).severity, Severity::Ok);
         assert_eq!(of(&[400, 500, 200_000]).severity, Severity::Error);
         assert_eq!(of(&[3, 4, 5]).severity, Severity::Warning);
+        assert!(of(&[3, 4, 5]).message.contains("a cache answers"));
+    }
+
+    #[test]
+    fn an_interruption_before_the_first_write_blames_no_cache() {
+        let found = of(&[]);
+        assert_eq!(found.severity, Severity::Warning);
+        assert!(found.message.contains("nothing was measured"), "{}", found.message);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What else the machine does while nothing is measured: processor time of others and of other machines, pauses, the clock.
 
+use super::not_measured;
 use crate::cpus::{allowed, pin};
 use crate::measure::{MachineCpu, processes};
 use crate::plot::time;
@@ -12,12 +13,14 @@ use std::time::{Duration, Instant};
 
 /// Of the time of all processors. Above it the middle of a distribution moves.
 const OTHERS_PERCENT_MAX: f64 = 5.0;
-/// Above it a percentile that one in a thousand decides is somebody else's.
-const STEAL_PERCENT_MAX: f64 = 0.5;
+/// Of a machine at rest. Above it a percentile that one in a thousand decides is somebody else's.
+const STEAL_AT_REST_PERCENT_MAX: f64 = 0.5;
 /// A look at the clock that asks the processor takes some 25 ns.
 const CLOCK_NS_MAX: u64 = 150;
 /// A loop that never sleeps is interrupted for that long by a kernel that has to do, not by a scheduler.
 const PAUSE_MAX: Duration = Duration::from_millis(2);
+/// Between two looks whether it is over.
+const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 /// How many of them are named.
 const NAMED_MAX: usize = 3;
 
@@ -29,7 +32,11 @@ pub fn examine(for_time: Duration, stop: &Stop) -> Result<Vec<Finding>> {
     // Idle at first: a loop on each processor would keep others from it, and be all that is seen.
     let idle_until = until.checked_sub(for_time / 2).unwrap_or(until);
     while Instant::now() < idle_until && !stop.is_set() {
-        thread::sleep(Duration::from_millis(20));
+        thread::sleep(LOOK_INTERVAL.min(for_time));
+    }
+    if stop.is_set() {
+        // A few ticks tell nothing.
+        return Ok(vec![not_measured("other work"), not_measured("steal"), not_measured("pauses"), clock()]);
     }
     let idle = MachineCpu::now().context("can't read /proc/stat")?.since(&before);
     let named = busiest(&processes_before, &processes());
@@ -64,7 +71,7 @@ fn others(idle: &MachineCpu, named: &[String]) -> Finding {
 
 fn steal(whole: &MachineCpu) -> Finding {
     let percent = whole.percent(whole.steal);
-    match percent > STEAL_PERCENT_MAX {
+    match percent > STEAL_AT_REST_PERCENT_MAX {
         true => error(
             "steal",
             format!("other machines had {percent:.1} % of the processors' time when this one wanted it"),
@@ -94,7 +101,9 @@ fn pauses(until: Instant, stop: &Stop) -> Vec<(usize, Duration)> {
 
 fn pause(pauses: &[(usize, Duration)]) -> Finding {
     let longest = pauses.iter().max_by_key(|(_, longest)| *longest).copied();
-    let (cpu, longest) = longest.unwrap_or((0, Duration::ZERO));
+    let Some((cpu, longest)) = longest.filter(|(_, longest)| !longest.is_zero()) else {
+        return not_measured("pauses");
+    };
     let seen = format!(
         "a loop that never sleeps was interrupted for {} at most, on processor {cpu}",
         time(longest.as_nanos() as f64)
@@ -160,5 +169,17 @@ mod tests {
         let of = |ms| pause(&[(0, Duration::from_micros(5)), (1, Duration::from_millis(ms))]);
         assert_eq!((of(3).severity, of(1).severity), (Severity::Warning, Severity::Ok));
         assert!(of(3).message.contains("processor 1"));
+        assert_eq!(pause(&[(0, Duration::ZERO)]).severity, Severity::Warning, "no loop ran");
+    }
+
+    #[test]
+    fn an_interruption_says_that_nothing_was_measured() {
+        let stop = Stop::default();
+        stop.set();
+        let findings = examine(Duration::from_secs(600), &stop).unwrap();
+        for check in ["other work", "steal", "pauses"] {
+            let found = findings.iter().find(|finding| finding.check == check).unwrap();
+            assert!(found.message.contains("nothing was measured"), "{check}: {}", found.message);
+        }
     }
 }
