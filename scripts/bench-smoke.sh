@@ -98,11 +98,13 @@ checks = {finding["check"] for finding in findings}
 assert checks >= {"processor", "clock source", "other work", "steal", "pauses", "synced writes"}, checks
 assert all((finding["severity"] == "ok") == (not finding["remedy"]) for finding in findings), findings
 spoilt = any(finding["severity"] == "error" for finding in findings)
+assert not document["interrupted"]
 assert document["spoils_figures"] == spoilt == (sys.argv[2] == "1"), (document, sys.argv[2])
 PYTHON
 result "doctor" $?
 [ -z "$(find "$work" -name '.kiseki-bench-doctor-*')" ]
 result "doctor removes what it wrote" $?
+refuses "doctor wants time" --runtime doctor --runtime 0
 
 device=(device "$work/d.img" --size 64m --runtime 1s --warmup 0)
 measures "device randread" read "${device[@]}" --rw randread --bs 4k --iodepth 8
@@ -232,9 +234,23 @@ PYTHON
         refuses "compare wants two sides" --with compare "$work/stall.json"
     fi
     mixed=(mixed epochs record-shards checkpoint kv-pages small-files --scale 0.001 --checkpoint-size 1m --clients 2 --verify --cleanup --bucket bench-smoke)
+    # Where there is a node of our own it tells what the time went to.
+    [ -s "$work/admin" ] && mixed+=(--server-admin "http://127.0.0.1:$(cat "$work/admin")")
     "$bench" "${mixed[@]}" --json >"$work/mixed.json" 2>"$work/err" &&
         python3 -c 'import json, sys; jobs = json.load(open(sys.argv[1]))["jobs"]; assert len(jobs) == 5 and not any(job["error"] for job in jobs), jobs' "$work/mixed.json"
     result "mixed, all profiles" $?
+    if [ -s "$work/admin" ]; then
+        python3 - "$work/mixed.json" <<'PYTHON'
+import json
+import sys
+
+jobs = json.load(open(sys.argv[1]))["jobs"]
+waterfall = jobs[0]["waterfall"]
+assert {"PutObject", "GetObject", "DeleteObject"} <= set(waterfall["operations"]), waterfall["operations"].keys()
+assert not any("waterfall" in job for job in jobs[1:]), "all profiles together, beside the first"
+PYTHON
+        result "mixed tells where the time of all profiles went" $?
+    fi
     measures "ingest" write ingest docs --clients 2 --cleanup --bucket bench-smoke
     measures "s3 put in parts" write "${s3[@]}" --op put --size 12m --part-size 5m --part-concurrency 2 --clients 2 \
         --runtime 3s --verify

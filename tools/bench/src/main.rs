@@ -35,14 +35,13 @@ use anyhow::Result;
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use kiseki_measure::{noise, units};
-use measure::MachineCpu;
-use output::{OutputArgs, Report};
+use output::{Job, OutputArgs, Report};
 use std::process::ExitCode;
 use stop::Stop;
 use usage::Usage;
 
-/// Above it, a percentile that one operation in a hundred decides may be somebody else's.
-const STEAL_PERCENT_MAX: f64 = 1.0;
+/// Of a machine that is measured. Above it, a percentile that one operation in a hundred decides may be somebody else's.
+const STEAL_IN_RUN_PERCENT_MAX: f64 = 1.0;
 
 /// Measures devices, the data path of one core, engines, Raft groups, links between cores, and S3 endpoints.
 ///
@@ -130,25 +129,26 @@ fn run(verb: Verb) -> Result<ExitCode> {
 
 fn finish(output: &OutputArgs, measure: impl FnOnce(Stop) -> Result<Report>) -> Result<ExitCode> {
     output.check()?;
-    let before = MachineCpu::now();
     let mut report = measure(Stop::on_signals()?)?;
-    report.warnings.extend(steal_warning(before, MachineCpu::now()));
+    report.warnings.extend(steal_warning(&report.jobs));
     report.print(output)?;
     Ok(if report.error_count() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// What a run has to say of time that other machines took meanwhile.
-fn steal_warning(before: Option<MachineCpu>, after: Option<MachineCpu>) -> Option<String> {
-    let used = after?.since(&before?);
-    let percent = used.percent(used.steal);
-    (percent > STEAL_PERCENT_MAX).then(|| {
-        format!("other machines took {percent:.1} % of the processors' time meanwhile (steal): measure again, in turns; see `kiseki-bench doctor`")
+/// What a run has to say of time that other machines took while it was measured.
+fn steal_warning(jobs: &[Job]) -> Option<String> {
+    let percents = jobs.iter().map(|job| (job.machine.percent(job.machine.steal), job));
+    let (percent, job) = percents.max_by(|one, other| one.0.total_cmp(&other.0))?;
+    let of = if jobs.len() > 1 { format!("of {} ({}) ", job.name, job.about) } else { String::new() };
+    (percent > STEAL_IN_RUN_PERCENT_MAX).then(|| {
+        format!("other machines took {percent:.1} % of the processors' time in the measured part {of}(steal): measure again, in turns; see `kiseki-bench doctor`")
     })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use measure::MachineCpu;
 
     #[test]
     fn the_arguments_make_sense() {
@@ -160,11 +160,16 @@ mod tests {
     }
 
     #[test]
-    fn a_run_that_other_machines_took_time_from_says_so() {
-        let before = MachineCpu { total: 1000, busy: 100, steal: 50 };
-        let after = |steal| MachineCpu { total: 2000, busy: 900, steal };
-        assert_eq!(steal_warning(Some(before), Some(after(60))), None);
-        assert!(steal_warning(Some(before), Some(after(61))).is_some_and(|text| text.contains("1.1 %")));
-        assert_eq!(steal_warning(None, Some(after(500))), None);
+    fn a_job_that_other_machines_took_time_from_says_so() {
+        let job = |name: &str, steal| Job {
+            name: name.to_owned(),
+            machine: MachineCpu { total: 1000, busy: 800, steal },
+            ..Job::default()
+        };
+        assert_eq!(steal_warning(&[job("a", 10)]), None);
+        assert!(steal_warning(&[job("a", 11)]).is_some_and(|text| text.contains("1.1 %")));
+        let text = steal_warning(&[job("a", 0), job("b", 20), job("c", 11)]).unwrap();
+        assert!(text.contains("2.0 %") && text.contains("of b"), "{text}");
+        assert_eq!(steal_warning(&[Job::default()]), None, "where the kernel does not say");
     }
 }

@@ -4,7 +4,7 @@ use super::DeviceArgs;
 use super::target::Target;
 use super::worker::{Counts, RingLoad, work};
 use crate::cpus;
-use crate::measure::{Course, CpuTime, Watched, watch};
+use crate::measure::{Course, Spent, Watched, watch};
 use crate::noise::{Noise, fresh_seed};
 use crate::output::{Job, Side};
 use crate::progress::{Progress, Tally};
@@ -99,13 +99,13 @@ pub fn run(args: &DeviceArgs, targets: &[Target], stop: &Stop, warnings: &mut Ve
         counts.read.close(end_ns);
         counts.write.close(end_ns);
         // The processor time is that of the whole process; with several devices it stands with the first.
-        let cpu = if number == 0 { watched.own } else { CpuTime::default() };
-        jobs.push(job(args, target, counts, cpu, unregistered, &watched));
+        let spent = if number == 0 { watched.spent } else { Spent::default() };
+        jobs.push(job(args, target, counts, spent, unregistered, &watched));
     }
     Ok(jobs)
 }
 
-fn job(args: &DeviceArgs, target: &Target, counts: Counts, cpu: CpuTime, unregistered: u64, watched: &Watched) -> Job {
+fn job(args: &DeviceArgs, target: &Target, counts: Counts, spent: Spent, unregistered: u64, watched: &Watched) -> Job {
     let read_percent = args.rw.read_percent(args.rwmixread);
     let mut job = Job {
         name: target.path.display().to_string(),
@@ -114,7 +114,8 @@ fn job(args: &DeviceArgs, target: &Target, counts: Counts, cpu: CpuTime, unregis
         write: (read_percent < 100).then(|| Side::of(counts.write)),
         sync: (args.fdatasync > 0).then_some(counts.flush),
         errors: counts.errors,
-        cpu,
+        cpu: spent.own,
+        machine: spent.machine,
         ..Job::default()
     };
     job.extra.insert("unregistered_buffers".to_owned(), json!(unregistered));

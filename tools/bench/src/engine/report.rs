@@ -5,7 +5,7 @@ use super::counts::Counts;
 use super::load::{CoreResult, Run, on_core};
 use super::node_dir::NodeDir;
 use crate::manifest::Manifest;
-use crate::measure::{CpuTime, Latency, Meter, ProcessCpu};
+use crate::measure::{CpuTime, Latency, Meter, Spent};
 use crate::output::{Job, Report, Side};
 use crate::progress::{Progress, TICK};
 use crate::stop::Stop;
@@ -54,13 +54,13 @@ pub fn run(args: &EngineArgs, stop: &Stop) -> Result<Report> {
 
 /// What this process used during the window, and when that ended.
 struct Used {
-    cpu: CpuTime,
+    spent: Spent,
     end_ns: u64,
 }
 
 /// Shows progress, and looks at the processor time when the window begins and ends. `None`: the node ended before.
 fn watch(run: &Run, node: &ScopedJoinHandle<'_, Result<()>>) -> Option<Used> {
-    let (own, window) = (ProcessCpu::own(), run.window);
+    let window = run.window;
     let mut progress = Progress::start("preparing", None);
     let epoch = loop {
         if let Some(epoch) = run.epoch.get() {
@@ -74,16 +74,16 @@ fn watch(run: &Run, node: &ScopedJoinHandle<'_, Result<()>>) -> Option<Used> {
     };
     drop(progress);
     let mut progress = Progress::start("measuring", Some(window.end_ns / 1_000_000));
-    let mut begin = own.read().unwrap_or_default();
+    let mut begin = Spent::now();
     let mut is_warm = false;
     loop {
         let now_ns = ns(epoch.elapsed());
         if !is_warm && now_ns >= window.start_ns {
             is_warm = true;
-            begin = own.read().unwrap_or_default();
+            begin = Spent::now();
         }
         if now_ns >= window.end_ns || run.stop.is_set() || node.is_finished() {
-            return Some(Used { cpu: own.read().unwrap_or_default().since(&begin), end_ns: now_ns });
+            return Some(Used { spent: Spent::now().since(&begin), end_ns: now_ns });
         }
         let next_ns = if is_warm { window.end_ns } else { window.start_ns };
         thread::sleep(Duration::from_nanos(next_ns - now_ns).min(TICK));
@@ -116,7 +116,9 @@ fn job(run: &Run, results: Vec<CoreResult>, used: Used, warnings: &mut Vec<Strin
     job.write = args.load.op.writes().then(|| Side::of(write));
     job.is_open_loop = args.load.rate.is_some();
     // Making and checking contents is the load's own work, all of it in user mode.
-    job.cpu = CpuTime { user_ns: used.cpu.user_ns.saturating_sub(load_cpu_ns), ..used.cpu };
+    let own = used.spent.own;
+    job.cpu = CpuTime { user_ns: own.user_ns.saturating_sub(load_cpu_ns), ..own };
+    job.machine = used.spent.machine;
     let ops = job.ops();
     job.extra = counts.json(ops);
     job.notes = counts.lines(ops);

@@ -5,7 +5,7 @@ use super::dedup::{Cutting, Dedup};
 use super::metrics::{self, MetricsPage};
 use super::tree::{Entry, LeftOut, Tree, open};
 use crate::manifest::Manifest;
-use crate::measure::{ErrorLog, Meter, ProcessCpu, Timing, Window};
+use crate::measure::{ErrorLog, Meter, ProcessCpu, Spent, Timing, Window};
 use crate::output::{Job, Report, ServerCpu, Side};
 use crate::progress::{Progress, Tally};
 use crate::s3::PARTS_MAX;
@@ -310,14 +310,13 @@ pub fn run(args: &IngestArgs, stop: &Stop) -> Result<Report> {
         stop: stop.clone(),
         epoch: Instant::now(),
     });
-    let own = ProcessCpu::own();
-    let begin = (own.read(), servers.iter().map(|server| server.1.read()).collect::<Vec<_>>());
+    let begin = (Spent::now(), servers.iter().map(|server| server.1.read()).collect::<Vec<_>>());
     let measured = match &target {
         None => read_all(&shared, crew.threads.max(args.target.threads.map_or(1, usize::from)), total),
         Some(target) => upload_all(&shared, target, crew, &prefix, total),
     };
     let wall_ns = shared.now_ns();
-    let used = own.read().zip(begin.0).map(|(end, begin)| end.since(&begin)).unwrap_or_default();
+    let spent = Spent::now().since(&begin.0);
     let of_server = |((pid, process), begin): (&(u32, ProcessCpu), &Option<crate::measure::CpuTime>)| ServerCpu {
         pid: *pid,
         used: process.read().zip(begin.as_ref()).map(|(end, begin)| end.since(begin)),
@@ -339,7 +338,7 @@ pub fn run(args: &IngestArgs, stop: &Stop) -> Result<Report> {
     let mut meter = measured?;
     meter.close(wall_ns);
     let mut job = job(args, meter, &shared);
-    (job.cpu, job.servers) = (used, server_cpus);
+    (job.cpu, job.machine, job.servers) = (spent.own, spent.machine, server_cpus);
     if let Some((before, after)) = before.zip(after?) {
         let added = metrics::added(&before, &after);
         job.notes.push(metrics::line(&added));

@@ -1,5 +1,6 @@
 //! Processor time: of this process, of one of its threads, of a server on the same machine.
 
+use super::MachineCpu;
 use crate::usage::usage;
 use anyhow::Result;
 use rustix::time::{ClockId, clock_gettime};
@@ -30,6 +31,30 @@ impl CpuTime {
             user_ns: self.user_ns.saturating_sub(earlier.user_ns),
             system_ns: self.system_ns.saturating_sub(earlier.system_ns),
         }
+    }
+}
+
+/// What this process has used of the machine's processors, and what others took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Spent {
+    /// Used by this process.
+    pub own: CpuTime,
+    /// Of the whole machine; all zero where the kernel does not say.
+    pub machine: MachineCpu,
+}
+
+impl Spent {
+    /// Until now.
+    #[must_use]
+    pub fn now() -> Spent {
+        let own = ProcessCpu::own().read().unwrap_or_default();
+        Spent { own, machine: MachineCpu::now().unwrap_or_default() }
+    }
+
+    /// What was spent since `earlier`.
+    #[must_use]
+    pub fn since(&self, earlier: &Spent) -> Spent {
+        Spent { own: self.own.since(&earlier.own), machine: self.machine.since(&earlier.machine) }
     }
 }
 

@@ -13,7 +13,7 @@ mod steady;
 mod watch;
 
 pub use course::{Course, Plan, SteadyPlan};
-pub use cpu::{CpuTime, ProcessCpu, thread_cpu_ns};
+pub use cpu::{CpuTime, ProcessCpu, Spent, thread_cpu_ns};
 pub use error_log::ErrorLog;
 pub use kiseki_measure::latency::{Latency, PERCENTILES};
 pub use machine_cpu::{MachineCpu, processes};

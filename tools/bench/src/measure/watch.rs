@@ -3,7 +3,7 @@
 
 use super::course::{Course, Plan};
 use super::steady::{SteadySearch, SteadyState};
-use super::{CpuTime, ProcessCpu, Window};
+use super::{CpuTime, ProcessCpu, Spent, Window};
 use crate::output::ServerCpu;
 use crate::progress::{Progress, TICK};
 use crate::units::ns;
@@ -24,8 +24,8 @@ pub enum Edge {
 
 /// What was seen.
 pub struct Watched {
-    /// Our own processor time in the measured part.
-    pub own: CpuTime,
+    /// Processor time in the measured part.
+    pub spent: Spent,
     /// That of servers.
     pub servers: Vec<ServerCpu>,
     /// When the measured part ended.
@@ -43,10 +43,9 @@ pub fn watch(
     ended: &Receiver<()>,
     at: &mut dyn FnMut(Edge),
 ) -> Watched {
-    let own = ProcessCpu::own();
     let read_all = || {
         let servers: Vec<Option<CpuTime>> = servers.iter().map(|(_, process)| process.read()).collect();
-        (own.read().unwrap_or_default(), servers)
+        (Spent::now(), servers)
     };
     let mut search = plan.steady.map(|steady| SteadySearch::new(steady, ns(plan.warmup)));
     let mut steady = None;
@@ -82,7 +81,7 @@ pub fn watch(
                 let used = begin.as_ref().zip(end.as_ref()).map(|(begin, end)| end.since(begin));
                 ServerCpu { pid: *pid, used }
             });
-            return Watched { own: end.0.since(&begin.0), servers: servers.collect(), end_ns: now_ns, steady };
+            return Watched { spent: end.0.since(&begin.0), servers: servers.collect(), end_ns: now_ns, steady };
         }
         let next_ns = match &search {
             Some(search) => search.next_ns,

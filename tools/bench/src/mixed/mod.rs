@@ -9,6 +9,7 @@ mod report;
 mod run;
 
 use crate::output::{OutputArgs, Report};
+use crate::s3::servers::AdminArgs;
 use crate::s3::target::TargetArgs;
 use crate::stop::Stop;
 use crate::units::{parse_bytes, parse_duration};
@@ -24,6 +25,8 @@ Examples:
   . .kiseki/env; kiseki-bench mixed epochs small-files --runtime 60s --cleanup
   # four writers store a checkpoint of 4 GiB, twice; it is read back and compared
   kiseki-bench mixed checkpoint --checkpoint-writers 4 --checkpoint-size 1g --cleanup
+  # where the time of its requests goes in the server
+  kiseki-bench mixed small-files --server-admin http://127.0.0.1:9090 --cleanup
   # everything at a hundredth of its size, every byte checked
   kiseki-bench mixed epochs record-shards checkpoint kv-pages small-files --scale 0.01 --verify --cleanup --json";
 
@@ -111,6 +114,10 @@ pub struct MixedArgs {
     /// Seed of contents and choices; without it every run has its own. The same seed again stores the same objects
     #[arg(long)]
     pub seed: Option<u64>,
+    /// Who tells where the time went.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub admin: AdminArgs,
     /// Where objects go.
     #[command(flatten)]
     #[serde(flatten)]

@@ -44,8 +44,9 @@ pub fn job(
         }
     }
     if let Some(watched) = watched {
+        job.machine = watched.spent.machine;
         match is_alone {
-            true => (job.cpu, job.servers) = (watched.own, watched.servers.clone()),
+            true => (job.cpu, job.servers) = (watched.spent.own, watched.servers.clone()),
             false => all_profiles(&mut job, watched),
         }
     }
@@ -71,7 +72,7 @@ fn all_profiles(job: &mut Job, watched: &Watched) {
         .iter()
         .map(|server| json!({"pid": server.pid, "total_ns": server.used.map(|used| used.total_ns())}))
         .collect();
-    let own_ns = watched.own.total_ns();
+    let own_ns = watched.spent.own.total_ns();
     job.extra.insert("cpu_of_all_profiles".to_owned(), json!({"client_ns": own_ns, "servers": servers}));
     let mut note = format!("cpu of all profiles: client {:.2}s", own_ns as f64 / 1e9);
     for server in &watched.servers {

@@ -4,11 +4,12 @@ use super::MixedArgs;
 use super::profile::{Kind, Profile, Step};
 use super::report::job;
 use crate::manifest::Manifest;
-use crate::measure::{Course, ErrorLog, Latency, Meter, Plan, ProcessCpu, Timing, Watched, Window, watch};
+use crate::measure::{Course, ErrorLog, Latency, Meter, Plan, Timing, Watched, Window};
 use crate::output::Report;
 use crate::s3::cleanup::remove_all;
 use crate::s3::content::Content;
 use crate::s3::crew::{Crew, for_all, on_threads};
+use crate::s3::servers::{Servers, Times, tell};
 use crate::s3::session::Session;
 use crate::s3::target::Target;
 use crate::stop::Stop;
@@ -284,7 +285,7 @@ pub fn run(args: &MixedArgs, stop: &Stop) -> Result<Report> {
     for profile in &profiles {
         args.target.check_parts(profile.len_bytes_max)?;
     }
-    let servers = args.target.servers()?;
+    let servers = Servers::open(&args.admin, &args.target)?;
     let clients: usize = profiles.iter().map(|profile| profile.clients).sum();
     let crew = Crew { threads: args.target.threads_for(clients), clients };
     let mut options = serde_json::to_value(args)?;
@@ -308,12 +309,18 @@ pub fn run(args: &MixedArgs, stop: &Stop) -> Result<Report> {
     } else {
         warnings.push(format!("objects are left in s3://{bucket}/{prefix}; --cleanup removes them"));
     }
-    let (outcomes, watched) = measured?;
+    let (outcomes, watched, times) = measured?;
     let is_alone = profiles.len() == 1;
     let mut jobs = Vec::new();
     for (number, (profile, outcome)) in profiles.iter().zip(outcomes).enumerate() {
         let used = (number == 0).then_some(&watched);
         jobs.push(job(profile, outcome, used, is_alone, &mut warnings));
+    }
+    if let Some(first) = jobs.first_mut() {
+        if times.is_some() && !is_alone {
+            first.notes.push("server times: of all profiles".to_owned());
+        }
+        tell(times, first, &mut warnings);
     }
     Ok(Report { manifest, jobs, warnings })
 }
@@ -337,9 +344,9 @@ fn measure(
     profiles: &[Profile],
     content: &Arc<Content>,
     crew: Crew,
-    servers: &[(u32, ProcessCpu)],
+    servers: &Servers,
     stop: &Stop,
-) -> Result<(Vec<Outcome>, Watched)> {
+) -> Result<(Vec<Outcome>, Watched, Times)> {
     let steps = |profile: &Profile| profile.rounds * profile.phases.iter().map(|phase| phase.steps).sum::<u64>();
     let all_steps: u64 = profiles.iter().map(steps).sum();
     let plan = Plan {
@@ -369,9 +376,11 @@ fn measure(
         };
         join_all(numbers.into_iter().map(one)).await
     };
-    let (results, watched) = on_threads(crew, work, || watch(&plan, &course, servers, &ended, &mut |_| {}))?;
+    // What was stored before is no part of it.
+    servers.settle();
+    let (results, (watched, times)) = on_threads(crew, work, || servers.watch(&plan, &course, &ended))?;
     let mut by_profile: Vec<Vec<ClientResult>> = profiles.iter().map(|_| Vec::new()).collect();
     results.into_iter().flatten().for_each(|(owner, result)| by_profile[owner].push(result));
     let outcomes = running.into_iter().zip(by_profile).map(|(running, results)| running.outcome(results));
-    Ok((outcomes.collect(), watched))
+    Ok((outcomes.collect(), watched, times))
 }

@@ -6,7 +6,7 @@ mod json;
 mod text;
 
 use crate::manifest::Manifest;
-use crate::measure::{CpuTime, ErrorLog, Latency, Meter};
+use crate::measure::{CpuTime, ErrorLog, Latency, MachineCpu, Meter};
 use crate::report;
 use crate::results::RunResult;
 use crate::usage::usage;
@@ -101,6 +101,8 @@ pub struct Job {
     pub wall_ns: Option<u64>,
     /// Our own processor time during the window.
     pub cpu: CpuTime,
+    /// That of the whole machine during it; zero where it is not known, or stands with another job.
+    pub machine: MachineCpu,
     /// Servers' processor time during the window.
     pub servers: Vec<ServerCpu>,
     /// What only this verb knows, by JSON key.

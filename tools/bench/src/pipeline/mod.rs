@@ -11,7 +11,7 @@ mod stream;
 use crate::cpus;
 use crate::device::seconds;
 use crate::manifest::Manifest;
-use crate::measure::{CpuTime, Meter, Timing, Window, thread_cpu_ns};
+use crate::measure::{CpuTime, MachineCpu, Meter, Timing, Window, thread_cpu_ns};
 use crate::output::{Job, OutputArgs, Report, Side};
 use crate::progress::{Progress, TICK, Tally};
 use crate::stop::Stop;
@@ -92,6 +92,7 @@ fn parse_shape(text: &str) -> std::result::Result<StripeShape, String> {
 struct StageResult {
     meter: Meter,
     cpu_ns: u64,
+    machine: MachineCpu,
 }
 
 /// Measures.
@@ -160,7 +161,7 @@ fn measure(
     }
     let mut meter = Meter::new(window);
     barrier.wait();
-    let (begin, cpu_begin_ns) = (Instant::now(), thread_cpu_ns());
+    let (machine_begin, begin, cpu_begin_ns) = (MachineCpu::now(), Instant::now(), thread_cpu_ns());
     let mut start_ns = 0;
     while start_ns < window.end_ns && !stop.is_set() {
         let bytes = work.step();
@@ -170,8 +171,9 @@ fn measure(
         start_ns = end_ns;
     }
     let cpu_ns = thread_cpu_ns() - cpu_begin_ns;
+    let machine = machine_begin.and_then(|begin| Some(MachineCpu::now()?.since(&begin)));
     meter.close(start_ns);
-    StageResult { meter, cpu_ns }
+    StageResult { meter, cpu_ns, machine: machine.unwrap_or_default() }
 }
 
 fn show(all_ms: u64, tally: &Tally, ended: &AtomicBool) {
@@ -192,6 +194,7 @@ fn job(stage: Stage, args: &PipelineArgs, results: &[&StageResult]) -> Job {
     let about = format!("{}, data={}, {} threads", stage.about(args.shape), args.data.word(), results.len());
     let mut job = Job { name: stage.word(), about, ..Job::default() };
     job.cpu = CpuTime { user_ns: cpu_ns, system_ns: 0 };
+    job.machine = results[0].machine;
     job.extra.insert("bw_per_core_bytes".to_owned(), json!(per_core as u64));
     job.extra.insert("bw_per_cpu_second_bytes".to_owned(), json!(per_cpu_second as u64));
     job.notes.push(format!(

@@ -1,7 +1,7 @@
 //! One member on its executor: a server for the others' parcels, links to them, its replicas; the first one has the writers too.
 
 use super::{MEMBERS, RaftArgs, since_ns};
-use crate::measure::{CpuTime, ErrorLog, Meter, ProcessCpu, Timing, Window};
+use crate::measure::{ErrorLog, Meter, Spent, Timing, Window};
 use crate::progress::{Progress, TICK, Tally};
 use crate::rpc::buffers;
 use crate::rpc::members::Member as Certificate;
@@ -86,18 +86,18 @@ impl Run {
         self.ended_ns.get().copied().unwrap_or(self.window.end_ns)
     }
 
-    /// Shows progress until the window has ended or nobody works any more. Returns what this process used in the window.
-    pub fn wait_for_window(&self, has_ended: impl Fn() -> bool, own: &ProcessCpu) -> CpuTime {
+    /// Shows progress until the window has ended or nobody works any more. Returns what was used in the window.
+    pub fn wait_for_window(&self, has_ended: impl Fn() -> bool) -> Spent {
         let mut progress = Progress::start("measuring", Some(self.window.end_ns / 1_000_000));
         let mut begin = None;
         loop {
             let now_ns = self.epoch.get().map_or(0, |epoch| since_ns(*epoch));
             if begin.is_none() && self.epoch.get().is_some() && now_ns >= self.window.start_ns {
-                begin = own.read();
+                begin = Some(Spent::now());
             }
             if now_ns >= self.window.end_ns || has_ended() || self.stop.is_set() {
                 let _first = self.ended_ns.set(now_ns.min(self.window.end_ns));
-                return begin.map_or_else(CpuTime::default, |begin| own.read().unwrap_or_default().since(&begin));
+                return begin.map_or_else(Spent::default, |begin| Spent::now().since(&begin));
             }
             let next_ns =
                 if begin.is_some() { self.window.end_ns } else { self.window.start_ns.max(now_ns + 1_000_000) };

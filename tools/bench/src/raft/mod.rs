@@ -8,7 +8,6 @@ mod member;
 use crate::cpus;
 use crate::load_args::SpanArgs;
 use crate::manifest::Manifest;
-use crate::measure::ProcessCpu;
 use crate::output::{Job, OutputArgs, Report, Side};
 use crate::rpc::members;
 use crate::run_dir::RunDir;
@@ -117,8 +116,7 @@ pub fn run(args: &RaftArgs, stop: Stop) -> Result<Report> {
     }
     let members = members::make(MEMBERS as u8)?;
     let run = Run::new(args, dir.path(), &stop);
-    let own = ProcessCpu::own();
-    let (counted, cpu) = thread::scope(|scope| {
+    let (counted, spent) = thread::scope(|scope| {
         let spawn = |(member, place): (usize, &Option<usize>)| {
             let (run, certificate) = (&run, &members[member]);
             let options = ExecutorOptions { cpu: *place, ..ExecutorOptions::default() };
@@ -133,16 +131,16 @@ pub fn run(args: &RaftArgs, stop: Stop) -> Result<Report> {
             })
         };
         let threads: Vec<_> = places.iter().enumerate().map(spawn).collect();
-        let cpu = run.wait_for_window(|| threads.iter().any(|thread| thread.is_finished()), &own);
+        let spent = run.wait_for_window(|| threads.iter().any(|thread| thread.is_finished()));
         let counted = threads.into_iter().map(|thread| thread.join().map_err(|_| anyhow!("a member died"))?);
-        (counted.collect::<Result<Vec<Counted>>>(), cpu)
+        (counted.collect::<Result<Vec<Counted>>>(), spent)
     });
     if let Some(reason) = run.steps.failure() {
         return Err(anyhow!("{reason}"));
     }
     drop(dir);
     let mut job = job(args, &run, counted?);
-    job.cpu = cpu;
+    (job.cpu, job.machine) = (spent.own, spent.machine);
     if job.ops() == 0 {
         warnings.push("no command was committed within --runtime; measure longer".to_owned());
     }

@@ -7,7 +7,7 @@ mod plain;
 
 use crate::cpus;
 use crate::manifest::Manifest;
-use crate::measure::{Meter, ProcessCpu, Timing, Window};
+use crate::measure::{Meter, Spent, Timing, Window};
 use crate::output::{Job, OutputArgs, Report, Side};
 use crate::stop::Stop;
 use crate::units::{binary, ns, parse_bytes, parse_duration};
@@ -283,12 +283,12 @@ async fn call(
     }
     let window = args.window();
     let (meter, start) = (RefCell::new(Meter::new(window)), Instant::now());
-    let (cpu_before, own) = (RefCell::new(None), ProcessCpu::own());
+    let before = RefCell::new(None);
     let caller = async |links: &Rc<PeerLinks>| -> Result<()> {
         loop {
             let start_ns = ns(start.elapsed());
-            if start_ns >= window.start_ns && cpu_before.borrow().is_none() {
-                *cpu_before.borrow_mut() = own.read();
+            if start_ns >= window.start_ns && before.borrow().is_none() {
+                *before.borrow_mut() = Some(Spent::now());
             }
             if start_ns >= window.end_ns || stop.is_set() {
                 return Ok(());
@@ -306,9 +306,9 @@ async fn call(
     join_all(callers).await.into_iter().collect::<Result<Vec<()>>>()?;
     let mut meter = meter.into_inner();
     meter.close(ns(start.elapsed()));
-    let cpu = own.read().unwrap_or_default().since(&cpu_before.take().unwrap_or_default());
-    let write = Some(Side::of(meter));
-    Ok(Job { name: part.name().to_owned(), about: args.about(part), write, cpu, ..Job::default() })
+    let spent = Spent::now().since(&before.take().unwrap_or_default());
+    let (cpu, machine, write) = (spent.own, spent.machine, Some(Side::of(meter)));
+    Ok(Job { name: part.name().to_owned(), about: args.about(part), write, cpu, machine, ..Job::default() })
 }
 
 #[cfg(test)]

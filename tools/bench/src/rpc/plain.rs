@@ -2,7 +2,7 @@
 
 use super::RpcArgs;
 use super::members::Member;
-use crate::measure::{Meter, ProcessCpu, Timing};
+use crate::measure::{Meter, Spent, Timing};
 use crate::output::{Job, Side};
 use crate::stop::Stop;
 use crate::units::ns;
@@ -40,11 +40,11 @@ pub fn run(args: &RpcArgs, members: &[Member], stop: &Stop) -> Result<Job> {
     let (socket, _) = listener.accept()?;
     let mut stream = StreamOwned::new(ServerConnection::new(server_config)?, socket);
     let (mut meter, mut block) = (Meter::new(window), vec![0; bs]);
-    let (mut cpu, own) = (None, ProcessCpu::own());
+    let mut before = None;
     loop {
         let start_ns = ns(start.elapsed());
-        if start_ns >= window.start_ns && cpu.is_none() {
-            cpu = own.read();
+        if start_ns >= window.start_ns && before.is_none() {
+            before = Some(Spent::now());
         }
         match stream.read_exact(&mut block) {
             Ok(()) => {
@@ -57,12 +57,13 @@ pub fn run(args: &RpcArgs, members: &[Member], stop: &Stop) -> Result<Job> {
     }
     meter.close(ns(start.elapsed()));
     sender.join().map_err(|_| anyhow!("the sending thread died"))??;
-    let cpu = own.read().unwrap_or_default().since(&cpu.unwrap_or_default());
+    let spent = Spent::now().since(&before.unwrap_or_default());
     Ok(Job {
         name: "rustls alone".to_owned(),
         about: args.bulk_about(1),
         write: Some(Side::of(meter)),
-        cpu,
+        cpu: spent.own,
+        machine: spent.machine,
         ..Job::default()
     })
 }

@@ -71,7 +71,7 @@ impl<'a> Client<'a> {
         let id = setup.naming.read_content(&setup.content, index);
         let put =
             setup.target.bucket.prepare_put(&self.source, &setup.naming.read_key(index), id, setup.args.load.size);
-        self.limited(async |client| client.put(put).await).await
+        self.put(put).await
     }
 
     /// Reads back what a client wrote to a slot; its versions are those that may be found.
@@ -99,7 +99,7 @@ impl<'a> Client<'a> {
     }
 
     async fn put(&mut self, put: PreparedPut) -> Result<()> {
-        self.setup.target.bucket.put(&mut self.connections, &self.source, put).await
+        self.setup.target.put(&mut self.connections, &self.source, put).await
     }
 
     fn prepare(&mut self, mix: Mix) -> Operation {
@@ -165,7 +165,7 @@ impl<'a> Client<'a> {
                     })
                 }
                 Operation::Put { slot, version, put } => {
-                    let done = self.limited(async |client| client.put(put).await).await;
+                    let done = self.put(put).await;
                     match &done {
                         Ok(()) => self.written.acknowledge(slot, version),
                         Err(_) => self.written.doubt(slot, version),

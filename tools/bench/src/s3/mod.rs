@@ -18,6 +18,7 @@ pub mod objects;
 pub mod operations;
 mod run;
 pub mod server_times;
+pub mod servers;
 pub mod session;
 pub mod sigv4;
 pub mod target;
@@ -34,6 +35,7 @@ use clap::Args;
 use content::Content;
 use objects::Naming;
 use serde::Serialize;
+use servers::AdminArgs;
 use std::sync::Arc;
 use target::{Target, TargetArgs};
 
@@ -153,9 +155,10 @@ pub struct S3Args {
     #[command(flatten)]
     #[serde(flatten)]
     pub length: LengthArgs,
-    /// Admin port of a Kiseki node, such as http://127.0.0.1:9090: what it spent its time on is shown; repeatable
-    #[arg(long, value_name = "URL")]
-    pub server_admin: Vec<String>,
+    /// Who tells where the time went.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub admin: AdminArgs,
     /// Where objects go.
     #[command(flatten)]
     #[serde(flatten)]

@@ -32,6 +32,21 @@ pub struct PreparedPut {
     single: Option<(Payload, Option<String>)>,
 }
 
+/// An upload in parts that has begun and is not known to have ended.
+pub struct OpenUpload {
+    path: String,
+    query: String,
+}
+
+impl OpenUpload {
+    /// Ends it without an object: parts of an upload that nobody completes would stay for ever.
+    pub async fn abort(&self, connection: &mut Connection) -> Result<()> {
+        let call = Call { query: &self.query, ..Call::new(Method::DELETE, &self.path) };
+        connection.call(call).await.context("AbortMultipartUpload")?;
+        Ok(())
+    }
+}
+
 /// Which part of which upload.
 #[derive(Clone, Copy, Debug)]
 pub struct UploadPart<'a> {
@@ -125,35 +140,28 @@ impl Bucket {
     }
 
     /// Stores an object. With several connections, its parts go up side by side.
-    pub async fn put(&self, connections: &mut [Connection], source: &Source, put: PreparedPut) -> Result<()> {
+    ///
+    /// - `open`: the upload that it goes up with, from its begin until it is completed. Whoever gives this up aborts that.
+    pub async fn put(
+        &self,
+        connections: &mut [Connection],
+        source: &Source,
+        put: PreparedPut,
+        open: &RefCell<Option<OpenUpload>>,
+    ) -> Result<()> {
         let PreparedPut { path, id, len_bytes, single } = put;
         let Some((payload, payload_hash)) = single else {
-            return self.put_parts(connections, source, &path, id, len_bytes).await;
+            let upload = create_upload(&mut connections[0], &path).await?;
+            let query = format!("uploadId={}", encode(&upload, false));
+            open.replace(Some(OpenUpload { path: path.clone(), query: query.clone() }));
+            let tags = self.send_parts(connections, source, &path, &query, (id, len_bytes)).await?;
+            complete_upload(&mut connections[0], &path, &query, &tags).await?;
+            open.take();
+            return Ok(());
         };
         let call = Call { payload, payload_hash, ..Call::new(Method::PUT, &path) };
         connections[0].call(call).await.context("PUT")?;
         Ok(())
-    }
-
-    async fn put_parts(
-        &self,
-        connections: &mut [Connection],
-        source: &Source,
-        path: &str,
-        id: ContentId,
-        len_bytes: u64,
-    ) -> Result<()> {
-        let upload = create_upload(&mut connections[0], path).await?;
-        let query = format!("uploadId={}", encode(&upload, false));
-        let completed = match self.send_parts(connections, source, path, &query, (id, len_bytes)).await {
-            Ok(tags) => complete_upload(&mut connections[0], path, &query, &tags).await,
-            Err(error) => Err(error),
-        };
-        if completed.is_err() {
-            // Parts of an upload that nobody completes would stay for ever; the error told is the first one.
-            let _ = connections[0].call(Call { query: &query, ..Call::new(Method::DELETE, path) }).await;
-        }
-        completed
     }
 
     /// Sends all parts; gives their tags.
@@ -229,9 +237,7 @@ impl Bucket {
     /// Ends an upload without an object.
     pub async fn abort_upload(&self, connection: &mut Connection, key: &str, upload: &str) -> Result<()> {
         let (path, query) = (self.object_path(key), format!("uploadId={}", encode(upload, false)));
-        let call = Call { query: &query, ..Call::new(Method::DELETE, &path) };
-        connection.call(call).await.context("AbortMultipartUpload")?;
-        Ok(())
+        OpenUpload { path, query }.abort(connection).await
     }
 
     /// Reads an object to its end and checks it. Returns when the head of the answer was there.

@@ -1,14 +1,13 @@
 //! A run from begin to end: bucket, objects to read, measurement, reading back, removal.
 
-use super::admin_page::{self, AdminPage};
 use super::client::{Client, ClientResult};
 use super::crew::{Crew, for_all, on_threads};
 use super::due::DueQueue;
 use super::objects::Written;
-use super::server_times::ServerTimes;
+use super::servers::{Servers, Times, tell};
 use super::{Mix, Setup};
 use crate::manifest::Manifest;
-use crate::measure::{Course, Edge, ErrorLog, Latency, Meter, ProcessCpu, Schedule, Watched, watch};
+use crate::measure::{Course, ErrorLog, Latency, Meter, Schedule, Watched};
 use crate::output::{Job, Report, Side};
 use crate::stop::Stop;
 use crate::sweep;
@@ -18,7 +17,6 @@ use futures::future::{Future, join};
 use futures::stream::{FuturesUnordered, StreamExt};
 use serde_json::json;
 use std::sync::{Barrier, Mutex, PoisonError, mpsc};
-use std::thread;
 
 /// Share of the time for which the client's threads may work before that is worth a warning: beyond it, requests wait
 /// for the client more than for the server.
@@ -34,27 +32,7 @@ struct Measured {
     never_begun: u64,
     written: Vec<Written>,
     /// What nodes spent their time on, where their admin ports are known.
-    times: Option<Result<ServerTimes>>,
-}
-
-/// Servers that are looked at when the measured part begins and ends.
-struct Servers {
-    processes: Vec<(u32, ProcessCpu)>,
-    nodes: Vec<AdminPage>,
-}
-
-impl Servers {
-    fn of(setup: &Setup) -> Result<Servers> {
-        let target = &setup.args.target;
-        let page = |url: &String| AdminPage::open("--server-admin", url, "/stages", target.authorities());
-        let nodes = setup.args.server_admin.iter().map(page).collect::<Result<Vec<_>>>()?;
-        ServerTimes::read(&nodes)?; // not to learn after the run that it can't be done
-        Ok(Servers { processes: target.servers()?, nodes })
-    }
-
-    fn times(&self) -> Option<Result<ServerTimes>> {
-        (!self.nodes.is_empty()).then(|| ServerTimes::read(&self.nodes))
-    }
+    times: Times,
 }
 
 /// What one thread has: its clients' results, and when operations were due that nobody began.
@@ -62,7 +40,7 @@ type ThreadResult = Result<(Vec<ClientResult>, Vec<u64>)>;
 
 /// Runs it all.
 pub fn run(setup: &Setup, stop: &Stop) -> Result<Report> {
-    let servers = Servers::of(setup)?;
+    let servers = Servers::open(&setup.args.admin, &setup.args.target)?;
     let mut options = serde_json::to_value(&setup.args)?;
     options["seed"] = json!(setup.seed);
     options["threads"] = json!(setup.threads);
@@ -144,21 +122,12 @@ fn measure(setup: &Setup, stop: &Stop, servers: &Servers) -> Result<(Measured, W
         filled?;
         Ok((results, queue.left()))
     };
-    let (mut begin, mut times) = (None, None);
     let watching = || {
         ready.wait();
         course.epoch();
-        watch(&plan, &course, &servers.processes, &ended, &mut |edge| match edge {
-            Edge::Begin => begin = servers.times(),
-            Edge::End => {
-                times = begin.take().map(|begin| {
-                    thread::sleep(admin_page::BEHIND);
-                    Ok(ServerTimes::read(&servers.nodes)?.since(&begin?))
-                });
-            }
-        })
+        servers.watch(&plan, &course, &ended)
     };
-    let (results, watched) = on_threads(crew(setup), work, watching)?;
+    let (results, (watched, times)) = on_threads(crew(setup), work, watching)?;
     let window = course.window();
     let mut all = Measured {
         read: Meter::new(window),
@@ -242,7 +211,8 @@ fn job(setup: &Setup, (measured, watched): (Measured, Watched), checked: u64, wa
         write: (get_percent < 100).then(|| Side::of(measured.write)),
         is_open_loop: setup.args.load.rate.is_some(),
         errors: measured.errors,
-        cpu: watched.own,
+        cpu: watched.spent.own,
+        machine: watched.spent.machine,
         servers: watched.servers,
         ..Job::default()
     };
@@ -268,14 +238,7 @@ fn job(setup: &Setup, (measured, watched): (Measured, Watched), checked: u64, wa
         job.extra.insert("steadystate".to_owned(), steady.json());
         job.notes.push(steady.line());
     }
-    match measured.times {
-        None => {}
-        Some(Err(error)) => warnings.push(format!("what servers spent their time on is not known: {error:#}")),
-        Some(Ok(times)) => {
-            job.extra.insert("waterfall".to_owned(), times.json());
-            job.notes.extend(times.lines());
-        }
-    }
+    tell(measured.times, &mut job, warnings);
     let idle = setup.clients * setup.connections_per_client();
     if measured.connects > idle as u64 {
         job.notes.push(format!("{} connections were made for {idle} in use: not all were kept", measured.connects));

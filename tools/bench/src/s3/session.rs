@@ -52,7 +52,7 @@ impl<'a> Session<'a> {
     /// Stores an object.
     pub async fn put(&mut self, put: PreparedPut) -> Result<()> {
         let connections = std::slice::from_mut(&mut self.connection);
-        self.target.limited(self.target.bucket.put(connections, &self.source, put)).await
+        self.target.put(connections, &self.source, put).await
     }
 
     /// Stores an object with these bytes.

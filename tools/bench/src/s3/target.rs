@@ -1,10 +1,11 @@
 //! Where objects go: endpoint, keys, bucket, and what every load on an endpoint can be told about them.
 
 use super::PART_LEN_BYTES_MIN;
+use super::body::Source;
 use super::connection::Connection;
 use super::crew::runtime;
 use super::endpoint::Endpoint;
-use super::operations::Bucket;
+use super::operations::{Bucket, PreparedPut};
 use super::sigv4::{Credentials, Signer};
 use crate::cpus;
 use crate::measure::ProcessCpu;
@@ -13,6 +14,7 @@ use crate::usage::usage;
 use anyhow::{Context, Result, anyhow};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
+use std::cell::RefCell;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -169,6 +171,17 @@ impl Target {
         limit.await.map_err(|_| anyhow!("no answer within --timeout {}s", self.timeout.as_secs_f64()))?
     }
 
+    /// Stores an object within the time that an operation has; with several connections, its parts go up side by side. An upload
+    /// in parts that fails or is given up is aborted; the error told is the first one.
+    pub async fn put(&self, connections: &mut [Connection], source: &Source, put: PreparedPut) -> Result<()> {
+        let open = RefCell::new(None);
+        let stored = self.limited(self.bucket.put(connections, source, put, &open)).await;
+        if let Some(upload) = open.take() {
+            let _ = self.limited(upload.abort(&mut connections[0])).await;
+        }
+        stored
+    }
+
     /// Makes the bucket unless it is there. Returns whether it made it.
     pub fn ensure_bucket(&self) -> Result<bool> {
         let mut connection = self.connection();
@@ -181,5 +194,90 @@ impl Target {
         let mut connection = self.connection();
         let removing = self.limited(self.bucket.remove(&mut connection));
         runtime()?.block_on(removing).context("the bucket can't be removed")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::s3::body::PieceMemory;
+    use crate::s3::content::Content;
+    use std::io::{BufRead, BufReader, Read, Write};
+    use std::net::{TcpListener, TcpStream};
+    use std::sync::mpsc::{self, Receiver, Sender};
+    use std::thread;
+
+    /// Answers one connection: an upload begins and is aborted, and `part` becomes of each part. Tells every request line.
+    fn serve(stream: &TcpStream, asked: &Sender<String>, part: Option<&str>) -> std::io::Result<()> {
+        let mut reader = BufReader::new(stream);
+        loop {
+            let (mut line, mut header, mut len_bytes) = (String::new(), String::new(), 0);
+            reader.read_line(&mut line)?;
+            while reader.read_line(&mut header)? > 2 {
+                if let Some(value) = header.to_lowercase().strip_prefix("content-length:") {
+                    len_bytes = value.trim().parse().unwrap_or(0);
+                }
+                header.clear();
+            }
+            reader.read_exact(&mut vec![0; len_bytes])?;
+            if line.is_empty() || asked.send(line.clone()).is_err() {
+                return Ok(());
+            }
+            let created = "<R><UploadId>u1</UploadId></R>";
+            let created = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{created}", created.len());
+            let answer = match line.split(' ').next() {
+                Some("POST") => &created,
+                Some("DELETE") => "HTTP/1.1 204 No Content\r\n\r\n",
+                // Without an answer the client waits until it gives up, and closes.
+                _ => match part {
+                    Some(answer) => answer,
+                    None => continue,
+                },
+            };
+            let mut writer = stream;
+            writer.write_all(answer.as_bytes())?;
+        }
+    }
+
+    fn endpoint(part: Option<&'static str>) -> (String, Receiver<String>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let (asked, requests) = mpsc::channel();
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let asked = asked.clone();
+                thread::spawn(move || serve(&stream, &asked, part));
+            }
+        });
+        (url, requests)
+    }
+
+    /// Stores ten bytes in parts of six; what was asked of the endpoint, and the error.
+    fn put_in_parts(part: Option<&'static str>) -> (Vec<String>, String) {
+        let (url, requests) = endpoint(part);
+        let key = || "k".to_owned();
+        let (access_key_id, secret_access_key, region) = (key(), key(), key());
+        let target = Target {
+            bucket: Bucket { name: "b".to_owned(), part_len_bytes: 6, signs_payload: false },
+            timeout: Duration::from_secs(2),
+            endpoint: Arc::new(Endpoint::open(&url, None).unwrap()),
+            credentials: Credentials { access_key_id, secret_access_key, session_token: None, region },
+        };
+        let source = Source { content: Arc::new(Content::new(1)), memory: PieceMemory::default() };
+        let put = target.bucket.prepare_put(&source, "key", source.content.id([1, 2, 3], 0.0), 10);
+        let stored = runtime().unwrap().block_on(target.put(&mut [target.connection()], &source, put));
+        let lines = requests.try_iter().map(|line| line.split(' ').take(2).collect::<Vec<_>>().join(" "));
+        (lines.collect(), format!("{:#}", stored.unwrap_err()))
+    }
+
+    #[test]
+    fn an_upload_that_fails_or_is_given_up_is_aborted() {
+        let refusal = "HTTP/1.1 503 Slow Down\r\ncontent-length: 0\r\n\r\n";
+        for (part, error) in [(None, "--timeout"), (Some(refusal), "503")] {
+            let (asked, told) = put_in_parts(part);
+            let whole = ["POST /b/key?uploads=", "PUT /b/key?partNumber=1&uploadId=u1", "DELETE /b/key?uploadId=u1"];
+            assert_eq!(asked, whole, "{told}");
+            assert!(told.contains(error), "the first error is told: {told}");
+        }
     }
 }
