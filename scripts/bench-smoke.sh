@@ -207,8 +207,9 @@ if [ -n "${AWS_ENDPOINT_URL:-}" ]; then
         python3 -c 'import json, sys; jobs = json.load(open(sys.argv[1]))["jobs"]; assert [job["sweep"]["value"] for job in jobs] == [1, 2]' "$work/sweep.json"
     result "s3 sweeps" $?
     if [ -n "$server_pid" ]; then
-        # A server that stops for half a second: in an open loop all who were due meanwhile waited, and none of them is left out.
-        (sleep 0.5; kill -STOP "$server_pid"; sleep 0.5; kill -CONT "$server_pid") &
+        # A server that stops for half a second: in an open loop all who were due meanwhile waited, and none of them is left out. It stops
+        # when the run has begun, which is 0.6 s after its start: nodes first tell of what they did before.
+        (sleep 1.3; kill -STOP "$server_pid"; sleep 0.5; kill -CONT "$server_pid") &
         "$bench" "${s3[@]}" --op put --size 1k --rate 200 --runtime 1500ms --warmup 0 --server-admin "http://127.0.0.1:$(cat "$work/admin")" \
             --interval-log "$work/intervals.csv" --html "$work/page.html" --json >"$work/stall.json" 2>"$work/err" && python3 - "$work/stall.json" <<'PYTHON'
 import json

@@ -377,7 +377,7 @@ fn measure(
         join_all(numbers.into_iter().map(one)).await
     };
     // What was stored before is no part of it.
-    servers.settle();
+    servers.settle(plan.warmup);
     let (results, (watched, times)) = on_threads(crew, work, || servers.watch(&plan, &course, &ended))?;
     let mut by_profile: Vec<Vec<ClientResult>> = profiles.iter().map(|_| Vec::new()).collect();
     results.into_iter().flatten().for_each(|(owner, result)| by_profile[owner].push(result));

@@ -127,6 +127,7 @@ fn measure(setup: &Setup, stop: &Stop, servers: &Servers) -> Result<(Measured, W
         course.epoch();
         servers.watch(&plan, &course, &ended)
     };
+    servers.settle(plan.warmup);
     let (results, (watched, times)) = on_threads(crew(setup), work, watching)?;
     let window = course.window();
     let mut all = Measured {

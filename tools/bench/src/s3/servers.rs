@@ -10,6 +10,7 @@ use clap::Args;
 use serde::Serialize;
 use std::sync::mpsc::Receiver;
 use std::thread;
+use std::time::Duration;
 
 /// Nodes that say what they spent their time on.
 #[derive(Args, Clone, Debug, Serialize)]
@@ -37,9 +38,9 @@ impl Servers {
         Ok(Servers { processes: target.servers()?, nodes })
     }
 
-    /// Waits until the nodes have told of everything that was asked of them before.
-    pub fn settle(&self) {
-        if !self.nodes.is_empty() {
+    /// Waits until the nodes have told of everything that was asked of them before the run, unless they do so during the warm-up.
+    pub fn settle(&self, warmup: Duration) {
+        if !self.nodes.is_empty() && warmup < admin_page::BEHIND {
             thread::sleep(admin_page::BEHIND);
         }
     }
@@ -51,7 +52,7 @@ impl Servers {
             Edge::Begin => begin = (!self.nodes.is_empty()).then(|| ServerTimes::read(&self.nodes)),
             Edge::End => {
                 times = begin.take().map(|begin| {
-                    self.settle();
+                    thread::sleep(admin_page::BEHIND);
                     Ok(ServerTimes::read(&self.nodes)?.since(&begin?))
                 });
             }
