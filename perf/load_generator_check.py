@@ -23,6 +23,7 @@ import os
 import pathlib
 import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import urllib.parse
@@ -154,7 +155,7 @@ def serving(name, peers, work, pin):
             server = next(server for server in servers if server.name == name)
             with server.serving() as (_, env):
                 yield Target(env, directory)
-        except (RuntimeError, OSError) as error:
+        except (RuntimeError, OSError, subprocess.SubprocessError) as error:
             raise Failed(f"{name}: {error}") from error
 
 

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import pathlib
 import shutil
+import subprocess
 import tempfile
 
 import s3_compare
@@ -34,7 +35,7 @@ def fresh(setting, make):
     with tempfile.TemporaryDirectory(prefix="s3-", dir=setting.work) as directory:
         try:
             yield {server.name: server for server in make(pathlib.Path(directory))}
-        except (RuntimeError, OSError) as error:
+        except (RuntimeError, OSError, subprocess.SubprocessError) as error:
             raise Failed(str(error)) from error
 
 
