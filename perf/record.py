@@ -45,10 +45,19 @@ class Record:
         beside.write_text(json.dumps(self.index, indent=1) + "\n")
         os.replace(beside, self.directory / INDEX)
 
-    def begin(self, case, **facts):
-        """A case that was there already is measured anew."""
-        shutil.rmtree(self.directory / "raw" / case, ignore_errors=True)
-        self.index["cases"][case] = {"state": RUNNING, "left_out": [], "failures": [], "measured": [], **facts}
+    def begin(self, case, names=None, **facts):
+        """A case that was there already is measured anew; with `names` only these experiments of it are, and the others stay."""
+        old = self.index["cases"].get(case)
+        if names is None or old is None:
+            shutil.rmtree(self.directory / "raw" / case, ignore_errors=True)
+            old = {"left_out": [], "failures": [], "measured": []}
+        else:
+            again = lambda text: any(text.startswith(mark) for name in names for mark in (f"raw/{case}/{name}.", f"{name}: "))
+            for one in {one["raw"] for one in old["measured"] if again(one["raw"])}:
+                (self.directory / one).unlink(missing_ok=True)
+            old["measured"] = [one for one in old["measured"] if not again(one["raw"])]
+            old["failures"] = [text for text in old["failures"] if not again(text)]
+        self.index["cases"][case] = {**old, "left_out": [], "state": RUNNING, **facts}
         self.write()
 
     def end(self, case, state):

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measures every published figure in one run and records it: `make bench`.
 
-    perf/run.py [--quick] [--only CASE ...] [--peer NAME[=COMMAND] ...] [--into DIRECTORY] [--machine NAME] [--work DIRECTORY]
+    perf/run.py [--quick] [--only CASE[/ROW] ...] [--peer NAME[=COMMAND] ...] [--into DIRECTORY] [--machine NAME] [--work DIRECTORY]
     perf/run.py --page DIRECTORY         makes the page of a recorded run anew
 
 Cases: kernels, pipeline, device, engine, raft, rpc, s3, s3-memory, generators; each measures its contenders in turn, several rounds, and figures are
@@ -9,7 +9,8 @@ medians. Servers are kept to the first processor, clients to the second. What a 
 out, and the page says so. All of it takes about 25 minutes and another 6 for each peer; with --quick less than five in all, to see that it works.
 
 The record is `perf/runs/DATE-MACHINE/`: `run.json` with manifest and figures, `raw/` with everything that kiseki-bench, fio and the others
-printed, `README.md` with tables and what limits each row. --into adds cases to a record of this machine, or measures them anew. Ctrl-C ends the run: what was measured
+printed, `README.md` with tables and what limits each row. --into adds cases to a record of this machine, or measures them anew; `--only
+s3/get-1m` those rows of a case whose raw files have that in their names. Ctrl-C ends the run: what was measured
 until then is kept and is a record like any other.
 
 --peer is that of s3_compare.py (garage, s3s-fs, kiseki-chunks, NAME=COMMAND). --work is where files to be measured lie, on the disk to be measured
@@ -42,7 +43,7 @@ RUNS = ROOT / "perf" / "runs"
 def arguments(words):
     parser = argparse.ArgumentParser(prog="perf/run.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="seconds for everything")
-    parser.add_argument("--only", action="append", choices=list(cases.ALL), metavar="CASE", help="repeatable")
+    parser.add_argument("--only", action="append", default=[], metavar="CASE[/ROW]", help=f"repeatable; cases: {', '.join(cases.ALL)}")
     parser.add_argument("--peer", action="append", default=[], metavar="NAME[=COMMAND]", help="another S3 server; repeatable")
     parser.add_argument("--into", type=pathlib.Path, metavar="DIRECTORY", help="a record to add to")
     parser.add_argument("--machine", metavar="NAME", help="how the record names this machine (its processor)")
@@ -53,6 +54,9 @@ def arguments(words):
     try:
         for peer in options.peer:
             s3_compare.named(peer)
+        for only in options.only:
+            if only.partition("/")[0] not in cases.ALL:
+                raise ValueError(f"--only {only}: cases are {', '.join(cases.ALL)}")
         options.record = Record.open(options.into or options.page) if options.into or options.page else None
     except ValueError as error:
         parser.error(str(error))
@@ -84,22 +88,33 @@ def directory_for(options):
     return next(path for number in range(1, 1000) if not (path := options.runs / (base + (f"-{number}" if number > 1 else ""))).exists())
 
 
-def planned(chosen, setting, record):
+def wanted(only):
+    """{case: texts of rows, empty for all of them} of --only, in the order of cases."""
+    found = {}
+    for word in only or cases.ALL:
+        name, _, text = word.partition("/")
+        found.setdefault(name, []).append(text)
+    return {name: [] if "" in found[name] else found[name] for name in cases.ALL if name in found}
+
+
+def planned(only, setting, record):
     """(case, its experiments) of what can be measured here; the record says what can't."""
     found = []
-    for name in chosen:
-        case = cases.ALL[name]
-        record.begin(name, begun=machine.now(), commit=machine.commit(), load=os.getloadavg()[0], quick=setting.quick)
+    for name, texts in wanted(only).items():
+        case, facts = cases.ALL[name], {"begun": machine.now(), "commit": machine.commit(), "load": os.getloadavg()[0], "quick": setting.quick}
         try:
-            experiments = case.experiments(setting)
+            experiments = [one for one in case.experiments(setting) if not texts or any(text in one.name for text in texts)]
         except Absent as error:
+            record.begin(name, **facts)
             record.say(name, "left_out", str(error))
             record.end(name, ABSENT)
             continue
         except Failed as error:
+            record.begin(name, **facts)
             record.say(name, "failures", str(error))
             record.end(name, COMPLETE)
             continue
+        record.begin(name, [one.name for one in experiments] if texts else None, **facts)
         for text in case.left_out(setting) if hasattr(case, "left_out") else []:
             record.say(name, "left_out", text)
         found.append((case, experiments))
@@ -125,8 +140,7 @@ def perform(case, experiments, record, progress):
 
 def run(options, record, work):
     setting = setting_of(options, work)
-    chosen = [name for name in cases.ALL if not options.only or name in options.only]
-    plan = planned(chosen, setting, record)
+    plan = planned(options.only, setting, record)
     progress = Progress(experiment for _, experiments in plan for experiment in experiments)
     for at, (case, experiments) in enumerate(plan):
         try:

@@ -86,6 +86,18 @@ class Pages(Scratch):
             Record.open(self.directory)
 
 
+    def test_one_row_of_a_case_is_measured_anew_and_the_others_stay(self):
+        self.begin("device")
+        for name in ("x", "xy"):
+            self.record.add("device", name, "fio", 0, {}, [Measured(name, "fio", ring(1))])
+            self.record.say("device", "failures", f"{name}: it broke")
+        self.record.begin("device", ["x"])
+        case = self.record.index["cases"]["device"]
+        self.assertEqual(([one["row"] for one in case["measured"]], case["failures"]), (["xy"], ["xy: it broke"]))
+        self.assertEqual([path.name for path in (self.record.directory / "raw/device").iterdir()], ["xy.fio.0.json"])
+        self.assertEqual(run.wanted(["s3/get-4k", "device", "s3/put"]), {"device": [], "s3": ["get-4k", "put"]})
+
+
 class Limits(unittest.TestCase):
     def test_a_busy_processor_is_named_and_an_idle_one_is_not(self):
         busy = {"r": {"kiseki": ring(190_000), "fio": ring(200_000)}}

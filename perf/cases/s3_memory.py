@@ -77,4 +77,9 @@ def limit(row, medians):
     ours, memory = medians[row].get("devices"), medians[row].get("memory")
     if not ours or not memory:
         return None
-    return f"devices serve {ours['per_second'] / memory['per_second']:.0%} of what memory serves. From devices: {s3.limit_of(ours)}"
+    if memory["server_us_per_op"] > ours["server_us_per_op"]:
+        text = (f"tmpfs is no ceiling here: a GET from it costs the server {memory['server_us_per_op']:,.0f} us of its processor, one from devices "
+                f"{ours['server_us_per_op']:,.0f}, since the kernel copies what a disk writes into memory by itself; so ")
+    else:
+        text = ""
+    return f"{text}devices serve {ours['per_second'] / memory['per_second']:.0%} of what tmpfs serves. From devices: {s3.limit_of(ours)}"
