@@ -8,7 +8,8 @@ Kiseki, and each --peer (as for s3_compare.py), serves 64 objects; each program 
 are kept, over plain HTTP/1.1, every request signed. The server runs through all rounds of a row. What is held against each other are
 requests a second, p50 and p99.
 
-- oha signs each request anew, as kiseki-bench does.
+- oha signs each request anew, as kiseki-bench does, but its clock begins when that is done; kiseki-bench's begins before: signing, some
+  microseconds, is in its p50.
 - wrk sends requests that were signed before, so its processor has less to do between two of them. It corrects its percentiles for
   coordinated omission (it adds latencies that it supposes it has missed), so its p99 is longer than what it measured.
 
