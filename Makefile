@@ -14,6 +14,7 @@ ROUNDS ?= 1
 SEED ?= 1
 COLD_STARTS ?=
 TARGETS ?=
+BENCH_OPTIONS ?=
 PREFIX ?= /usr/local
 DESTDIR ?=
 
@@ -22,7 +23,7 @@ CARGO_FLAGS := --release --ignore-rust-version
 CARGO := cargo
 SERVER := target/release/kiseki-server
 
-.PHONY: help run build init test check clippy fmt docs tidy unit client-test bench bench-smoke fuzz test-nvme deps test-deps install man fence-test cluster cluster-stop cluster-test faults
+.PHONY: help run build init test check clippy fmt docs tidy unit client-test bench bench-smoke fuzz test-nvme deps test-deps install man kiseki-bench fence-test cluster cluster-stop cluster-test faults
 
 help:
 	@echo 'make run        build, make $(KISEKI_DIR) ready, serve S3 on port $(S3_PORT) in the foreground'
@@ -32,7 +33,8 @@ help:
 	@echo 'make test       the whole gate: fmt, clippy, tests, docs, tidy, real clients'
 	@echo 'make build      server and command line tools'
 	@echo 'make check      the gate without real clients'
-	@echo 'make bench      kiseki-bench'
+	@echo 'make bench      every published figure, measured in one run and recorded below perf/runs (BENCH_OPTIONS=--quick, perf/README.md)'
+	@echo 'make kiseki-bench  the program alone (docs/bench.md)'
 	@echo 'make fence-test takes each guard out once and sees its test fail (docs/fence-test.md)'
 	@echo 'make fuzz       fresh inputs for every parser, each for SECONDS=60 (docs/fuzzing.md)'
 	@echo 'make test-nvme  NVMe drives in an emulated machine: function, faults, resets, power cuts (LONG=1: more kinds of machines)'
@@ -92,17 +94,21 @@ cluster-test: build
 faults: test-deps build
 	scripts/client-test.sh faults --seed $(SEED) $(if $(COLD_STARTS),--cold-starts $(COLD_STARTS),--seconds $(if $(filter file,$(origin SECONDS)),3600,$(SECONDS)))
 
-bench: deps
+kiseki-bench: deps
 	$(CARGO) build $(CARGO_FLAGS) -p kiseki-bench
 
-install: build bench
+bench: build kiseki-bench
+	$(CARGO) bench --ignore-rust-version --no-run -p kiseki-benches
+	perf/run.py $(BENCH_OPTIONS)
+
+install: build kiseki-bench
 	scripts/install.sh "$(PREFIX)" "$(DESTDIR)"
 
-man: build bench
+man: build kiseki-bench
 	mkdir -p target/man
 	for program in kiseki kiseki-devctl kiseki-server kiseki-bench; do target/release/$$program man target/man || exit 1; done
 
-bench-smoke: build bench
+bench-smoke: build kiseki-bench
 	scripts/bench-smoke.sh
 
 fuzz: deps

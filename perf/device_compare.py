@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """kiseki-bench device beside fio's io_uring: the same file, the same processor, alternating.
 
-    make bench && perf/device_compare.py --file /mnt/x/bench.img --rounds 15 --out result.json
+    make kiseki-bench && perf/device_compare.py --file /mnt/x/bench.img --rounds 15 --out result.json
     perf/device_compare.py --file F --bench /tmp/before --bench /tmp/after     two builds beside fio and each other
 
 Ratios are ours divided by fio's; `!` marks what misses 0.95 of its IOPS or 1.05 of its p50. --noise runs fio twice: how far

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """kiseki-bench on an NVMe drive by commands and through the block device, beside fio the same two ways, alternating.
 
-    make bench && scripts/nvme-vm.sh setup && perf/nvme_compare.py --rounds 10 --out result.json
+    make kiseki-bench && scripts/nvme-vm.sh setup && perf/nvme_compare.py --rounds 10 --out result.json
 
 Runs inside scripts/nvme-vm.sh: one machine for completions by interrupts, one whose driver has a queue to poll. The drive
 is QEMU's null device: nothing behind the emulation, so that what differs is the way to it. Absolute figures are QEMU's. Ratios

@@ -48,6 +48,7 @@ CHUNKS = "kiseki-chunks"
 class Kiseki:
     def __init__(self, work, prefix, name="kiseki", words=()):
         self.name, self.node, self.prefix, self.words = name, Node(work / name, device_gib=4), prefix, words
+        self.admins = [f"http://127.0.0.1:{self.node.admin_port}"]
 
     @contextlib.contextmanager
     def serving(self):
@@ -90,29 +91,37 @@ class Peer:
             process.wait(60)
 
 
-def measure(server, case, options, prefix):
-    """One run of one case; what kiseki-bench printed."""
+def load(case, runtime, warmup="1s"):
+    """The words of kiseki-bench for a case."""
     op, size, clients = case.split(":")
-    bucket = f"perf-{op.replace('/', '-')}-{size}"
     mixed = op.startswith("mixed-")
-    command = [*prefix, PROGRAMS / "kiseki-bench", "s3", "--json", "--op", op.replace("mixed-", "mixed:"), "--size", size, "--clients", clients]
-    command += ["--runtime", options.runtime, "--warmup", "1s", "--bucket", bucket]
+    words = [PROGRAMS / "kiseki-bench", "s3", "--json", "--op", op.replace("mixed-", "mixed:"), "--size", size, "--clients", clients]
+    words += ["--runtime", runtime, "--warmup", warmup, "--bucket", f"perf-{op.replace('/', '-')}-{size}"]
     # In one request, as the other sizes: parts of 5 MiB would measure a different path.
-    command += ["--part-size", "1g"]
+    words += ["--part-size", "1g"]
     if op == "get" or mixed:
-        command += ["--objects", "4" if size.endswith("m") and int(size[:-1]) >= 16 else "64"]
-    with server.serving() as (pids, env):
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
-        done = subprocess.run(
-            [*command, *(word for pid in pids for word in ("--server-pid", str(pid)))],
-            env={**clean, **env},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        words += ["--objects", "4" if size.endswith("m") and int(size[:-1]) >= 16 else "64"]
+    return words
+
+
+def told(command, env):
+    """What kiseki-bench printed, with these AWS_* and no others."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    done = subprocess.run(list(map(str, command)), env={**clean, **env}, capture_output=True, text=True, check=False)
     if not done.stdout:
-        raise RuntimeError(f"{server.name} {case}: {done.stderr[-2000:]}")
+        raise RuntimeError(done.stderr[-2000:])
     return json.loads(done.stdout)
+
+
+def measure(server, case, runtime, prefix, warmup="1s"):
+    """One run of one case; what kiseki-bench printed. A Kiseki that stands alone also tells where its time went."""
+    with server.serving() as (pids, env):
+        words = [word for pid in pids for word in ("--server-pid", pid)]
+        words += [word for admin in getattr(server, "admins", []) for word in ("--server-admin", admin)]
+        try:
+            return told([*prefix, *load(case, runtime, warmup), *words], env)
+        except RuntimeError as error:
+            raise RuntimeError(f"{server.name} {case}: {error}") from error
 
 
 def figures(document):
@@ -157,6 +166,32 @@ def table(cases, servers, runs):
             )
 
 
+def side_by_side(peers, work, prefix, nodes=1):
+    """Kiseki and the peers of these names, each with a directory of its own below `work`; ValueError for a name that says nothing."""
+    several = nodes > 1
+    found = [KisekiCluster(work, prefix, nodes) if several else Kiseki(work, prefix)]
+    for peer in peers:
+        if peer in CLUSTERS:
+            found.append(CLUSTERS[peer](work, prefix, nodes))
+            continue
+        if several:
+            raise ValueError(f"--peer {peer}: with --nodes the peers are {', '.join(CLUSTERS)}")
+        if peer == CHUNKS:
+            found.append(Kiseki(work, prefix, CHUNKS, ["--raft-inline-mbps", "0"]))
+            continue
+        name, command = named(peer)
+        found.append(Peer(name, command, work, prefix))
+    return found
+
+
+def named(peer):
+    """Name and command of a peer as --peer gives it; ValueError when it has no command that is known."""
+    name, _, command = peer.partition("=")
+    if not command and name not in (CHUNKS, *KNOWN_PEERS, *CLUSTERS):
+        raise ValueError(f"--peer {name}: say how it starts, as {name}=COMMAND; known: {', '.join([CHUNKS, *KNOWN_PEERS, *CLUSTERS])}")
+    return name, command or KNOWN_PEERS.get(name)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", action="append", default=[], metavar="NAME[=COMMAND]")
@@ -174,27 +209,16 @@ def main():
     shutil.rmtree(options.work / "data", ignore_errors=True)
     work = options.work / "data"
     work.mkdir()
-    several = options.nodes > 1
-    servers = [KisekiCluster(work, pin(FIRST_CPU), options.nodes) if several else Kiseki(work, pin(FIRST_CPU))]
-    for peer in options.peer:
-        if peer in CLUSTERS:
-            servers.append(CLUSTERS[peer](work, pin(FIRST_CPU), options.nodes))
-            continue
-        if several:
-            parser.error(f"--peer {peer}: with --nodes the peers are {', '.join(CLUSTERS)}")
-        if peer == CHUNKS:
-            servers.append(Kiseki(work, pin(FIRST_CPU), CHUNKS, ["--raft-inline-mbps", "0"]))
-            continue
-        name, _, command = peer.partition("=")
-        if not command and name not in KNOWN_PEERS:
-            parser.error(f"--peer {name}: say how it starts, as {name}=COMMAND; known: {', '.join([CHUNKS, *KNOWN_PEERS, *CLUSTERS])}")
-        servers.append(Peer(name, command or KNOWN_PEERS[name], work, pin(FIRST_CPU)))
+    try:
+        servers = side_by_side(options.peer, work, pin(FIRST_CPU), options.nodes)
+    except ValueError as error:
+        parser.error(str(error))
     runs = []
     for number in range(options.rounds):
         for case in cases:
             # Alternating, and each first in its turn, so that nobody always has the quieter half of a minute.
             for server in servers if number % 2 == 0 else servers[::-1]:
-                result = measure(server, case, options, pin(SECOND_CPU))
+                result = measure(server, case, options.runtime, pin(SECOND_CPU))
                 runs.append({"round": number, "case": case, "server": server.name, "result": result})
                 line = figures(result)
                 print(f"round {number} {case} {server.name}: {line['mib_per_second']:.1f} MiB/s", file=sys.stderr)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What very many small objects cost a node: speed, memory, space on disk, restarts, listing, deleting.
 
-    make build bench
+    make build kiseki-bench
     perf/small_objects.py SCRATCH_DIRECTORY [--objects 1000000] [--size 1024] [--clients 16] [--json FILE]
 
 Makes a fresh node of the kind that s3_compare.py makes (eight image files, two metadata directories, plain HTTP), puts that many distinct
@@ -380,7 +380,7 @@ def main():
     if min(options.objects, options.size, options.clients) < 1:
         parser.error("give at least an object, a byte and a client")
     if missing := [str(program) for program in [nodes.SERVER, nodes.PROGRAMS / "kiseki-bench"] if not program.exists()]:
-        sys.exit(f"{' and '.join(missing)} missing: make build bench")
+        sys.exit(f"{' and '.join(missing)} missing: make build kiseki-bench")
     nodes.START_SECONDS_MAX = nodes.STOP_SECONDS_MAX = SECONDS_MAX
     home, report, manifest = options.directory / "small-objects", Report(), machine()
     shutil.rmtree(home, ignore_errors=True)

@@ -257,5 +257,15 @@ PYTHON
         --runtime 3s --verify
 fi
 
+python3 perf/run_test.py >"$work/out" 2>&1
+status=$?
+result "perf: what judges and formats runs" $status
+[ $status -eq 0 ] || tail -30 "$work/out"
+KISEKI_PROGRAMS=$programs perf/run.py --quick --only rpc --work "$work/perf" --runs "$work/runs" >"$work/out" 2>&1 &&
+    grep -q '^| bulk bytes sent | rustls |' "$work"/runs/*/README.md && [ -s "$(ls "$work"/runs/*/raw/rpc/send.kiseki.0.json)" ]
+status=$?
+result "perf/run.py records a run" $status
+[ $status -eq 0 ] || tail -10 "$work/out"
+
 echo "$passed passed, $failed failed"
 [ "$failed" -eq 0 ]
