@@ -6,6 +6,7 @@
 use crate::checksum::Sums;
 use crate::config::USER_METADATA_LEN_BYTES_MAX;
 use crate::errors::refuse;
+use http::header::{self, HeaderName};
 use kiseki_engine::api::Attributes;
 use s3s::dto::{Metadata, Timestamp};
 use s3s::{S3ErrorCode, S3Result};
@@ -13,7 +14,18 @@ use s3s::{S3ErrorCode, S3Result};
 /// What AWS answers for an object that was stored without a type.
 pub(crate) const DEFAULT_CONTENT_TYPE: &str = "binary/octet-stream";
 
-const METADATA_PREFIX: &str = "m.";
+/// Before the name of a user's own.
+pub(crate) const METADATA_PREFIX: &str = "m.";
+
+/// Standard headers that are kept, by the name that they are kept under.
+pub(crate) const STORED_HEADERS: &[(&str, HeaderName)] = &[
+    ("h.cache-control", header::CACHE_CONTROL),
+    ("h.content-disposition", header::CONTENT_DISPOSITION),
+    ("h.content-encoding", header::CONTENT_ENCODING),
+    ("h.content-language", header::CONTENT_LANGUAGE),
+    ("h.content-type", header::CONTENT_TYPE),
+    ("h.expires", header::EXPIRES),
+];
 
 /// The standard headers and the user metadata of one object.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -380,6 +380,12 @@ impl Sums {
         self
     }
 
+    /// As headers.
+    pub(crate) fn headers(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        let kind = self.kind.map(|kind| ("x-amz-checksum-type", kind.name()));
+        self.values.iter().map(|(algorithm, value)| (algorithm.header(), value.as_str())).chain(kind)
+    }
+
     /// In the fields of `s3s`.
     pub(crate) fn into_dto(mut self) -> dto::Checksum {
         let mut take = |algorithm| self.values.remove(&algorithm);

@@ -1,6 +1,6 @@
 //! The S3 gateway: S3's requests in S3's own terms over [`kiseki_engine::api::ObjectStore`].
 //!
-//! It owns everything that is protocol: HTTP, signatures (through `s3s`), headers, XML, ETags, checksums, conditions
+//! It owns everything that is protocol: HTTP, signatures (through `s3s` and its crates), headers, XML, ETags, checksums, conditions
 //! on reads, listing tokens, error codes. It does not cut, seal, place or name anything; it holds no object's bytes
 //! beyond the chunk in flight; it opens no socket and no TLS session: whoever accepts connections hands them to
 //! [`S3Service::serve_connection`].
@@ -12,6 +12,7 @@
 //! logs paths and error details, so a process that embeds this crate must apply [`LOG_DIRECTIVES`].
 //!
 //! Reading order: [`config`], [`service`], `context`, `auth`, `s3/mod.rs` (one file per family of operations),
+//! `s3/plain_read.rs` (the GETs that go past `s3s`), `signature`,
 //! `upload`, `md5_queue` and `checksum` (what happens to a body), `errors`, [`counters`].
 #![forbid(unsafe_code)]
 
@@ -32,6 +33,7 @@ mod range;
 mod rt;
 mod s3;
 pub mod service;
+mod signature;
 mod token;
 mod unsupported;
 mod upload;

@@ -8,7 +8,8 @@ use crate::errors::complete_error_body;
 use crate::md5_queue::Md5Queue;
 use crate::meter::{MeteredBody, SlowRequests};
 use crate::rt::{PortsTimer, WatchedIo, WriteStall};
-use crate::s3::Handler;
+use crate::s3::{Handler, PlainRead};
+use crate::signature::SigningKeys;
 use crate::upload::{Announced, VerifiedXml};
 use http::{HeaderValue, Method, Request, Response};
 use hyper::body::Incoming;
@@ -62,6 +63,7 @@ struct Inner {
     s3: s3s::service::S3Service,
     counters: Rc<RefCell<GatewayCounters>>,
     slow: Rc<SlowRequests>,
+    signing_keys: SigningKeys,
     request_id: Cell<u64>,
     stopping: watch::Sender<bool>,
 }
@@ -82,6 +84,7 @@ impl S3Service {
             s3: builder.build(),
             shared,
             counters: Rc::new(RefCell::new(GatewayCounters::default())),
+            signing_keys: SigningKeys::default(),
             request_id,
             stopping: watch::Sender::new(false),
         };
@@ -210,22 +213,36 @@ impl Inner {
     async fn answer(self: Rc<Self>, request: Request<Incoming>) -> Result<Response<MeteredBody>, Infallible> {
         let context = Rc::new(RequestContext::new(self.next_request_id(), self.shared.ports.now()));
         let is_head = request.method() == Method::HEAD;
-        let response = match with_checked_body(request, &context) {
-            Ok(request) => in_request(context.clone(), self.s3.call(request)).await.unwrap_or_else(|error| {
-                tracing::error!(request_id = %context.id, %error, "an answer could not be made");
-                error_response(s3s::s3_error!(InternalError))
-            }),
-            Err(error) => error_response(error),
-        };
-        let response = match context.body_error.take() {
-            Some(error) => error_response(error),
-            None => response,
+        let response = match self.answer_plain(&request, &context).await {
+            Some(response) => response,
+            None => self.answer_any(request, &context).await,
         };
         let mut response = self.finish(response, is_head, context.clone());
         if context.unread.get() > 0 {
             response.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("close"));
         }
         Ok(response)
+    }
+
+    /// The answer to what is simple enough; `None`: `s3s` is to answer.
+    async fn answer_plain(&self, request: &Request<Incoming>, context: &Rc<RequestContext>) -> Option<Response<Body>> {
+        let read = PlainRead::of(request)?;
+        let answer = in_request(context.clone(), read.answer(&self.shared, context, &self.signing_keys)).await?;
+        Some(answer.unwrap_or_else(error_response))
+    }
+
+    async fn answer_any(&self, request: Request<Incoming>, context: &Rc<RequestContext>) -> Response<Body> {
+        let response = match with_checked_body(request, context) {
+            Ok(request) => in_request(context.clone(), self.s3.call(request)).await.unwrap_or_else(|error| {
+                tracing::error!(request_id = %context.id, %error, "an answer could not be made");
+                error_response(s3s::s3_error!(InternalError))
+            }),
+            Err(error) => error_response(error),
+        };
+        match context.body_error.take() {
+            Some(error) => error_response(error),
+            None => response,
+        }
     }
 
     /// What every answer carries, and its meter.

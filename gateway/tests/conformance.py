@@ -807,6 +807,57 @@ def signatures():
 
 
 @case
+def plain_reads_are_answered_as_all_others():
+    """A GET in whose path something is encoded takes the long way; both ways have to end in the same answer."""
+    name = bucket("main")
+    s3.put_object(Bucket=name, Key="ways/small", Body=content(4096), ChecksumAlgorithm="SHA256")
+    s3.put_object(Bucket=name, Key="ways/empty", Body=b"")
+    s3.put_object(
+        Bucket=name, Key="ways/described", Body=content(3_000_000), CacheControl="no-cache", ContentDisposition="inline",
+        ContentEncoding="gzip", ContentLanguage="de", ContentType="text/plain", Expires="Wed, 21 Oct 2015 07:28:00 GMT",
+        Metadata={"one": "1", "words": "a  b", "none": ""},
+    )  # fmt: skip
+    answered(raw("PUT", f"/{name}/ways/umlaut", b"u", headers={"x-amz-meta-umlaut": "=?UTF-8?B?w7w=?="}), 200)
+    upload_of(name, "ways/parts", [content(5 * MIB, 1), content(100, 2)])
+
+    def comparable(answer):
+        headers = {k: v for k, v in answer.headers.items() if k not in ("date", "x-amz-request-id")}
+        if answer.status >= 300:  # error bodies name the request, and headers tell their length
+            headers.pop("content-length", None)
+            return answer.status, headers, re.sub(rb"<RequestId>[^<]*</RequestId>", b"", answer.body)
+        return answer.status, headers, answer.body
+
+    def both(what, path, query=None, headers=None, payload=EMPTY_SHA256, added=None, **signing):
+        signed = Signed("GET", path, query or {}, headers or {}, payload, **signing)
+        words = "?" + signed.query if signed.query else ""
+        long = f"{path[:-1]}%{ord(path[-1]):02X}"
+        answers = [send("GET", target + words, {**signed.headers, **(added or {})}) for target in (path, long)]
+        expect(comparable(answers[0]), comparable(answers[1]), what)
+        return answers[0]
+
+    for key, length in [("small", 4096), ("empty", 0), ("described", 3_000_000), ("umlaut", 1), ("parts", 5 * MIB + 100)]:
+        path = f"/{name}/ways/{key}"
+        expect(len(both(key, path).body), length, key)
+        both(key, path, query={"x-id": "GetObject"})
+        both(key, path, payload="UNSIGNED-PAYLOAD")
+        summed = both(key, path, headers={"x-amz-checksum-mode": "ENABLED"})
+        assert any(header.startswith("x-amz-checksum-") for header in summed.headers), summed.headers
+        for bytes_ in ["0-9", "10-", "-7", "0-", "0-99999999", "99999999-", "-0", "9-1", "x"]:
+            both(f"{key} {bytes_}", path, headers={"range": f"bytes={bytes_}", "x-amz-checksum-mode": "ENABLED"})
+    path = f"/{name}/ways/small"
+    answered(both("absent", f"/{name}/ways/absent"), 404, "NoSuchKey")
+    answered(both("no bucket", "/no-such-bucket-at-all/key"), 404, "NoSuchBucket")
+    answered(both("bad bucket", "/No_Such/key"), 400, "InvalidBucketName")
+    answered(both("wrong secret", path, secret="wrong"), 403, "SignatureDoesNotMatch")
+    answered(both("nobody", path, key="NOSUCHKEY"), 403, "InvalidAccessKeyId")
+    late = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(minutes=20)
+    answered(both("late", path, at=late), 403, "RequestTimeTooSkewed")
+    answered(both("unsigned", path, added={"x-amz-checksum-mode": "ENABLED"}), 403, "AccessDenied")
+    answered(both("another range", path, headers={"range": "bytes=0-1"}, added={"range": "bytes=0-2"}), 403, "SignatureDoesNotMatch")
+    answered(both("token", path, headers={"x-amz-security-token": "t"}), 200)
+
+
+@case
 def presigned():
     name = bucket("main")
     data = content(100_000)

@@ -9,8 +9,11 @@ mod completion;
 mod copy;
 mod list;
 mod multipart;
+mod plain_read;
 mod read;
 mod write;
+
+pub(crate) use plain_read::PlainRead;
 
 use crate::context::{RequestContext, Shared, current};
 use crate::errors::refuse;

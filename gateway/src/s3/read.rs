@@ -105,10 +105,14 @@ fn http_date(timestamp: Timestamp) -> Option<String> {
     String::from_utf8(text).ok()
 }
 
+/// Whether an answer carries the whole object.
+pub(super) fn is_whole(slice: &Slice, info: &ObjectInfo) -> bool {
+    slice.bytes == (0..info.len_bytes)
+}
+
 /// Checksums are of the whole object, so only a whole answer carries them.
 fn wants_sums(mode: Option<&ChecksumMode>, slice: &Slice, info: &ObjectInfo) -> bool {
-    let is_whole = slice.bytes == (0..info.len_bytes);
-    is_whole && mode.is_some_and(|mode| mode.as_str().eq_ignore_ascii_case(ChecksumMode::ENABLED))
+    is_whole(slice, info) && mode.is_some_and(|mode| mode.as_str().eq_ignore_ascii_case(ChecksumMode::ENABLED))
 }
 
 pub(super) async fn get_object_attributes(
