@@ -220,8 +220,9 @@ latency, service = job["write"]["lat_ns"], job["write"]["clat_ns"]
 assert latency["N"] == 300, latency["N"]
 assert latency["max"] >= 400_000_000 and latency["percentile"]["90.000000"] >= 200_000_000, latency
 assert service["percentile"]["50.000000"] < latency["percentile"]["90.000000"], service
-stages = {stage["name"]: stage for stage in job["waterfall"]["stages"]}
-assert job["waterfall"]["operation"] == "PutObject" and stages["commit"]["count"] > 0, stages
+# GETs of the sweep before may be counted late, and be more than the PUTs of this run.
+stages = {stage["name"]: stage for stage in job["waterfall"]["operations"]["PutObject"]}
+assert stages["commit"]["count"] > 0, stages
 PYTHON
         result "s3 at a rate: a server that stops is seen, and where its time goes" $?
         wait $! 2>/dev/null

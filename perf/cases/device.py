@@ -79,5 +79,5 @@ def limit(row, medians):
     if fio:
         theirs = fio["cpu_us_per_op"] * fio["per_second"] / 1e6
         ratio = ours["per_second"] / fio["per_second"]
-        text += f"; fio gets {'more' if ratio < 1 else 'less'} by a factor of {max(ratio, 1 / ratio):.2f} with {theirs:.0%}"
+        text += f"; fio's median is {1 / ratio:.2f} times ours, with {theirs:.0%}"
     return text
