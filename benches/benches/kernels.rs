@@ -63,13 +63,16 @@ fn cut(c: &mut Criterion) {
 
 fn id(c: &mut Criterion) {
     let mut group = c.benchmark_group("id");
-    let input = random(8 * CHUNK_LEN_BYTES);
+    let input = random(16 * CHUNK_LEN_BYTES);
     let chunks: Vec<&[u8]> = input.chunks(CHUNK_LEN_BYTES).collect();
     for kernel in sha256::Kernel::runnable() {
         group.throughput(Throughput::Bytes(CHUNK_LEN_BYTES as u64));
         group.bench_function(format!("{kernel:?}/one"), |b| b.iter(|| sha256::sha256_with(kernel, chunks[0])));
-        group.throughput(Throughput::Bytes(input.len() as u64));
-        group.bench_function(format!("{kernel:?}/eight"), |b| b.iter(|| sha256::sha256_many_with(kernel, &chunks)));
+        for (name, count) in [("two", 2), ("eight", 8), ("sixteen", 16)] {
+            group.throughput(Throughput::Bytes((count * CHUNK_LEN_BYTES) as u64));
+            let id = format!("{kernel:?}/{name}");
+            group.bench_function(id, |b| b.iter(|| sha256::sha256_many_with(kernel, &chunks[..count])));
+        }
     }
     group.finish();
 }

@@ -93,7 +93,14 @@ enum Verb {
     },
 }
 
+/// The server's heap, so that what runs in this process costs what it costs there. Tests count what is allocated instead.
+#[cfg(not(test))]
+#[global_allocator]
+static HEAP: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
+    // Refused where there are no huge pages: then they are small.
+    let _ = kiseki_server::heap::keep_pages_small();
     match run(Cli::parse().verb) {
         Ok(code) => code,
         Err(error) => {

@@ -120,7 +120,7 @@ fn cpu_features() -> Vec<&'static str> {
 fn kernels() -> Map<String, Value> {
     let fastest = |name: Option<String>| Value::from(name.unwrap_or_default());
     let cut = kiseki_kernels::rabin::Kernel::runnable().last().map(|kernel| format!("{kernel:?}"));
-    let id = kiseki_kernels::sha256::Kernel::runnable().last().map(|kernel| format!("{kernel:?}"));
+    let id = Some(format!("{:?}", kiseki_kernels::sha256::Kernel::chosen()));
     let seal = Some(format!("{:?}", kiseki_engine::envelope::CipherLibrary::fastest()));
     Map::from_iter([
         ("cut".to_owned(), fastest(cut)),

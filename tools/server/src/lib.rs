@@ -41,6 +41,7 @@ pub mod format_plan;
 pub mod fuzzing;
 pub mod group_host;
 pub mod health;
+pub mod heap;
 pub mod init;
 pub mod inline_section;
 pub mod join;

@@ -8,7 +8,7 @@ use kiseki_server::doctor::{self, Severity};
 use kiseki_server::init::{self, DEFAULT_DEVICE_COUNT, DEFAULT_DEVICE_LEN_BYTES, InitOptions};
 use kiseki_server::paths::{DEFAULT_DIR, KisekiDir};
 use kiseki_server::pool_shape::PoolShape;
-use kiseki_server::{join, logging, node, outcome};
+use kiseki_server::{heap, join, logging, node, outcome};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -98,6 +98,9 @@ struct InitArgs {
     json: bool,
 }
 
+#[global_allocator]
+static HEAP: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let result = match outcome::parse::<Cli>().command {
         Command::Run(overrides) => run(&overrides),
@@ -116,8 +119,12 @@ fn main() -> ExitCode {
 }
 
 fn run(overrides: &Overrides) -> anyhow::Result<()> {
+    let small_pages = heap::keep_pages_small();
     let config = Config::load(overrides)?;
     logging::start(&config.log)?;
+    if let Err(error) = small_pages {
+        tracing::debug!(%error, "huge pages can't be kept away");
+    }
     logging::abort_on_panic(kiseki_raft::in_guarded_task);
     node::run(config)
 }

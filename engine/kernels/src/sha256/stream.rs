@@ -1,5 +1,5 @@
-//! Hashing a message in slices, alone or beside another one, so that an executor's task never holds its core for long
-//! and a message that comes later can still join the second lane.
+//! Hashing messages in slices, alone or beside each other, so that an executor's task never holds its core for long
+//! and a message that comes later can still join those that are under way.
 
 use super::{BLOCK_LEN_BYTES, HmacSha256Key, INITIAL, Kernel, Lane, run_one};
 
@@ -41,7 +41,7 @@ impl Stream {
     pub fn advance(&mut self, message: &[u8], len_bytes: usize) {
         let blocks = self.blocks_left(message).min(len_bytes / BLOCK_LEN_BYTES);
         let (state, data) = self.take(message, blocks);
-        Kernel::fastest().compress(state, data);
+        Kernel::chosen().compress(state, data);
     }
 
     /// The digest.
@@ -49,15 +49,26 @@ impl Stream {
     pub fn finish(mut self, message: &[u8]) -> [u8; 32] {
         self.advance(message, message.len());
         let absorbed = self.prefix_len_bytes + self.taken_len_bytes;
-        run_one(Kernel::fastest(), Lane::new(0, &self.state, absorbed, &message[self.taken_len_bytes..]))
+        run_one(Kernel::chosen(), Lane::new(0, &self.state, absorbed, &message[self.taken_len_bytes..]))
     }
 }
 
-/// Absorbs the same number of bytes of two messages, up to `len_bytes` of each, at the price of one.
-pub fn advance_pair(a: (&mut Stream, &[u8]), b: (&mut Stream, &[u8]), len_bytes: usize) {
-    let blocks = a.0.blocks_left(a.1).min(b.0.blocks_left(b.1)).min(len_bytes / BLOCK_LEN_BYTES);
-    let ((state_a, data_a), (state_b, data_b)) = (a.0.take(a.1, blocks), b.0.take(b.1, blocks));
-    Kernel::fastest().compress_pair([state_a, state_b], [data_a, data_b]);
+/// Absorbs the same number of bytes of each message, up to `len_bytes`; [`super::lanes_for`] tells how many messages are
+/// best given together. Fewer cost no less than that many, and more run in groups of that many, one after the other.
+pub fn advance_many(messages: &mut [(&mut Stream, &[u8])], len_bytes: usize) {
+    advance_many_with(Kernel::chosen(), messages, len_bytes);
+}
+
+pub(super) fn advance_many_with(kernel: Kernel, messages: &mut [(&mut Stream, &[u8])], len_bytes: usize) {
+    let left = messages.iter().map(|(stream, message)| stream.blocks_left(message)).min().unwrap_or(0);
+    let blocks = left.min(len_bytes / BLOCK_LEN_BYTES);
+    let mut streams: Vec<_> = messages.iter_mut().map(|(stream, message)| stream.take(message, blocks)).collect();
+    let mut rest = &mut streams[..];
+    while !rest.is_empty() {
+        let (together, later) = rest.split_at_mut(kernel.lanes_for(rest.len()));
+        kernel.compress_together(together);
+        rest = later;
+    }
 }
 
 impl HmacSha256Key {
@@ -71,6 +82,6 @@ impl HmacSha256Key {
     #[must_use]
     pub fn finish(&self, stream: Stream, message: &[u8]) -> [u8; 32] {
         let inner = stream.finish(message);
-        run_one(Kernel::fastest(), Lane::new(0, &self.outer, BLOCK_LEN_BYTES, &inner))
+        run_one(Kernel::chosen(), Lane::new(0, &self.outer, BLOCK_LEN_BYTES, &inner))
     }
 }

@@ -1,5 +1,6 @@
 //! Every kernel gives the digests of the `sha2` and `hmac` crates, at every length around block ends.
 
+use super::stream::advance_many_with;
 use super::*;
 use hmac::{Hmac, KeyInit, Mac};
 use proptest::prelude::*;
@@ -34,9 +35,33 @@ fn every_length_around_block_ends_matches_the_twin() {
 }
 
 #[test]
-fn pairs_of_different_lengths_match_the_twin() {
-    for (a, b) in [(0, 0), (0, 1000), (1000, 0), (63, 64), (55, 56), (119, 120), (64, 65_536), (1 << 20, 1)] {
-        assert_eq!(sha256_pair(&bytes(a), &bytes(b)), (twin(&bytes(a)), twin(&bytes(b))), "{a} and {b} bytes");
+fn messages_of_different_lengths_side_by_side_match_the_twin() {
+    let lens = [0, 1000, 63, 64, 55, 56, 119, 120, 65_536, 1 << 20, 1];
+    for kernel in Kernel::runnable() {
+        for count in 0..40 {
+            let messages: Vec<Vec<u8>> = lens.iter().cycle().skip(count).take(count).map(|len| bytes(*len)).collect();
+            let slices: Vec<&[u8]> = messages.iter().map(Vec::as_slice).collect();
+            let expected: Vec<[u8; 32]> = slices.iter().map(|data| twin(data)).collect();
+            assert!(sha256_many_with(kernel, &slices) == expected, "{kernel:?}, {count} messages");
+        }
+    }
+}
+
+/// Each lane gets the digest of its own message, with every number of lanes: also when some stay empty.
+#[test]
+fn every_number_of_streams_side_by_side_matches_the_twin() {
+    for kernel in Kernel::runnable() {
+        for count in 0..=35 {
+            let messages: Vec<Vec<u8>> = (0..count).map(|i| bytes(3000 + 100 * i)).collect();
+            let mut streams: Vec<Stream> = messages.iter().map(|_| Stream::sha256()).collect();
+            for len in [640, 63, 2000, 10_000] {
+                let lanes = streams.iter_mut().zip(&messages).map(|(stream, message)| (stream, &message[..]));
+                advance_many_with(kernel, &mut lanes.collect::<Vec<_>>(), len);
+            }
+            for (stream, message) in streams.into_iter().zip(&messages) {
+                assert_eq!(stream.finish(message), twin(message), "{kernel:?}, {count} streams");
+            }
+        }
     }
 }
 
@@ -54,7 +79,7 @@ proptest! {
             match who {
                 0 => a.advance(&messages[0], len),
                 1 => b.advance(&messages[1], len),
-                _ => advance_pair((&mut a, &messages[0]), (&mut b, &messages[1]), len),
+                _ => advance_many(&mut [(&mut a, &messages[0]), (&mut b, &messages[1])], len),
             }
         }
         prop_assert_eq!(a.finish(&messages[0]), twin(&messages[0]));
@@ -62,7 +87,7 @@ proptest! {
     }
 
     #[test]
-    fn a_batch_of_any_lengths_keeps_its_order(lens in prop::collection::vec(0usize..1500, 0..12)) {
+    fn a_batch_of_any_lengths_keeps_its_order(lens in prop::collection::vec(0usize..1500, 0..40)) {
         let messages: Vec<Vec<u8>> = lens.iter().map(|len| bytes(*len)).collect();
         let slices: Vec<&[u8]> = messages.iter().map(Vec::as_slice).collect();
         for kernel in Kernel::runnable() {

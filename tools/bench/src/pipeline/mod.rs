@@ -24,6 +24,7 @@ use kiseki_types::fragment::StripeShape;
 use serde::Serialize;
 use serde_json::json;
 use stages::{Direction, Stage};
+use std::rc::Rc;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -62,6 +63,9 @@ pub struct PipelineArgs {
     #[arg(long, value_name = "K+M", value_parser = parse_shape, default_value = "4+2")]
     #[serde(serialize_with = "shape_text")]
     pub shape: StripeShape,
+    /// Streams that `whole` stores at the same time on each thread, as a node does that takes several uploads
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub streams: u16,
     /// Only these stages; repeatable
     #[arg(long, value_enum, value_name = "STAGE")]
     pub stage: Vec<Stage>,
@@ -125,7 +129,8 @@ pub fn run(args: &PipelineArgs, stop: Stop) -> Result<Report> {
                 scope.spawn(move || {
                     // Refused, it runs where the system puts it: the figures are noisier, not wrong.
                     let _ = cpu.map(cpus::pin);
-                    let input = Input::new(args.data, args.size as usize, seed.wrapping_add(u64::from(number)));
+                    let input =
+                        Rc::new(Input::new(args.data, args.size as usize, seed.wrapping_add(u64::from(number))));
                     let run_stage = |stage: &Stage| measure(*stage, args, &input, barrier, tally, stop);
                     stages.iter().map(run_stage).collect::<Vec<_>>()
                 })
@@ -148,13 +153,13 @@ pub fn run(args: &PipelineArgs, stop: Stop) -> Result<Report> {
 fn measure(
     stage: Stage,
     args: &PipelineArgs,
-    input: &Input,
+    input: &Rc<Input>,
     barrier: &Barrier,
     tally: &Tally,
     stop: &Stop,
 ) -> StageResult {
     let window = Window { start_ns: 0, end_ns: ns(args.runtime) };
-    let mut work = stage.prepare(input, args.shape);
+    let mut work = stage.prepare(input, args.shape, args.streams);
     let mut warm = 0;
     while warm < input.bytes().len() as u64 && !stop.is_set() {
         warm += work.step().max(1);
@@ -191,7 +196,8 @@ fn job(stage: Stage, args: &PipelineArgs, results: &[&StageResult]) -> Job {
     let cpu_ns: u64 = results.iter().map(|result| result.cpu_ns).sum();
     let per_core = meter.bandwidth_bytes() / results.len() as f64;
     let per_cpu_second = if cpu_ns > 0 { meter.bytes() as f64 * 1e9 / cpu_ns as f64 } else { 0.0 };
-    let about = format!("{}, data={}, {} threads", stage.about(args.shape), args.data.word(), results.len());
+    let about =
+        format!("{}, data={}, {} threads", stage.about(args.shape, args.streams), args.data.word(), results.len());
     let mut job = Job { name: stage.word(), about, ..Job::default() };
     job.cpu = CpuTime { user_ns: cpu_ns, system_ns: 0 };
     job.machine = results[0].machine;

@@ -8,7 +8,7 @@ use kiseki_engine::chunk_write::chunk_buffer;
 use kiseki_engine::envelope::{EnvelopeBinding, envelope_len, seal};
 use kiseki_engine::keys::MasterKeys;
 use kiseki_engine::stripe::{StripeCoder, fragment_payload_len, padded_len, parity_buffer_count, shape_for};
-use kiseki_types::buf::{BufferSource, IoBuf, IoBytes, plain_buffers};
+use kiseki_types::buf::{BufferSource, IoBuf, IoBytes};
 use kiseki_types::fragment::{FragmentKey, FragmentMeta, StripeShape};
 use kiseki_types::ids::{ChunkId, DeviceId, Generation, Locator, MapEpoch, MasterEpoch, PoolId};
 use kiseki_types::secret::SecretKey;
@@ -27,6 +27,8 @@ pub struct CorePath {
     pub coder: StripeCoder,
     /// Stripes of a large chunk.
     pub shape: StripeShape,
+    /// Buffers of chunks, parity and headers, from a pool as a core of the server has one.
+    pub buffers: BufferSource,
     masters: MasterKeys,
     locator_key: SecretKey,
 }
@@ -46,11 +48,13 @@ pub struct Sealed {
 impl CorePath {
     /// With keys of no meaning.
     pub fn new(shape: StripeShape) -> CorePath {
+        let pool = BufferPool::with_len_bytes(kiseki_server::executor::BUFFER_POOL_LEN_BYTES);
         let masters = BTreeMap::from([(MasterEpoch(1), SecretKey::take(&mut [5; 32]))]);
         CorePath {
             domain: DedupDomain::Shared,
             coder: StripeCoder::new(),
             shape,
+            buffers: Rc::new(move |len_bytes| pool.alloc(len_bytes)),
             masters: MasterKeys::new(masters).expect("one key is enough"),
             locator_key: SecretKey::take(&mut [6; 32]),
         }
@@ -78,7 +82,7 @@ impl CorePath {
     pub fn encode(&self, sealed: Sealed) -> Vec<IoBytes> {
         let payload_len = fragment_payload_len(sealed.envelope_len_bytes, sealed.shape) as usize;
         let parity_count = parity_buffer_count(sealed.shape);
-        let mut parity: Vec<IoBuf> = (0..parity_count).map(|_| IoBuf::zeroed(payload_len)).collect();
+        let mut parity: Vec<IoBuf> = (0..parity_count).map(|_| (self.buffers)(payload_len)).collect();
         self.coder.encode(&sealed.envelope, sealed.shape, &mut parity);
         let envelope = sealed.envelope.freeze();
         if sealed.shape.data == 1 {
@@ -94,23 +98,30 @@ impl CorePath {
         let sealed = self.seal(chunk, plaintext);
         let (locator, envelope_len_bytes, shape) = (sealed.locator, sealed.envelope_len_bytes, sealed.shape);
         for (index, payload) in self.encode(sealed).into_iter().enumerate() {
-            black_box(header(locator, envelope_len_bytes, shape, index as u8, payload));
+            black_box(self.header(locator, envelope_len_bytes, shape, index as u8, payload));
         }
     }
-}
 
-/// The header of a fragment: what the device room adds to a payload.
-pub fn header(locator: Locator, envelope_len_bytes: u32, shape: StripeShape, index: u8, payload: IoBytes) -> IoBuf {
-    let meta = FragmentMeta {
-        key: FragmentKey { locator, generation: Generation(1), index },
-        shape,
-        pool: PoolId(0),
-        envelope_len_bytes,
-        payload_len_bytes: payload.len() as u32,
-        map_epoch: MapEpoch(1),
-        devices: (0..shape.width()).map(|device| DeviceId([device as u8; 16])).collect(),
-    };
-    FragmentHeader::of(meta, &[payload]).encode(&plain_buffers())
+    /// The header of a fragment: what the device room adds to a payload.
+    pub fn header(
+        &self,
+        locator: Locator,
+        envelope_len_bytes: u32,
+        shape: StripeShape,
+        index: u8,
+        payload: IoBytes,
+    ) -> IoBuf {
+        let meta = FragmentMeta {
+            key: FragmentKey { locator, generation: Generation(1), index },
+            shape,
+            pool: PoolId(0),
+            envelope_len_bytes,
+            payload_len_bytes: payload.len() as u32,
+            map_epoch: MapEpoch(1),
+            devices: (0..shape.width()).map(|device| DeviceId([device as u8; 16])).collect(),
+        };
+        FragmentHeader::of(meta, &[payload]).encode(&self.buffers)
+    }
 }
 
 /// Takes received bytes in slices into chunk buffers, as the writer of a stream does.
@@ -123,9 +134,8 @@ pub struct Receiver {
 
 impl Receiver {
     /// At the start of a stream.
-    pub fn new(shape: StripeShape, len_bytes_max: usize) -> Receiver {
-        let pool = BufferPool::with_len_bytes(64 << 20);
-        Receiver { buffers: Rc::new(move |len_bytes| pool.alloc(len_bytes)), filling: None, shape, len_bytes_max }
+    pub fn new(path: &CorePath, len_bytes_max: usize) -> Receiver {
+        Receiver { buffers: path.buffers.clone(), filling: None, shape: path.shape, len_bytes_max }
     }
 
     fn buffer(&self) -> IoBuf {
@@ -169,8 +179,8 @@ mod tests {
     #[test]
     fn the_receiver_makes_the_chunks_that_the_chunker_says() {
         let input = Input::new(Data::Mixed, 20 << 20, 3);
-        let shape = StripeShape { data: 4, parity: 2 };
-        let mut receiver = Receiver::new(shape, input.chunker().format().len_bytes_max as usize);
+        let path = CorePath::new(StripeShape { data: 4, parity: 2 });
+        let mut receiver = Receiver::new(&path, input.chunker().format().len_bytes_max as usize);
         let (mut cutter, mut chunks) = (Cutter::new(), Vec::new());
         for slice in input.bytes().chunks(100_000) {
             receiver.take(slice, |bytes| cutter.cut(input.chunker(), bytes), |chunk| chunks.push(chunk));
@@ -183,7 +193,7 @@ mod tests {
     #[test]
     fn what_is_sealed_and_encoded_is_a_whole_stripe() {
         let path = CorePath::new(StripeShape { data: 4, parity: 2 });
-        let mut buf = chunk_buffer(&plain_buffers(), 1 << 20, path.shape).resized(1 << 20);
+        let mut buf = chunk_buffer(&path.buffers, 1 << 20, path.shape).resized(1 << 20);
         buf.fill(9);
         let chunk = path.domain.chunk_id(&buf);
         let payloads = path.encode(path.seal(&chunk, buf));
@@ -191,6 +201,6 @@ mod tests {
         let kept: Vec<(u8, &[u8])> = (2..6).map(|index| (index as u8, &payloads[index][..])).collect();
         let rebuilt = path.coder.rebuild(path.shape, &kept, &[0, 1]).unwrap();
         assert!(rebuilt[0][..] == payloads[0][..] && rebuilt[1][..] == payloads[1][..]);
-        path.store(&chunk, chunk_buffer(&plain_buffers(), 100, path.shape).resized(100)); // a small chunk is stored as copies
+        path.store(&chunk, chunk_buffer(&path.buffers, 100, path.shape).resized(100)); // a small chunk is stored as copies
     }
 }

@@ -1,18 +1,23 @@
-//! The engine's ports on a plain thread, for the parts of the data path that take turns: tokio's local tasks stand in for
-//! the executor of a core, so that no socket, timer or device of one disturbs the figures.
+//! The engine's ports on a plain thread, for the parts of the data path that take turns: a pool of local tasks stands in for
+//! the executor of a core, so that no socket, timer or device of one disturbs the figures. It gives tasks their turns in
+//! the order in which they woke, as the executor does, so that as many chunks meet in the hash lanes as would there.
 
+use futures::executor::LocalSpawner;
+use futures::task::LocalSpawnExt;
 use kiseki_types::runtime::{Clock, Instant, LocalBoxFuture, Rng, SideThreads, Spawn};
+use std::task::Poll;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Ports of the calling thread; tasks run inside a `LocalSet`.
+/// Ports of the calling thread; tasks run in the pool that the spawner belongs to.
 pub struct ThreadPorts {
     epoch: std::time::Instant,
+    spawner: LocalSpawner,
 }
 
 impl ThreadPorts {
     /// Time begins now.
-    pub fn new() -> ThreadPorts {
-        ThreadPorts { epoch: std::time::Instant::now() }
+    pub fn new(spawner: LocalSpawner) -> ThreadPorts {
+        ThreadPorts { epoch: std::time::Instant::now(), spawner }
     }
 }
 
@@ -40,11 +45,18 @@ impl Rng for ThreadPorts {
 
 impl Spawn for ThreadPorts {
     fn spawn(&self, _name: &'static str, task: LocalBoxFuture<'static, ()>) {
-        drop(tokio::task::spawn_local(task)); // detached: it runs on
+        self.spawner.spawn_local(task).expect("the pool outlives what runs in it");
     }
 
     fn yield_now(&self) -> LocalBoxFuture<'static, ()> {
-        Box::pin(tokio::task::yield_now())
+        let mut has_yielded = false;
+        Box::pin(std::future::poll_fn(move |context| {
+            if std::mem::replace(&mut has_yielded, true) {
+                return Poll::Ready(());
+            }
+            context.waker().wake_by_ref();
+            Poll::Pending
+        }))
     }
 }
 

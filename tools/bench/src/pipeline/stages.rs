@@ -1,8 +1,8 @@
 //! The stages: what each prepares before the clock runs, and what one step of it does.
 
 use super::input::Input;
-use super::path::{CorePath, Receiver, SLICE_LEN_BYTES, Sealed, header};
-use super::stream::Stream;
+use super::path::{CorePath, Receiver, SLICE_LEN_BYTES, Sealed};
+use super::stream::Streams;
 use clap::ValueEnum;
 use kiseki_engine::chunk_write::chunk_buffer;
 use kiseki_engine::chunker::Cutter;
@@ -13,9 +13,10 @@ use kiseki_types::fragment::StripeShape;
 use kiseki_types::ids::ChunkId;
 use serde::Serialize;
 use std::hint::black_box;
+use std::rc::Rc;
 
-/// Chunks whose ids are computed together.
-const ID_BATCH: usize = 8;
+/// Chunks whose ids are computed together: as many as the widest kernel has lanes for.
+const ID_BATCH: usize = 16;
 
 /// Which path a stage belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,13 +37,13 @@ pub enum Stage {
     Cut,
     /// SHA-256 of one chunk at a time
     Id,
-    /// SHA-256 of eight chunks together
+    /// SHA-256 of sixteen chunks together
     IdBatch,
     /// Locator and DEK of each chunk
     Keys,
     /// AES-256-GCM in place
     Seal,
-    /// Parity fragments, into fresh buffers as the server does
+    /// Parity fragments, into buffers of a pool as the server does
     Encode,
     /// Headers of fragments with their CRC32C
     Checksum,
@@ -68,7 +69,7 @@ impl Stage {
     }
 
     /// In a few words.
-    pub fn about(self, shape: StripeShape) -> String {
+    pub fn about(self, shape: StripeShape, streams: u16) -> String {
         let stripe = format!("{}+{}", shape.data, shape.parity);
         match self {
             Stage::Receive => "allocate and copy".to_owned(),
@@ -80,7 +81,7 @@ impl Stage {
             Stage::Encode => format!("parity of {stripe}"),
             Stage::Checksum => "fragment headers, crc32c".to_owned(),
             Stage::Kernels => format!("cut, id, seal, encode {stripe}, in place"),
-            Stage::Whole => format!("received bytes to fragments of {stripe}, 4 chunks in flight"),
+            Stage::Whole => format!("received bytes to fragments of {stripe}, streams={streams}"),
             Stage::Open => "aes-256-gcm".to_owned(),
             Stage::Rebuild => format!("one fragment of {stripe}"),
         }
@@ -95,12 +96,12 @@ impl Stage {
     }
 
     /// Gets everything ready that is not to be measured.
-    pub fn prepare<'a>(self, input: &'a Input, shape: StripeShape) -> Work<'a> {
+    pub fn prepare<'a>(self, input: &'a Rc<Input>, shape: StripeShape, streams: u16) -> Work<'a> {
         let path = CorePath::new(shape);
         let chunks = input.chunks();
         let step: Box<dyn FnMut() -> u64 + 'a> = match self {
             Stage::Receive => receive(input, path, |_| {}),
-            Stage::Whole => whole(input, path),
+            Stage::Whole => whole(input, path, usize::from(streams)),
             Stage::Cut => cut(input),
             Stage::Id => each(chunks, move |chunk| {
                 black_box(path.domain.chunk_id(chunk));
@@ -146,7 +147,7 @@ fn each<'a, T: AsRef<[u8]> + 'a>(items: Vec<T>, mut work: impl FnMut(&[u8]) + 'a
 /// The receiver alone, with cuts that are known; a step is one slice.
 fn receive<'a>(input: &'a Input, path: CorePath, mut done: impl FnMut(IoBuf) + 'a) -> Step<'a> {
     let lens: Vec<usize> = input.chunks().iter().map(|chunk| chunk.len()).collect();
-    let mut receiver = Receiver::new(path.shape, input.chunker().format().len_bytes_max as usize);
+    let mut receiver = Receiver::new(&path, input.chunker().format().len_bytes_max as usize);
     let slices: Vec<&[u8]> = input.bytes().chunks(SLICE_LEN_BYTES).collect();
     let (mut slice, mut chunk) = (0, 0);
     Box::new(move || {
@@ -164,13 +165,10 @@ fn receive<'a>(input: &'a Input, path: CorePath, mut done: impl FnMut(IoBuf) + '
     })
 }
 
-/// As a stream of the server: a step is what is received until a chunk is on its way.
-fn whole<'a>(input: &'a Input, path: CorePath) -> Step<'a> {
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().build().expect("a runtime without drivers needs nothing");
-    let tasks = tokio::task::LocalSet::new();
-    let mut stream = Stream::new(input, path);
-    Box::new(move || runtime.block_on(tasks.run_until(stream.step())))
+/// As streams of the server: a step is what is received until some of it is stored.
+fn whole<'a>(input: &Rc<Input>, path: CorePath, streams: usize) -> Step<'a> {
+    let mut streams = Streams::begin(input, path, streams);
+    Box::new(move || streams.step())
 }
 
 /// The next cut, searched slice by slice as data arrive.
@@ -257,7 +255,7 @@ fn encode_all<'a>(input: &'a Input, path: CorePath) -> Step<'a> {
         at += 1;
         let payload_len = sealed.envelope.len() / usize::from(sealed.shape.data);
         let count = parity_buffer_count(sealed.shape);
-        let mut parity: Vec<IoBuf> = (0..count).map(|_| IoBuf::zeroed(payload_len)).collect();
+        let mut parity: Vec<IoBuf> = (0..count).map(|_| (path.buffers)(payload_len)).collect();
         path.coder.encode(&sealed.envelope, sealed.shape, &mut parity);
         black_box(&parity);
         *len
@@ -276,7 +274,7 @@ fn checksum_all<'a>(input: &'a Input, path: CorePath) -> Step<'a> {
         let (len, locator, envelope_len_bytes, shape, payloads) = &stripes[at % stripes.len()];
         at += 1;
         for (index, payload) in payloads.iter().enumerate() {
-            black_box(header(*locator, *envelope_len_bytes, *shape, index as u8, payload.clone()));
+            black_box(path.header(*locator, *envelope_len_bytes, *shape, index as u8, payload.clone()));
         }
         *len
     })
