@@ -13,6 +13,7 @@ import random
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 
 from node import PROGRAMS, Node
@@ -158,6 +159,39 @@ def health(node, _tree):
     assert '"serving"' in run(str(CLI), "--dir", str(node.dir), "status", "--json")
 
 
+def plain_reads(node, _tree):
+    """GETs as the SDK sends them go the short way, and are counted as such; others don't."""
+    import urllib.request
+
+    def counted():
+        text = urllib.request.urlopen(f"http://127.0.0.1:{node.admin_port}/metrics", timeout=5).read().decode()
+        series = [line for line in text.splitlines() if line.startswith("kiseki_core_s3_plain_reads_total")]
+        assert series, "no such series"
+        return sum(float(line.rsplit(" ", 1)[1]) for line in series)
+
+    client = node.client()
+    client.create_bucket(Bucket="short-way")
+    client.put_object(Bucket="short-way", Key="plain", Body=b"x")
+    client.put_object(Bucket="short-way", Key="not so plain", Body=b"x")
+    settled(counted)
+    before = counted()
+    for _ in range(7):
+        assert client.get_object(Bucket="short-way", Key="plain")["Body"].read() == b"x"
+        assert client.get_object(Bucket="short-way", Key="not so plain")["Body"].read() == b"x"
+    assert settled(counted) == before + 7, (before, counted())
+
+
+def settled(value, seconds=10):
+    """`value()` once it has stayed the same over two reports of a node."""
+    deadline, last, since = time.monotonic() + seconds, value(), time.monotonic()
+    while time.monotonic() - since < 1.2:
+        assert time.monotonic() < deadline, f"it does not come to rest: {last}"
+        time.sleep(0.1)
+        if (now := value()) != last:
+            last, since = now, time.monotonic()
+    return last
+
+
 def no_plaintext(node, _tree):
     """I-K1: neither data nor names in any byte below the node's directory."""
     needles = [MARKER, NAME_MARKER.encode()]
@@ -217,8 +251,8 @@ def main():
         tree.mkdir()
         make_tree(tree, 1000, seed=3)
         node.start()
-        steps = [health, rclone, s3cmd, tenants_never_meet, changes_of_buckets_hold_on_every_core, opaque_etags, no_plaintext, clean_stop_and_restart]
-        for step in [*steps, two_devices_lost]:
+        steps = [health, rclone, s3cmd, tenants_never_meet, changes_of_buckets_hold_on_every_core, opaque_etags, plain_reads, no_plaintext]
+        for step in [*steps, clean_stop_and_restart, two_devices_lost]:
             try:
                 step(node, tree)
                 print(f"{step.__name__} [ok]", flush=True)

@@ -29,6 +29,8 @@ from node import PROGRAMS, SERVER, Node, free_port
 KIB, MIB = 1 << 10, 1 << 20
 # Longer than any condition takes on a loaded two-core machine.
 PATIENCE_SECONDS = 60
+# Of a node whose small objects are to outlive them.
+KILLS = 6
 BUCKET = "faults"
 
 
@@ -1129,6 +1131,65 @@ def small_objects_lie_beside_their_names(directory):
         objects.all_there()
 
 
+class Writer(threading.Thread):
+    """Stores, overwrites and deletes small objects of its own, until nobody answers any more."""
+
+    def __init__(self, node, number, known, seed):
+        super().__init__()
+        # Never one in the middle of its operations when the node is back.
+        self.client, self.known, self.rng = node.client(retries={"total_max_attempts": 1}, read_timeout=PATIENCE_SECONDS), known, random.Random(seed)
+        self.keys, self.answered, self.refused = [f"w{number}-{index}" for index in range(24)], 0, []
+
+    def run(self):
+        while not self.refused:
+            key = self.rng.choice(self.keys)
+            body = None if self.rng.random() < 0.2 else self.rng.randbytes(self.rng.randint(1, 4 * KIB))
+            before = self.known.get(key, {None})
+            self.known[key] = before | {body}
+            try:
+                if body is None:
+                    self.client.delete_object(Bucket=BUCKET, Key=key)
+                else:
+                    self.client.put_object(Bucket=BUCKET, Key=key, Body=body)
+            except Exception as error:
+                self.refused.append(str(error))
+                return
+            self.known[key] = {body}
+            self.answered += 1
+
+
+def small_objects_outlive_kills(directory):
+    """I-SF5, I-L2: kill -9 at any moment, so also between the flush of an entry, the row that it becomes and the checkpoint that lets go of it. Every key
+    is then what was acknowledged last, or what was under way; a listing says the same."""
+    with Node(directory / "small-kills", devices=3) as node:
+        node.start()
+        node.client().create_bucket(Bucket=BUCKET)
+        known, rng = {}, random.Random(17)
+        for kill in range(KILLS):
+            writers = [Writer(node, number, known, 100 * kill + number) for number in range(4)]
+            for writer in writers:
+                writer.start()
+            wanted = rng.randint(1, 500)
+            await_that("they are at work", lambda: sum(writer.answered for writer in writers) >= wanted or any(writer.refused for writer in writers))
+            assert not any(writer.refused for writer in writers), [writer.refused for writer in writers]
+            node.kill()
+            for writer in writers:
+                writer.join()
+            node.start()
+            client = node.client()
+            for key, allowed in known.items():
+                try:
+                    found = client.get_object(Bucket=BUCKET, Key=key)["Body"].read()
+                except client.exceptions.NoSuchKey:
+                    found = None
+                assert found in allowed, f"kill {kill}: {key} is neither what was acknowledged nor what was under way ({len(allowed)} possible)"
+                known[key] = {found}
+            there = {found["Key"]: found["Size"] for found in client.list_objects_v2(Bucket=BUCKET).get("Contents", [])}
+            assert there == {key: len(body) for key, (body,) in known.items() if body is not None}, f"kill {kill}: the listing"
+        assert metric(node, "chunks_written_total") == 0
+        assert node.stop() == 0
+
+
 STEPS = [
     a_shifted_copy_costs_little,
     devices_are_lost_while_clients_read,
@@ -1147,6 +1208,7 @@ STEPS = [
     a_node_is_killed_while_a_device_joins,
     a_device_that_joins_gets_its_share,
     small_objects_lie_beside_their_names,
+    small_objects_outlive_kills,
 ]
 
 

@@ -4,6 +4,7 @@
 //! that is already under way. A failed flush or write fences the gate: every waiter, present and future, gets an error
 //! until the device is reopened and checked (I-D6).
 
+use crate::device_times::{DeviceStep, DeviceTimes};
 use futures::channel::oneshot;
 use futures::future::select;
 use kiseki_types::device::Device;
@@ -44,6 +45,7 @@ struct GateState {
 struct GateInner {
     device: Rc<dyn Device>,
     ports: Ports,
+    times: Rc<DeviceTimes>,
     state: RefCell<GateState>,
     /// Writes that will ask for a flush.
     coming: Cell<usize>,
@@ -77,10 +79,17 @@ impl FlushGate {
     /// A gate in front of `device`.
     #[must_use]
     pub fn new(ports: Ports, device: Rc<dyn Device>) -> FlushGate {
+        FlushGate::timed(ports, device, Rc::default())
+    }
+
+    /// A gate in front of `device` that counts in `times` how long flushes take.
+    #[must_use]
+    pub fn timed(ports: Ports, device: Rc<dyn Device>, times: Rc<DeviceTimes>) -> FlushGate {
         FlushGate {
             inner: Rc::new(GateInner {
                 device,
                 ports,
+                times,
                 state: RefCell::default(),
                 coming: Cell::new(0),
                 flushes: Cell::new(0),
@@ -161,8 +170,10 @@ impl GateInner {
                 std::mem::take(&mut state.waiting)
             };
             self.flushes.set(self.flushes.get() + 1);
-            if let Err(error) = self.device.flush().await {
-                self.fence(&format!("flush failed: {error}"));
+            let began = self.ports.now();
+            match self.device.flush().await {
+                Ok(()) => self.times.record(DeviceStep::Flush, self.ports.now().since(began)),
+                Err(error) => self.fence(&format!("flush failed: {error}")),
             }
             // I-D6: a fence that fell while the flush ran fails its waiters too; what the flush covered is unknown.
             let fenced = self.state.borrow().fenced.clone();

@@ -27,6 +27,7 @@ pub use read::READ_GAP_BYTES_MAX;
 pub(crate) use read::is_fragment;
 pub use table::{AddDeviceError, StillInFlight};
 
+use crate::device_times::DeviceTimes;
 use crate::flush_gate::{DeviceFenced, FlushGate};
 use crate::index::{InsertMode, Inserted, LaneIndex};
 use crate::lane::{LaneOnDevice, reserve_blocks};
@@ -167,6 +168,8 @@ pub(crate) struct DeviceOnCore {
     pub space: SpacePolicy,
     pub device: Rc<dyn Device>,
     pub gate: FlushGate,
+    /// Of all devices of this core.
+    pub times: Rc<DeviceTimes>,
     /// This core's lanes; some are missing when a journal could not be opened (the gate is fenced then).
     pub lanes: BTreeMap<LaneId, LaneOnDevice>,
     /// Whether another core told of the failure, so that it is not told again.
@@ -192,9 +195,10 @@ pub(crate) struct DeviceOnCore {
 }
 
 impl DeviceOnCore {
-    fn new(ports: &Ports, given: StoreDevice, is_admitted: bool) -> DeviceOnCore {
+    fn new(ports: &Ports, times: &Rc<DeviceTimes>, given: StoreDevice, is_admitted: bool) -> DeviceOnCore {
         DeviceOnCore {
-            gate: FlushGate::new(ports.clone(), given.device.clone()),
+            gate: FlushGate::timed(ports.clone(), given.device.clone(), times.clone()),
+            times: times.clone(),
             id: given.id,
             pool: given.pool,
             name: given.name,
@@ -254,6 +258,7 @@ pub(crate) struct Core {
     pub lane_count: u16,
     pub indexes: BTreeMap<LaneId, LaneIndex>,
     pub devices: DeviceTable,
+    pub device_times: Rc<DeviceTimes>,
     pub link: LaneLink,
     pub buffers: BufferSource,
     pub counters: FragmentCounters,
@@ -297,10 +302,10 @@ impl CoreFragmentStore {
     /// Opens this core's lanes on every device. A device with a damaged journal is reported and treated as failed; it
     /// does not keep the store from opening (I-O3). Only an unreadable table file of an own lane does.
     pub async fn open(config: FragmentStoreConfig) -> Result<(CoreFragmentStore, Vec<DeviceReport>), TableError> {
-        let (devices, mut reports) = (DeviceTable::default(), Vec::new());
+        let (devices, device_times, mut reports) = (DeviceTable::default(), Rc::default(), Vec::new());
         for given in config.devices {
             assert_eq!(given.layout.lanes(), config.lane_count, "device {} has other lanes", given.name);
-            let mut device = DeviceOnCore::new(&config.ports, given, true);
+            let mut device = DeviceOnCore::new(&config.ports, &device_times, given, true);
             let tables = config.lanes.iter().map(|own| (own.lane, &own.table));
             reports.push(recovery::open_device(&config.ports, &config.buffers, tables, &mut device).await?);
             devices.insert(Rc::new(device));
@@ -312,6 +317,7 @@ impl CoreFragmentStore {
             lane_count: config.lane_count,
             indexes,
             devices,
+            device_times,
             link: config.link,
             buffers: config.buffers,
             counters: FragmentCounters::default(),
@@ -370,6 +376,12 @@ impl CoreFragmentStore {
     #[must_use]
     pub fn device_io(&self) -> Vec<(DeviceId, DeviceIo)> {
         self.core.devices.all().iter().map(|device| (device.id, device.io.get())).collect()
+    }
+
+    /// How long this core's devices took, those that have gone included.
+    #[must_use]
+    pub fn device_times(&self) -> &DeviceTimes {
+        &self.core.device_times
     }
 
     /// (flushes, waiters that shared them) of all devices on this core, those that have gone included.

@@ -13,6 +13,7 @@
 mod block_discard;
 mod checksum;
 pub mod device_tail;
+pub mod device_times;
 mod discard_unit;
 pub mod error;
 pub mod file_device;

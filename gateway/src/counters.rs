@@ -28,6 +28,8 @@ pub struct OperationCounters {
 pub struct GatewayCounters {
     /// By S3's name of the operation; requests that were refused before they were routed are `Unknown`.
     pub operations: BTreeMap<&'static str, OperationCounters>,
+    /// GETs that were answered past `s3s`; they are in `operations` too.
+    pub plain_reads: u64,
     /// Bytes of object content received, decoded.
     pub bytes_in: u64,
     /// Bytes of answers' bodies handed to connections.
@@ -75,6 +77,7 @@ impl GatewayCounters {
             ours.phases.add(&theirs.phases);
             ours.latency_us_sum = ours.latency_us_sum.saturating_add(theirs.latency_us_sum);
         }
+        self.plain_reads += other.plain_reads;
         self.bytes_in += other.bytes_in;
         self.bytes_out += other.bytes_out;
         self.connections += other.connections;

@@ -228,6 +228,7 @@ impl Inner {
     async fn answer_plain(&self, request: &Request<Incoming>, context: &Rc<RequestContext>) -> Option<Response<Body>> {
         let read = PlainRead::of(request)?;
         let answer = in_request(context.clone(), read.answer(&self.shared, context, &self.signing_keys)).await?;
+        self.counters.borrow_mut().plain_reads += 1;
         Some(answer.unwrap_or_else(error_response))
     }
 

@@ -122,7 +122,7 @@ impl SigningKeys {
             return kept.key.clone();
         }
         let key = Zeroizing::new(derive_signing_key(access_key.secret.as_bytes(), &head.date, region, SERVICE));
-        if kept.len() >= KEYS_KEPT_MAX {
+        if kept.len() >= KEYS_KEPT_MAX && !kept.contains_key(head.access_key_id()) {
             kept.clear();
         }
         let (day, region, secret) = (day.to_owned(), region.to_owned(), access_key.secret.clone());
@@ -224,6 +224,24 @@ mod tests {
         assert_ne!(key("eu-west-1", "one"), first);
         assert_eq!(key("us-east-1", "one"), first);
         assert_eq!(keys.by_access_key.borrow().len(), 1);
+    }
+
+    #[test]
+    fn a_key_that_is_replaced_forgets_no_other_and_one_too_many_forgets_all() {
+        let headers = example();
+        let keys = SigningKeys::default();
+        let ask = |id: &str, secret: &str| {
+            let authorization = authorization(id, "us-east-1", SIGNATURE);
+            let head =
+                SignedHead::of(&authorization, &headers["x-amz-date"], &headers["x-amz-content-sha256"]).unwrap();
+            keys.key_for(&head, &access_key(secret));
+            keys.by_access_key.borrow().len()
+        };
+        for number in 1..=KEYS_KEPT_MAX {
+            assert_eq!(ask(&format!("AK{number}"), "one"), number);
+        }
+        assert_eq!(ask("AK7", "two"), KEYS_KEPT_MAX);
+        assert_eq!(ask("another", "one"), 1);
     }
 
     #[test]

@@ -9,13 +9,13 @@ import tempfile
 
 import s3_compare
 from cases.device import BUSY
-from experiment import Experiment, Failed, Measured, job_figures
+from experiment import Experiment, Failed, Measured, job_figures, ready
 
 NAME = "s3"
 TITLE = "S3 over plain HTTP"
 ABOUT = ("`kiseki-bench s3`: path style, signature version 4, unsigned payload, a connection for each client, content that does not repeat. One "
-         "node with eight image files; servers on one processor, the client on the other; each row begins with empty directories. Latencies are "
-         "the client's. Ratios are Kiseki's operations a second divided by the peer's of the same round.")
+         "node with eight image files; servers on one processor, the client on the other; each measurement begins with empty directories, since nodes "
+         "of the same program differ (where their files lie). Latencies are the client's. Ratios are Kiseki's operations a second divided by the peer's of the same round.")
 COLUMNS = (("op/s", "per_second", 0), ("MiB/s", "mib_per_second", 1), ("p50 us", "p50_us", 0), ("p99 us", "p99_us", 0),
            ("server us/op", "server_us_per_op", 0), ("client us/op", "client_us_per_op", 0))
 # Held against each peer: see page.py.
@@ -44,16 +44,12 @@ def experiments(setting):
     names = ("kiseki", *map(peer_name, peers))
     runtime, warmup = setting.either("500ms", "4s"), setting.either("300ms", "1s")
 
-    @contextlib.contextmanager
-    def opened(case):
+    def measure(case, who):
         with fresh(setting, lambda work: s3_compare.side_by_side(peers, work, list(setting.server_pin))) as servers:
-            def measure(who):
-                return measured(servers[who], case, runtime, warmup, setting)
-
-            yield measure
+            return measured(servers[who], case, runtime, warmup, setting)
 
     chosen = CASES if not setting.quick else [case for case in CASES if ":16m:" not in case]
-    return [Experiment(case.replace(":", "-"), names, functools.partial(opened, case), setting.either(1, 3), setting.either(3, 8))
+    return [Experiment(case.replace(":", "-"), names, ready(functools.partial(measure, case)), setting.either(1, 3), setting.either(3, 9))
             for case in chosen]
 
 

@@ -10,12 +10,12 @@ import tempfile
 import machine
 import s3_compare
 from cases import s3
-from experiment import Absent, Experiment, Failed, output
+from experiment import Absent, Experiment, Failed, output, ready
 
 NAME = "s3-memory"
 TITLE = "S3 GET from devices beside the same from memory"
 ABOUT = ("Two nodes of the same program: one with its directory on the disk, one with its directory on tmpfs, so that devices, journals and "
-         "tables are memory and all else is the same. Ratios are devices divided by memory, of neighbors.")
+         "tables are memory and all else is the same; each measurement begins with a new one. Ratios are devices divided by memory, of neighbors.")
 COLUMNS = s3.COLUMNS
 RATIO = ("per_second", ("memory",))
 
@@ -54,22 +54,22 @@ def experiments(setting):
     runtime, warmup = setting.either("500ms", "4s"), setting.either("300ms", "1s")
 
     @contextlib.contextmanager
-    def opened(case):
-        with tempfile.TemporaryDirectory(prefix="devices-", dir=setting.work) as disk, memory(setting.work) as shared:
-            nodes = {}
+    def disk():
+        with tempfile.TemporaryDirectory(prefix="devices-", dir=setting.work) as directory:
+            yield directory
 
-            def measure(who):
-                try:
-                    if who not in nodes:
-                        nodes[who] = s3_compare.Kiseki(pathlib.Path({"devices": disk, "memory": shared}[who]), list(setting.server_pin))
-                    return s3.measured(nodes[who], case, runtime, warmup, setting, who)
-                except (RuntimeError, OSError, subprocess.SubprocessError) as error:
-                    raise Failed(f"{who}: {error}") from error
+    places = {"devices": disk, "memory": lambda: memory(setting.work)}
 
-            yield measure
+    def measure(case, who):
+        try:
+            with places[who]() as place:
+                node = s3_compare.Kiseki(pathlib.Path(place), list(setting.server_pin))
+                return s3.measured(node, case, runtime, warmup, setting, who)
+        except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+            raise Failed(f"{who}: {error}") from error
 
     chosen = CASES[-1:] if setting.quick else CASES
-    return [Experiment(case.replace(":", "-"), ("devices", "memory"), functools.partial(opened, case), setting.either(1, 5), setting.either(3, 8))
+    return [Experiment(case.replace(":", "-"), tuple(places), ready(functools.partial(measure, case)), setting.either(1, 5), setting.either(3, 9))
             for case in chosen]
 
 
@@ -79,7 +79,7 @@ def limit(row, medians):
         return None
     if memory["server_us_per_op"] > ours["server_us_per_op"]:
         text = (f"tmpfs is no ceiling here: a GET from it costs the server {memory['server_us_per_op']:,.0f} us of its processor, one from devices "
-                f"{ours['server_us_per_op']:,.0f}, since the kernel copies what a disk writes into memory by itself; so ")
+                f"{ours['server_us_per_op']:,.0f}; so ")
     else:
         text = ""
     return f"{text}devices serve {ours['per_second'] / memory['per_second']:.0%} of what tmpfs serves. From devices: {s3.limit_of(ours)}"

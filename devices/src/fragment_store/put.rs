@@ -1,6 +1,7 @@
 //! Writing a fragment: data and journal record side by side, one shared flush, then the index.
 
 use super::{Core, DeviceOnCore, LaneRequest, LaneResponse, add};
+use crate::device_times::DeviceStep;
 use crate::fragment_header::{FragmentHeader, check_meta};
 use crate::index::{InsertMode, TABLE_EXTENTS, encode_row, extent_row_key, write};
 use crate::lane::{LaneOnDevice, LaneRecord, share};
@@ -92,8 +93,10 @@ impl Core {
             Err(_) => return Err(device.fenced_error()),
         };
         device.check()?;
+        let writing = self.ports.now();
         let data = device.device.write(extent.start, parts);
         let (data, record) = join(data, lane.journal.written(sequence)).await;
+        let written = self.ports.now().since(writing);
         if let Err(error) = data {
             device.gate.fence(&format!("write failed: {error}"));
         }
@@ -103,6 +106,7 @@ impl Core {
             return Err(device.fenced_error());
         }
         self.keep_row(lane, &fragment);
+        device.times.record(DeviceStep::Write, written);
         device.note_write(payload_len, self.ports.now().since(began));
         self.publish(&device, lane, fragment, sequence).await?;
         Ok(extent)

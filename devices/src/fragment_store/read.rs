@@ -1,6 +1,7 @@
 //! Reading part of a fragment: header and pieces, both checked, and the extent kept from reuse meanwhile.
 
 use super::{Core, DeviceOnCore, LaneRequest, LaneResponse, add};
+use crate::device_times::DeviceStep;
 use crate::fragment_header::{FragmentHeader, PIECE_LEN_BYTES, piece_range};
 use futures::channel::oneshot;
 use futures::future::join;
@@ -90,6 +91,7 @@ impl Core {
             let _pin = self.pins.pin(fragment.extent);
             read_pieces(&self.buffers, &device, fragment.extent, pieces.clone()).await
         };
+        let took = self.ports.now().since(began);
         let (header, bytes) = match read {
             Ok(read) => read,
             Err(error) => {
@@ -109,6 +111,7 @@ impl Core {
         }
         add(&self.counters.reads, 1);
         add(&self.counters.read_bytes, u64::from(range.end - range.start));
+        device.times.record(DeviceStep::Read, took);
         device.note_read(u64::from(range.end - range.start), self.ports.now().since(began));
         Ok(bytes.slice(range.start as usize - pieces.start..range.end as usize - pieces.start))
     }

@@ -217,7 +217,7 @@ impl Core {
         self: &Rc<Core>,
         given: StoreDevice,
     ) -> Result<(Rc<DeviceOnCore>, DeviceReport), AddDeviceError> {
-        let mut device = DeviceOnCore::new(&self.ports, given, false);
+        let mut device = DeviceOnCore::new(&self.ports, &self.device_times, given, false);
         let tables = self.indexes.iter().map(|(lane, index)| (*lane, index.table()));
         let report = recovery::open_device(&self.ports, &self.buffers, tables, &mut device).await?;
         if let Some(problem) = report.problem {

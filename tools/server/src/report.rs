@@ -99,6 +99,7 @@ fn report(shared: &CoreShared, core: CoreId, node: &CoreNode, gateway: &S3Servic
     let requests: u64 = s3.operations.values().map(|operation| operation.answers_by_class.iter().sum::<u64>()).sum();
     let failed: u64 = s3.operations.values().map(|operation| operation.answers_by_class[4]).sum();
     set("s3_requests_total", requests);
+    set("s3_plain_reads_total", s3.plain_reads);
     set("s3_requests_5xx_total", failed);
     set("s3_bytes_in_total", s3.bytes_in);
     set("s3_bytes_out_total", s3.bytes_out);
@@ -219,6 +220,7 @@ fn report(shared: &CoreShared, core: CoreId, node: &CoreNode, gateway: &S3Servic
         }
     }
     let (reported_at, connections) = (ports.now().0, s3.connections);
+    let stages = node.engine().core().stages.histograms().into_iter();
     let report = CoreReport {
         reported_at,
         connections,
@@ -236,7 +238,7 @@ fn report(shared: &CoreShared, core: CoreId, node: &CoreNode, gateway: &S3Servic
         device_io: device_io(node),
         heard: members.cluster.heard(),
         times: CoreTimes {
-            stages: node.engine().core().stages.histograms().into_iter().chain(node.groups().raft_times()).collect(),
+            stages: stages.chain(node.groups().raft_times()).chain(node.fragments().device_times().by_name()).collect(),
             operations: s3.operations.into_iter().map(|(name, operation)| (name, operation.phases)).collect(),
         },
     };

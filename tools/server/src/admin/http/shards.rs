@@ -69,9 +69,10 @@ fn shards(registry: &mut Registry, report: &NodeReport) {
 }
 
 /// Values that each core has a series of, and what they mean.
-const OF_CORES: [(&str, &str); 10] = [
+const OF_CORES: [(&str, &str); 11] = [
     ("core_cpu_us_total", "Processor time of the core's thread in microseconds"),
     ("s3_requests_total", "S3 requests answered"),
+    ("s3_plain_reads_total", "GETs of those that say no more than bucket, key and range, answered the short way"),
     ("s3_bytes_in_total", "Bytes received from clients"),
     ("s3_bytes_out_total", "Bytes sent to clients"),
     ("fragment_puts_total", "Fragments written"),
