@@ -15,7 +15,7 @@ NAME = "s3"
 TITLE = "S3 over plain HTTP"
 ABOUT = ("`kiseki-bench s3`: path style, signature version 4, unsigned payload, a connection for each client, content that does not repeat. One "
          "node with eight image files; servers on one processor, the client on the other; each measurement begins with empty directories, since nodes "
-         "of the same program differ (where their files lie). Latencies are the client's. Ratios are Kiseki's operations a second divided by the peer's of the same round.")
+         "of the same program differ. Latencies are the client's. Ratios are Kiseki's operations a second divided by the peer's of the same round.")
 COLUMNS = (("op/s", "per_second", 0), ("MiB/s", "mib_per_second", 1), ("p50 us", "p50_us", 0), ("p99 us", "p99_us", 0),
            ("server us/op", "server_us_per_op", 0), ("client us/op", "client_us_per_op", 0))
 # Held against each peer: see page.py.
