@@ -3,6 +3,7 @@
 use crate::error::RaftError;
 use crate::log_store::{GroupStatus, LaneLog};
 use crate::network::{AppendRequest, AppendResponse, PeerLink, PeerNetwork, SnapshotAnswer};
+use crate::release::{self, Release};
 use crate::rest::Rest;
 use crate::runtime::{GroupHealth, in_group};
 use crate::shard_machine::{MachineParts, ShardMachine, applied_in};
@@ -42,6 +43,8 @@ pub struct GroupSettings {
     pub snapshot_entries: u64,
     /// Entries kept behind a snapshot, so that a peer a little behind needs no snapshot.
     pub kept_entries: u64,
+    /// A replica without peers keeps about so many bytes of applied entries: [`crate::release`].
+    pub kept_alone_len_bytes: u64,
     /// An open waits this long for a leader.
     pub leader_wait: Duration,
     /// A group that nobody used for so long rests: see [`crate::rest`].
@@ -58,6 +61,7 @@ impl GroupSettings {
             election_ms_max: 6_000,
             snapshot_entries: 20_000,
             kept_entries: 5_000,
+            kept_alone_len_bytes: 4 << 20,
             leader_wait: Duration::from_secs(30),
             rest_after: Duration::from_secs(3),
         }
@@ -123,11 +127,12 @@ pub enum GroupState {
 }
 
 /// What a replica has done since it was opened.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct GroupCounters {
     pub(crate) proposals: Cell<u64>,
     pub(crate) snapshots_sent: Rc<Cell<u64>>,
     pub(crate) snapshots_installed: Rc<Cell<u64>>,
+    pub(crate) release: Rc<Release>,
 }
 
 /// One running instance of openraft.
@@ -163,6 +168,12 @@ pub(crate) struct Inner {
     receiving: tokio::sync::Mutex<()>,
     pub(crate) rebuilds: Cell<u64>,
     pub(crate) counters: Rc<GroupCounters>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.counters.release.end();
+    }
 }
 
 /// One replica of one shard. A clone is another handle.
@@ -249,6 +260,7 @@ impl ShardGroup {
             }),
         };
         supervisor::watch(&group);
+        release::watch(&group);
         if let Start::Bootstrap(members) = start
             && let Err(error) = group.form(&members).await
         {
@@ -421,6 +433,8 @@ pub(crate) async fn build(parts: &GroupParts, counters: &GroupCounters) -> Resul
         tables: parts.tables.clone(),
         machine: parts.machine.clone(),
         snapshots_installed: counters.snapshots_installed.clone(),
+        release: counters.release.clone(),
+        kept_alone_len_bytes: parts.settings.kept_alone_len_bytes,
         times: parts.log.times(),
     };
     let machine = ShardMachine::new(machine_parts, log.clone(), alive.clone())?;

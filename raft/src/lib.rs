@@ -40,6 +40,7 @@ mod page_ranges;
 mod paged_file;
 mod raft_capnp;
 mod reads;
+mod release;
 mod sealed_file;
 #[cfg(test)]
 mod test_support;

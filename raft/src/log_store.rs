@@ -14,6 +14,7 @@ mod group_log;
 mod open;
 mod raft_storage;
 pub mod record;
+mod unfolded;
 
 pub(crate) use group_log::replay_group;
 pub use raft_storage::GroupLogStore;
@@ -38,18 +39,20 @@ use std::ops::Bound;
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::sync::Notify;
+use unfolded::Unfolded;
 
 /// Most groups on one lane.
 pub const GROUPS_PER_LANE_MAX: usize = 4096;
 
-/// Fill of the journal at which it is folded in the background.
+/// Fill of the journal at which all of it is folded in the background.
 const FOLD_FILL: f64 = 0.5;
 
 /// Fill at which appends wait for a fold; the rest is for copying stuck entries forward.
 const HOLD_FILL: f64 = 0.85;
 
-/// Bytes that only the journal and memory hold at which a fold starts.
-const FOLD_LEN_BYTES: usize = 8 * 1024 * 1024;
+/// Bytes of entries that only the journal and memory hold at which a fold starts. It takes the older half: what is purged
+/// before it gets old never goes through the log file.
+const FOLD_LEN_BYTES: usize = 16 * 1024 * 1024;
 
 /// Bytes of commands of one lane that are proposed and not answered; more wait. A Raft journal must be at least four
 /// times as long, so that what can't be folded yet never fills it.
@@ -114,8 +117,8 @@ struct Lane {
     last: Cell<Sequence>,
     /// Up to here every record is held durably by the log file.
     folded_sequence: Cell<Sequence>,
-    /// Bytes of entries journaled since the last fold.
-    unfolded_len_bytes: Cell<usize>,
+    /// What only the journal holds.
+    unfolded: RefCell<Unfolded>,
     fold_wanted: Rc<Notify>,
     /// One permit for each byte that may be proposed.
     proposed: tokio::sync::Semaphore,
@@ -283,8 +286,7 @@ impl Lane {
         let sequence = self.journal.append(&record.encode())?;
         self.last.set(sequence);
         if let Change::Append(entries) = &record.change {
-            let len_bytes: usize = entries.iter().map(entry_len_bytes).sum();
-            self.unfolded_len_bytes.set(self.unfolded_len_bytes.get() + len_bytes);
+            self.unfolded.borrow_mut().add(sequence, entries.iter().map(entry_len_bytes).sum());
         }
         self.with_group(shard, |group| {
             let applied = group.apply(record.change, sequence);
@@ -326,7 +328,7 @@ impl Lane {
             self.with_group(shard, |group| group.committed_unwritten = false);
         }
         let sequence = self.record(shard, change.clone())?;
-        if self.journal.fill() > FOLD_FILL || self.unfolded_len_bytes.get() > FOLD_LEN_BYTES {
+        if self.journal.fill() > FOLD_FILL || self.unfolded.borrow().len_bytes() > FOLD_LEN_BYTES {
             self.fold_wanted.notify_one();
         }
         Ok(sequence)

@@ -43,6 +43,11 @@ impl Layer {
         Layer { mark, files: vec![FileChanges::new(); file_count], touched: false, rows: 0, bytes: 0 }
     }
 
+    /// Changed rows in it.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
     fn put(&mut self, write: TableWrite) {
         let file = self.files.get_mut(usize::from(write.file)).expect("a write names a file of its set");
         let (key_bytes, value_bytes) = (write.key.len(), write.value.as_ref().map_or(0, Vec::len));

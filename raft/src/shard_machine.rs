@@ -6,6 +6,7 @@
 use crate::error::RaftError;
 use crate::log_store::GroupLogStore;
 use crate::log_store::record::{decode_applied, encode_applied};
+use crate::release::Release;
 use crate::snapshot::SnapshotData;
 use crate::table_set::TableSet;
 use crate::times::{RaftStep, RaftTimes};
@@ -34,7 +35,7 @@ const ENTRIES_PER_TURN: usize = 32;
 
 /// What a shard's state machine needs.
 #[derive(Clone)]
-pub struct MachineParts {
+pub(crate) struct MachineParts {
     /// The shard.
     pub shard: ShardId,
     /// Ports of the core.
@@ -45,6 +46,10 @@ pub struct MachineParts {
     pub machine: Rc<dyn StateMachine>,
     /// Counts snapshots of others that took the place of the tables.
     pub snapshots_installed: Rc<Cell<u64>>,
+    /// Has the log let go of what is applied, where there are no peers.
+    pub release: Rc<Release>,
+    /// See [`crate::group::GroupSettings`].
+    pub kept_alone_len_bytes: u64,
     /// How long entries took.
     pub times: Rc<RaftTimes>,
 }
@@ -80,7 +85,11 @@ impl ShardMachine {
     /// The machine, going on where the tables stand.
     ///
     /// Errors: the tables' meta row is damaged, or does not belong to the tables' position.
-    pub fn new(parts: MachineParts, log: GroupLogStore, alive: Rc<Cell<bool>>) -> Result<ShardMachine, RaftError> {
+    pub(crate) fn new(
+        parts: MachineParts,
+        log: GroupLogStore,
+        alive: Rc<Cell<bool>>,
+    ) -> Result<ShardMachine, RaftError> {
         let (applied, membership) = applied_in(&parts.tables)?;
         let position = applied.map_or(0, |id| id.index + 1);
         if position != parts.tables.applied_position() {
@@ -115,6 +124,9 @@ impl ShardMachine {
                 kiseki_types::group::Applied::default()
             }
             EntryPayload::Normal(command) => {
+                if shared.membership.borrow().membership().nodes().nth(1).is_none() {
+                    shared.parts.release.applied(command.0.len(), shared.parts.kept_alone_len_bytes);
+                }
                 let at = LogPosition { term: Term(term_of(&entry.log_id)), index: entry.log_id.index };
                 let since = shared.parts.ports.now();
                 let applied = shared.parts.machine.apply(at, &command.0, tables).await.map_err(io::Error::other)?;

@@ -34,6 +34,9 @@ pub const SET_FILES_MAX: usize = 16;
 const QUEUES_PER_SET: u64 = 8;
 const READ_QUEUES: u64 = QUEUES_PER_SET - 1;
 
+/// Layers with fewer rows are dropped where they are: to wake a thread costs more.
+const ROWS_DROPPED_AT_ONCE: usize = 512;
+
 /// One file of a set.
 pub struct FileSpec {
     /// Its name in the metadata directories.
@@ -196,7 +199,7 @@ impl TableSet {
             assert!(!state.installing, "nothing is applied while a snapshot is installed");
             assert!(position >= state.applied, "applies come in order");
             state.applied = position;
-            state.meta.extend(meta.iter().cloned());
+            state.note_meta(&meta);
             state.overlay.apply(position, writes, meta);
             (state.over_limit(&self.inner.settings), state.busy)
         };
@@ -322,7 +325,10 @@ impl TableSet {
             }
             compaction = match compaction.take() {
                 Some(running) => self.compact(running, layer).await,
-                None => self.begin_compaction().await,
+                None => {
+                    self.drop_aside(layer);
+                    self.begin_compaction().await
+                }
             };
         }
     }
@@ -357,6 +363,13 @@ impl TableSet {
                 state.answer_waiters();
             }
             Err(error) => state.fence(error),
+        }
+    }
+
+    /// Drops a folded layer: a large one, which takes milliseconds, on a side thread.
+    fn drop_aside(&self, layer: Option<Arc<Layer>>) {
+        if let Some(layer) = layer.filter(|layer| layer.rows() >= ROWS_DROPPED_AT_ONCE) {
+            self.inner.ports.offload_job(self.write_queue(), Box::new(move || drop(layer)));
         }
     }
 
@@ -423,6 +436,15 @@ impl State {
             folded: 0,
             waiters: Vec::new(),
             idle_waiters: Vec::new(),
+        }
+    }
+
+    fn note_meta(&mut self, rows: &[Row]) {
+        for (key, value) in rows {
+            match self.meta.get_mut(key) {
+                Some(old) => old.clone_from(value),
+                None => drop(self.meta.insert(key.clone(), value.clone())),
+            }
         }
     }
 

@@ -25,6 +25,10 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+/// The heap of the programs that have these groups (`docs/decisions/heap.md`).
+#[global_allocator]
+static HEAP: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Bytes of a command.
 const COMMAND_LEN_BYTES: usize = 256;
 
@@ -114,12 +118,16 @@ async fn measure(ports: &Ports, options: &Options, base: &Path, groups: u64) {
     let block = flush::Block::create(&base.join("block"));
     for writers in options.writers.iter().copied() {
         load(ports, &product, writers, options.span / 4).await;
-        load(ports, &floor, writers, options.span / 8).await;
+        if !options.product_only {
+            load(ports, &floor, writers, options.span / 8).await;
+        }
         let (mut ours, mut theirs, mut flushes) = (Figures::default(), Figures::default(), Figures::default());
         let mut sent = (0, 0);
         for _ in 0..options.rounds {
-            theirs.add(load(ports, &floor, writers, options.span / 2).await);
-            flushes.micros.extend(block.flushes(options.span / 4));
+            if !options.product_only {
+                theirs.add(load(ports, &floor, writers, options.span / 2).await);
+                flushes.micros.extend(block.flushes(options.span / 4));
+            }
             let before = cluster.sent();
             ours.add(load(ports, &product, writers, options.span).await);
             let after = cluster.sent();

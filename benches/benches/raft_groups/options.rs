@@ -12,6 +12,7 @@ const HELP: &str = "raft_groups [OPTIONS]
   --writers A,B     numbers of writers, each with one command under way (1,16,256)
   --dir DIRECTORY   where the files lie (the system's place for temporary files)
   --idle            what groups cost that nobody uses
+  --product-only    without floor and flush, for a profiler; there is no ratio then
   --json            a line of JSON for each figure";
 
 /// What to measure.
@@ -28,6 +29,8 @@ pub struct Options {
     pub dir: PathBuf,
     /// Idle groups alone.
     pub idle: bool,
+    /// The product's turns alone.
+    pub product_only: bool,
     /// JSON rather than text.
     pub json: bool,
 }
@@ -51,6 +54,7 @@ impl Options {
             writers: vec![1, 16, 256],
             dir: std::env::temp_dir(),
             idle: false,
+            product_only: false,
             json: false,
         };
         let mut arguments = std::env::args().skip(1);
@@ -63,6 +67,7 @@ impl Options {
                 "--writers" => options.writers = value().split(',').map(number).collect(),
                 "--dir" => options.dir = PathBuf::from(value()),
                 "--idle" => options.idle = true,
+                "--product-only" => options.product_only = true,
                 "--json" => options.json = true,
                 "--bench" => {} // cargo says so
                 "--help" => {

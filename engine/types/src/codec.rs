@@ -104,6 +104,11 @@ impl Writer {
     pub fn str(&mut self, text: &str) -> &mut Self {
         self.bytes(text.as_bytes())
     }
+    /// What is written so far.
+    #[must_use]
+    pub fn as_slice(&self) -> &[u8] {
+        &self.out
+    }
     /// Bytes written so far.
     #[must_use]
     pub fn len(&self) -> usize {

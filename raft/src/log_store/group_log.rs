@@ -220,11 +220,19 @@ impl GroupLog {
         self.entries.iter().skip(skip).take(take).map(|held| held.entry.clone()).collect()
     }
 
-    /// Entries that are committed and not yet in the log file.
-    pub fn to_fold(&self) -> impl Iterator<Item = &Entry> {
+    /// Entries that are committed and not yet in the log file, of records up to `upto`.
+    pub fn to_fold(&self, upto: Sequence) -> impl Iterator<Item = &Entry> {
         let from = next(self.folded);
         let to = next(self.committed);
-        self.entries.iter().map(|held| &held.entry).filter(move |entry| (from..to).contains(&entry.log_id.index))
+        // Records follow each other as their entries do.
+        let older = self.entries.iter().take_while(move |held| held.sequence <= upto);
+        older.map(|held| &held.entry).filter(move |entry| (from..to).contains(&entry.log_id.index))
+    }
+
+    /// The first record that is needed behind `folded`, where an entry stands in one.
+    #[must_use]
+    pub fn first_needed(&self, folded: Option<LogId>) -> Option<Sequence> {
+        self.entries.iter().find(|held| held.entry.log_id.index >= next(folded)).map(|held| held.sequence)
     }
 
     /// Entries that are not committed as far as this replica knows: they stay in the journal.
@@ -241,10 +249,10 @@ impl GroupLog {
         }
     }
 
-    /// The row as it should be written now, with everything committed folded.
+    /// The row as it should be written now, with everything committed folded that records up to `upto` hold.
     #[must_use]
-    pub fn row_now(&self) -> GroupRow {
-        let folded = self.to_fold().last().map(|entry| entry.log_id).or(self.folded);
+    pub fn row_now(&self, upto: Sequence) -> GroupRow {
+        let folded = self.to_fold(upto).last().map(|entry| entry.log_id).or(self.folded);
         GroupRow {
             voter: self.row.voter,
             live: self.row.live,
@@ -261,11 +269,19 @@ impl GroupLog {
     pub fn fold_done(&mut self, row: GroupRow) {
         self.folded = self.folded.max(row.folded);
         self.row = GroupRow { live: self.row.live, lost: self.row.lost, ..row };
-        while self.entries_len_bytes > CACHED_LEN_BYTES
-            && self.entries.front().is_some_and(|held| held.entry.log_id.index < next(self.folded))
-        {
+    }
+
+    /// Lets entries that are in the log file leave memory, at most so many, but for what followers a little behind may ask for.
+    /// Whether there are more.
+    pub fn forget_folded(&mut self, most: usize) -> bool {
+        for _ in 0..most {
+            let folded = self.entries.front().is_some_and(|held| held.entry.log_id.index < next(self.folded));
+            if !folded || self.entries_len_bytes <= CACHED_LEN_BYTES {
+                return false;
+            }
             self.pop_front();
         }
+        true
     }
 }
 
@@ -280,12 +296,13 @@ pub(crate) fn replay_group(shard: ShardId, row: GroupRow, changes: impl Iterator
         fitting += 1;
     }
     let _missing = group.missing();
-    let row = group.row_now();
+    let row = group.row_now(Sequence::MAX);
     assert!(
         group.uncommitted().all(|held| held.entry.log_id.index >= next(row.folded)),
         "folded entries are committed"
     );
     group.fold_done(row);
+    while group.forget_folded(64) {}
     assert_eq!(group.in_memory(0..u64::MAX).len(), group.entries.len(), "memory holds consecutive entries");
     fitting
 }
@@ -343,21 +360,26 @@ mod tests {
             for (sequence, change) in changes[..folded_at].iter().enumerate() {
                 before.apply(change.clone(), sequence as u64 + 1).expect("fits");
             }
-            let row = before.row_now();
-            let needed = before.uncommitted().map(|held| held.sequence).min().unwrap_or(folded_at as u64 + 1);
-            for from in 1..=needed {
-                let mut again = GroupLog::from_row(ShardId(1024), row.clone());
-                for (number, change) in changes.iter().enumerate().skip(from as usize - 1) {
-                    let applied = again.apply(change.clone(), number as u64 + 1);
-                    assert!(applied.is_ok(), "folded at {folded_at}, replayed from {from}: {applied:?}");
+            // A fold takes everything up to now, or what stands in the older records.
+            for upto in 0..=folded_at as u64 {
+                let row = before.row_now(upto);
+                let needed = before.first_needed(row.folded).unwrap_or(Sequence::MAX).min(upto + 1);
+                for from in 1..=needed {
+                    let at = format!("folded at {folded_at} up to {upto}, replayed from {from}");
+                    let mut again = GroupLog::from_row(ShardId(1024), row.clone());
+                    for (number, change) in changes.iter().enumerate().skip(from as usize - 1) {
+                        let applied = again.replay(change.clone(), number as u64 + 1);
+                        assert!(applied.is_ok(), "{at}: {applied:?}");
+                    }
+                    assert_eq!(
+                        (again.last, again.vote, again.committed, again.purged, again.missing()),
+                        (live.last, live.vote, live.committed, live.purged, None),
+                        "{at}"
+                    );
+                    let from_memory = ids(&again);
+                    assert!(ids(&live).ends_with(&from_memory), "{at}");
+                    assert!(again.memory_start() <= next(row.folded).max(next(again.purged)), "{at}: nothing between");
                 }
-                assert_eq!(
-                    (again.last, again.vote, again.committed, again.purged),
-                    (live.last, live.vote, live.committed, live.purged),
-                    "folded at {folded_at}, replayed from {from}"
-                );
-                let from_memory = ids(&again);
-                assert!(ids(&live).ends_with(&from_memory), "folded at {folded_at}, replayed from {from}");
             }
         }
     }

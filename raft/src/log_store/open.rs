@@ -54,7 +54,7 @@ pub async fn open(
         groups: RefCell::new(groups),
         last: Cell::new(if is_another { start } else { replay.last }),
         folded_sequence: Cell::new(folded_sequence),
-        unfolded_len_bytes: Cell::new(0),
+        unfolded: RefCell::default(),
         fold_wanted: Rc::new(Notify::new()),
         proposed: tokio::sync::Semaphore::new(PROPOSED_LEN_BYTES_MAX),
         folding: tokio::sync::Mutex::new(()),

@@ -26,6 +26,15 @@ pub const CONFIGS_MAX: usize = 8;
 /// Most members of a group.
 pub const MEMBERS_MAX: usize = 64;
 
+/// Bytes that a record needs in front of its entries, about: for room made ahead.
+const RECORD_HEAD_LEN_BYTES: usize = 64;
+
+/// Bytes that a row needs beside its entry.
+const ROW_FRAME_LEN_BYTES: usize = 8;
+
+/// Bytes of the applied state of a group with a few members, about: for room made ahead.
+const APPLIED_LEN_BYTES: usize = 256;
+
 /// Bytes that an append record needs beside its last command.
 const RECORD_OVERHEAD_BYTES: usize = 256;
 
@@ -69,7 +78,11 @@ impl Record {
     /// The record's bytes.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = Writer::new();
+        let entries_len_bytes = match &self.change {
+            Change::Append(entries) => entries.iter().map(entry_len_bytes).sum(),
+            _ => 0,
+        };
+        let mut out = Writer::with_capacity(RECORD_HEAD_LEN_BYTES + entries_len_bytes);
         let kind = match &self.change {
             Change::Vote(_) => 1,
             Change::Append(_) => 2,
@@ -238,8 +251,8 @@ fn take_entry(input: &mut Reader<'_>) -> Result<Entry, CodecError> {
 
 /// Appends the CRC32C of what is written so far.
 fn seal_row(mut out: Writer) -> Vec<u8> {
-    let so_far = out.clone().finish();
-    out.u32(crc32c(&so_far));
+    let crc = crc32c(out.as_slice());
+    out.u32(crc);
     out.finish()
 }
 
@@ -264,7 +277,7 @@ fn open_row<'a>(what: &'static str, bytes: &'a [u8]) -> Result<Reader<'a>, Codec
 /// An entry as a row of the log file.
 #[must_use]
 pub fn encode_entry_row(entry: &Entry) -> Vec<u8> {
-    let mut out = Writer::new();
+    let mut out = Writer::with_capacity(ROW_FRAME_LEN_BYTES + entry_len_bytes(entry));
     out.u8(ROW_VERSION);
     put_entry(&mut out, entry);
     seal_row(out)
@@ -360,7 +373,7 @@ pub fn decode_lane_row(bytes: &[u8]) -> Result<LaneRow, CodecError> {
 /// The state that a shard's tables keep beside their rows: the last applied entry and the membership.
 #[must_use]
 pub fn encode_applied(applied: LogId, membership: &StoredMembership) -> Vec<u8> {
-    let mut out = Writer::new();
+    let mut out = Writer::with_capacity(APPLIED_LEN_BYTES);
     out.u8(ROW_VERSION);
     put_log_id(&mut out, applied);
     put_log_id_option(&mut out, *membership.log_id());

@@ -3,6 +3,7 @@
 mod common;
 mod guards;
 mod i_l2_unflushed;
+mod long_folds;
 mod peers;
 mod power_cut;
 mod rest;

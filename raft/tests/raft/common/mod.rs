@@ -32,6 +32,8 @@ pub struct Node {
     pub switch: Arc<CutSwitch>,
     pub disks: Vec<SimDisk>,
     pub dir: SimMetaDir,
+    /// Of the log file.
+    pub log_table: TableSettings,
 }
 
 /// What runs.
@@ -53,7 +55,13 @@ impl Node {
             SimDisk::new(sim, DiskOptions::of_len(&name, JOURNAL_BLOCKS * 4096), &switch)
         };
         let dir = SimMetaDir::new(&format!("meta{number}"), sim.seed() ^ u64::from(number), &switch);
-        Node { id: NodeId(number), disks: vec![disk(0), disk(1)], dir, switch: switch.clone() }
+        Node {
+            id: NodeId(number),
+            disks: vec![disk(0), disk(1)],
+            dir,
+            switch: switch.clone(),
+            log_table: TableSettings::new(1),
+        }
     }
 
     pub fn config(&self, ports: &Ports) -> JournalConfig {
@@ -76,7 +84,7 @@ impl Node {
     pub async fn start(&self, sim: &Sim) -> Result<Running, RaftError> {
         let ports = sim.ports(self.id);
         let (journal, replayed, _) = journal::open(self.config(&ports)).await.expect("the journal opens");
-        let table = TableFile::open(ports.clone(), self.dir.open(), "raft-log", None, TableSettings::new(1)).await?;
+        let table = TableFile::open(ports.clone(), self.dir.open(), "raft-log", None, self.log_table).await?;
         let journal: Rc<dyn Journal> = journal;
         let log = LaneLog::open(ports.clone(), LANE, journal.clone(), replayed, Rc::new(table)).await?;
         Ok(Running {
