@@ -6,7 +6,7 @@
 use crate::file_header::{FileHeader, HEADER_COPY_BYTES};
 use crate::log_store::record::{
     GroupRow, Record, decode_applied, decode_entry_row, decode_lane_row, encode_applied, encode_entry_row,
-    encode_lane_row,
+    encode_lane_row, encode_membership,
 };
 use crate::log_store::replay_group;
 use crate::paged_file::PAGE_BYTES;
@@ -58,7 +58,7 @@ pub fn lane_row(bytes: &[u8]) -> Option<Vec<u8>> {
 /// The applied state beside a shard's rows.
 #[must_use]
 pub fn applied_row(bytes: &[u8]) -> Option<Vec<u8>> {
-    decode_applied(bytes).ok().map(|(applied, membership)| encode_applied(applied, &membership))
+    decode_applied(bytes).ok().map(|(applied, membership)| encode_applied(applied, &encode_membership(&membership)))
 }
 
 /// A record of the lane's journal.

@@ -43,7 +43,7 @@ pub struct GroupSettings {
     pub snapshot_entries: u64,
     /// Entries kept behind a snapshot, so that a peer a little behind needs no snapshot.
     pub kept_entries: u64,
-    /// A replica without peers keeps about so many bytes of applied entries: [`crate::release`].
+    /// A replica without peers keeps about so many bytes of applied entries (`release`).
     pub kept_alone_len_bytes: u64,
     /// An open waits this long for a leader.
     pub leader_wait: Duration,

@@ -93,7 +93,12 @@ impl Overlay {
         for write in writes {
             self.active.put(write);
         }
-        self.active.mark.meta.extend(meta);
+        for (key, value) in meta {
+            match self.active.mark.meta.get_mut(&key) {
+                Some(old) => *old = value,
+                None => drop(self.active.mark.meta.insert(key, value)),
+            }
+        }
     }
 
     /// Whether the active layer has anything to fold.

@@ -5,7 +5,7 @@
 
 use crate::error::RaftError;
 use crate::log_store::GroupLogStore;
-use crate::log_store::record::{decode_applied, encode_applied};
+use crate::log_store::record::{decode_applied, encode_applied, encode_membership};
 use crate::release::Release;
 use crate::snapshot::SnapshotData;
 use crate::table_set::TableSet;
@@ -61,6 +61,10 @@ struct Shared {
     alive: Rc<Cell<bool>>,
     applied: RefCell<Option<LogId>>,
     membership: RefCell<StoredMembership>,
+    /// The membership as the meta row has it.
+    membership_bytes: RefCell<Vec<u8>>,
+    /// Whether there are other members.
+    has_peers: Cell<bool>,
     snapshot: RefCell<Option<SnapshotMeta>>,
 }
 
@@ -103,9 +107,12 @@ impl ShardMachine {
             log,
             alive,
             applied: RefCell::new(applied),
-            membership: RefCell::new(membership),
+            membership: RefCell::default(),
+            membership_bytes: RefCell::default(),
+            has_peers: Cell::new(false),
             snapshot: RefCell::new(snapshot),
         };
+        shared.set_membership(membership);
         Ok(ShardMachine { shared: Rc::new(shared) })
     }
 
@@ -120,11 +127,11 @@ impl ShardMachine {
         let applied = match entry.payload {
             EntryPayload::Blank => kiseki_types::group::Applied::default(),
             EntryPayload::Membership(membership) => {
-                *shared.membership.borrow_mut() = StoredMembership::new(Some(entry.log_id), membership);
+                shared.set_membership(StoredMembership::new(Some(entry.log_id), membership));
                 kiseki_types::group::Applied::default()
             }
             EntryPayload::Normal(command) => {
-                if shared.membership.borrow().membership().nodes().nth(1).is_none() {
+                if !shared.has_peers.get() {
                     shared.parts.release.applied(command.0.len(), shared.parts.kept_alone_len_bytes);
                 }
                 let at = LogPosition { term: Term(term_of(&entry.log_id)), index: entry.log_id.index };
@@ -137,7 +144,7 @@ impl ShardMachine {
         if !shared.alive.get() {
             return Err(self.stopped());
         }
-        let meta = encode_applied(entry.log_id, &shared.membership.borrow());
+        let meta = encode_applied(entry.log_id, &shared.membership_bytes.borrow());
         tables.apply(position, applied.writes, vec![(META_APPLIED.to_vec(), meta)]);
         if let Some(failure) = tables.failure() {
             return Err(io::Error::other(failure)); // a fenced set takes no writes: nothing was applied
@@ -165,6 +172,14 @@ impl ShardMachine {
             last_log_id: *self.shared.applied.borrow(),
             last_membership: self.shared.membership.borrow().clone(),
         }
+    }
+}
+
+impl Shared {
+    fn set_membership(&self, membership: StoredMembership) {
+        self.membership_bytes.replace(encode_membership(&membership));
+        self.has_peers.set(membership.membership().nodes().nth(1).is_some());
+        self.membership.replace(membership);
     }
 }
 
@@ -255,7 +270,7 @@ impl RaftStateMachine<TypeConfig> for ShardMachine {
         let installed = &shared.parts.snapshots_installed;
         installed.set(installed.get() + 1);
         shared.applied.replace(Some(last));
-        shared.membership.replace(meta.last_membership.clone());
+        shared.set_membership(meta.last_membership.clone());
         shared.snapshot.replace(Some(meta.clone()));
         Ok(())
     }

@@ -449,7 +449,10 @@ mod tests {
     fn a_snapshot_of_the_last_index_of_all_is_refused() {
         let membership = crate::type_config::StoredMembership::default();
         let of = |index| {
-            let applied = crate::log_store::record::encode_applied(crate::type_config::log_id(1, index), &membership);
+            let applied = crate::log_store::record::encode_applied(
+                crate::type_config::log_id(1, index),
+                &crate::log_store::record::encode_membership(&membership),
+            );
             meta_of(ShardId(1024), 10, &[(META_APPLIED.to_vec(), applied)])
         };
         assert!(of(9).is_ok());

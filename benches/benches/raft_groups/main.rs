@@ -148,7 +148,8 @@ fn report(
     let done = ours.micros.len() as f64;
     let (p50, p99, alone, flush) =
         (ours.permille(500), ours.permille(990), theirs.permille(500), flushes.permille(500));
-    let ratio = p50 / (alone + flush);
+    // Without the floor's turns there is nothing to hold it against.
+    let ratio = if options.product_only { 0.0 } else { p50 / (alone + flush) };
     if options.json {
         println!(
             "{{\"groups\": {groups}, \"writers\": {writers}, \"ops_per_second\": {:.0}, \"p50_us\": {p50}, \"p99_us\": {p99}, \

@@ -12,7 +12,7 @@ const HELP: &str = "raft_groups [OPTIONS]
   --writers A,B     numbers of writers, each with one command under way (1,16,256)
   --dir DIRECTORY   where the files lie (the system's place for temporary files)
   --idle            what groups cost that nobody uses
-  --product-only    without floor and flush, for a profiler; there is no ratio then
+  --product-only    without floor and flush, for a profiler; the ratio is 0 then
   --json            a line of JSON for each figure";
 
 /// What to measure.

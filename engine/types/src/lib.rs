@@ -22,6 +22,7 @@ pub mod peer;
 pub mod request;
 pub mod runtime;
 pub mod secret;
+pub mod step_times;
 pub mod table;
 pub mod units;
 

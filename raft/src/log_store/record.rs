@@ -32,8 +32,11 @@ const RECORD_HEAD_LEN_BYTES: usize = 64;
 /// Bytes that a row needs beside its entry.
 const ROW_FRAME_LEN_BYTES: usize = 8;
 
-/// Bytes of the applied state of a group with a few members, about: for room made ahead.
-const APPLIED_LEN_BYTES: usize = 256;
+/// Bytes of the membership of a group with a few members, about: for room made ahead.
+const MEMBERSHIP_LEN_BYTES: usize = 128;
+
+/// Bytes of the applied state beside the membership.
+const APPLIED_LEN_BYTES: usize = 21;
 
 /// Bytes that an append record needs beside its last command.
 const RECORD_OVERHEAD_BYTES: usize = 256;
@@ -370,14 +373,23 @@ pub fn decode_lane_row(bytes: &[u8]) -> Result<LaneRow, CodecError> {
     Ok(LaneRow { folded, reached })
 }
 
-/// The state that a shard's tables keep beside their rows: the last applied entry and the membership.
+/// The membership's part of what [`encode_applied`] writes: it is the same for very many entries.
 #[must_use]
-pub fn encode_applied(applied: LogId, membership: &StoredMembership) -> Vec<u8> {
-    let mut out = Writer::with_capacity(APPLIED_LEN_BYTES);
-    out.u8(ROW_VERSION);
-    put_log_id(&mut out, applied);
+pub fn encode_membership(membership: &StoredMembership) -> Vec<u8> {
+    let mut out = Writer::with_capacity(MEMBERSHIP_LEN_BYTES);
     put_log_id_option(&mut out, *membership.log_id());
     put_membership(&mut out, membership.membership());
+    out.finish()
+}
+
+/// The state that a shard's tables keep beside their rows: the last applied entry and the membership, as
+/// [`encode_membership`] wrote it.
+#[must_use]
+pub fn encode_applied(applied: LogId, membership: &[u8]) -> Vec<u8> {
+    let mut out = Writer::with_capacity(APPLIED_LEN_BYTES + membership.len());
+    out.u8(ROW_VERSION);
+    put_log_id(&mut out, applied);
+    out.raw(membership);
     seal_row(out)
 }
 

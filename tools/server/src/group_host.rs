@@ -10,7 +10,7 @@ use kiseki_raft::snapshot::{KeyedRowSeal, SnapshotSeals};
 use kiseki_raft::table_set::{FileSpec, TableSettings};
 use kiseki_raft::type_config::{VoterId, node_of, voter_of};
 use kiseki_raft::{
-    GroupParts, GroupSettings, GroupState, LaneLog, RaftError, RaftPeers, RaftStep, Replicas, ShardGroup, TableSet,
+    GroupParts, GroupSettings, GroupState, LaneLog, RaftError, RaftPeers, RaftTimes, Replicas, ShardGroup, TableSet,
 };
 use kiseki_types::group::RaftGroup;
 use kiseki_types::histogram::Histogram;
@@ -111,9 +111,9 @@ impl CoreGroups {
     /// How long the steps of commands took, of all lanes together.
     #[must_use]
     pub fn raft_times(&self) -> Vec<(&'static str, Histogram)> {
-        let mut sum: [Histogram; RaftStep::ALL.len()] = Default::default();
-        self.inputs.logs.values().for_each(|log| log.times().add_to(&mut sum));
-        RaftStep::ALL.iter().map(|step| step.name()).zip(sum).collect()
+        let sum = RaftTimes::default();
+        self.inputs.logs.values().for_each(|log| sum.add(&log.times()));
+        sum.by_name()
     }
 
     fn log_of(&self, shard: ShardId) -> &LaneLog {

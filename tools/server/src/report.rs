@@ -220,7 +220,7 @@ fn report(shared: &CoreShared, core: CoreId, node: &CoreNode, gateway: &S3Servic
         }
     }
     let (reported_at, connections) = (ports.now().0, s3.connections);
-    let stages = node.engine().core().stages.histograms().into_iter();
+    let stages = node.engine().core().stages.by_name().into_iter();
     let report = CoreReport {
         reported_at,
         connections,

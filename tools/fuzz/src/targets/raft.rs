@@ -4,7 +4,7 @@ use crate::mend;
 use crate::target::{Seed, Target, Verdict, accepted, bytes_settle, bytes_survive};
 use kiseki_raft::fuzzing;
 use kiseki_raft::log_store::record::{
-    Change, GroupRow, LaneRow, Record, encode_applied, encode_entry_row, encode_lane_row,
+    Change, GroupRow, LaneRow, Record, encode_applied, encode_entry_row, encode_lane_row, encode_membership,
 };
 use kiseki_raft::type_config::{Command, Entry, Membership, StoredMembership, Vote, log_id};
 use kiseki_types::ShardId;
@@ -127,7 +127,7 @@ fn applied_row(bytes: &[u8]) -> Verdict {
 }
 
 fn applied() -> Vec<u8> {
-    encode_applied(log_id(2, 9), &StoredMembership::new(Some(log_id(1, 0)), membership()))
+    encode_applied(log_id(2, 9), &encode_membership(&StoredMembership::new(Some(log_id(1, 0)), membership())))
 }
 
 fn applied_row_seeds() -> Vec<Seed> {
