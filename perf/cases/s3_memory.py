@@ -45,7 +45,8 @@ def memory(work):
         try:
             yield directory
         finally:
-            output(["umount", directory])
+            # A process that ends late may still hold it.
+            output(["umount", "--lazy", directory])
 
 
 def experiments(setting):
