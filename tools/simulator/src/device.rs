@@ -115,11 +115,30 @@ struct Medium {
     incarnation: u64,
     next_operation: u64,
     rng: SeededRng,
+    /// Blocks of noise by the byte that they are full of.
+    noises: BTreeMap<u8, Arc<[u8]>>,
     recorder: Option<(Recorder, MediumIndex)>,
 }
 
-/// Writes that were submitted and have not completed, by number: first block, and bytes.
-type InFlight = BTreeMap<u64, (u64, Vec<IoBytes>)>;
+/// What an operation puts on the medium.
+enum Content {
+    /// A write's bytes.
+    Written(Vec<IoBytes>),
+    /// One block of noise. Its bytes are shared: a node that opens discards all the room that is free.
+    Noise(Arc<[u8]>),
+}
+
+impl Content {
+    fn bytes(&self) -> Arc<[u8]> {
+        match self {
+            Content::Written(parts) => parts.iter().flat_map(|part| part.iter().copied()).collect(),
+            Content::Noise(bytes) => bytes.clone(),
+        }
+    }
+}
+
+/// Writes that were submitted and have not completed, by number: first block, and content.
+type InFlight = BTreeMap<u64, (u64, Content)>;
 
 /// A medium: it survives its node. [`SimDisk::open`] is what a core holds of it.
 #[derive(Clone)]
@@ -153,6 +172,7 @@ impl SimDisk {
             counts: DiskCounts::default(),
             incarnation: 0,
             next_operation: 0,
+            noises: BTreeMap::new(),
         };
         SimDisk { medium: Arc::new(Mutex::new(medium)), in_flight: Rc::default(), sim, switch: switch.clone() }
     }
@@ -204,12 +224,14 @@ impl SimDisk {
         let lost = {
             let mut medium = lock(&self.medium);
             medium.incarnation += 1;
-            let lost: Vec<(u64, Vec<IoBytes>)> = self.in_flight.take().into_values().collect();
-            let writes = lost
-                .iter()
-                .map(|(start, parts)| (*start, parts.iter().flat_map(|part| part.iter().copied()).collect()))
-                .collect();
-            medium.blocks.power_cut(writes, mode, rng);
+            let lost = self.in_flight.take();
+            for (start, content) in lost.values() {
+                match content {
+                    Content::Written(_) => medium.blocks.write(*start, &content.bytes()),
+                    Content::Noise(bytes) => medium.blocks.write_shared(*start, bytes),
+                }
+            }
+            medium.blocks.power_cut(mode, rng);
             lost
         };
         drop(lost); // outside of the borrow: buffers go home to their pools
@@ -312,12 +334,12 @@ impl SimDisk {
 
     /// A block becomes noise, some time.
     fn submit_noise(&self, medium: &mut Medium, index: u64) -> u64 {
-        let noise = vec![medium.rng.below(256) as u8; medium.options.block_len_bytes as usize];
-        let parts = vec![IoBuf::copy_of(&noise).freeze()];
+        let (value, len) = (medium.rng.below(256) as u8, medium.options.block_len_bytes as usize);
+        let content = Content::Noise(medium.noises.entry(value).or_insert_with(|| vec![value; len].into()).clone());
         let operation = medium.next_operation;
         medium.next_operation += 1;
-        medium.record_submitted(operation, index, &parts);
-        self.in_flight.borrow_mut().insert(operation, (index, parts));
+        medium.record_submitted(operation, index, &content);
+        self.in_flight.borrow_mut().insert(operation, (index, content));
         operation
     }
 
@@ -361,10 +383,9 @@ fn gone() -> io::Error {
 }
 
 impl Medium {
-    fn record_submitted(&self, operation: u64, start: u64, parts: &[IoBytes]) {
+    fn record_submitted(&self, operation: u64, start: u64, content: &Content) {
         if let Some((recorder, medium)) = &self.recorder {
-            let bytes = parts.iter().flat_map(|part| part.iter().copied()).collect();
-            recorder.submitted(*medium, operation, start, bytes);
+            recorder.submitted(*medium, operation, start, content.bytes());
         }
     }
 
@@ -388,8 +409,17 @@ impl Medium {
         if self.faults.is_gone { Err(gone()) } else { Ok(()) }
     }
 
-    fn complete_write(&mut self, start: u64, parts: &[IoBytes], fails: bool) -> io::Result<()> {
+    fn complete_write(&mut self, start: u64, content: &Content, fails: bool) -> io::Result<()> {
         self.check_reachable()?;
+        let parts = match content {
+            Content::Written(parts) => parts,
+            Content::Noise(bytes) => {
+                if start < self.options.block_count {
+                    self.blocks.write_shared(start, bytes);
+                }
+                return Ok(());
+            }
+        };
         let mut at = start;
         for part in parts {
             for block in part.chunks(self.options.block_len_bytes as usize) {
@@ -487,21 +517,22 @@ impl Device for SimDevice {
         if self.disk.switch.count_write() == Power::Off {
             return Box::pin(pending());
         }
-        let (operation, fails, off) = {
+        let (operation, fails) = {
             let mut medium = lock(&self.disk.medium);
             medium.counts.writes += 1;
             let operation = medium.next_operation;
             medium.next_operation += 1;
             let fails = count_down(&mut medium.faults.fail_write);
             let off = Faults::next_misdirection(&mut medium.faults.misdirect_write);
-            medium.record_submitted(operation, start.0 + off, &parts);
-            (operation, fails, off)
+            let content = Content::Written(parts);
+            medium.record_submitted(operation, start.0 + off, &content);
+            self.disk.in_flight.borrow_mut().insert(operation, (start.0 + off, content));
+            (operation, fails)
         };
         let in_flight = self.disk.in_flight.clone();
-        in_flight.borrow_mut().insert(operation, (start.0 + off, parts));
         self.disk.start(WRITE_NS, start.0 << 8 | 2, move |medium| {
-            let (start, parts) = in_flight.borrow_mut().remove(&operation).expect("a write completes once");
-            medium.complete_write(start, &parts, fails)?;
+            let (start, content) = in_flight.borrow_mut().remove(&operation).expect("a write completes once");
+            medium.complete_write(start, &content, fails)?;
             medium.record_completed(operation);
             Ok(())
         })
@@ -549,8 +580,8 @@ impl Device for SimDevice {
         let in_flight = self.disk.in_flight.clone();
         self.disk.start(WRITE_NS, start.0 << 8 | 4, move |medium| {
             for operation in noises {
-                let (start, parts) = in_flight.borrow_mut().remove(&operation).expect("a discard completes once");
-                medium.complete_write(start, &parts, false)?;
+                let (start, content) = in_flight.borrow_mut().remove(&operation).expect("a discard completes once");
+                medium.complete_write(start, &content, false)?;
                 medium.record_completed(operation);
             }
             Ok(())
@@ -628,7 +659,7 @@ impl MetaFile for DiskFile {
         let operation = medium.next_operation;
         medium.next_operation += 1;
         if let Some((recorder, index)) = &medium.recorder {
-            recorder.submitted(*index, operation, first, whole.clone());
+            recorder.submitted(*index, operation, first, whole.as_slice().into());
         }
         if !(fails && medium.rng.chance(1, 2)) {
             medium.blocks.write(first, &whole);

@@ -86,6 +86,14 @@ impl Blocks {
         }
     }
 
+    /// A write of one block completes, of bytes that may be shared with many others.
+    pub fn write_shared(&mut self, index: u64, bytes: &Arc<[u8]>) {
+        self.completions += 1;
+        let bytes = is_set(bytes).then(|| bytes.clone());
+        let version = Version { completed: self.completions, is_lost: false, bytes };
+        self.unflushed.entry(index).or_default().push(version);
+    }
+
     /// What a flush that is submitted now will cover: hand it to [`Blocks::flush`] when it completes.
     #[must_use]
     pub fn flush_mark(&self) -> u64 {
@@ -116,14 +124,11 @@ impl Blocks {
         self.flush(mark);
     }
 
-    /// The power fails. `in_flight` are the writes that had not completed: (first block, bytes).
+    /// The power fails. Writes that had not completed may have reached the medium: they are to be written before.
     ///
     /// Each block written since its last flush becomes one of its versions (the durable one included) or, per sector,
     /// a mixture of them. Other blocks stay as they are.
-    pub fn power_cut(&mut self, in_flight: Vec<(u64, Vec<u8>)>, mode: CutMode, rng: &SeededRng) {
-        for (start, bytes) in in_flight {
-            self.write(start, &bytes);
-        }
+    pub fn power_cut(&mut self, mode: CutMode, rng: &SeededRng) {
         for (index, mut versions) in std::mem::take(&mut self.unflushed) {
             let survivor = match mode {
                 CutMode::DropAll => continue,
@@ -180,7 +185,11 @@ impl Blocks {
 }
 
 fn block(bytes: &[u8]) -> Block {
-    bytes.iter().any(|byte| *byte != 0).then(|| bytes.into())
+    is_set(bytes).then(|| bytes.into())
+}
+
+fn is_set(bytes: &[u8]) -> bool {
+    bytes.iter().any(|byte| *byte != 0)
 }
 
 fn put(durable: &mut BTreeMap<u64, Arc<[u8]>>, index: u64, bytes: Block) {
@@ -210,7 +219,7 @@ mod tests {
             blocks.write(5, &[1; LEN]);
             assert_eq!(content(&blocks, 5), [1; LEN]);
             let rng = SeededRng::new(seed);
-            blocks.power_cut(Vec::new(), CutMode::draw(&rng), &rng);
+            blocks.power_cut(CutMode::draw(&rng), &rng);
             match content(&blocks, 5) {
                 bytes if bytes == [0; LEN] => kept[0] = true,
                 bytes if bytes == [1; LEN] => kept[1] = true,
@@ -229,7 +238,8 @@ mod tests {
             blocks.write(1, &[2; LEN]);
             blocks.flush(mark);
             let rng = SeededRng::new(seed);
-            blocks.power_cut(vec![(7, vec![9; LEN])], CutMode::draw(&rng), &rng);
+            blocks.write(7, &[9; LEN]);
+            blocks.power_cut(CutMode::draw(&rng), &rng);
             assert_eq!(content(&blocks, 0), [1; LEN], "seed {seed}");
             assert!(
                 content(&blocks, 1).iter().all(|byte| [1, 2].contains(byte)),
@@ -245,7 +255,7 @@ mod tests {
         let mark = blocks.flush_mark();
         blocks.write(3, &[1; LEN]);
         blocks.flush(mark);
-        blocks.power_cut(Vec::new(), CutMode::DropAll, &SeededRng::new(1));
+        blocks.power_cut(CutMode::DropAll, &SeededRng::new(1));
         assert_eq!(content(&blocks, 3), [0; LEN]);
     }
 
@@ -256,7 +266,8 @@ mod tests {
             let mut blocks = Blocks::new(LEN);
             blocks.write(0, &[1; LEN]);
             blocks.flush(blocks.flush_mark());
-            blocks.power_cut(vec![(0, vec![2; LEN])], CutMode::Mixed, &SeededRng::new(seed));
+            blocks.write(0, &[2; LEN]);
+            blocks.power_cut(CutMode::Mixed, &SeededRng::new(seed));
             let bytes = content(&blocks, 0);
             for sector in bytes.chunks(SECTOR_BYTES) {
                 assert!(sector.iter().all(|byte| *byte == sector[0]), "seed {seed}: torn inside a sector");
@@ -275,7 +286,7 @@ mod tests {
             blocks.fail_flush(blocks.flush_mark(), &SeededRng::new(seed));
             assert_eq!(content(&blocks, 0), [1; LEN], "it looks well");
             blocks.flush(blocks.flush_mark());
-            blocks.power_cut(Vec::new(), CutMode::DropAll, &SeededRng::new(seed));
+            blocks.power_cut(CutMode::DropAll, &SeededRng::new(seed));
             lost += usize::from(content(&blocks, 0) == [0; LEN]);
         }
         assert!((5..27).contains(&lost), "{lost}");

@@ -45,8 +45,8 @@ impl Recorder {
         log.media.len() - 1
     }
 
-    pub(crate) fn submitted(&self, medium: MediumIndex, operation: u64, start: u64, bytes: Vec<u8>) {
-        self.lock().events.push(Event::Submitted { medium, operation, start, bytes: bytes.into() });
+    pub(crate) fn submitted(&self, medium: MediumIndex, operation: u64, start: u64, bytes: Arc<[u8]>) {
+        self.lock().events.push(Event::Submitted { medium, operation, start, bytes });
     }
 
     pub(crate) fn completed(&self, medium: MediumIndex, operation: u64) {
@@ -140,8 +140,10 @@ impl Replay {
     pub fn images(&self, mode: CutMode, rng: &SeededRng) -> Vec<Blocks> {
         let cut = |medium: &MediumState| {
             let mut blocks = medium.blocks.clone();
-            let in_flight = medium.in_flight.values().map(|(start, bytes)| (*start, bytes.to_vec())).collect();
-            blocks.power_cut(in_flight, mode, rng);
+            for (start, bytes) in medium.in_flight.values() {
+                blocks.write(*start, bytes);
+            }
+            blocks.power_cut(mode, rng);
             blocks
         };
         self.media.iter().map(cut).collect()
@@ -159,10 +161,10 @@ mod tests {
         before.write(9, &[9; 4096]);
         before.flush(before.flush_mark());
         let medium = recorder.add_medium(&before);
-        recorder.submitted(medium, 1, 0, vec![1; 4096]);
+        recorder.submitted(medium, 1, 0, [1; 4096].into());
         recorder.completed(medium, 1);
         let flush = recorder.flush_submitted(medium);
-        recorder.submitted(medium, 2, 1, vec![2; 4096]);
+        recorder.submitted(medium, 2, 1, [2; 4096].into());
         recorder.completed(medium, 2);
         recorder.flush_completed(medium, flush);
         let mut replay = recorder.replay();
