@@ -5,7 +5,11 @@
     perf/device_compare.py --file F --bench /tmp/before --bench /tmp/after     two builds beside fio and each other
 
 Ratios are ours divided by fio's; `!` marks what misses 0.95 of its IOPS or 1.05 of its p50. --noise runs fio twice: how far
-it is from itself is what the disk's swings alone do.
+it is from itself is what the disk's swings alone do. --bare takes a loop along that does nothing but its system call for each
+operation (4 KiB cases): what of a ratio is the disk's answer to whoever is not fio.
+
+    cargo build --release --ignore-rust-version -p kiseki-executor --example bare_ring
+    perf/device_compare.py --file F --case 4k --bare target/release/examples/bare_ring
 """
 
 import argparse
@@ -29,6 +33,8 @@ def measure(who, options, rw, bs, depth):
     if who.startswith("fio"):
         engine = ["--ioengine=io_uring", "--direct=1", f"--filename={options.file}"]
         command = beside.fio_arguments(engine, rw, bs, depth, options.runtime)
+    elif who == options.bare:
+        command = [who, options.file, rw.removeprefix("rand"), "4096", str(depth), str(options.runtime)]
     else:
         command = beside.bench_arguments(who, rw, bs, depth, options.runtime, options.file, destroy=True)
     return beside.figures(run(options, command), rw)
@@ -43,6 +49,7 @@ def main():
     parser.add_argument("--runtime", type=int, default=1, help="seconds for each measurement")
     parser.add_argument("--case", action="append", help="only cases whose name contains this; repeatable")
     parser.add_argument("--noise", action="store_true", help="run fio twice")
+    parser.add_argument("--bare", help="the bare loop's program")
     parser.add_argument("--realtime", action="store_true", help="at real-time priority, all of them: for a machine with other "
                         "programs on it (root)")
     parser.add_argument("--out", help="every run as JSON")
@@ -51,19 +58,20 @@ def main():
         subprocess.run(["dd", "if=/dev/urandom", f"of={options.file}", "bs=1M", "count=2048", "oflag=direct",
                         "status=none"], check=True)
     others = (options.bench or ["target/release/kiseki-bench"]) + (["fio again"] if options.noise else [])
-    everyone = ["fio", *others]
     runs = []
-    print(beside.header(others), flush=True)
+    print(beside.header(others + ([options.bare] if options.bare else [])), flush=True)
     for rw, bs, depth in beside.CASES:
         case = beside.case_name(rw, bs, depth)
         if options.case and not any(part in case for part in options.case):
             continue
+        bare = [options.bare] if options.bare and bs == "4k" else []
+        everyone = ["fio", *others, *bare]
         found = {who: [] for who in everyone}
         for number in range(options.rounds):
             for who in beside.turned(everyone, number):
                 found[who].append(measure(who, options, rw, bs, depth))
         runs.append({"case": case, **found})
-        print(beside.row(case, found, "fio", others), flush=True)
+        print(beside.row(case, found, "fio", others + bare), flush=True)
     if options.out:
         with open(options.out, "w", encoding="utf-8") as out:
             json.dump({"rounds": options.rounds, "runtime_s": options.runtime, "runs": runs}, out, indent=1)
