@@ -13,12 +13,13 @@ use crate::repairer;
 use crate::spread::ByNode;
 use crate::stages::Stage;
 use crate::stripe::{fragment_payload_len, padded_len, parity_buffer_count, shape_for};
+use crate::without;
 use futures::StreamExt;
 use futures::future::join;
 use futures::stream::FuturesUnordered;
 use kiseki_types::buf::{BufferSource, IoBuf, IoBytes};
 use kiseki_types::fragment::{DeviceStatus, FragmentError, FragmentKey, FragmentMeta, StripeShape};
-use kiseki_types::ids::{ChunkId, DeviceId, Generation, MapEpoch, NodeId, PinEpoch, ShardId};
+use kiseki_types::ids::{ChunkId, DeviceId, Generation, MapEpoch, NodeId, PinEpoch, PoolId, ShardId};
 use kiseki_types::limits::CHUNK_LEN_BYTES_MAX;
 use kiseki_types::runtime::RuntimeExt;
 use kiseki_types::secret::SecretKey;
@@ -81,11 +82,11 @@ fn chunk_buffer_len(len_bytes: usize, shape: StripeShape) -> usize {
     let len = len_bytes.clamp(1, CHUNK_LEN_BYTES_MAX);
     let envelope = envelope_len(len as u32);
     // The padded length of a slightly shorter chunk in another shape may be longer: take the larger of both shapes.
-    let copies = padded_len(envelope, StripeShape { data: 1, parity: shape.parity });
+    let copies = padded_len(envelope, shape.as_copies());
     copies.max(padded_len(envelope, shape))
 }
 
-/// How long a chunk is begun anew whose home changes its leader: an election and what leads to it.
+/// How long a chunk is begun anew whose home changes its leader, or whose nodes fall silent: an election and what leads to it.
 const BEGIN_WAIT: Duration = Duration::from_secs(20);
 
 /// Before a chunk is begun anew; it doubles up to the longest.
@@ -107,35 +108,39 @@ pub async fn store_chunk(
     core.ports.yield_now().await;
     let binding = EnvelopeBinding::current(locator, len_bytes);
     let envelope_len_bytes = envelope_len(len_bytes);
-    let shape = shape_for(scope.bucket.shape, envelope_len_bytes);
+    let wanted = shape_for(scope.bucket.shape, envelope_len_bytes);
+    let shape = shape_now(core, scope.bucket.pool, wanted);
     let master_epoch = core.keys.masters.current();
     let dek = scope.keys.dek(&core.keys.masters, master_epoch, &chunk, binding.kind())?;
-    let begin = |pin| HomeRequest::Begin {
+    let begin = |shape, pin| HomeRequest::Begin {
         shard: scope.shard,
         pin_epoch,
         pool: scope.bucket.pool,
-        shape: scope.bucket.shape,
+        shape,
         master_epoch,
         chunks: vec![BeginChunk { locator, envelope_len_bytes, pin }],
     };
     let home = core.calls.home_of(&locator);
     let pin: PinId = core.ports.random();
-    let decision = stages.time(Stage::Begin, ports, begin_chunk(core, home, begin(pin)));
+    let decision = stages.time(Stage::Begin, ports, begin_chunk(core, home, begin(shape, pin)));
     // The home looks while we seal; for a hit the sealing was for nothing, for a miss it cost no time.
     let sealed = async {
         let since = ports.now();
-        seal(&dek, &binding, &mut plaintext, padded_len(envelope_len_bytes, shape));
+        // Copies need no more than that.
+        seal(&dek, &binding, &mut plaintext, padded_len(envelope_len_bytes, wanted));
         stages.ended(Stage::Seal, since, ports);
-        plaintext
+        plaintext.freeze()
     };
     let (mut decision, envelope) = join(decision, sealed).await;
     let mut stripe = Stripe {
         name: ChunkName { locator, generation: Generation(0) },
+        wanted,
         shape,
         envelope_len_bytes,
         plaintext_len_bytes: len_bytes,
         pool: scope.bucket.pool,
-        payloads: Payloads::Sealed(envelope),
+        envelope,
+        encoded: None,
     };
     let (mut pin, mut pause) = (pin, BEGIN_PAUSE);
     let until = core.ports.now() + BEGIN_WAIT;
@@ -151,13 +156,15 @@ pub async fn store_chunk(
         {
             return Err(failure);
         }
-        // The home has another leader, which knows nothing of this writer. What was pinned or written is given up, and the
-        // chunk is begun anew under another pin: who did not hear whether its pin is durable must not rely on it (I-C2).
+        // The home has another leader, which knows nothing of this writer, or nodes fell silent under the stripe. What was pinned
+        // or written is given up, and the chunk is begun anew under another pin and in the shape of now: who did not hear whether
+        // its pin is durable must not rely on it (I-C2).
         give_up(core, home, failure.pinned);
         core.ports.sleep(pause).await;
         pause = (pause * 2).min(BEGIN_PAUSE_MAX);
         pin = core.ports.random();
-        decision = begin_chunk(core, home, begin(pin)).await;
+        stripe.shape = shape_now(core, scope.bucket.pool, wanted);
+        decision = begin_chunk(core, home, begin(stripe.shape, pin)).await;
     }
 }
 
@@ -214,46 +221,55 @@ fn give_up(core: &Rc<Core>, home: ShardId, pinned: Option<(ChunkName, PinId)>) {
 
 struct Stripe {
     name: ChunkName,
+    /// As its pool wants it.
+    wanted: StripeShape,
+    /// As it is written.
     shape: StripeShape,
     envelope_len_bytes: u32,
     plaintext_len_bytes: u32,
-    pool: kiseki_types::ids::PoolId,
-    payloads: Payloads,
-}
-
-/// What is written: encoded when it is first known that it has to be.
-enum Payloads {
-    Sealed(IoBuf),
-    Encoded(Vec<IoBytes>),
+    pool: PoolId,
+    /// Padded to the longest that its pool's shape needs.
+    envelope: IoBytes,
+    /// What is written: made when it is first known that it has to be, and for which shape.
+    encoded: Option<(StripeShape, Vec<IoBytes>)>,
 }
 
 impl Stripe {
     /// The payloads, in the order of their indices.
     fn payloads(&mut self, core: &Core) -> Vec<IoBytes> {
-        let payloads = match std::mem::replace(&mut self.payloads, Payloads::Encoded(Vec::new())) {
-            Payloads::Sealed(envelope) => encode(core, self, envelope),
-            Payloads::Encoded(payloads) => payloads,
-        };
-        self.payloads = Payloads::Encoded(payloads.clone());
+        let fits = self.encoded.take().filter(|(shape, _)| *shape == self.shape);
+        let (shape, payloads) = fits.unwrap_or_else(|| (self.shape, encode(core, self)));
+        self.encoded = Some((shape, payloads.clone()));
         payloads
     }
 }
 
 /// The payloads of a stripe, in the order of their indices.
-fn encode(core: &Core, stripe: &Stripe, envelope: IoBuf) -> Vec<IoBytes> {
-    let payload_len = fragment_payload_len(stripe.envelope_len_bytes, stripe.shape) as usize;
-    // I-K1: encoding overwrites all of them.
-    let mut parity: Vec<IoBuf> = (0..parity_buffer_count(stripe.shape)).map(|_| (core.buffers)(payload_len)).collect();
-    core.coder.encode(&envelope, stripe.shape, &mut parity);
-    let envelope = envelope.freeze();
-    if stripe.shape.data == 1 {
-        return vec![envelope; stripe.shape.width()];
+fn encode(core: &Core, stripe: &Stripe) -> Vec<IoBytes> {
+    let (shape, envelope) = (stripe.shape, &stripe.envelope);
+    let payload_len = fragment_payload_len(stripe.envelope_len_bytes, shape) as usize;
+    if shape.data == 1 {
+        return vec![envelope.slice(0..payload_len); shape.width()];
     }
-    let data = (0..usize::from(stripe.shape.data)).map(|index| {
+    // I-K1: encoding overwrites all of them.
+    let mut parity: Vec<IoBuf> = (0..parity_buffer_count(shape)).map(|_| (core.buffers)(payload_len)).collect();
+    core.coder.encode(envelope, shape, &mut parity);
+    let data = (0..usize::from(shape.data)).map(|index| {
         let start = index * payload_len;
         envelope.slice(start..start + payload_len)
     });
     data.chain(parity.into_iter().map(IoBuf::freeze)).collect()
+}
+
+/// The shape of a stripe that is written now. A node alone has only drives to lose: there the pool's shape holds, and writes end
+/// below its ack width.
+fn shape_now(core: &Core, pool: PoolId, wanted: StripeShape) -> StripeShape {
+    if core.calls.is_alone() {
+        return wanted;
+    }
+    let (devices, racks) = (core.devices.devices(), core.nodes.racks());
+    let spread = core.devices.spread(&devices, pool, core.ports.now());
+    spread.shape_now(wanted, |shape| without::placed(&devices, &racks, pool, shape))
 }
 
 /// The devices that may take fragments of a stripe, in placement order, with racks and nodes taking turns (I-D4). Those that are
@@ -296,7 +312,8 @@ async fn write_stripe(core: &Rc<Core>, stripe: &mut Stripe) -> Result<(), StoreE
     let mut planned = ByNode::new();
     usable.iter().for_each(|device| count(&mut planned, *device));
     if !spread.survives_a_node(stripe.shape, &planned) {
-        return Err(too_few_nodes(stripe, &planned)); // nothing is written that could not be acknowledged
+        let reason = too_few_nodes(stripe, &planned);
+        return Err(StoreError::Unavailable { reason }); // nothing is written that could not be acknowledged
     }
     let since = core.ports.now();
     let payloads = stripe.payloads(core);
@@ -346,13 +363,20 @@ async fn write_stripe(core: &Rc<Core>, stripe: &mut Stripe) -> Result<(), StoreE
     if let Some(reason) = full.filter(|_| durable < width) {
         return Err(StoreError::Full { reason });
     }
-    if durable < stripe.shape.ack_width() {
-        let needed = stripe.shape.ack_width();
-        let reason = format!("{durable} of {width} fragments could be written, {needed} are needed; replace devices");
-        return Err(StoreError::Unavailable { reason });
-    }
     if !spread.is_enough(stripe.shape, &by_node) {
-        return Err(too_few_nodes(stripe, &by_node));
+        let needed = stripe.shape.ack_width();
+        let reason = match durable < needed {
+            true => format!("{durable} of {width} fragments could be written, {needed} are needed; replace devices"),
+            false => too_few_nodes(stripe, &by_node),
+        };
+        // A node fell silent under it: what is left may take the chunk in another shape.
+        return Err(match went_elsewhere && !core.calls.is_alone() {
+            true => StoreError::Unsettled { reason },
+            false => StoreError::Unavailable { reason },
+        });
+    }
+    if stripe.shape != stripe.wanted {
+        DataCounters::add(&core.counters.stripes_as_copies, 1);
     }
     if went_elsewhere {
         core.late_puts.note(stripe.name, stripe.shape, stripe.pool, core.ports.now());
@@ -365,13 +389,11 @@ async fn write_stripe(core: &Rc<Core>, stripe: &mut Stripe) -> Result<(), StoreE
     Ok(())
 }
 
-fn too_few_nodes(stripe: &Stripe, by_node: &ByNode) -> StoreError {
+fn too_few_nodes(stripe: &Stripe, by_node: &ByNode) -> String {
     let (most, nodes) = (by_node.values().max().unwrap_or(&0), by_node.len());
     let StripeShape { data, parity } = stripe.shape;
-    StoreError::Unavailable {
-        reason: format!(
-            "a stripe of {data}+{parity} would have {most} fragments on one of {nodes} nodes and not survive its loss; \
-             bring nodes back or add some"
-        ),
-    }
+    format!(
+        "a stripe of {data}+{parity} would have {most} fragments on one of {nodes} nodes and not survive its loss; \
+         bring nodes back or add some"
+    )
 }

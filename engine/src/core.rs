@@ -54,6 +54,8 @@ pub struct DataCounters {
     pub chunk_bytes_deduplicated: Cell<u64>,
     /// Stripes acknowledged with a fragment missing because its device is failed: to be completed.
     pub stripes_degraded: Cell<u64>,
+    /// Stripes written as copies because the nodes that answered could not take the shape of their pool.
+    pub stripes_as_copies: Cell<u64>,
     /// Plaintext bytes handed to readers.
     pub bytes_read: Cell<u64>,
     /// Parts of fragments that were rebuilt from others during a read.

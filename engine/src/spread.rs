@@ -62,6 +62,19 @@ impl Spread {
             || (durable.values().sum::<usize>() == shape.width() && !self.could_survive_a_node(shape))
     }
 
+    /// How a stripe is made that is to be written now: as its pool wants it, or as copies that survive the loss of as many devices,
+    /// where only these could be acknowledged. It stays as it is written.
+    ///
+    /// - `placed`: how many fragments of a stripe of some shape each node would take.
+    #[must_use]
+    pub fn shape_now(&self, wanted: StripeShape, placed: impl Fn(StripeShape) -> ByNode) -> StripeShape {
+        if wanted.data == 1 || wanted.parity == 0 || self.is_enough(wanted, &placed(wanted)) {
+            return wanted;
+        }
+        let copies = wanted.as_copies();
+        if self.is_enough(copies, &placed(copies)) { copies } else { wanted }
+    }
+
     /// Whether the nodes, all of them answering, could hold a stripe so that it survives the loss of any of them.
     fn could_survive_a_node(&self, shape: StripeShape) -> bool {
         let width = shape.width();
@@ -137,6 +150,34 @@ pub(crate) mod tests {
             let spread = Spread::of(&devices(by_node, away), PoolId(0), |_| true, 0);
             let case = format!("{shape:?} on {by_node:?} without {away:?}: {fragments:?}");
             assert_eq!(spread.is_enough(shape, &durable(fragments)), *expected, "{case}");
+        }
+    }
+
+    #[test]
+    fn a_stripe_is_copies_where_only_these_could_be_acknowledged() {
+        // (shape, devices by node, nodes that are away, whether they are awaited, shape of now)
+        type Case = ((u8, u8), &'static [usize], &'static [u64], bool, (u8, u8));
+        let cases: &[Case] = &[
+            ((4, 2), &[4, 4, 4], &[], true, (4, 2)),
+            ((4, 2), &[4, 4, 4], &[3], true, (1, 2)),
+            ((4, 2), &[4, 4, 4], &[3], false, (4, 2)), // on two nodes a device is all that a stripe has to survive
+            ((4, 2), &[2, 2, 2], &[3], false, (1, 2)),
+            ((4, 2), &[2, 2, 2, 2], &[3], true, (4, 2)),
+            ((4, 2), &[1, 1, 1, 1, 1, 1], &[6], true, (4, 2)),
+            ((4, 2), &[1, 1, 1, 1, 1, 1], &[5, 6], true, (1, 2)),
+            ((4, 2), &[4, 4, 4], &[2, 3], true, (4, 2)), // not even copies
+            ((8, 3), &[4, 4, 4], &[], true, (8, 3)),
+            ((8, 3), &[4, 4, 4], &[1], true, (1, 3)),
+            ((1, 2), &[2, 2, 2], &[3], true, (1, 2)),
+            ((4, 0), &[4, 4, 4], &[2, 3], true, (4, 0)),
+        ];
+        for (shape, by_node, away, is_awaited, expected) in cases {
+            let shape_of = |shape: (u8, u8)| StripeShape { data: shape.0, parity: shape.1 };
+            let (devices, alone) = (devices(by_node, away), crate::racks::Racks::default());
+            let spread = Spread::of(&devices, PoolId(0), |_| *is_awaited, 0);
+            let now =
+                spread.shape_now(shape_of(*shape), |shape| crate::without::placed(&devices, &alone, PoolId(0), shape));
+            assert_eq!(now, shape_of(*expected), "{shape:?} on {by_node:?} without {away:?}, awaited: {is_awaited}");
         }
     }
 

@@ -170,8 +170,9 @@ pub fn pool_without(
         .filter(|device| leaving.contains(&device.node) && device.state.is_readable())
         .for_each(|device| device.state = DeviceState::Unreachable);
     let spread = Spread::of(&left, pool, |other| leaving.contains(&other) || is_awaited(other), unknown);
+    let now = spread.shape_now(shape, |shape| placed(&left, racks, pool, shape));
     // Small chunks are stored as copies.
-    for shape in [shape, shape_for(shape, 1)] {
+    for shape in [now, shape_for(shape, 1)] {
         let placed = placed(&left, racks, pool, shape);
         if !spread.is_enough(shape, &placed) {
             let (nodes, devices) = (placed.len(), placed.values().sum::<usize>());
@@ -281,10 +282,13 @@ mod tests {
         let cases: &[Case] = &[
             ((1, 2), &[2, 2, 2], &[], 3, true),
             ((1, 2), &[2, 2, 2], &[2], 3, false),
-            ((4, 2), &[4, 4, 4], &[], 1, false),
+            ((4, 2), &[4, 4, 4], &[], 1, true), // as copies
+            ((4, 2), &[4, 4, 4], &[2], 1, false),
             ((4, 2), &[2, 2, 2, 2], &[], 1, true),
             ((4, 2), &[1, 1, 1, 1, 1, 1], &[], 6, true),
-            ((4, 2), &[1, 1, 1, 1, 1, 1], &[5], 6, false),
+            ((4, 2), &[1, 1, 1, 1, 1, 1], &[5], 6, true), // as copies
+            ((4, 2), &[1, 1, 1, 1], &[1, 2], 3, false),
+            ((4, 0), &[4, 4, 4], &[2], 1, true), // promises nothing
             ((4, 2), &[1; 9], &[5], 6, true),
             ((4, 2), &[8, 8], &[], 2, true),
             ((1, 1), &[1, 1], &[], 2, false),
@@ -314,10 +318,9 @@ mod tests {
             pool_without((PoolId(0), shape), &devices(by_node, &[]), &racks, &leaving(nodes), |_| true, 0)
         };
         assert_eq!(pool(&[2; 6], racks(&["a", "a", "b", "b", "c", "c"]), &[5, 6]), None, "4 nodes are left");
-        assert!(
-            pool(&[2; 6], racks(&["a", "b", "c", "c", "c", "c"]), &[3, 4, 5, 6]).is_some(),
-            "2 nodes with 4 devices are"
-        );
+        let two_left = racks(&["a", "b", "c", "c", "c", "c"]);
+        assert_eq!(pool(&[2; 6], two_left, &[3, 4, 5, 6]), None, "2 nodes with 4 devices take copies");
+        assert!(pool(&[2; 6], racks(&["a", "c", "c", "c", "c", "c"]), &[2, 3, 4, 5, 6]).is_some(), "1 node is left");
         let three = racks(&["a", "a", "b", "b", "c", "c"]);
         let most = three.by_domain(&placed(&devices(&[2; 6], &[]), &three, PoolId(0), shape)).into_values().max();
         assert_eq!(most, Some(2), "what a rack takes of a new stripe");

@@ -535,7 +535,7 @@ async fn pin_epoch(core: &Core, shard: ShardId) -> Result<PinEpoch, StoreError> 
 
 /// Bytes of plaintext that a buffer made by [`chunk_buffer`] can hold and still be sealed in place, in whichever shape.
 fn usable_capacity(buffer: &IoBuf, shape: StripeShape) -> usize {
-    let copies = StripeShape { data: 1, parity: shape.parity };
+    let copies = shape.as_copies();
     let fits = |len: usize| {
         let envelope = envelope_len(len as u32);
         padded_len(envelope, shape).max(padded_len(envelope, copies)) <= buffer.capacity()

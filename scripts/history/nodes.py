@@ -141,7 +141,8 @@ class Cluster:
 
     def form(self, count):
         self.last = 1
-        first = Member(self, 1, ["--pool", "3 copies"])
+        # On three nodes a stripe of 4+2 can't be written as such without one of them: then chunks are three copies.
+        first = Member(self, 1, ["--pool", "4+2"])
         self.members.append(first)
         first.start()
         until("the first node is recorded", lambda: 1 in listed(first))

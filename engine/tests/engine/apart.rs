@@ -223,18 +223,89 @@ fn reads_and_writes_go_on_with_a_node_away_and_its_return_brings_full_width() {
 
 #[test]
 fn what_would_not_survive_the_loss_of_a_node_is_not_acknowledged() {
-    // 4+2 on three nodes: without one of them three fragments would lie on one node.
-    let (world, tenant) = filled(World::on_nodes(7, 3, 4, CODED), 4);
+    // 4+2 on three nodes: on one of them neither six fragments nor three copies survive its loss.
+    let (world, tenant) = filled(World::on_nodes(7, 3, 8, CODED), 4);
     fall_silent(&world, 2);
+    fall_silent(&world, 3);
     let before = world.fragments.count();
-    let refused = world.put(tenant, "bucket", "more", &noise(99, 200_000)).unwrap_err();
-    assert!(matches!(refused, StoreError::Unavailable { .. }), "{refused}");
-    assert!(refused.to_string().contains("nodes"), "{refused}");
+    for size in [5_000, 200_000] {
+        let refused = world.put(tenant, "bucket", "more", &noise(99, size)).unwrap_err();
+        assert!(matches!(refused, StoreError::Unavailable { .. }), "{refused}");
+        assert!(refused.to_string().contains("nodes"), "{refused}");
+    }
     assert_eq!(world.fragments.count(), before, "nothing was written for nothing");
-    // Copies can: two of three nodes hold one each.
-    world.put(tenant, "bucket", "small", &noise(3, 5_000)).unwrap();
     heal(&world);
     world.put(tenant, "bucket", "more", &noise(99, 200_000)).unwrap();
+}
+
+/// Stripes by how many fragments they have, and on how many nodes.
+fn widths(world: &World) -> BTreeMap<(usize, usize), usize> {
+    let mut widths = BTreeMap::new();
+    for good in world.good_by_node().into_values() {
+        let nodes: BTreeSet<u64> = good.iter().map(|(_, node)| *node).collect();
+        *widths.entry((good.len(), nodes.len())).or_default() += 1;
+    }
+    widths
+}
+
+#[test]
+fn three_nodes_coded_4_2_go_on_writing_without_one_of_them() {
+    // Without one, three fragments of six would lie on a node; of three copies no node needs to have all.
+    for (seed, devices) in [(14, 4), (15, 2)] {
+        let (world, tenant) = filled(World::on_nodes(seed, 3, devices, CODED), 4);
+        let counters = &world.engine.core().counters;
+        fall_silent(&world, 2);
+        let before = widths(&world);
+        for index in 100..108u64 {
+            world.put(tenant, "bucket", &index.to_string(), &noise(index, 200_000)).unwrap();
+        }
+        let as_copies = counters.stripes_as_copies.get();
+        assert!(as_copies >= 8, "{as_copies}");
+        let (degraded, now) = (counters.stripes_degraded.get(), widths(&world));
+        let written = now.get(&(3, 2)).copied().unwrap_or_default() - before.get(&(3, 2)).copied().unwrap_or_default();
+        assert_eq!((written as u64, degraded), (as_copies, 0), "each has its three copies, on both nodes: {now:?}");
+        let all_there = |world: &World| {
+            for index in 100..108u64 {
+                let read = world.get(tenant, "bucket", &index.to_string()).unwrap();
+                assert!(read == noise(index, 200_000), "{index} with {devices} devices a node");
+            }
+            assert_readable(world, tenant, 4);
+        };
+        all_there(&world);
+        // What was stored before can't be named anew while it could not be written like that; it is stored once more.
+        world.put(tenant, "bucket", "again", &content(3)).unwrap();
+        heal(&world);
+        // No node but the one that was away has what a stripe needs.
+        world.await_that("copies lie on three nodes", |world| widths(world).keys().all(|(_, nodes)| *nodes == 3));
+        assert_eq!(world.engine.repair_state().lost, 0);
+        fall_silent(&world, 3);
+        all_there(&world);
+        heal(&world);
+        let coded = counters.stripes_as_copies.get();
+        world.put(tenant, "bucket", "coded", &noise(77, 200_000)).unwrap();
+        assert_eq!(counters.stripes_as_copies.get(), coded, "all nodes answer: coded again");
+        // Each version of a chunk is collected when nothing names it.
+        for key in (0..4u64).chain(100..108).map(|index| index.to_string()).chain(["again".into(), "coded".into()]) {
+            world.run(world.store.delete(tenant, "bucket", &key, Condition::None)).unwrap();
+        }
+        world.await_that("everything is freed", |world| world.good_by_node().is_empty());
+    }
+}
+
+#[test]
+fn a_write_goes_on_as_copies_when_a_node_falls_silent_under_it() {
+    let (world, tenant) = filled(World::on_nodes(16, 3, 4, CODED), 2);
+    world.apart.as_ref().unwrap().cut(2);
+    assert!(!is_silent(&world, 2), "nobody knows yet");
+    world.put(tenant, "bucket", "during", &noise(99, 200_000)).unwrap();
+    assert!(world.engine.core().counters.stripes_as_copies.get() > 0);
+    assert!(world.get(tenant, "bucket", "during").unwrap() == noise(99, 200_000));
+    heal(&world);
+    world.sleep(2 * 3600);
+    world.await_that("what was begun in vain is collected, and copies lie on three nodes", |world| {
+        widths(world).keys().all(|(count, nodes)| matches!(count, 3 | 6) && *nodes == 3)
+    });
+    assert!(world.get(tenant, "bucket", "during").unwrap() == noise(99, 200_000));
 }
 
 #[test]

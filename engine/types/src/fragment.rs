@@ -47,6 +47,11 @@ impl StripeShape {
     pub fn ack_width(&self) -> usize {
         (usize::from(self.data) + 1).min(self.width())
     }
+    /// Copies that survive the loss of as many devices.
+    #[must_use]
+    pub fn as_copies(&self) -> StripeShape {
+        StripeShape { data: 1, parity: self.parity }
+    }
 }
 
 /// What a fragment's header says beside its key; everything that a device needs to explain itself.

@@ -127,6 +127,7 @@ fn report(shared: &CoreShared, core: CoreId, node: &CoreNode, gateway: &S3Servic
     set("moves_followed_total", data.moves_followed.get());
     set("chunk_bytes_deduplicated_total", data.chunk_bytes_deduplicated.get());
     set("stripes_degraded_total", data.stripes_degraded.get());
+    set("stripes_as_copies_total", data.stripes_as_copies.get());
     set("rebuilds_total", data.rebuilds.get());
     set("data_bytes_read_total", data.bytes_read.get());
     set("hedged_reads_total", data.hedged_reads.get());

@@ -25,6 +25,7 @@ fn share(index: u64) {
     let (writes, reads, cuts) =
         (sum(|report| report.acknowledged), sum(|report| report.reads), sum(|report| report.cuts));
     assert!(sum(|report| report.moved) > 0, "{} fragments moved to nodes that joined late", sum(|report| report.moved));
+    assert!(sum(|report| report.as_copies) > 0, "no stripe was written as copies while a node was away");
     let seeds = reports.len() as u64;
     assert!(writes > 60 * seeds && reads > 80 * seeds && cuts > seeds, "{writes} writes, {reads} reads, {cuts} cuts");
 }

@@ -68,16 +68,18 @@ impl NodesOptions {
     pub fn for_seed(seed: u64) -> NodesOptions {
         let rng = SeededRng::for_part(seed, 80);
         let (nodes, shape) = match rng.chance(2, 3) {
+            // Coded, such a stripe is written as copies while one of the nodes is away.
+            true if SeededRng::for_part(seed, 85).chance(1, 2) => (3, StripeShape { data: 4, parity: 2 }),
             true => (3, StripeShape { data: 1, parity: 2 }),
             false => (5, StripeShape { data: 2, parity: 2 }),
         };
         // With two devices each, three nodes hold two fragments of a stripe on one of them.
         let late = if nodes == 5 && rng.chance(1, 2) { 2 } else { 0 };
         // So many that a stripe of that shape survives the loss of one.
-        let racks = match (SeededRng::for_part(seed, 84).chance(1, 2), nodes) {
-            (true, 3) => 2,
-            (true, _) => 3,
-            (false, _) => 0,
+        let racks = match (SeededRng::for_part(seed, 84).chance(1, 2), nodes, shape.data) {
+            (true, 3, 1) => 2,
+            (true, 5, _) => 3,
+            _ => 0,
         };
         NodesOptions { nodes, late, clients: 4, troubles: 12, shape, racks, journals_lie: false }
     }
@@ -98,6 +100,8 @@ pub struct NodesReport {
     pub cuts: u64,
     /// Fragments that the nodes which ran in the end had moved to where placement wants them.
     pub moved: u64,
+    /// Stripes that those had written as copies because a node was away.
+    pub as_copies: u64,
     /// Splits of shards that were begun.
     pub splits: u64,
     /// Messages that arrived, and that did not.
@@ -123,7 +127,7 @@ impl fmt::Display for NodesReport {
         let (delivered, lost) = self.messages;
         write!(
             f,
-            "seed {}: {} writes, {} reads, {} without an answer, {} cuts, {} splits, {} fragments moved, {delivered} messages, \
+            "seed {}: {} writes, {} reads, {} without an answer, {} cuts, {} splits, {} fragments moved, {} stripes as copies, {delivered} messages, \
              {lost} lost, {} steps, trace {:016x}",
             self.seed,
             self.acknowledged,
@@ -132,6 +136,7 @@ impl fmt::Display for NodesReport {
             self.cuts,
             self.splits,
             self.moved,
+            self.as_copies,
             self.steps,
             self.trace_hash
         )?;
@@ -165,6 +170,7 @@ impl NodesReport {
             cuts: counts.cuts.get(),
             splits: book.splits.get(),
             moved: counts.moved.get(),
+            as_copies: counts.as_copies.get(),
             messages: net.counts(),
             steps: sim.steps(),
             trace_hash: sim.trace_hash(),
@@ -178,6 +184,7 @@ impl NodesReport {
 struct Counts {
     cuts: Cell<u64>,
     moved: Cell<u64>,
+    as_copies: Cell<u64>,
 }
 
 /// One node and what runs on it.
@@ -583,12 +590,10 @@ impl<'a> Scene<'a> {
 
     /// Every node has looked at every stripe with all devices, and has nothing left to move.
     fn is_rebalanced(&mut self) -> bool {
-        let states: Vec<_> = self
-            .members
-            .iter()
-            .flat_map(|member| member.cores.borrow().clone())
-            .map(|core| core.engine().rebalance_state())
-            .collect();
+        let cores: Vec<_> = self.members.iter().flat_map(|member| member.cores.borrow().clone()).collect();
+        let states: Vec<_> = cores.iter().map(|core| core.engine().rebalance_state()).collect();
+        let as_copies = cores.iter().map(|core| core.engine().core().counters.stripes_as_copies.get()).sum();
+        self.counts.as_copies.set(as_copies);
         self.counts.moved.set(states.iter().map(|state| state.spread.fragments + state.balanced.fragments).sum());
         let devices = self.members.len() * usize::from(DEVICES);
         states.len() == self.members.len() && states.iter().all(|state| state.devices_surveyed == devices)
