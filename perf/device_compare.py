@@ -6,7 +6,8 @@
 
 Ratios are ours divided by fio's; `!` marks what misses 0.95 of its IOPS or 1.05 of its p50. --noise runs fio twice: how far
 it is from itself is what the disk's swings alone do. --bare takes a loop along that does nothing but its system call for each
-operation (4 KiB cases): what of a ratio is the disk's answer to whoever is not fio.
+operation (4 KiB cases): what of a ratio is the disk's answer to whoever is not fio. --waits takes both along with the other way to wait: fio
+that looks for answers without a pause (iodepth_batch_complete_min=0), and ours that sleeps at once (--busy-poll-us 0).
 
     cargo build --release --ignore-rust-version -p kiseki-executor --example bare_ring
     perf/device_compare.py --file F --case 4k --bare target/release/examples/bare_ring
@@ -21,6 +22,9 @@ import sys
 import beside
 
 
+FIO_POLLING = "fio polling"
+
+
 def run(options, command):
     priority = ["chrt", "--fifo", "10"] if options.realtime else []
     done = subprocess.run([*priority, "taskset", "-c", options.cpu, *command], capture_output=True, text=True)
@@ -33,10 +37,12 @@ def measure(who, options, rw, bs, depth):
     if who.startswith("fio"):
         engine = ["--ioengine=io_uring", "--direct=1", f"--filename={options.file}"]
         command = beside.fio_arguments(engine, rw, bs, depth, options.runtime)
+        command += ["--iodepth_batch_complete_min=0"] if who == FIO_POLLING else []
     elif who == options.bare:
         command = [who, options.file, rw.removeprefix("rand"), "4096", str(depth), str(options.runtime)]
     else:
-        command = beside.bench_arguments(who, rw, bs, depth, options.runtime, options.file, destroy=True)
+        program, *more = who.split(" ")
+        command = beside.bench_arguments(program, rw, bs, depth, options.runtime, options.file, destroy=True) + more
     return beside.figures(run(options, command), rw)
 
 
@@ -49,6 +55,7 @@ def main():
     parser.add_argument("--runtime", type=int, default=1, help="seconds for each measurement")
     parser.add_argument("--case", action="append", help="only cases whose name contains this; repeatable")
     parser.add_argument("--noise", action="store_true", help="run fio twice")
+    parser.add_argument("--waits", action="store_true", help="both with the other way to wait as well")
     parser.add_argument("--bare", help="the bare loop's program")
     parser.add_argument("--realtime", action="store_true", help="at real-time priority, all of them: for a machine with other "
                         "programs on it (root)")
@@ -58,6 +65,7 @@ def main():
         subprocess.run(["dd", "if=/dev/urandom", f"of={options.file}", "bs=1M", "count=2048", "oflag=direct",
                         "status=none"], check=True)
     others = (options.bench or ["target/release/kiseki-bench"]) + (["fio again"] if options.noise else [])
+    others += [FIO_POLLING, f"{others[0]} --busy-poll-us 0"] if options.waits else []
     runs = []
     print(beside.header(others + ([options.bare] if options.bare else [])), flush=True)
     for rw, bs, depth in beside.CASES:

@@ -1,5 +1,6 @@
 //! The loop of a core.
 
+use crate::busy_poll::{BusyPoll, Look};
 use crate::ring::{CoreRing, Rings};
 use crate::tasks::{MainWaker, Remote, Tasks};
 use crate::timers::Timers;
@@ -20,6 +21,10 @@ const TURN_MAX: Duration = Duration::from_micros(200);
 /// After a task that ran for so long there may be others like it: what was queued until then does not wait for them.
 const GATHERING_MAX: Duration = Duration::from_micros(20);
 
+/// How long a core that serves looks around before it sleeps: what a drive takes for a small read, and some more. See
+/// [`ExecutorOptions::busy_poll`].
+pub const BUSY_POLL: Duration = Duration::from_micros(200);
+
 /// How an executor is made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ExecutorOptions {
@@ -27,6 +32,9 @@ pub struct ExecutorOptions {
     pub cpu: Option<usize>,
     /// The ring that it has.
     pub rings: Rings,
+    /// For how long it looks for answers, with few operations under way and only when waits were that short lately, before it
+    /// sleeps: sooner answers for processor time. Zero: it sleeps at once.
+    pub busy_poll: Duration,
 }
 
 /// What an executor has done, for metrics.
@@ -38,6 +46,12 @@ pub struct ExecutorStats {
     pub enters: u64,
     /// Times that it slept.
     pub sleeps: u64,
+    /// Times that it looked around before.
+    pub busy_polls: u64,
+    /// Of these, times that there was something to do before it would have slept.
+    pub busy_polls_found: u64,
+    /// Time that this took.
+    pub busy_poll_time: Duration,
 }
 
 /// Everything of one core.
@@ -47,6 +61,7 @@ pub(crate) struct Core {
     pub timers: RefCell<Timers>,
     polls: Cell<u64>,
     sleeps: Cell<u64>,
+    busy_poll: BusyPoll,
 }
 
 thread_local! {
@@ -113,6 +128,7 @@ impl Executor {
             timers: RefCell::default(),
             polls: Cell::new(0),
             sleeps: Cell::new(0),
+            busy_poll: BusyPoll::new(options.busy_poll),
         };
         Ok(Executor { core: Rc::new(core), remote })
     }
@@ -143,16 +159,37 @@ impl Core {
         self.tasks.take_woken();
         let is_idle = self.tasks.ready_count() == 0 && !main.is_woken();
         // Nothing would wake it for what is on a polled ring.
-        if is_idle && !self.ring.is_polling() && self.tasks.remote.lie_down(main) {
-            // Nothing of this thread can make a task ready from here on; the ring, a timer or the bell wakes us.
-            let first = self.timers.borrow().first();
+        if is_idle && !self.ring.is_polling() {
+            self.wait(main);
+        } else {
+            self.ring.pass();
+        }
+        self.ring.reap(|| self.tasks.remote.answer());
+    }
+
+    /// Until something is done, a timer is due or another thread wakes a task. Nothing of this thread can make one ready.
+    fn wait(&self, main: &MainWaker) {
+        let first = self.timers.borrow().first();
+        let watched = self.busy_poll.watches(self.ring.under_way()).then(Instant::now);
+        let looks = watched.is_some_and(|now| self.busy_poll.is_due(now));
+        if looks && self.look(main, first) == Look::Found {
+            self.ring.pass();
+        } else if self.tasks.remote.lie_down(main) {
             self.ring.wait(first.map(|at| at.saturating_duration_since(Instant::now())));
             self.tasks.remote.get_up();
             self.sleeps.set(self.sleeps.get() + 1);
         } else {
             self.ring.pass();
         }
-        self.ring.reap(|| self.tasks.remote.answer());
+        if let Some(since) = watched {
+            self.busy_poll.waited(since.elapsed());
+        }
+    }
+
+    /// Hands over what is queued and looks for answers and wake-ups, without a system call.
+    fn look(&self, main: &MainWaker, until: Option<Instant>) -> Look {
+        self.ring.pass();
+        self.busy_poll.look(until, || self.ring.has_answers() || self.tasks.remote.has_woken() || main.is_woken())
     }
 
     /// Wakes whose time has come. Returns the time.
@@ -212,7 +249,15 @@ pub fn core_ring() -> Rc<CoreRing> {
 #[must_use]
 pub fn stats() -> ExecutorStats {
     let core = current();
-    ExecutorStats { polls: core.polls.get(), enters: core.ring.enters(), sleeps: core.sleeps.get() }
+    let (busy_polls, busy_polls_found, busy_poll_time) = core.busy_poll.counts();
+    ExecutorStats {
+        polls: core.polls.get(),
+        enters: core.ring.enters(),
+        sleeps: core.sleeps.get(),
+        busy_polls,
+        busy_polls_found,
+        busy_poll_time,
+    }
 }
 
 /// Lets the other tasks that are ready run, and the ring be looked at.

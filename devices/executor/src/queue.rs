@@ -262,6 +262,14 @@ impl Queue {
         })
     }
 
+    /// Whether something is done: posted, or for the kernel to post when it is called.
+    pub fn has_answers(&self) -> bool {
+        of_any_width!(&mut *self.ring.borrow_mut(), ring => {
+            let is_to_be_posted = ring.submission().taskrun();
+            is_to_be_posted || !ring.completion().is_empty()
+        })
+    }
+
     /// The same, and sleeps until something is done or `span` has passed.
     pub fn wait(&self, span: Option<Duration>) {
         self.refill();

@@ -278,6 +278,16 @@ impl CoreRing {
         self.operations_polled.get() > 0
     }
 
+    /// Operations that the core would sleep over.
+    pub(crate) fn under_way(&self) -> usize {
+        self.operations.get() - self.operations_polled.get()
+    }
+
+    /// Whether something is done, as far as that shows without a system call.
+    pub(crate) fn has_answers(&self) -> bool {
+        self.main.has_answers()
+    }
+
     /// Whether operations wait to be handed over.
     pub(crate) fn has_gathered(&self) -> bool {
         self.queues().any(Queue::has_gathered)

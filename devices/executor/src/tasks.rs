@@ -62,6 +62,11 @@ impl Remote {
         let _was_silent = rustix::io::read(&self.bell, &mut [0; 8]);
     }
 
+    /// Whether other threads have woken tasks.
+    pub fn has_woken(&self) -> bool {
+        !self.woken.is_empty()
+    }
+
     /// Announces a sleep. False: there is something to do, and it was taken back.
     pub fn lie_down(&self, main: &MainWaker) -> bool {
         self.sleeping.store(true, Ordering::SeqCst);

@@ -4,7 +4,9 @@
 use futures::StreamExt;
 use futures::channel::{mpsc, oneshot};
 use futures::future::{join_all, poll_fn};
-use kiseki_executor::{Completion, Executor, Interest, Way, core_ring, readiness, sleep, spawn, stats, yield_now};
+use kiseki_executor::{
+    Completion, Executor, ExecutorOptions, Interest, Way, core_ring, readiness, sleep, spawn, stats, yield_now,
+};
 use std::cell::{Cell, RefCell};
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
@@ -19,9 +21,13 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs `body` on an executor of a thread of its own.
 fn on_executor<F: Future<Output = ()>>(body: impl FnOnce() -> F + Send + 'static) {
+    on_executor_with(ExecutorOptions::default(), body);
+}
+
+fn on_executor_with<F: Future<Output = ()>>(options: ExecutorOptions, body: impl FnOnce() -> F + Send + 'static) {
     let (done, ended) = std::sync::mpsc::channel();
     let thread = std::thread::spawn(move || {
-        Executor::new(Default::default()).unwrap().run(body());
+        Executor::new(options).unwrap().run(body());
         done.send(()).unwrap();
     });
     if ended.recv_timeout(PATIENCE) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
@@ -32,26 +38,27 @@ fn on_executor<F: Future<Output = ()>>(body: impl FnOnce() -> F + Send + 'static
 
 #[test]
 fn no_wake_up_from_another_thread_is_lost() {
-    const ROUNDS: u32 = 100_000;
-    on_executor(|| async {
-        let (questions, asked) = std::sync::mpsc::channel::<oneshot::Sender<u32>>();
-        let thread = std::thread::spawn(move || {
-            for (count, answer) in (1..).zip(asked) {
-                // Answers fall before, into and after the moment in which the executor lies down.
-                for _ in 0..count % 97 {
-                    std::hint::spin_loop();
-                }
-                answer.send(count).unwrap();
+    on_executor(|| answers_of_another_thread(100_000));
+}
+
+async fn answers_of_another_thread(rounds: u32) {
+    let (questions, asked) = std::sync::mpsc::channel::<oneshot::Sender<u32>>();
+    let thread = std::thread::spawn(move || {
+        for (count, answer) in (1..).zip(asked) {
+            // Answers fall before, into and after the moment in which the executor lies down.
+            for _ in 0..count % 97 {
+                std::hint::spin_loop();
             }
-        });
-        for round in 1..=ROUNDS {
-            let (answer, answered) = oneshot::channel();
-            questions.send(answer).unwrap();
-            assert_eq!(answered.await, Ok(round));
+            answer.send(count).unwrap();
         }
-        drop(questions);
-        thread.join().unwrap();
     });
+    for round in 1..=rounds {
+        let (answer, answered) = oneshot::channel();
+        questions.send(answer).unwrap();
+        assert_eq!(answered.await, Ok(round));
+    }
+    drop(questions);
+    thread.join().unwrap();
 }
 
 #[test]
@@ -139,6 +146,66 @@ fn it_does_not_sleep_while_something_is_on_its_polled_ring() {
         let before = stats().sleeps;
         sleep(Duration::from_millis(5)).await;
         assert!(stats().sleeps > before, "an empty polled ring keeps nobody awake");
+    });
+}
+
+/// Ends after a while; keeps what the kernel reads of it.
+struct After {
+    span: io_uring::types::Timespec,
+    heard: Heard,
+}
+
+impl Completion for After {
+    fn complete(self: Rc<Self>, token: u32, _result: i32) {
+        Rc::new(Heard(RefCell::new(self.heard.0.take()))).complete(token, 0);
+    }
+}
+
+/// An operation that is under way for so long.
+#[allow(unsafe_code)]
+fn after(span: Duration) -> oneshot::Receiver<i32> {
+    let (tell, heard) = oneshot::channel();
+    let owner = Rc::new(After { span: span.into(), heard: Heard(RefCell::new(Some(tell))) });
+    let timeout = io_uring::opcode::Timeout::new(&owner.span).build().into();
+    // SAFETY: the span belongs to the owner, in whose memory it stays.
+    unsafe { core_ring().submit(timeout, Way::Interrupt, owner, 0) };
+    heard
+}
+
+#[test]
+fn a_core_that_waits_for_little_looks_and_hears_of_everything_meanwhile() {
+    const LOOK: Duration = Duration::from_millis(5);
+    on_executor_with(ExecutorOptions { busy_poll: LOOK, ..ExecutorOptions::default() }, || async {
+        // Where others want the processor it pauses: the rounds go on until it was left alone for long enough.
+        let found = || stats().busy_polls_found;
+        while found() < 20 {
+            after(Duration::from_micros(100)).await.unwrap();
+        }
+        let mut under_way = after(Duration::from_secs(1));
+        let mut renew = || {
+            if under_way.try_recv() != Ok(None) {
+                under_way = after(Duration::from_secs(1));
+            }
+        };
+        let before = found();
+        while found() < before + 100 {
+            answers_of_another_thread(1_000).await;
+            renew();
+        }
+        // A look ends with the next timer.
+        let looks = stats().busy_polls;
+        while stats().busy_polls < looks + 10 {
+            sleep(Duration::from_micros(300)).await;
+            renew();
+        }
+        under_way.await.unwrap();
+        assert!(stats().busy_poll_time > Duration::ZERO);
+    });
+    on_executor_with(ExecutorOptions { busy_poll: LOOK, ..ExecutorOptions::default() }, || async {
+        for _ in 0..20 {
+            sleep(Duration::from_micros(200)).await;
+        }
+        assert_eq!(stats().busy_polls, 0, "with nothing under way it sleeps at once");
     });
 }
 

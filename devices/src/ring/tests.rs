@@ -369,7 +369,7 @@ fn files_work_on_rings_of_every_kind() {
     use kiseki_executor::{Executor, ExecutorOptions, Rings};
     let (_dir, path) = image();
     for (byte, rings, polled) in [(1, Rings::Plain, false), (2, Rings::Wide, false), (3, Rings::Wide, true)] {
-        Executor::new(ExecutorOptions { cpu: None, rings }).unwrap().run(async {
+        Executor::new(ExecutorOptions { rings, ..ExecutorOptions::default() }).unwrap().run(async {
             let core = kiseki_executor::core_ring();
             assert_eq!(core.takes_commands(), rings == Rings::Wide, "{rings:?}: this kernel has wide rings");
             let pool = BufferPool::new(&[SlabClass { len_bytes: 64 << 10, count: 2 }]);

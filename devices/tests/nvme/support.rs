@@ -44,7 +44,7 @@ pub fn command_ways() -> Vec<Way> {
 }
 
 pub fn on_ring<T>(rings: Rings, task: impl Future<Output = T>) -> T {
-    Executor::new(ExecutorOptions { cpu: None, rings }).expect("an executor").run(task)
+    Executor::new(ExecutorOptions { rings, ..ExecutorOptions::default() }).expect("an executor").run(task)
 }
 
 pub fn on_executor<T>(task: impl Future<Output = T>) -> T {

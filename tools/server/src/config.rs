@@ -2,7 +2,7 @@
 //! start; the result is made of checked types and printed at start.
 
 use crate::inline_section::InlineSection;
-use crate::milliseconds::Milliseconds;
+use crate::log_section::{LogFormat, LogSection};
 use crate::paths::{DEFAULT_DIR, KisekiDir};
 use crate::peer_section::PeerSection;
 use crate::pool_shape::PoolShape;
@@ -14,6 +14,7 @@ use kiseki_devices::nvme::path::PathPreference;
 use kiseki_engine::rebalancer::RebalanceSettings;
 use kiseki_engine::repairer::RepairSettings;
 use kiseki_engine::scrubber::ScrubSettings;
+use kiseki_executor::BUSY_POLL;
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -28,6 +29,9 @@ pub const DEFAULT_S3_PORT: u16 = 9000;
 pub const DEFAULT_ADMIN_PORT: u16 = 9090;
 /// Longest configuration file.
 const FILE_LEN_BYTES_MAX: u64 = 1 << 20;
+/// Longest look of a core that waits.
+const BUSY_POLL_US_MAX: u16 = 10_000;
+
 /// Most cores of one node.
 const CORES_MAX: u16 = 1024;
 /// Most stripes that one core repairs at once: each takes its fragments in memory.
@@ -84,6 +88,9 @@ pub enum ConfigError {
 pub struct FileConfig {
     /// Executors; 0 means one for each CPU.
     pub cores: u16,
+    /// For how many microseconds at most a core that waits for a drive looks for the answer before it sleeps; 0: never. Default 200.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub busy_poll_us: Option<u16>,
     /// Side threads; 0 means a number that suits the cores.
     pub side_threads: u16,
     /// Directories of the metadata set.
@@ -209,28 +216,6 @@ pub struct KeysSection {
     pub passphrase_file: PathBuf,
 }
 
-/// Section `[log]`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct LogSection {
-    /// Filter in the syntax of `tracing`: `info`, or `info,kiseki_raft=debug`.
-    pub filter: String,
-    /// Text or JSON.
-    pub format: LogFormat,
-    /// A request, and a call to another node that is made for one, is told of with the request's id when it takes longer, in
-    /// milliseconds (0.2 is 200 µs); 0: none is.
-    pub slow_request_ms: Milliseconds,
-}
-
-impl LogSection {
-    /// From when on something is slow.
-    #[must_use]
-    pub fn slow_request(&self) -> Option<Duration> {
-        let Milliseconds(after) = self.slow_request_ms;
-        (!after.is_zero()).then_some(after)
-    }
-}
-
 /// How NVMe drives are driven; files and other block devices have one way only.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -252,16 +237,6 @@ impl From<DevicePath> for PathPreference {
             DevicePath::IoUring => PathPreference::IoUring,
         }
     }
-}
-
-/// How log lines look.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum LogFormat {
-    /// For people.
-    Text,
-    /// For collectors.
-    Json,
 }
 
 impl Default for S3Section {
@@ -350,16 +325,6 @@ impl Default for KeysSection {
     }
 }
 
-impl Default for LogSection {
-    fn default() -> LogSection {
-        LogSection {
-            filter: "info".to_owned(),
-            format: LogFormat::Text,
-            slow_request_ms: Milliseconds(Duration::from_secs(1)),
-        }
-    }
-}
-
 /// Whether S3 is served over TLS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum S3Tls {
@@ -405,6 +370,9 @@ pub struct Overrides {
     /// Executors, each pinned to a CPU; 0 means one for each CPU.
     #[arg(long, env = "KISEKI_CORES")]
     pub cores: Option<u16>,
+    /// For how many microseconds at most a core that waits for a drive looks for the answer before it sleeps; 0: never.
+    #[arg(long, env = "KISEKI_BUSY_POLL_US", value_name = "MICROSECONDS")]
+    pub busy_poll_us: Option<u16>,
     /// Side threads for metadata files; 0 means a number that suits the cores.
     #[arg(long, env = "KISEKI_SIDE_THREADS")]
     pub side_threads: Option<u16>,
@@ -426,6 +394,8 @@ pub struct Config {
     pub dir: KisekiDir,
     /// Executors.
     pub cores: u16,
+    /// How long a core looks for answers before it sleeps, in microseconds.
+    pub busy_poll_us: u16,
     /// Side threads.
     pub side_threads: u16,
     /// The metadata set.
@@ -476,6 +446,12 @@ impl FileConfig {
 }
 
 impl Config {
+    /// How long a core looks for answers before it sleeps.
+    #[must_use]
+    pub fn busy_poll(&self) -> Duration {
+        Duration::from_micros(self.busy_poll_us.into())
+    }
+
     /// Reads the file below `overrides.dir` and lays the overrides over it.
     pub fn load(overrides: &Overrides) -> Result<Config, ConfigError> {
         let dir = KisekiDir::at(&overrides.dir).map_err(|source| unreadable(&overrides.dir, source))?;
@@ -535,6 +511,7 @@ impl Config {
         };
         let config = Config {
             cores,
+            busy_poll_us: overrides.busy_poll_us.or(file.busy_poll_us).unwrap_or(BUSY_POLL.as_micros() as u16),
             side_threads,
             metadata_dirs: file.metadata_dirs.iter().map(|path| dir.resolve(path)).collect(),
             devices: file.devices.iter().map(|path| dir.resolve(path)).collect(),
@@ -565,6 +542,9 @@ impl Config {
         let refuse = |key, value: String, reason| Err(ConfigError::Value { key, value, reason });
         if self.cores > CORES_MAX {
             return refuse("cores", self.cores.to_string(), "at most 1024");
+        }
+        if self.busy_poll_us > BUSY_POLL_US_MAX {
+            return refuse("busy_poll_us", self.busy_poll_us.to_string(), "at most 10000");
         }
         if self.side_threads > SIDE_THREADS_MAX {
             return refuse("side_threads", self.side_threads.to_string(), "at most 1024");
@@ -669,6 +649,7 @@ impl Config {
     pub fn describe(&self) -> String {
         let file = FileConfig {
             cores: self.cores,
+            busy_poll_us: Some(self.busy_poll_us),
             side_threads: self.side_threads,
             metadata_dirs: self.metadata_dirs.clone(),
             devices: self.devices.clone(),
@@ -747,6 +728,7 @@ mod tests {
     fn values_that_can_not_work_are_named() {
         for (text, key) in [
             ("cores = 40000\nmetadata_dirs = ['m']\ndevices = ['d']", "cores"),
+            ("busy_poll_us = 10001\nmetadata_dirs = ['m']\ndevices = ['d']", "busy_poll_us"),
             ("devices = ['d0']", "metadata_dirs"),
             ("metadata_dirs = ['m']", "devices"),
             ("metadata_dirs = ['m']\ndevices = ['d', 'd']", "devices"),

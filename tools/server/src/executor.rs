@@ -138,9 +138,10 @@ pub fn spawn(
 ) -> Result<JoinHandle<Result<()>>> {
     let cpus = machine_cpus();
     let cpu = cpus.get(usize::from(core)).copied().filter(|_| usize::from(shared.config.cores) <= cpus.len());
+    let busy_poll = shared.config.busy_poll();
     let thread = std::thread::Builder::new().name(format!("kiseki-core-{core}"));
     let handle = thread.spawn(move || {
-        let result = match Executor::new(ExecutorOptions { cpu, ..ExecutorOptions::default() }) {
+        let result = match Executor::new(ExecutorOptions { cpu, busy_poll, ..ExecutorOptions::default() }) {
             Ok(executor) => executor.run(run_core(shared.clone(), CoreId(core), duty, desk)),
             Err(error) => Err(anyhow::anyhow!("core {core} can't start: {error}; try `kiseki-server doctor`")),
         };

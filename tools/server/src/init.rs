@@ -148,6 +148,9 @@ fn config_text(options: &InitOptions) -> String {
          \n\
          # Executors, each pinned to a CPU; 0 means one for each CPU.\n\
          cores = 0\n\
+         # For how many microseconds at most a core that waits for a drive looks for the answer before it sleeps: sooner answers\n\
+         # for processor time. 0: never.\n\
+         # busy_poll_us = 200\n\
          # Threads for metadata files; 0 means a number that suits the cores.\n\
          side_threads = 0\n\
          # Directories that hold the same metadata. Put them on different disks: with one left nothing is lost.\n\

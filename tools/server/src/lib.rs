@@ -47,6 +47,7 @@ pub mod inline_section;
 pub mod join;
 pub mod join_service;
 pub mod key_store;
+pub mod log_section;
 pub mod logging;
 pub mod machine;
 pub mod metadata;

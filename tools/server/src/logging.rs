@@ -1,6 +1,7 @@
 //! What is logged, and what a panic does.
 
-use crate::config::{ConfigError, LogFormat, LogSection};
+use crate::config::ConfigError;
+use crate::log_section::{LogFormat, LogSection};
 use std::io::IsTerminal;
 use tracing_subscriber::EnvFilter;
 

@@ -25,7 +25,7 @@ impl From<Milliseconds> for f64 {
 #[cfg(test)]
 mod tests {
     use super::Milliseconds;
-    use crate::config::LogSection;
+    use crate::log_section::LogSection;
     use std::time::Duration;
 
     #[test]

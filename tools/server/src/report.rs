@@ -108,6 +108,9 @@ fn report(shared: &CoreShared, core: CoreId, node: &CoreNode, gateway: &S3Servic
     set("executor_polls_total", executor.polls);
     set("executor_ring_calls_total", executor.enters);
     set("executor_sleeps_total", executor.sleeps);
+    set("executor_busy_polls_total", executor.busy_polls);
+    set("executor_busy_polls_found_total", executor.busy_polls_found);
+    set("executor_busy_poll_us_total", executor.busy_poll_time.as_micros().try_into().unwrap_or(u64::MAX));
     let fragments = node.fragments().counters();
     set("fragment_puts_total", fragments.puts.get());
     set("fragment_put_bytes_total", fragments.put_bytes.get());

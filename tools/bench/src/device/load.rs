@@ -49,6 +49,7 @@ pub fn run(args: &DeviceArgs, targets: &[Target], stop: &Stop, warnings: &mut Ve
         ready: Barrier::new(usize::from(args.numjobs) + 1),
         seed: fresh_seed(),
     };
+    let busy_poll = Duration::from_micros(args.busy_poll_us.into());
     let cpus = cpus::allowed();
     if usize::from(args.numjobs) > cpus.len() {
         warnings.push(format!(
@@ -62,8 +63,8 @@ pub fn run(args: &DeviceArgs, targets: &[Target], stop: &Stop, warnings: &mut Ve
         let handles: Vec<_> = (0..args.numjobs)
             .map(|job| {
                 let (common, working) = (&common, working.clone());
-                let options =
-                    ExecutorOptions { cpu: cpus.get(usize::from(job)).copied(), ..ExecutorOptions::default() };
+                let cpu = cpus.get(usize::from(job)).copied();
+                let options = ExecutorOptions { cpu, busy_poll, ..ExecutorOptions::default() };
                 scope.spawn(move || {
                     let result = on_executor(options, job, async || load_all(common, job).await);
                     // An executor that never was must not keep the others waiting.

@@ -18,6 +18,7 @@ use crate::usage::usage;
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use kiseki_devices::nvme::path::{PathInUse, PathPreference};
+use kiseki_executor::BUSY_POLL;
 use kiseki_types::limits::DEVICE_BLOCK_BYTES_MAX;
 use serde::Serialize;
 use serde_json::json;
@@ -145,6 +146,9 @@ pub struct DeviceArgs {
     /// Which way to an NVMe drive, as `device_path` of a node
     #[arg(long, value_enum, default_value = "auto")]
     pub device_path: DevicePath,
+    /// For how many microseconds at most an executor that waits looks for the answer before it sleeps, as `busy_poll_us` of a node; 0: never
+    #[arg(long, value_name = "MICROSECONDS", default_value_t = BUSY_POLL.as_micros() as u16, value_parser = clap::value_parser!(u16).range(0..=10_000))]
+    pub busy_poll_us: u16,
     /// Flush after so many writes of each operation slot; 0 never flushes
     #[arg(long, value_name = "WRITES", default_value_t = 0)]
     pub fdatasync: u32,

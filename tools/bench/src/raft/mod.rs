@@ -16,7 +16,7 @@ use crate::units::{binary, ns, parse_bytes};
 use crate::usage::usage;
 use anyhow::{Context, Result, anyhow};
 use clap::Args;
-use kiseki_executor::{Executor, ExecutorOptions};
+use kiseki_executor::{BUSY_POLL, Executor, ExecutorOptions};
 use kiseki_raft_members::WRITER_LEN_BYTES;
 use member::{Counted, Run};
 use serde::Serialize;
@@ -119,7 +119,7 @@ pub fn run(args: &RaftArgs, stop: Stop) -> Result<Report> {
     let (counted, spent) = thread::scope(|scope| {
         let spawn = |(member, place): (usize, &Option<usize>)| {
             let (run, certificate) = (&run, &members[member]);
-            let options = ExecutorOptions { cpu: *place, ..ExecutorOptions::default() };
+            let options = ExecutorOptions { cpu: *place, busy_poll: BUSY_POLL, ..ExecutorOptions::default() };
             scope.spawn(move || {
                 let counted = Executor::new(options)
                     .context("no executor can be made; `kiseki-server doctor` tells what hinders it")
