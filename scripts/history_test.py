@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Faults against real processes, under clients that write down what they see; in the end no history may contradict itself.
 
-    history_test.py DIRECTORY [--seed 1] [--rounds N | --seconds N] [--nodes 3] [--only NAME,...] [--cold-starts N] [--self-test]
+    history_test.py DIRECTORY [--seed 1] [--rounds N | --seconds N] [--nodes 3] [--pool "3 copies"] [--only NAME,...] [--cold-starts N]
+                    [--self-test]
 
 A cluster is formed, each node with an address of its own (a network namespace) and a file system of its own where root may make such.
 Clients put, put if absent, swap by ETag, delete, get and list a few hot keys through all nodes. One trouble after the other happens
@@ -183,7 +184,7 @@ def run(arguments, work):
     cluster, book, clients = Cluster(work, None if why_not else Net()), Book(work / "history.jsonl"), None
     try:
         began = time.monotonic()
-        cluster.form(arguments.nodes)
+        cluster.form(arguments.nodes, arguments.pool)
         first = Requests(book, cluster.members[0], "first", seconds=60)
         check(first.client.ask("PUT", f"/{BUCKET}")[0] == 200, "a bucket is made")
         print(f"     {arguments.nodes} nodes after {time.monotonic() - began:.1f} s", flush=True)
@@ -210,6 +211,7 @@ def main():
     parser.add_argument("directory", type=pathlib.Path, nargs="?")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--nodes", type=int, default=3)
+    parser.add_argument("--pool", default="3 copies", help="how chunks are protected; with 4+2 on three nodes writes wait for some seconds when one goes")
     parser.add_argument("--rounds", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=0)
     parser.add_argument("--only", default="")

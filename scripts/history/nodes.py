@@ -139,10 +139,9 @@ class Cluster:
         # Those that were replaced; what they lived on is still mounted.
         self.gone = []
 
-    def form(self, count):
+    def form(self, count, pool):
         self.last = 1
-        # On three nodes a stripe of 4+2 can't be written as such without one of them: then chunks are three copies.
-        first = Member(self, 1, ["--pool", "4+2"])
+        first = Member(self, 1, ["--pool", pool])
         self.members.append(first)
         first.start()
         until("the first node is recorded", lambda: 1 in listed(first))
