@@ -1,5 +1,6 @@
 """A node under test: a directory, free ports, start, stop, kill; and what tests of nodes count, ask and wait for."""
 
+import http.client
 import json
 import os
 import pathlib
@@ -129,8 +130,8 @@ class Node:
                 with urllib.request.urlopen(f"http://127.0.0.1:{self.admin_port}/readyz", timeout=2) as answer:
                     if answer.status == 200 and (self.dir / "env").exists():
                         return self
-            except (urllib.error.URLError, OSError):
-                pass
+            except (urllib.error.URLError, OSError, http.client.HTTPException):
+                pass  # not yet, or it ended in the middle of its answer
             time.sleep(0.05)
         raise RuntimeError(f"the node is not ready after {START_SECONDS_MAX} s:\n{self.log_tail()}")
 
