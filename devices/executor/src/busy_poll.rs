@@ -169,7 +169,8 @@ mod tests {
         assert_eq!(poll.look(None, late), Look::Nothing);
         let pause = |poll: &BusyPoll| poll.paused.get().expect("it was disturbed").1;
         assert_eq!(pause(&poll), PAUSE);
-        assert!(!poll.is_due(Instant::now()) && poll.is_due(Instant::now() + PAUSE));
+        let (since, _) = poll.paused.get().expect("it was disturbed");
+        assert!(!poll.is_due(since + PAUSE / 2) && poll.is_due(since + PAUSE));
         for expected in [2, 4, 8, 16, 32, 64, 100, 100] {
             let (since, before) = poll.paused.get().expect("as above");
             poll.disturbed(since + before);
