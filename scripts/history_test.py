@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Faults against real processes, under clients that write down what they see; in the end no history may contradict itself.
 
-    history_test.py DIRECTORY [--seed 1] [--rounds N | --seconds N] [--nodes 3] [--pool "3 copies"] [--only NAME,...] [--cold-starts N]
+    history_test.py DIRECTORY [--seed 1] [--rounds N | --seconds N] [--nodes 3] [--pool 4+2] [--only NAME,...] [--cold-starts N]
                     [--self-test]
 
 A cluster is formed, each node with an address of its own (a network namespace) and a file system of its own where root may make such.
@@ -211,7 +211,7 @@ def main():
     parser.add_argument("directory", type=pathlib.Path, nargs="?")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--nodes", type=int, default=3)
-    parser.add_argument("--pool", default="3 copies", help="how chunks are protected; with 4+2 on three nodes writes wait for some seconds when one goes")
+    parser.add_argument("--pool", default="4+2", help="how chunks are protected")
     parser.add_argument("--rounds", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=0)
     parser.add_argument("--only", default="")

@@ -109,7 +109,8 @@ pub async fn store_chunk(
     let binding = EnvelopeBinding::current(locator, len_bytes);
     let envelope_len_bytes = envelope_len(len_bytes);
     let wanted = shape_for(scope.bucket.shape, envelope_len_bytes);
-    let shape = shape_now(core, scope.bucket.pool, wanted);
+    let mut failed = BTreeSet::new();
+    let shape = shape_now(core, scope.bucket.pool, wanted, &mut failed);
     let master_epoch = core.keys.masters.current();
     let dek = scope.keys.dek(&core.keys.masters, master_epoch, &chunk, binding.kind())?;
     let begin = |shape, pin| HomeRequest::Begin {
@@ -141,10 +142,12 @@ pub async fn store_chunk(
         pool: scope.bucket.pool,
         envelope,
         encoded: None,
+        failed,
     };
     let (mut pin, mut pause) = (pin, BEGIN_PAUSE);
     let until = core.ports.now() + BEGIN_WAIT;
     loop {
+        let failed_before = stripe.failed.len();
         let failure = match decision {
             Ok(decided) => match settle_decision(core, home, pin, decided, &mut stripe).await {
                 Ok(name) => return Ok(StoredChunk { chunk, name, len_bytes, dek, pin }),
@@ -160,10 +163,14 @@ pub async fn store_chunk(
         // or written is given up, and the chunk is begun anew under another pin and in the shape of now: who did not hear whether
         // its pin is durable must not rely on it (I-C2).
         give_up(core, home, failure.pinned);
-        core.ports.sleep(pause).await;
-        pause = (pause * 2).min(BEGIN_PAUSE_MAX);
+        stripe.shape = shape_now(core, scope.bucket.pool, wanted, &mut stripe.failed);
+        // Where it is known whom to leave out there is nothing to wait for.
+        if stripe.failed.len() <= failed_before {
+            core.ports.sleep(pause).await;
+            pause = (pause * 2).min(BEGIN_PAUSE_MAX);
+            stripe.shape = shape_now(core, scope.bucket.pool, wanted, &mut stripe.failed);
+        }
         pin = core.ports.random();
-        stripe.shape = shape_now(core, scope.bucket.pool, wanted);
         decision = begin_chunk(core, home, begin(stripe.shape, pin)).await;
     }
 }
@@ -232,6 +239,9 @@ struct Stripe {
     envelope: IoBytes,
     /// What is written: made when it is first known that it has to be, and for which shape.
     encoded: Option<(StripeShape, Vec<IoBytes>)>,
+    /// Devices that did not take a fragment of it, and all of a node that did not answer for one: it is planned without them for
+    /// as long as the others can take it. Others learn only after seconds that a node is silent.
+    failed: BTreeSet<DeviceId>,
 }
 
 impl Stripe {
@@ -261,15 +271,26 @@ fn encode(core: &Core, stripe: &Stripe) -> Vec<IoBytes> {
     data.chain(parity.into_iter().map(IoBuf::freeze)).collect()
 }
 
-/// The shape of a stripe that is written now. A node alone has only drives to lose: there the pool's shape holds, and writes end
-/// below its ack width.
-fn shape_now(core: &Core, pool: PoolId, wanted: StripeShape) -> StripeShape {
+/// The shape of a stripe that is written now, without devices that failed it; where that could not be acknowledged these are
+/// forgiven. A node alone has only drives to lose: there the pool's shape holds, and writes end below its ack width.
+fn shape_now(core: &Core, pool: PoolId, wanted: StripeShape, failed: &mut BTreeSet<DeviceId>) -> StripeShape {
     if core.calls.is_alone() {
         return wanted;
     }
     let (devices, racks) = (core.devices.devices(), core.nodes.racks());
+    // What failed goes on counting as part of the cluster whose loss is to be survived.
     let spread = core.devices.spread(&devices, pool, core.ports.now());
-    spread.shape_now(wanted, |shape| without::placed(&devices, &racks, pool, shape))
+    let shape_without = |failed: &BTreeSet<DeviceId>| {
+        let left: Vec<_> = devices.iter().filter(|device| !failed.contains(&device.id)).cloned().collect();
+        let shape = spread.shape_now(wanted, |shape| without::placed(&left, &racks, pool, shape));
+        (shape, spread.is_enough(shape, &without::placed(&left, &racks, pool, shape)))
+    };
+    let (shape, is_enough) = shape_without(failed);
+    if is_enough || failed.is_empty() {
+        return shape;
+    }
+    failed.clear();
+    shape_without(failed).0
 }
 
 /// The devices that may take fragments of a stripe, in placement order, with racks and nodes taking turns (I-D4). Those that are
@@ -277,7 +298,7 @@ fn shape_now(core: &Core, pool: PoolId, wanted: StripeShape) -> StripeShape {
 fn usable_devices(core: &Core, stripe: &Stripe, devices: &[DeviceStatus]) -> Vec<DeviceId> {
     let candidates: Vec<PlacementCandidate> = devices
         .iter()
-        .filter(|device| device.pool == stripe.pool)
+        .filter(|device| device.pool == stripe.pool && !stripe.failed.contains(&device.id))
         .map(|device| PlacementCandidate { device: device.id, weight: device.capacity_bytes })
         .collect();
     let order = placement::order(&stripe.name.locator, &candidates);
@@ -312,46 +333,48 @@ async fn write_stripe(core: &Rc<Core>, stripe: &mut Stripe) -> Result<(), StoreE
     let mut planned = ByNode::new();
     usable.iter().for_each(|device| count(&mut planned, *device));
     if !spread.survives_a_node(stripe.shape, &planned) {
+        // Nothing is written that could not be acknowledged. Since the chunk was begun a node may have fallen silent.
         let reason = too_few_nodes(stripe, &planned);
-        return Err(StoreError::Unavailable { reason }); // nothing is written that could not be acknowledged
+        let has_changed = shape_now(core, stripe.pool, stripe.wanted, &mut stripe.failed) != stripe.shape;
+        return Err(if has_changed { StoreError::Unsettled { reason } } else { StoreError::Unavailable { reason } });
     }
     let since = core.ports.now();
     let payloads = stripe.payloads(core);
     core.stages.ended(Stage::Encode, since, &core.ports);
     let since = core.ports.now();
-    let stripe = &*stripe;
-    let mut spare = spare.into_iter();
-    let hint = usable.clone();
+    let of_stripe = FragmentMeta {
+        key: FragmentKey { locator: stripe.name.locator, generation: stripe.name.generation, index: 0 },
+        shape: stripe.shape,
+        pool: stripe.pool,
+        envelope_len_bytes: stripe.envelope_len_bytes,
+        payload_len_bytes: payloads[0].len() as u32,
+        map_epoch: MAP_EPOCH,
+        devices: usable.clone(),
+    };
     let put = |index: usize, device: DeviceId| {
-        let payload = payloads[index].clone();
-        let meta = FragmentMeta {
-            key: FragmentKey { locator: stripe.name.locator, generation: stripe.name.generation, index: index as u8 },
-            shape: stripe.shape,
-            pool: stripe.pool,
-            envelope_len_bytes: stripe.envelope_len_bytes,
-            payload_len_bytes: payload.len() as u32,
-            map_epoch: MAP_EPOCH,
-            devices: hint.clone(),
-        };
+        let (payload, mut meta) = (payloads[index].clone(), of_stripe.clone());
+        meta.key.index = index as u8;
         let put = core.fragments.put(device, meta, vec![payload]);
         async move { (index, device, put.await) }
     };
     let mut pending: FuturesUnordered<_> =
         usable.iter().enumerate().map(|(index, device)| put(index, *device)).collect();
-    let mut by_node = ByNode::new();
+    let (mut spare, mut by_node) = (spare.into_iter(), ByNode::new());
     let (mut full, mut went_elsewhere) = (None, false);
     while let Some((index, device, result)) = pending.next().await {
         match result {
             Ok(_) => count(&mut by_node, device),
             Err(error) => {
-                went_elsewhere |= !error.is_space();
                 if error.is_space() {
                     full = Some(error.to_string());
                 } else {
                     warn!(%error, "a fragment could not be written; another device takes it");
+                    went_elsewhere = true;
+                    stripe.failed.extend(failed_with(&error, device, &devices));
                 }
                 // I-C5: a pool at its critical fill has no device that takes it.
-                let next = if matches!(error, FragmentError::PoolCritical { .. }) { None } else { spare.next() };
+                let is_critical = matches!(error, FragmentError::PoolCritical { .. });
+                let next = if is_critical { None } else { spare.find(|device| !stripe.failed.contains(device)) };
                 if let Some(device) = next {
                     pending.push(put(index, device));
                 }
@@ -387,6 +410,15 @@ async fn write_stripe(core: &Rc<Core>, stripe: &mut Stripe) -> Result<(), StoreE
         repairer::report(core, stripe.name, margin, RepairCause::Missing);
     }
     Ok(())
+}
+
+/// What takes no fragments for now when a put to a device has failed.
+fn failed_with(error: &FragmentError, device: DeviceId, devices: &[DeviceStatus]) -> Vec<DeviceId> {
+    if !matches!(error, FragmentError::Unanswered { .. }) {
+        return vec![device];
+    }
+    let node = node_of(devices, device);
+    devices.iter().filter(|other| other.node == node).map(|other| other.id).collect()
 }
 
 fn too_few_nodes(stripe: &Stripe, by_node: &ByNode) -> String {

@@ -309,6 +309,24 @@ fn a_write_goes_on_as_copies_when_a_node_falls_silent_under_it() {
 }
 
 #[test]
+fn writes_do_not_wait_until_a_node_that_stops_counts_as_silent() {
+    // With copies the two that are left have room for what the third refuses; 4+2 is begun anew without it.
+    for (seed, shape) in [(17, CODED), (18, StripeShape { data: 1, parity: 2 })] {
+        let (world, tenant) = filled(World::on_nodes(seed, 3, 4, shape), 2);
+        world.apart.as_ref().unwrap().stop(&world.sim, 2);
+        let began = world.sim.ports(NODE).now();
+        for index in 100..104u64 {
+            world.put(tenant, "bucket", &index.to_string(), &noise(index, 200_000)).unwrap();
+        }
+        let took = world.sim.ports(NODE).now().since(began);
+        assert!(took < Duration::from_millis(500) && !is_silent(&world, 2), "{shape:?}: {took:?}");
+        for index in 100..104u64 {
+            assert!(world.get(tenant, "bucket", &index.to_string()).unwrap() == noise(index, 200_000));
+        }
+    }
+}
+
+#[test]
 fn i_d1_a_node_that_is_lost_is_repaired_and_what_it_brings_back_is_freed() {
     let (world, tenant) = filled(World::on_nodes(8, 3, 4, CODED), 16);
     fall_silent(&world, 3);

@@ -439,6 +439,12 @@ impl Apart {
         self.others.push(fragments);
     }
 
+    /// A node refuses whatever it is asked, as one that stops.
+    pub fn stop(&self, sim: &Sim, node: u64) {
+        let refuses: PeerHandler = Rc::new(|_, _, _| Box::pin(async { Err("it is stopping".to_owned()) }));
+        self.net.serve(kiseki_types::NodeId(node), ServiceId::FRAGMENTS, sim.ports(NodeId(node as u32)), refuses);
+    }
+
     /// Nothing gets to a node or from it any more.
     pub fn cut(&self, node: u64) {
         for (from, to) in [(1, node), (node, 1)] {
