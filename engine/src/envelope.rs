@@ -114,6 +114,50 @@ impl EnvelopeRanges {
     }
 }
 
+impl EnvelopeRanges {
+    /// The bytes of the envelope that hold the ciphertext of one of the segments.
+    #[must_use]
+    pub fn of_segment(&self, segment: u32) -> Range<u32> {
+        let start = self.ciphertext.start + (segment - self.segments.start) * SEGMENT_LEN_BYTES as u32;
+        start..(start + SEGMENT_LEN_BYTES as u32).min(self.ciphertext.end)
+    }
+}
+
+/// Opens segments of one envelope, one by one and in any order.
+pub struct SegmentOpener {
+    cipher: ChunkCipher,
+    binding: EnvelopeBinding,
+}
+
+impl SegmentOpener {
+    /// With the key of the chunk.
+    pub fn new(dek: &SecretKey, binding: EnvelopeBinding) -> Result<SegmentOpener, EnvelopeError> {
+        SegmentOpener::with(CipherLibrary::fastest(), dek, binding)
+    }
+
+    fn with(library: CipherLibrary, dek: &SecretKey, binding: EnvelopeBinding) -> Result<SegmentOpener, EnvelopeError> {
+        binding.check()?;
+        Ok(SegmentOpener { cipher: ChunkCipher::new(library, dek), binding })
+    }
+
+    /// Opens one segment into `out`, which is as long as `ciphertext` and holds zeros after an error: bytes that failed their check
+    /// are never returned (I-C9).
+    pub fn open(
+        &self,
+        segment: u32,
+        ciphertext: &[u8],
+        tag: &[u8; TAG_LEN_BYTES],
+        out: &mut [u8],
+    ) -> Result<(), EnvelopeError> {
+        let EnvelopeBinding { locator, .. } = self.binding;
+        let opened = self.cipher.open(segment_nonce(segment), &self.binding.aad(segment), ciphertext, tag, out);
+        opened.map_err(|_| {
+            out.zeroize();
+            EnvelopeError::Corrupt { locator, segment }
+        })
+    }
+}
+
 impl EnvelopeBinding {
     /// A binding of the format and algorithm that this code writes.
     #[must_use]
@@ -200,19 +244,7 @@ pub fn seal_with(
 ///   check are never returned (I-C9).
 ///
 /// Panics when the lengths do not belong to `segments`: that is our own bug.
-pub fn open_segments(
-    dek: &SecretKey,
-    binding: &EnvelopeBinding,
-    segments: Range<u32>,
-    ciphertext: &[u8],
-    tags: &[u8],
-    out: &mut [u8],
-) -> Result<(), EnvelopeError> {
-    open_segments_with(CipherLibrary::fastest(), dek, binding, segments, ciphertext, tags, out)
-}
-
-/// [`open_segments`] with a library of the caller's choice (tests and benches).
-pub fn open_segments_with(
+fn open_segments_with(
     library: CipherLibrary,
     dek: &SecretKey,
     binding: &EnvelopeBinding,
@@ -221,7 +253,7 @@ pub fn open_segments_with(
     tags: &[u8],
     out: &mut [u8],
 ) -> Result<(), EnvelopeError> {
-    binding.check()?;
+    let opener = SegmentOpener::with(library, dek, *binding)?;
     let ends = segments.start < segments.end && segments.end <= segment_count(binding.plaintext_len);
     assert!(ends, "segments {segments:?} of a plaintext of {} bytes", binding.plaintext_len);
     let last_byte = (segments.end * SEGMENT_LEN_BYTES as u32).min(binding.plaintext_len);
@@ -229,12 +261,11 @@ pub fn open_segments_with(
     assert_eq!(ciphertext.len(), needed_len, "ciphertext of segments {segments:?}");
     assert_eq!(tags.len(), segments.len() * TAG_LEN_BYTES, "tags of segments {segments:?}");
     assert_eq!(out.len(), needed_len, "room for segments {segments:?}");
-    let key = ChunkCipher::new(library, dek);
     let parts = ciphertext.chunks(SEGMENT_LEN_BYTES).zip(tags.as_chunks().0);
     for ((segment, (text, tag)), out_segment) in segments.zip(parts).zip(out.chunks_mut(SEGMENT_LEN_BYTES)) {
-        if key.open(segment_nonce(segment), &binding.aad(segment), text, tag, out_segment).is_err() {
+        if let Err(error) = opener.open(segment, text, tag, out_segment) {
             out.zeroize();
-            return Err(EnvelopeError::Corrupt { locator: binding.locator, segment });
+            return Err(error);
         }
     }
     Ok(())
@@ -242,7 +273,7 @@ pub fn open_segments_with(
 
 /// Opens a whole envelope that lies in one piece (padding after it is not looked at) into `out`.
 ///
-/// `out` is `binding.plaintext_len` bytes long; `envelope` at least [`envelope_len`]. Otherwise as [`open_segments`].
+/// `out` is `binding.plaintext_len` bytes long; `envelope` at least [`envelope_len`]. After an error `out` holds zeros (I-C9).
 pub fn open(dek: &SecretKey, binding: &EnvelopeBinding, envelope: &[u8], out: &mut [u8]) -> Result<(), EnvelopeError> {
     open_with(CipherLibrary::fastest(), dek, binding, envelope, out)
 }

@@ -8,7 +8,8 @@ use crate::keyring::TenantKeys;
 use crate::keys::{DekUnwrapper, KekEpoch, KeyError, WrapScope};
 use crate::message::{ReadId, ShardRequest, ShardResponse};
 use bytes::Bytes;
-use futures::channel::oneshot;
+use futures::StreamExt;
+use futures::channel::mpsc;
 use kiseki_types::ids::{PageId, ShardId, TenantId};
 use kiseki_types::request;
 use std::collections::VecDeque;
@@ -31,6 +32,13 @@ pub struct OpenedObject {
     pub first: Option<Page>,
 }
 
+/// Bytes of one chunk, or of inline content, that are on their way.
+struct Ahead {
+    /// In their order; no more of them than a chunk has.
+    parts: mpsc::UnboundedReceiver<Result<Bytes, StoreError>>,
+    left_bytes: u64,
+}
+
 /// A read in progress. Its pages can't be collected before it is dropped.
 pub struct Reader {
     core: Rc<Core>,
@@ -47,7 +55,7 @@ pub struct Reader {
     range: Range<u64>,
     /// Where the next read-ahead starts.
     planned: u64,
-    ahead: VecDeque<oneshot::Receiver<Result<Vec<u8>, StoreError>>>,
+    ahead: VecDeque<Ahead>,
     /// Whether its shard keeps pages for this read.
     is_held: bool,
 }
@@ -126,9 +134,9 @@ impl Reader {
         }
         let wanted = (self.planned - start) as usize..(self.range.end.min(end) - start) as usize;
         self.planned = self.range.end.min(end);
-        let (sender, receiver) = oneshot::channel();
-        let _ = sender.send(Ok(content[wanted].to_vec())); // the receiver is here
-        self.ahead.push_back(receiver);
+        let (sender, parts) = mpsc::unbounded();
+        self.ahead.push_back(Ahead { parts, left_bytes: wanted.len() as u64 });
+        let _ = sender.unbounded_send(Ok(Bytes::from(content).slice(wanted))); // the receiver is here
         Ok(())
     }
 
@@ -140,14 +148,18 @@ impl Reader {
     fn launch(&mut self, page: &Page, reference: ChunkReference, wanted: Range<u32>) -> Result<(), StoreError> {
         let dek = DekUnwrapper::new(&self.keys.kek, self.scope(page)).unwrap(&reference.chunk, &reference.wrapped_dek);
         let dek = dek.map_err(|error| StoreError::Damaged { reason: error.to_string() })?;
-        let (sender, receiver) = oneshot::channel();
+        let (sender, parts) = mpsc::unbounded();
+        self.ahead.push_back(Ahead { parts, left_bytes: wanted.len() as u64 });
         let core = self.core.clone();
         let task = async move {
-            let _ = sender.send(read_chunk(&core, &reference, &dek, wanted).await);
+            // Who reads may have gone.
+            let hand_out = |part| drop(sender.unbounded_send(Ok(part)));
+            if let Err(error) = read_chunk(&core, &reference, &dek, wanted, hand_out).await {
+                let _ = sender.unbounded_send(Err(error));
+            }
         };
         let task = request::within(request::current(), Box::pin(task));
         self.core.ports.spawn("read chunk", Box::pin(task));
-        self.ahead.push_back(receiver);
         Ok(())
     }
 }
@@ -170,11 +182,14 @@ impl ObjectReader for Reader {
             while self.ahead.len() <= READ_AHEAD_CHUNKS && self.planned < self.range.end {
                 self.plan().await?;
             }
-            let Some(oldest) = self.ahead.pop_front() else { return Ok(None) };
-            match oldest.await {
-                Ok(bytes) => bytes.map(|bytes| Some(Bytes::from(bytes))),
-                Err(_) => Err(StoreError::Unavailable { reason: "the node is stopping".to_owned() }),
+            let Some(oldest) = self.ahead.front_mut() else { return Ok(None) };
+            let stopping = || StoreError::Unavailable { reason: "the node is stopping".to_owned() };
+            let part = oldest.parts.next().await.ok_or_else(stopping)??;
+            oldest.left_bytes -= part.len() as u64;
+            if oldest.left_bytes == 0 {
+                self.ahead.pop_front();
             }
+            Ok(Some(part))
         })
     }
 }

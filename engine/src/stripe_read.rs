@@ -120,13 +120,60 @@ fn covers(outer: &Range<u32>, inner: &Range<u32>) -> bool {
     outer.start <= inner.start && inner.end <= outer.end
 }
 
-/// Ranges of the envelope, each in one piece.
-pub async fn read_ranges<const COUNT: usize>(
+/// What of the ranges is there.
+pub struct Arrived<'r> {
+    pieces: &'r [Piece],
+    payload_len: u32,
+}
+
+impl<'r> Arrived<'r> {
+    /// Whether all of a range is there.
+    #[must_use]
+    pub fn has(&self, range: &Range<u32>) -> bool {
+        self.parts(range).all(|part| part.is_some())
+    }
+
+    /// The bytes of a range that is there: as they were read, or put together in `room` where they lie in several fragments.
+    /// `None` where some are missing.
+    pub fn get<'s>(&self, range: &Range<u32>, room: &'s mut Vec<u8>) -> Option<&'s [u8]>
+    where
+        'r: 's,
+    {
+        let mut parts = self.parts(range);
+        let first = parts.next()??;
+        if first.len() == range.len() {
+            return Some(first);
+        }
+        room.clear();
+        room.extend_from_slice(first);
+        for part in parts {
+            room.extend_from_slice(part?);
+        }
+        Some(room)
+    }
+
+    /// A range fragment by fragment.
+    fn parts(&self, range: &Range<u32>) -> impl Iterator<Item = Option<&'r [u8]>> + use<'r> {
+        let (pieces, len, range) = (self.pieces, self.payload_len, range.clone());
+        (range.start / len..range.end.div_ceil(len)).map(move |index| {
+            let part = range.start.max(index * len) - index * len..range.end.min((index + 1) * len) - index * len;
+            let holds = |piece: &&Piece| u32::from(piece.index) == index && covers(&piece.range, &part);
+            let piece = pieces.iter().find(holds)?;
+            let start = (part.start - piece.range.start) as usize;
+            piece.bytes.as_ref().map(|bytes| &bytes[start..start + part.len()])
+        })
+    }
+}
+
+/// Reads ranges of the envelope. `arrived` is called when more of them is there, the last time with all of it, and ends the read with
+/// an error of its own.
+pub async fn read_ranges(
     core: &Rc<Core>,
     fragments: &Fragments,
-    ranges: [Range<u32>; COUNT],
-) -> Result<[Vec<u8>; COUNT], StoreError> {
-    let pieces = pieces_of(fragments.shape, fragments.payload_len, &ranges);
+    ranges: &[Range<u32>],
+    mut arrived: impl FnMut(&Arrived<'_>) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
+    let pieces = pieces_of(fragments.shape, fragments.payload_len, ranges);
     let mut read = StripeRead {
         core,
         fragments,
@@ -137,10 +184,9 @@ pub async fn read_ranges<const COUNT: usize>(
         is_damage: true,
         reading: FuturesUnordered::new(),
     };
-    let done = read.run().await;
+    let done = read.run(&mut arrived).await;
     read.let_go();
-    done?;
-    Ok(ranges.map(|range| read.assemble(range)))
+    done
 }
 
 /// The parts of data fragments that hold the ranges: near ones of a fragment as one, and where most fragments of a stripe are
@@ -175,11 +221,15 @@ fn pieces_of(shape: StripeShape, len: u32, ranges: &[Range<u32>]) -> Vec<Piece> 
 }
 
 impl StripeRead<'_> {
-    async fn run(&mut self) -> Result<(), StoreError> {
+    async fn run(
+        &mut self,
+        arrived: &mut impl FnMut(&Arrived<'_>) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
         self.begin();
         let mut tick: Option<(Instant, LocalBoxFuture<'static, ()>)> = None;
         loop {
             self.settle()?;
+            arrived(&Arrived { pieces: &self.pieces, payload_len: self.fragments.payload_len })?;
             if self.pieces.iter().all(|piece| piece.bytes.is_some()) {
                 return Ok(());
             }
@@ -256,7 +306,10 @@ impl StripeRead<'_> {
     /// The pieces that are there, and which of those lie on slow devices.
     fn by_pace(&self, now: Instant) -> (Vec<(u8, Range<u32>)>, BTreeSet<u8>) {
         let there = self.pieces.iter().filter(|piece| self.fragments.by_index.contains_key(&piece.index));
-        let present: Vec<(u8, Range<u32>)> = there.map(|piece| (piece.index, piece.range.clone())).collect();
+        let mut present: Vec<(u8, Range<u32>)> = there.map(|piece| (piece.index, piece.range.clone())).collect();
+        // The last one has the tags: with them each of the others can be opened when it comes.
+        let all = present.len();
+        present.rotate_right(usize::from(all > 1));
         let slow = present.iter().filter(|(index, range)| self.is_slow(*index, range, now));
         let slow = slow.map(|(index, _)| *index).collect();
         (present, slow)
@@ -465,23 +518,6 @@ impl StripeRead<'_> {
             }
         };
         ports.spawn("late reads", Box::pin(running_out));
-    }
-
-    /// A range of the envelope from the pieces.
-    fn assemble(&self, range: Range<u32>) -> Vec<u8> {
-        let len = self.fragments.payload_len;
-        let mut out = Vec::with_capacity(range.len());
-        let mut at = range.start;
-        while at < range.end {
-            let (index, start) = ((at / len) as u8, at % len);
-            let end = (range.end - at).min(len - start) + start;
-            let holds = |piece: &&Piece| piece.index == index && covers(&piece.range, &(start..end));
-            let piece = self.pieces.iter().find(holds).expect("pieces hold what they were made for");
-            let bytes = piece.bytes.as_ref().expect("the read has ended well");
-            out.extend_from_slice(&bytes[(start - piece.range.start) as usize..(end - piece.range.start) as usize]);
-            at += end - start;
-        }
-        out
     }
 }
 

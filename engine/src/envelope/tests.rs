@@ -118,7 +118,15 @@ fn i_c9_a_segment_opens_only_in_its_place_with_its_own_tag() {
     let mut out = vec![0; SEGMENT_LEN_BYTES];
     for (place, text_of, tag_of) in (0..27).map(|i| (i / 9, i / 3 % 3, i % 3)) {
         let place = place as u32;
-        let result = open_segments(&dek(1), &binding, place..place + 1, part(text_of), tag(tag_of), &mut out);
+        let result = open_segments_with(
+            CipherLibrary::fastest(),
+            &dek(1),
+            &binding,
+            place..place + 1,
+            part(text_of),
+            tag(tag_of),
+            &mut out,
+        );
         let own = text_of as u32 == place && tag_of as u32 == place;
         assert_eq!(result.is_ok(), own, "text {text_of} and tag {tag_of} as segment {place}");
     }
@@ -128,7 +136,15 @@ fn i_c9_a_segment_opens_only_in_its_place_with_its_own_tag() {
 #[should_panic(expected = "tags of segments")]
 fn a_truncated_tag_is_never_tried() {
     let (binding, envelope) = sealed(&bytes(100), 4096);
-    let _ = open_segments(&dek(1), &binding, 0..1, &envelope[..100], &envelope[100..115], &mut [0; 100]);
+    let _ = open_segments_with(
+        CipherLibrary::fastest(),
+        &dek(1),
+        &binding,
+        0..1,
+        &envelope[..100],
+        &envelope[100..115],
+        &mut [0; 100],
+    );
 }
 
 #[test]
@@ -190,7 +206,7 @@ proptest! {
         let part = |range: &Range<u32>| &envelope[range.start as usize..range.end as usize];
         let mut out = vec![0; ranges.ciphertext.len()];
         let (text, tags) = (part(&ranges.ciphertext), part(&ranges.tags));
-        open_segments(&dek(1), &binding, ranges.segments.clone(), text, tags, &mut out).unwrap();
+        open_segments_with(CipherLibrary::fastest(), &dek(1), &binding, ranges.segments.clone(), text, tags, &mut out).unwrap();
         let skip = (wanted.start - ranges.ciphertext.start) as usize;
         prop_assert!(out[skip..skip + wanted.len()] == plaintext[wanted.start as usize..wanted.end as usize]);
         // No segment too many.

@@ -11,6 +11,7 @@ mod leaving;
 mod nodes;
 mod objects;
 mod once;
+mod parts;
 mod promises;
 mod rebalance;
 mod repair;

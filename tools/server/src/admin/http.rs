@@ -124,15 +124,16 @@ fn serve(
         _ => Answer::text(400, "not an HTTP request\n"),
     };
     let body = if request.starts_with("HEAD ") { "" } else { &answer.body };
-    let mut writer = stream;
-    write!(
-        writer,
+    let answer = format!(
         "HTTP/1.1 {} {}\r\ncontent-type: {}\r\ncontent-length: {}\r\ncache-control: no-store\r\nconnection: close\r\n\r\n{body}",
         answer.status,
         reason(answer.status),
         answer.content_type,
         answer.body.len(),
-    )
+    );
+    // In one piece: a node that ends has then answered, or not at all.
+    let mut writer = stream;
+    writer.write_all(answer.as_bytes())
 }
 
 struct Answer {
