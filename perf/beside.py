@@ -19,9 +19,13 @@ def case_name(rw, bs, depth):
 
 
 def fio_arguments(engine, rw, bs, depth, runtime_s):
-    """fio's lat is compared, submission included, since ours begins when the caller asks. engine: what names it comes first."""
+    """fio's lat is compared, submission included, since ours begins when the caller asks. engine: what names it comes first.
+
+    randrepeat=0: kiseki-bench asks for other random places in each run. fio by itself asks for the same ones, and whatever is
+    below a virtual disk keeps those.
+    """
     return ["fio", "--name=x", *engine, f"--rw={rw}", f"--bs={bs}", f"--iodepth={depth}", f"--runtime={runtime_s}",
-            "--time_based", "--norandommap", "--fixedbufs", "--registerfiles", "--lat_percentiles=1",
+            "--time_based", "--norandommap", "--randrepeat=0", "--fixedbufs", "--registerfiles", "--lat_percentiles=1",
             "--output-format=json"]
 
 

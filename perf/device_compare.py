@@ -23,6 +23,7 @@ import beside
 
 
 FIO_POLLING = "fio polling"
+FIO_REPEATING = "fio repeating"
 
 
 def run(options, command):
@@ -38,6 +39,7 @@ def measure(who, options, rw, bs, depth):
         engine = ["--ioengine=io_uring", "--direct=1", f"--filename={options.file}"]
         command = beside.fio_arguments(engine, rw, bs, depth, options.runtime)
         command += ["--iodepth_batch_complete_min=0"] if who == FIO_POLLING else []
+        command += ["--randrepeat=1"] if who == FIO_REPEATING else []
     elif who == options.bare:
         command = [who, options.file, rw.removeprefix("rand"), "4096", str(depth), str(options.runtime)]
     else:
@@ -56,6 +58,7 @@ def main():
     parser.add_argument("--case", action="append", help="only cases whose name contains this; repeatable")
     parser.add_argument("--noise", action="store_true", help="run fio twice")
     parser.add_argument("--waits", action="store_true", help="both with the other way to wait as well")
+    parser.add_argument("--repeat", action="store_true", help="fio that asks for the same places in each run as well")
     parser.add_argument("--bare", help="the bare loop's program")
     parser.add_argument("--realtime", action="store_true", help="at real-time priority, all of them: for a machine with other "
                         "programs on it (root)")
@@ -67,6 +70,7 @@ def main():
     # What is below a virtual disk may keep what was read: fio reads the same places each time, kiseki-bench others.
     subprocess.run(["dd", f"if={options.file}", "of=/dev/null", "bs=1M", "iflag=direct", "status=none"], check=True)
     others = (options.bench or ["target/release/kiseki-bench"]) + (["fio again"] if options.noise else [])
+    others += [FIO_REPEATING] if options.repeat else []
     others += [FIO_POLLING, f"{others[0]} --busy-poll-us 0"] if options.waits else []
     runs = []
     print(beside.header(others + ([options.bare] if options.bare else [])), flush=True)

@@ -28,7 +28,6 @@ pub async fn read_chunk(
     wanted: Range<u32>,
     mut hand_out: impl FnMut(Bytes),
 ) -> Result<(), StoreError> {
-    DataCounters::add(&core.counters.bytes_read, wanted.len() as u64);
     let mut opening = Opening::new(core, reference, dek, wanted)?;
     let located = core.fragments.locate_soon(reference.locator, reference.generation);
     match opening.read(reference, located, &mut hand_out).await {
@@ -52,8 +51,8 @@ struct Opening<'c> {
     tags: Option<Vec<u8>>,
     /// Where segments are put together that lie in several fragments.
     room: Vec<u8>,
-    /// How long opening has taken.
-    took: Duration,
+    /// How long opening has taken, if something was opened.
+    took: Option<Duration>,
     /// What was read is not what was stored; reading it once more changes nothing.
     is_damaged: bool,
 }
@@ -68,7 +67,7 @@ impl<'c> Opening<'c> {
         let binding = EnvelopeBinding::current(reference.locator, reference.len_bytes);
         let opener = SegmentOpener::new(dek, binding).map_err(damaged)?;
         let ranges = EnvelopeRanges::covering(reference.len_bytes, wanted.clone());
-        let (next, tags, room, took) = (ranges.segments.start, None, Vec::new(), Duration::ZERO);
+        let (next, tags, room, took) = (ranges.segments.start, None, Vec::new(), None);
         Ok(Opening { core, opener, ranges, wanted, next, tags, room, took, is_damaged: false })
     }
 
@@ -84,18 +83,22 @@ impl<'c> Opening<'c> {
         let fragments = fragments(core, reference, stages.time(Stage::Locate, ports, located).await)?;
         let tags = if self.tags.is_none() { self.ranges.tags.clone() } else { 0..0 };
         let ranges = [self.ranges.of_segment(self.next).start..self.ranges.ciphertext.end, tags];
-        self.took = Duration::ZERO;
+        self.took = None;
         let since = ports.now();
         let read = read_ranges(core, &fragments, &ranges, |arrived| match self.open(arrived)? {
             Some(part) => {
+                DataCounters::add(&core.counters.bytes_read, part.len() as u64);
                 hand_out(part);
                 Ok(())
             }
             None => Ok(()),
         });
         let read = read.await;
-        stages.record(Stage::ReadFragments, ports.now().since(since).saturating_sub(self.took));
-        stages.record(Stage::Open, self.took);
+        let took = self.took.unwrap_or_default();
+        stages.record(Stage::ReadFragments, ports.now().since(since).saturating_sub(took));
+        if self.took.is_some() {
+            stages.record(Stage::Open, took);
+        }
         read
     }
 
@@ -125,7 +128,7 @@ impl<'c> Opening<'c> {
             }
         }
         self.next = there.end;
-        self.took += self.core.ports.now().since(since);
+        self.took = Some(self.took.unwrap_or_default() + self.core.ports.now().since(since));
         let wanted = self.wanted.start.max(bytes.start) - bytes.start..self.wanted.end.min(bytes.end) - bytes.start;
         Ok(Some(Bytes::from(out).slice(wanted.start as usize..wanted.end as usize)))
     }

@@ -333,9 +333,12 @@ async fn write_stripe(core: &Rc<Core>, stripe: &mut Stripe) -> Result<(), StoreE
     let mut planned = ByNode::new();
     usable.iter().for_each(|device| count(&mut planned, *device));
     if !spread.survives_a_node(stripe.shape, &planned) {
-        // Nothing is written that could not be acknowledged. Since the chunk was begun a node may have fallen silent.
+        // Nothing is written that could not be acknowledged. Since the chunk was begun a node may have fallen silent, or those that
+        // it was to do without are needed now.
         let reason = too_few_nodes(stripe, &planned);
-        let has_changed = shape_now(core, stripe.pool, stripe.wanted, &mut stripe.failed) != stripe.shape;
+        let left_out = stripe.failed.len();
+        let shape = shape_now(core, stripe.pool, stripe.wanted, &mut stripe.failed);
+        let has_changed = shape != stripe.shape || stripe.failed.len() < left_out;
         return Err(if has_changed { StoreError::Unsettled { reason } } else { StoreError::Unavailable { reason } });
     }
     let since = core.ports.now();

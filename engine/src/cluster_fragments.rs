@@ -128,8 +128,8 @@ impl ClusterFragments {
                 Ok((FragmentReply::Put(Err(error)), _)) => Err(error),
                 // Nothing was put: another device takes it.
                 Err(CallFailure::Silent(reason)) => Err(FragmentError::DeviceFailed { device, reason }),
-                // It is stopping, or not yet up: none of its devices takes it.
-                Err(CallFailure::NotDone(reason)) => Err(FragmentError::Unanswered { device, reason }),
+                // It is stopping, or not yet up: none of its devices takes what a client writes. Upkeep tries the next one.
+                Err(CallFailure::NotDone(reason)) if !is_upkeep => Err(FragmentError::Unanswered { device, reason }),
                 other => Err(failed(device, node, other)),
             }
         })

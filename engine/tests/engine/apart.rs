@@ -128,6 +128,19 @@ fn a_silent_node_makes_absence_unknown_and_its_devices_unreachable() {
 }
 
 #[test]
+fn a_node_that_refuses_takes_nothing_of_clients_and_upkeep_goes_on_to_another_device() {
+    let world = World::on_nodes(4, 3, 2, CODED);
+    let store = &world.all_fragments;
+    world.apart.as_ref().unwrap().stop(&world.sim, 3);
+    let (device, payload) = (MemoryFragments::device(4), || vec![IoBuf::copy_of(&[7; 4096]).freeze()]);
+    let refused = world.run(store.put(device, meta(0, 4096), payload()));
+    assert!(matches!(refused, Err(FragmentError::Unanswered { .. })), "no device of it takes any: {refused:?}");
+    // Repair waits where a fragment may have been put all the same; here it was not.
+    let refused = world.run(store.put_for_upkeep(device, meta(0, 4096), payload()));
+    assert!(matches!(refused, Err(FragmentError::DeviceFailed { .. })), "the next device is tried: {refused:?}");
+}
+
+#[test]
 fn a_node_that_does_not_know_the_others_yet_finds_and_puts_nothing() {
     let world = World::on_nodes(3, 1, 4, CODED);
     let unknown = kiseki_engine::nodes::NodeBoard::new(NodeId(1));

@@ -284,7 +284,8 @@ pub enum FragmentError {
 /// - `locate` lists all fragments of a generation, on devices of any state, and names who did not answer; an error means
 ///   "unknown", an empty list that names nobody means "none". What the device's node does not answer in time is
 ///   [`FragmentError::Unanswered`]: a put that ends so may have put the fragment, or do so later. A put for a node that is known to
-///   be silent is never sent and ends as [`FragmentError::DeviceFailed`].
+///   be silent is never sent and ends as [`FragmentError::DeviceFailed`]. One that its node refuses as a whole (it is stopping)
+///   ends as `Unanswered` for a client's data, since none of its devices takes any, and as `DeviceFailed` for upkeep.
 /// - `use_of`, `held_on`, `locate_here` and `list` are about this node's own devices: each node looks after what those hold.
 /// - `read` returns exactly the payload bytes asked for, each of them checked against the header's checksums.
 /// - `release` answers when the release is durable; the extent is reused only then and after its reads have ended. A
